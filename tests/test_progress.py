@@ -1,0 +1,69 @@
+"""Progress: plain lines now and then off a terminal, a bar on one."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from jepamba import progress
+from jepamba.progress import Progress, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_short_task_prints_nothing_off_a_terminal() -> None:
+    stream = io.StringIO()
+    with Progress("reading", stream) as report:
+        for step in range(100):
+            report(step, 100)
+    assert stream.getvalue() == ""
+
+
+def test_a_long_task_prints_a_line_each_interval_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with Progress("training", stream) as report:
+        for step in range(1, 51):
+            clock[0] += 0.5
+            report(step, 50, f"loss {step}")
+    assert stream.getvalue().splitlines() == [
+        "training: 40% after 10 s, 15 s left, loss 20",
+        "training: 80% after 20 s, 5 s left, loss 40",
+        "training: 100% after 25 s, loss 50",
+    ]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    stream = Terminal()
+    with Progress("scoring", stream) as report:
+        report(3, 4, "1.5 BPB")
+    assert "scoring" in stream.getvalue()
+    assert "75%" in stream.getvalue()
+
+
+def test_no_bar_where_machines_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_plain", False)
+    progress.plain_lines()
+    stream = Terminal()
+    with Progress("scoring", stream) as report:
+        report(3, 4)
+    assert stream.getvalue() == ""
+
+
+def test_an_unknown_total_is_no_error() -> None:
+    stream = io.StringIO()
+    with Progress("waiting", stream) as report:
+        report(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (3599.9, "1 h 00 min")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
