@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Every function of the package is checked against its annotations, tensor shapes included, while the tests run.
-install_import_hook("jepamba", "beartype.beartype")
+install_import_hook("jepamba", "checker.check")
 
 import torch  # noqa: E402 - after the environment is set
 

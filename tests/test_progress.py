@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
@@ -10,24 +11,35 @@ from jepamba import progress
 from jepamba.progress import Progress, duration
 
 
-class Terminal(io.StringIO):
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
     def isatty(self) -> bool:
-        return True
+        return self.terminal
 
 
-def test_a_short_task_prints_nothing_off_a_terminal() -> None:
-    stream = io.StringIO()
-    with Progress("reading", stream) as report:
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    stream = Stream(terminal=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_a_short_task_prints_nothing_off_a_terminal(stream: Stream) -> None:
+    with Progress("reading") as report:
         for step in range(100):
             report(step, 100)
     assert stream.getvalue() == ""
 
 
-def test_a_long_task_prints_a_line_each_interval_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_task_prints_a_line_each_interval_and_one_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, stream: Stream
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    stream = io.StringIO()
-    with Progress("training", stream) as report:
+    with Progress("training") as report:
         for step in range(1, 51):
             clock[0] += 0.5
             report(step, 50, f"loss {step}")
@@ -38,26 +50,25 @@ def test_a_long_task_prints_a_line_each_interval_and_one_at_the_end(monkeypatch:
     ]
 
 
-def test_a_terminal_gets_a_bar() -> None:
-    stream = Terminal()
-    with Progress("scoring", stream) as report:
+def test_a_terminal_gets_a_bar(stream: Stream) -> None:
+    stream.terminal = True
+    with Progress("scoring") as report:
         report(3, 4, "1.5 BPB")
     assert "scoring" in stream.getvalue()
     assert "75%" in stream.getvalue()
 
 
-def test_no_bar_where_machines_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_where_machines_read(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> None:
     monkeypatch.setattr(progress, "_plain", False)
     progress.plain_lines()
-    stream = Terminal()
-    with Progress("scoring", stream) as report:
+    stream.terminal = True
+    with Progress("scoring") as report:
         report(3, 4)
     assert stream.getvalue() == ""
 
 
-def test_an_unknown_total_is_no_error() -> None:
-    stream = io.StringIO()
-    with Progress("waiting", stream) as report:
+def test_an_unknown_total_is_no_error(stream: Stream) -> None:
+    with Progress("waiting") as report:
         report(0, 0)
 
 

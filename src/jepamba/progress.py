@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -51,12 +51,11 @@ def duration(seconds: float) -> str:
 class Progress:
     """A context that is itself a `Report`: one bar, or one plain line every ten seconds.
 
-    Arguments: `label`, what is being done; `stream`, where it is shown (standard error unless told).
+    Arguments: `label`, what is being done.
     """
 
-    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str) -> None:
         self.label = label
-        self.stream = stream if stream is not None else sys.stderr
         self._bar: RichProgress | None = None
         self._started = self._spoke = time.monotonic()
         self._lines = 0
@@ -64,7 +63,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = self._spoke = time.monotonic()
-        if self.stream.isatty() and not _plain:
+        if sys.stderr.isatty() and not _plain:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -73,7 +72,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=Console(file=self.stream),
+                console=Console(file=sys.stderr),
             )
             self._bar.add_task(self.label, total=None, note="")
             self._bar.start()
@@ -103,5 +102,5 @@ class Progress:
     def _say(self, now: float) -> None:
         self._spoke = now
         self._lines += 1
-        print(self._last, file=self.stream, flush=True)
+        print(self._last, file=sys.stderr, flush=True)
         self._last = ""
