@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +23,8 @@ class Stream(io.StringIO):
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
     stream = Stream(terminal=False)
-    monkeypatch.setattr(sys, "stderr", stream)
+    # Not sys.stderr itself: pytest puts its own there again before the test's body runs.
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))
     return stream
 
 
