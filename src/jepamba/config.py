@@ -1,0 +1,469 @@
+"""Every setting of a run, as frozen dataclasses: one per room of the package, and `Run`, which holds them all.
+
+A field is also a command-line flag (`--model.dim 640`) and a key of a preset (`[model] dim = 640`). Each class checks
+what it can check alone in `__post_init__`; `Run` checks what needs two rooms. A setting that makes no sense is refused
+with a `ConfigError` that names the field, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from jepamba.errors import UserError
+
+
+class ConfigError(UserError):
+    """A setting, or a combination of settings, that is refused; the message is one line for the user."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What text is read, how it becomes tokens, and how tokens become windows."""
+
+    train: str = "stdlib"
+    """Training text: a file, a folder, a folder of shards, or `stdlib` (the English inside Python itself)."""
+    val: str = ""
+    """Validation text, same forms; empty: `holdout` of the training documents are kept out for it."""
+    holdout: float = 0.1
+    """Share of the training documents kept for validation when `val` is empty."""
+    column: str = "text"
+    """The column of JSONL and parquet input that holds the text."""
+    tokenizer: str = "bpe"
+    """`bytes`, `bpe` (trained on the training text), or the path of a SentencePiece `.model`."""
+    vocab: int = 8192
+    """Pieces of a tokenizer that is trained here (`tokenizer = "bpe"`)."""
+    byte_separator: Literal["auto", "yes", "no"] = "auto"
+    """Byte mode: whether the symbol 0 separates documents (0 bytes of text) or is text itself. `auto`: our own data
+    says so in its `meta.json`; shards without one are scored as published, every symbol one byte."""
+    sequence: int = 1024
+    """Window length in tokens."""
+    shuffle: bool = True
+    """Visit the windows of an epoch in a seeded random order; off: in order."""
+    reset: bool = True
+    """Reset the recurrent state where a document starts."""
+    cache: str = ""
+    """Folder for tokenized shards; empty: `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.holdout < 1.0, f"data.holdout = {self.holdout}: must lie between 0 and 1")
+        _require(self.sequence >= 2, f"data.sequence = {self.sequence}: a window needs at least 2 tokens")
+        _require(
+            self.tokenizer in ("bytes", "bpe") or self.tokenizer.endswith(".model"),
+            f"data.tokenizer = {self.tokenizer!r}: use bytes, bpe or the path of a SentencePiece .model",
+        )
+        _require(
+            264 <= self.vocab <= 65536,
+            f"data.vocab = {self.vocab}: a trained tokenizer has 264 (bytes and controls) to 65,536 pieces",
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The language model that is kept in the artifact (spec section 1)."""
+
+    vocab_size: int = 0
+    """Rows of the embedding; 0: as many as the tokenizer has symbols."""
+    embed_dim: int = 336
+    """Width e of the embedding; projected to `dim` where they differ."""
+    tie: Literal[0, 1, 2, 3] = 1
+    """Head: 0 separate; 1 tied; 2 tied plus a learned correction; 3 tied after Linear, GELU."""
+    dim: int = 640
+    """Width d of the residual stream."""
+    layers: int = 10
+    """Number of blocks."""
+    expand: int = 1
+    """Inner width of the mixer as a multiple of `dim`."""
+    d_state: int = 64
+    """State size N of each head channel."""
+    headdim: int = 64
+    """Channels P of a head."""
+    ngroups: int = 1
+    """Groups that share B and C."""
+    conv_width: int = 4
+    """Taps of the depthwise causal convolution."""
+    mlp: Literal["relu2", "swiglu"] = "relu2"
+    """Kind of MLP."""
+    mlp_mult: float = 4.0
+    """Hidden width of the MLP as a multiple of `dim`."""
+    mlp_every: int = 2
+    """A block i has an MLP where i % mlp_every == 0."""
+    unet: bool = True
+    """U-Net skips from the first half of the blocks to the second."""
+    self_skip: bool = False
+    """Keep the submission's first decoder skip, which adds the last encoder block's output to itself."""
+    softcap: Literal["poly", "tanh", "off"] = "poly"
+    """How logits are capped."""
+    cap: float = 15.0
+    """The cap on the logits' absolute value."""
+    chunk: int = 64
+    """Chunk length of the state-space operator; changes speed, not results (up to rounding)."""
+
+    @property
+    def inner_dim(self) -> int:
+        """Inner width of the mixer, heads × headdim."""
+        return self.expand * self.dim
+
+    @property
+    def heads(self) -> int:
+        """Heads of the mixer."""
+        return self.inner_dim // self.headdim
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the MLP."""
+        return round(self.mlp_mult * self.dim)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "embed_dim",
+            "dim",
+            "layers",
+            "expand",
+            "d_state",
+            "headdim",
+            "ngroups",
+            "conv_width",
+            "mlp_every",
+            "chunk",
+        ):
+            _require(getattr(self, name) >= 1, f"model.{name} = {getattr(self, name)}: must be at least 1")
+        _require(self.vocab_size >= 0, f"model.vocab_size = {self.vocab_size}: must be 0 (from the tokenizer) or more")
+        _require(self.vocab_size <= 65536, f"model.vocab_size = {self.vocab_size}: tokens are 16 bit, at most 65,536")
+        _require(
+            self.inner_dim % self.headdim == 0,
+            f"model.expand * model.dim = {self.inner_dim} is no multiple of model.headdim = {self.headdim}",
+        )
+        _require(
+            self.heads % self.ngroups == 0,
+            f"model.ngroups = {self.ngroups} does not divide the {self.heads} heads",
+        )
+        _require(self.mlp_hidden >= 1, f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units")
+        _require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off takes the cap away")
+        _require(
+            self.unet or not self.self_skip,
+            "model.self_skip needs model.unet: without U-Net skips there is no first decoder skip",
+        )
+
+
+@dataclass(frozen=True)
+class Jepa:
+    """The training-only objective on latents (spec section 2), and the weights of every loss term."""
+
+    ce_weight: float = 1.0
+    """Weight of cross-entropy plus z-loss."""
+    z_loss: float = 1e-4
+    """Weight of logsumexp² beside the cross-entropy."""
+    weight: float = 1.0
+    """Weight of the latent prediction error; with 0 and `sigreg_weight` 0 no latent part is built."""
+    steps: int = 3
+    """Roll-out steps of the predictor."""
+    projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
+    """Kind of projector h→z, and of the predictor's output projection."""
+    predictor_mult: int = 4
+    """Hidden width of the predictor as a multiple of the latent width."""
+    detach_targets: bool = False
+    """Stop gradients through the prediction's targets."""
+    sigreg_weight: float = 0.09
+    """λ, the weight of SIGReg."""
+    sigreg_ramp: float = 0.0
+    """λ rises linearly from 0 over this share of training."""
+    sigreg_pool: Literal["timestep", "positions", "centered"] = "positions"
+    """What sample is tested: each timestep across the batch; all positions pooled; or all positions of z minus its
+    sequence mean, plus the sequence means themselves per batch."""
+    sigreg_t_min: float = 0.0
+    """First knot of the Epps-Pulley integral."""
+    sigreg_t_max: float = 3.0
+    """Last knot."""
+    sigreg_knots: int = 17
+    """Number of knots K."""
+    sigreg_projections: int = 1024
+    """Random unit-norm directions."""
+    sigreg_fixed: bool = False
+    """Draw the directions once, rather than anew each step."""
+    sigreg_scale_n: bool = True
+    """Multiply the statistic by the sample size N."""
+    sigreg_timesteps: int = 0
+    """At most this many timesteps are tested, sampled anew each step; 0: all."""
+    sigreg_samples: int = 0
+    """Pooled modes: at most this many positions are tested, sampled anew each step; 0: all."""
+
+    @property
+    def active(self) -> bool:
+        """Whether any latent term is in the loss, that is, whether projector and predictor exist."""
+        return self.weight > 0 or self.sigreg_weight > 0
+
+    def __post_init__(self) -> None:
+        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight"):
+            _require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must not be negative")
+        _require(self.ce_weight > 0 or self.active, "every loss weight is 0: nothing to train on")
+        _require(self.steps >= 1, f"jepa.steps = {self.steps}: must be at least 1; jepa.weight = 0 takes it away")
+        _require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
+        _require(
+            0 <= self.sigreg_t_min < self.sigreg_t_max,
+            f"jepa.sigreg_t_min = {self.sigreg_t_min}, t_max = {self.sigreg_t_max}: need 0 <= t_min < t_max",
+        )
+        _require(self.sigreg_knots >= 2, f"jepa.sigreg_knots = {self.sigreg_knots}: the integral needs at least 2")
+        _require(self.sigreg_projections >= 1, "jepa.sigreg_projections: must be at least 1")
+        _require(self.predictor_mult >= 1, "jepa.predictor_mult: must be at least 1")
+        _require(self.sigreg_timesteps >= 0 and self.sigreg_samples >= 0, "jepa.sigreg sample sizes: 0 (all) or more")
+        _require(
+            self.sigreg_samples == 0 or self.sigreg_pool != "timestep",
+            "jepa.sigreg_samples is for pooled SIGReg; per timestep use jepa.sigreg_timesteps",
+        )
+        _require(
+            self.sigreg_timesteps == 0 or self.sigreg_pool == "timestep",
+            "jepa.sigreg_timesteps is for SIGReg per timestep; pooled use jepa.sigreg_samples",
+        )
+
+
+@dataclass(frozen=True)
+class Quant:
+    """The grids that weights are trained on and stored on (spec section 3)."""
+
+    bits: Literal[4, 5, 6] = 4
+    """Bits of the integer grid for large matrices."""
+    large: int = 4096
+    """A matrix with at least this many values goes on the integer grid, a smaller one on FP8."""
+    fp8_scale: Literal["row", "none"] = "row"
+    """FP8 with a BF16 scale per row, or unscaled as in the submission."""
+    vectors: Literal["bf16", "fp8"] = "bf16"
+    """Format of skips and mixes: BF16, or unscaled FP8 as in the submission."""
+    qat_fraction: float = 1.0
+    """Share of training, at its end, that sees the grids; 1: from the first step, 0: never (quantized after training)."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.qat_fraction <= 1, f"quant.qat_fraction = {self.qat_fraction}: must lie between 0 and 1")
+        _require(self.large >= 1, f"quant.large = {self.large}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Muon on matrices, AdamW on the rest, and the schedule (spec section 4)."""
+
+    muon_lr: float = 0.02
+    """Learning rate of Muon."""
+    muon_momentum: float = 0.95
+    """Momentum after its warm-up."""
+    muon_momentum_start: float = 0.85
+    """Momentum at the first step."""
+    muon_momentum_steps: int = 500
+    """Steps of the linear momentum warm-up."""
+    muon_steps: int = 3
+    """Newton-Schulz iterations."""
+    muon_row_norm: bool = True
+    """RMS-normalise each row of the Nesterov update before the iteration."""
+    muon_weight_decay: float = 0.04
+    """Decoupled weight decay of Muon."""
+    adam_lr: float = 0.01
+    """Learning rate of AdamW."""
+    adam_beta1: float = 0.9
+    """First-moment decay."""
+    adam_beta2: float = 0.95
+    """Second-moment decay."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    adam_weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW; A_log, dt_bias and D never decay unless `decay_ssm`."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    warmdown: float = 0.15
+    """Share of the budget, at its end, over which the learning rate falls linearly to 0."""
+    ghost_steps: int = 0
+    """Ghost warm-up: this many steps prime the moments, then weights and data position go back."""
+    ghost_keep_moments: bool = True
+    """As published: the moments stay and Adam's step counters return to 0. Off: everything goes back."""
+    decay_ssm: bool = False
+    """The submission's defect 3, to measure it: decay A_log, dt_bias and D too."""
+    train_conv: bool = True
+    """Off is the submission's defect 1, to measure it: the convolutions are never trained and their gradients pile up
+    in the clipping norm."""
+
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "clip"):
+            _require(getattr(self, name) >= 0, f"optim.{name} = {getattr(self, name)}: must not be negative")
+        for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name} = {getattr(self, name)}: must lie in [0, 1)")
+        _require(0 <= self.warmdown <= 1, f"optim.warmdown = {self.warmdown}: must lie between 0 and 1")
+        _require(self.adam_eps > 0, "optim.adam_eps: must be positive")
+        _require(self.muon_steps >= 1, "optim.muon_steps: must be at least 1")
+        _require(self.ghost_steps >= 0 and self.muon_momentum_steps >= 0, "optim: step counts must not be negative")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Budget, batch, precision and logging."""
+
+    steps: int = 0
+    """Budget in optimizer steps; 0: no limit by steps."""
+    seconds: float = 0.0
+    """Budget in seconds of training; 0: no limit by time. With both, the first to be reached ends the run."""
+    tokens_per_step: int = 524288
+    """Tokens of one optimizer step."""
+    tokens_per_micro: int = 65536
+    """Tokens of one forward and backward pass; gradients accumulate over tokens_per_step / tokens_per_micro of them."""
+    seed: int = 42
+    """Seed of the weights, the data order and SIGReg's directions."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: the GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of activations and matrix products; auto: bf16 on GPU, fp32 on CPU."""
+    masters: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the master weights; bf16 is the submission's defect 2, to measure it."""
+    compile: bool = False
+    """Compile the training step with torch.compile."""
+    threads: int = 0
+    """CPU threads; 0: PyTorch's choice."""
+    log_every: int = 10
+    """Steps between lines of the log (metrics.jsonl has every step)."""
+    terms_every: int = 0
+    """Steps between measurements of each loss term's own gradient norm; 0: never."""
+    val_every: int = 0
+    """Steps between validations; 0: only at the end."""
+    val_tokens: int = 0
+    """Targets of a periodic validation; 0: all (the final one is always whole)."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: by time alone."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between checkpoints; 0: by steps alone."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0 and self.seconds >= 0, "train.steps and train.seconds: must not be negative")
+        _require(self.steps > 0 or self.seconds > 0, "no budget: set train.steps or train.seconds")
+        _require(self.tokens_per_micro >= 1, "train.tokens_per_micro: must be at least 1")
+        _require(
+            self.tokens_per_step % self.tokens_per_micro == 0,
+            f"train.tokens_per_step = {self.tokens_per_step} is no multiple of train.tokens_per_micro = "
+            f"{self.tokens_per_micro}",
+        )
+        _require(self.keep_checkpoints >= 1, "train.keep_checkpoints: must be at least 1")
+        _require(self.log_every >= 1, "train.log_every: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How the finished artifact is scored."""
+
+    stride: int = 0
+    """Stride of the sliding evaluation at the end of a run; 0: plain windows only."""
+    calibrate_tokens: int = 65536
+    """Training tokens on which the temperature is found; 0: temperature 1."""
+    tokens_per_batch: int = 16384
+    """Tokens of one forward pass of an evaluation."""
+    diagnostics_tokens: int = 65536
+    """Validation tokens for the latent diagnostics; 0: none."""
+    sample_tokens: int = 128
+    """Tokens of each sample in the report."""
+    prompts: tuple[str, ...] = ("The ", "In the beginning", "It is known that")
+    """Prompts of the samples in the report."""
+
+    def __post_init__(self) -> None:
+        _require(self.stride >= 0, f"eval.stride = {self.stride}: 0 (plain windows only) or more")
+        _require(self.tokens_per_batch >= 1, "eval.tokens_per_batch: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's result."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    jepa: Jepa = field(default_factory=Jepa)
+    quant: Quant = field(default_factory=Quant)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=lambda: Train(steps=100))
+    eval: Eval = field(default_factory=Eval)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.train.tokens_per_micro % self.data.sequence == 0,
+            f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.sequence = "
+            f"{self.data.sequence}",
+        )
+        _require(
+            self.eval.stride <= self.data.sequence,
+            f"eval.stride = {self.eval.stride} is longer than the window, data.sequence = {self.data.sequence}",
+        )
+        _require(
+            self.data.tokenizer != "bytes" or self.model.vocab_size in (0, 256),
+            f"model.vocab_size = {self.model.vocab_size}: byte mode has exactly 256 symbols",
+        )
+        _require(
+            not (self.jepa.weight > 0 and self.jepa.steps >= self.data.sequence),
+            f"jepa.steps = {self.jepa.steps}: no target lies so far ahead in a window of {self.data.sequence}",
+        )
+
+
+def to_dict(run: Run) -> dict[str, dict[str, Any]]:
+    """`run` as plain nested dictionaries (tuples as lists), ready for TOML or JSON."""
+    nested = dataclasses.asdict(run)
+    return {
+        room: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        for room, values in nested.items()
+    }
+
+
+def from_dict(values: Mapping[str, Any]) -> Run:
+    """The `Run` that `values` describe; absent keys take their defaults.
+
+    Raises `ConfigError` naming an unknown room or key, or a value of the wrong type.
+    """
+    rooms = get_type_hints(Run)
+    built: dict[str, Any] = {}
+    for room, section in values.items():
+        _require(room in rooms, f"unknown section [{room}]; there are {', '.join(rooms)}")
+        _require(isinstance(section, Mapping), f"[{room}] must be a table of settings")
+        built[room] = _build(rooms[room], room, section)
+    return Run(**built)
+
+
+def _build(cls: type, room: str, section: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    converted: dict[str, Any] = {}
+    for key, value in section.items():
+        _require(key in hints, f"unknown setting {room}.{key}")
+        converted[key] = _convert(f"{room}.{key}", hints[key], value)
+    return cls(**converted)
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    """`value` as the type `hint`, or a `ConfigError`: a config file is data, never trusted to have the right types."""
+    choices = getattr(hint, "__args__", ())
+    if getattr(hint, "__origin__", None) is Literal:
+        _require(
+            any(value == choice and type(value) is type(choice) for choice in choices),
+            f"{name} = {value!r}: use one of {', '.join(map(repr, choices))}",
+        )
+        return value
+    if getattr(hint, "__origin__", None) is tuple:
+        _require(
+            isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
+            f"{name} = {value!r}: must be a list of strings",
+        )
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _require(type(value) is hint, f"{name} = {value!r}: must be of type {hint.__name__}")
+    return value
+
+
+def with_settings(run: Run, settings: Mapping[str, Any]) -> Run:
+    """`run` with dotted settings replaced, as in `{"jepa.weight": 0.0}`.
+
+    Raises `ConfigError` for an unknown setting or a wrong value.
+    """
+    nested = to_dict(run)
+    for dotted, value in settings.items():
+        room, _, key = dotted.partition(".")
+        _require(room in nested and key in nested[room], f"unknown setting {dotted}")
+        nested[room][key] = value
+    return from_dict(nested)

@@ -1,0 +1,172 @@
+"""The language model: embedding, Mamba-2 blocks in a U-Net, head (spec section 1). All of it is kept in the artifact.
+
+Legend: B batch, T time, D model width, E embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from jepamba.config import Model, Quant
+from jepamba.model.head import Head
+from jepamba.model.layers import Gridded, Linear, Mlp, mix_grid, rms, small_grid, vector_grid
+from jepamba.model.mixer import Mamba2, MixerState
+from jepamba.quant.grids import Grid, Streams
+
+State = list[MixerState]
+"""The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
+
+EMBED_STD = 0.02
+"""Initial standard deviation of the embedding."""
+
+
+class Block(Gridded):
+    """x = mix₀·x + mix₁·x0; x += ssm_scale·Mamba2(rms(x)); in some blocks x += mlp_scale·MLP(rms(x))."""
+
+    def __init__(self, config: Model, quant: Quant, index: int) -> None:
+        super().__init__()
+        D = config.dim
+        self.mixer = Mamba2(config, quant)
+        self.add("mix", torch.stack([torch.ones(D), torch.zeros(D)]), mix_grid(quant))
+        self.add("ssm_scale", torch.ones(D), vector_grid())
+        self.mlp = Mlp(config, quant) if index % config.mlp_every == 0 else None
+        if self.mlp is not None:
+            self.add("mlp_scale", torch.ones(D), vector_grid())
+
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        x0_BTD: Float[Tensor, "B T D"],
+        reset_BT: Bool[Tensor, "B T"] | None,
+        state: MixerState,
+    ) -> tuple[Float[Tensor, "B T D"], MixerState]:
+        mix_2D = self.weight("mix")
+        x_BTD = mix_2D[0] * x_BTD + mix_2D[1] * x0_BTD
+        mixed_BTD, state = self.mixer(rms(x_BTD), reset_BT, state)
+        x_BTD = x_BTD + self.weight("ssm_scale") * mixed_BTD
+        if self.mlp is not None:
+            x_BTD = x_BTD + self.weight("mlp_scale") * self.mlp(rms(x_BTD))
+        return x_BTD, state
+
+
+class Skips(Gridded):
+    """The U-Net's skips: decoder block i adds weight·(output of the encoder block that mirrors it).
+
+    With L blocks the first L//2 are the encoder, and block L//2 + k mirrors block L//2 − 1 − k. The first pair would
+    add the last encoder block's output to itself; it exists only with `self_skip` (spec section 6, item 4).
+    """
+
+    def __init__(self, config: Model, quant: Quant) -> None:
+        super().__init__()
+        half = config.layers // 2
+        first = 0 if config.self_skip else 1
+        pairs = range(first, half) if config.unet else range(0)
+        self.source = {half + k: half - 1 - k for k in pairs}
+        self.row = {target: row for row, target in enumerate(self.source)}
+        if self.source:
+            self.add("skip_weight", torch.ones(len(self.source), config.dim), mix_grid(quant))
+
+    def forward(self, index: int, x_BTD: Float[Tensor, "B T D"], outputs: list[Tensor]) -> Float[Tensor, "B T D"]:
+        """`x` before block `index`, with its skip added if it has one; `outputs` are those of the blocks before."""
+        if index not in self.source:
+            return x_BTD
+        return x_BTD + self.weight("skip_weight")[self.row[index]] * outputs[self.source[index]]
+
+
+class LanguageModel(Gridded):
+    """The whole network. `config.vocab_size` must be set. Fresh weights come from PyTorch's global generator."""
+
+    def __init__(self, config: Model, quant: Quant) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError("the model needs config.vocab_size; take it from the tokenizer")
+        self.config, self.quant = config, quant
+        embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
+        self.add("token_embed", embedding, small_grid(quant))
+        if config.embed_dim != config.dim:
+            self.embed_proj = Linear(config.embed_dim, config.dim, quant)
+        self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.layers))
+        self.skips = Skips(config, quant)
+        self.head = Head(config, quant)
+
+    def initial_state(self, batch: int) -> State:
+        """The state at a stream's start, for `batch` streams."""
+        return [block.mixer.initial_state(batch) for block in self._blocks()]
+
+    def forward(
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        reset_BT: Bool[Tensor, "B T"] | None = None,
+        state: State | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """(h, state): the final latent of every position, RMS-normalised, and the state after the last token.
+
+        `reset_BT` marks tokens that start a document: nothing before them is seen. `state` continues a stream: a
+        sequence cut anywhere and carried gives the h of the whole, up to rounding; T = 1 is a step of generation.
+        """
+        if state is None:
+            state = self.initial_state(tokens_BT.shape[0])
+        x_BTD = F.embedding(tokens_BT, self.weight("token_embed"))
+        if hasattr(self, "embed_proj"):
+            x_BTD = self.embed_proj(x_BTD)
+        x0_BTD = x_BTD = rms(x_BTD)
+        outputs: list[Tensor] = []
+        carried: State = []
+        for index, block in enumerate(self._blocks()):
+            x_BTD, after = block(self.skips(index, x_BTD, outputs), x0_BTD, reset_BT, state[index])
+            outputs.append(x_BTD)
+            carried.append(after)
+        return rms(x_BTD), carried
+
+    def logits(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
+        """Soft-capped fp32 logits of the next token."""
+        out: Tensor = self.head(h, self.weight("token_embed"))
+        return out
+
+    def set_quantized(self, on: bool) -> None:
+        """Whether training passes see the grids. Evaluation passes always do."""
+        for module in self.gridded():
+            module.quantized = on
+
+    def gridded(self) -> Iterator[Gridded]:
+        """Every module that holds parameters, this one first."""
+        return (module for module in self.modules() if isinstance(module, Gridded))
+
+    def named_grids(self) -> dict[str, Grid]:
+        """The grid of every parameter, by its name in `named_parameters`."""
+        return {
+            f"{prefix}.{name}" if prefix else name: grid
+            for prefix, module in self.named_modules()
+            if isinstance(module, Gridded)
+            for name, grid in module.grids.items()
+        }
+
+    def export_weights(self) -> dict[str, Streams]:
+        """The encoded streams of every parameter: all of the model that an artifact stores."""
+        grids = self.named_grids()
+        return {name: grids[name].encode(value) for name, value in self.named_parameters()}
+
+    def load_decoded(self, weights: Mapping[str, Tensor]) -> None:
+        """Put decoded weights in, by parameter name, and use them as they are from now on.
+
+        Raises `ValueError` if a name is missing, unknown, or has another shape.
+        """
+        own = dict(self.named_parameters())
+        if own.keys() != weights.keys():
+            raise ValueError(f"weights do not fit the model: {sorted(own.keys() ^ weights.keys())[:3]}")
+        for name, parameter in own.items():
+            if parameter.shape != weights[name].shape:
+                raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
+            parameter.data = weights[name].to(device=parameter.device, dtype=torch.float32)
+        for module in self.gridded():
+            module.on_grid = True
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block

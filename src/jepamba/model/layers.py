@@ -1,0 +1,106 @@
+"""The small pieces that every block is made of: weights that know their grid, the weightless norm, the two MLPs.
+
+Legend: B batch, T time, D model width, M hidden width of an MLP.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jepamba.config import Model, Quant
+from jepamba.quant.grids import FloatGrid, Fp8Grid, Grid, IntGrid, fake
+
+RMS_EPS = 1e-6
+"""Epsilon of every weightless RMSNorm (spec section 1)."""
+
+
+def rms(x: Tensor) -> Tensor:
+    """`x` of any shape divided by the root mean square of its last dimension; no weight."""
+    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS)
+
+
+class Gridded(nn.Module):
+    """A module whose parameters each have a grid; it reads them through `weight`, never directly.
+
+    In evaluation mode `weight` always gives the stored value, so whatever is scored is what the artifact holds. In
+    training mode it does so while `quantized` is on. After `load_decoded` the parameters lie on their grids already
+    (`on_grid`), and are used as they are: rounding twice could move them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grids: dict[str, Grid] = {}
+        self.quantized = False
+        self.on_grid = False
+
+    def add(self, name: str, value: Tensor, grid: Grid) -> None:
+        """Register parameter `name` with its initial `value` and its `grid`."""
+        self.register_parameter(name, nn.Parameter(value))
+        self.grids[name] = grid
+
+    def weight(self, name: str) -> Tensor:
+        """Parameter `name` in fp32, as this pass has to see it."""
+        value: Tensor = getattr(self, name)
+        if self.on_grid or (self.training and not self.quantized):
+            return value.float()
+        return fake(value.float(), self.grids[name])
+
+
+def matrix_grid(shape: tuple[int, int], quant: Quant) -> Grid:
+    """The grid of a weight matrix: integers where it is large, FP8 where it is small (spec section 3)."""
+    return IntGrid(quant.bits) if shape[0] * shape[1] >= quant.large else small_grid(quant)
+
+
+def small_grid(quant: Quant) -> Grid:
+    """The grid of the embedding, the tie correction, convolutions and small matrices: FP8."""
+    return Fp8Grid(scaled=quant.fp8_scale == "row")
+
+
+def vector_grid() -> Grid:
+    """The grid of biases, norm weights and residual scales: BF16."""
+    return FloatGrid(torch.bfloat16)
+
+
+def mix_grid(quant: Quant) -> Grid:
+    """The grid of residual mixes and U-Net skips: BF16, or unscaled FP8 as the submission had it (its defect 8)."""
+    return vector_grid() if quant.vectors == "bf16" else Fp8Grid(scaled=False)
+
+
+def exact_grid() -> Grid:
+    """The grid of A_log, dt_bias and D: fp32, a few hundred values in all."""
+    return FloatGrid(torch.float32)
+
+
+class Linear(Gridded):
+    """y = x Wᵀ without bias, W (out, in) on a grid."""
+
+    def __init__(self, inputs: int, outputs: int, quant: Quant, *, zero: bool = False) -> None:
+        super().__init__()
+        value = torch.zeros(outputs, inputs)
+        if not zero:
+            # PyTorch's own default for nn.Linear: uniform within 1/sqrt(inputs).
+            nn.init.uniform_(value, -(inputs**-0.5), inputs**-0.5)
+        self.add("w", value, matrix_grid((outputs, inputs), quant))
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        return F.linear(x, self.weight("w"))
+
+
+class Mlp(nn.Module):
+    """down(rms(relu(up x)²)), or down(rms(silu(gate x) · up x)); `down` starts at zero, so a fresh MLP adds nothing."""
+
+    def __init__(self, config: Model, quant: Quant) -> None:
+        super().__init__()
+        self.gated = config.mlp == "swiglu"
+        self.up = Linear(config.dim, config.mlp_hidden, quant)
+        if self.gated:
+            self.gate = Linear(config.dim, config.mlp_hidden, quant)
+        self.down = Linear(config.mlp_hidden, config.dim, quant, zero=True)
+
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        hidden_BTM = F.silu(self.gate(x_BTD)) * self.up(x_BTD) if self.gated else F.relu(self.up(x_BTD)).square()
+        out: Tensor = self.down(rms(hidden_BTM))
+        return out

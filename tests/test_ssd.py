@@ -1,0 +1,113 @@
+"""The sequence operator: every implementation against the float64 recurrence, in outputs and in all gradients."""
+
+import pytest
+import torch
+
+from jepamba.ssd import ssd_chunked, ssd_reference
+
+SHAPES = [
+    # B, T, H, P, G, N, chunk
+    (2, 1, 2, 4, 1, 8, 16),
+    (1, 7, 3, 5, 1, 4, 16),
+    (2, 64, 4, 8, 2, 16, 16),
+    (3, 77, 4, 8, 4, 16, 32),
+    (2, 130, 2, 16, 1, 8, 64),
+]
+NAMES = ["x", "dt", "A", "B", "C", "D", "initial_state"]
+
+
+def inputs(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    B, T, H, P, G, N, _ = shape
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=g, dtype=torch.float64)
+
+    values = [
+        normal(B, T, H, P),
+        torch.nn.functional.softplus(normal(B, T, H) - 2),
+        -torch.exp(normal(H)),
+        normal(B, T, G, N),
+        normal(B, T, G, N),
+        normal(H),
+        normal(B, H, P, N),
+    ]
+    return [value.to(dtype).requires_grad_() for value in values]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
+
+
+@pytest.mark.parametrize("resets", ["none", "some", "first"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_chunked_equals_recurrence_in_outputs_and_gradients(shape: tuple[int, ...], resets: str) -> None:
+    args = inputs(shape, seed=1)
+    B, T = shape[:2]
+    g = torch.Generator().manual_seed(2)
+    reset = None if resets == "none" else torch.rand(B, T, generator=g) < 0.08
+    if resets == "first" and reset is not None:
+        reset[:, 0] = True
+    y, state = ssd_chunked(*args, reset, chunk=shape[-1])
+    y_true, state_true = ssd_reference(*args, reset)
+    weight_y, weight_state = torch.randn(y.shape, generator=g), torch.randn(state.shape, generator=g)
+    grads = torch.autograd.grad((y * weight_y).sum() + (state * weight_state).sum(), args)
+    grads_true = torch.autograd.grad((y_true * weight_y).sum() + (state_true * weight_state).sum(), args)
+    assert relative(y, y_true) < 1e-5
+    assert relative(state, state_true) < 1e-5
+    for name, ours, truth in zip(NAMES, grads, grads_true, strict=True):
+        assert relative(ours, truth) < 2e-5, name
+
+
+def test_gradcheck_with_reset_and_state() -> None:
+    shape = (1, 6, 2, 2, 1, 3, 4)
+    args = inputs(shape, seed=3, dtype=torch.float64)
+    reset = torch.tensor([[False, False, True, False, False, False]])
+    assert torch.autograd.gradcheck(lambda *a: ssd_chunked(*a, reset, chunk=4), args)
+
+
+def test_bf16_inputs_keep_wide_states() -> None:
+    shape = (2, 77, 4, 8, 2, 16, 32)
+    args = inputs(shape, seed=4, dtype=torch.bfloat16)
+    y, state = ssd_chunked(*args, chunk=32)
+    y_true, state_true = ssd_reference(*args)
+    assert y.dtype == torch.bfloat16
+    assert state.dtype == torch.float32
+    assert relative(y, y_true) < 1e-2
+    assert relative(state, state_true) < 1e-5
+
+
+@pytest.mark.parametrize("cut", [1, 31, 32, 50])
+def test_two_pieces_with_a_carried_state_equal_one(cut: int) -> None:
+    x, dt, A, B, C, D, initial = inputs((2, 77, 4, 8, 2, 16, 32), seed=5)
+    reset = torch.rand(2, 77, generator=torch.Generator().manual_seed(6)) < 0.05
+    whole, final = ssd_chunked(x, dt, A, B, C, D, initial, reset, chunk=32)
+    first, middle = ssd_chunked(
+        x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, initial, reset[:, :cut], chunk=32
+    )
+    rest = ssd_chunked(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], D, middle, reset[:, cut:], chunk=32)
+    assert relative(torch.cat([first, rest[0]], 1), whole) < 1e-5
+    assert relative(rest[1], final) < 1e-5
+
+
+def test_a_reset_hides_the_past_exactly() -> None:
+    x, dt, A, B, C, D, initial = inputs((1, 40, 2, 4, 1, 8, 16), seed=7)
+    reset = torch.zeros(1, 40, dtype=torch.bool)
+    reset[0, 21] = True
+    y, state = ssd_chunked(x, dt, A, B, C, D, initial, reset, chunk=16)
+    changed = x.detach().clone()
+    changed[:, :21] += 100
+    y2, state2 = ssd_chunked(changed, dt, A, B, C, D, initial + 5, reset, chunk=16)
+    assert torch.equal(y[:, 21:], y2[:, 21:])
+    assert torch.equal(state, state2)
+    assert not torch.equal(y[:, :21], y2[:, :21])
+
+
+def test_strong_decay_gives_no_nan() -> None:
+    x, dt, _, B, C, D, initial = inputs((1, 64, 2, 4, 1, 8, 64), seed=8)
+    A = torch.full((2,), -1e4, requires_grad=True)
+    y, _ = ssd_chunked(x, dt, A, B, C, D, initial, chunk=64)
+    y.sum().backward()
+    for tensor in (x, dt, A, B, C):
+        assert tensor.grad is not None
+        assert torch.isfinite(tensor.grad).all()
