@@ -177,7 +177,7 @@ class Jepa:
     """λ rises linearly from 0 over this share of training."""
     sigreg_pool: Literal["timestep", "positions", "centered"] = "positions"
     """What sample is tested: each timestep across the batch; all positions pooled; or all positions of z minus its
-    sequence mean, plus the sequence means themselves per batch."""
+    sequence mean, pooled."""
     sigreg_t_min: float = 0.0
     """First knot of the Epps-Pulley integral."""
     sigreg_t_max: float = 3.0
@@ -237,7 +237,7 @@ class Quant:
     vectors: Literal["bf16", "fp8"] = "bf16"
     """Format of skips and mixes: BF16, or unscaled FP8 as in the submission."""
     qat_fraction: float = 1.0
-    """Share of training, at its end, that sees the grids; 1: from the first step, 0: never (quantized after training)."""
+    """Share of training, at its end, that sees the grids; 1: from the first step, 0: never (rounded after training)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.qat_fraction <= 1, f"quant.qat_fraction = {self.qat_fraction}: must lie between 0 and 1")

@@ -1,31 +1,18 @@
-"""From the final latent to capped logits: four ways to tie the output to the embedding, and the soft cap.
+"""From the final latent to capped logits and their loss: four ways to tie the output to the embedding, and a soft cap.
 
-Legend: D model width, E embedding width, V vocabulary.
+Legend: D model width, E width of the features that meet the output matrix, V vocabulary, N tokens.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.model.layers import Gridded, Linear, small_grid, vector_grid
-
-
-def softcap(logits: Tensor, kind: str, cap: float) -> Tensor:
-    """`logits` squeezed into ±cap: by cap·tanh(logits/cap), by its degree-5 polynomial stand-in, or not at all.
-
-    The polynomial is u·(1 − u²/3 + u⁴/15) with u = clamp(logits/cap, ±2), its value clamped to ±1 (spec section 1).
-    """
-    if kind == "off":
-        return logits
-    if kind == "tanh":
-        return cap * torch.tanh(logits / cap)
-    u = (logits / cap).clamp(-2.0, 2.0)
-    square = u * u
-    return cap * (u * (1.0 - square / 3.0 + square * square / 15.0)).clamp(-1.0, 1.0)
+from jepamba.model.loss import Losses, capped_cross_entropy, softcap
 
 
 class Head(Gridded):
@@ -37,23 +24,39 @@ class Head(Gridded):
         self.tie, self.kind, self.cap = config.tie, config.softcap, config.cap
         if self.tie == 0:
             self.separate = Linear(config.dim, config.vocab_size, quant)
-        else:
-            # Tie mode 3 keeps its map at equal widths too: there it is Linear and GELU, not a change of width.
-            if self.tie == 3 or config.embed_dim != config.dim:
-                self.embed_proj_rev = Linear(config.dim, config.embed_dim, quant)
-            if self.tie == 2:
-                correction = torch.zeros(config.vocab_size, config.embed_dim)
-                self.add("correction", correction, small_grid(quant))
+        # Tie mode 3 keeps its map at equal widths too: there it is Linear and GELU, not a change of width.
+        elif self.tie == 3 or config.embed_dim != config.dim:
+            self.embed_proj_rev = Linear(config.dim, config.embed_dim, quant)
+        if self.tie == 2:
+            self.add("correction", torch.zeros(config.vocab_size, config.embed_dim), small_grid(quant))
         self.add("vocab_bias", torch.zeros(config.vocab_size), vector_grid())
 
-    def forward(self, h: Float[Tensor, "*batch D"], embedding_VE: Float[Tensor, "V E"]) -> Float[Tensor, "*batch V"]:
-        """Capped fp32 logits."""
-        bias_V = self.weight("vocab_bias")
-        if self.tie == 0:
-            return softcap((self.separate(h) + bias_V).float(), self.kind, self.cap)
+    def features(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
+        """What is multiplied with the output matrix."""
         if hasattr(self, "embed_proj_rev"):
             h = self.embed_proj_rev(h)
-        if self.tie == 3:
-            h = F.gelu(h)
-        output_VE = embedding_VE + self.weight("correction") if self.tie == 2 else embedding_VE
-        return softcap((F.linear(h, output_VE) + bias_V).float(), self.kind, self.cap)
+        return F.gelu(h) if self.tie == 3 else h
+
+    def matrix(self, embedding_VE: Float[Tensor, "V E0"]) -> Float[Tensor, "V E"]:
+        """The output matrix, given the embedding's."""
+        if self.tie == 0:
+            return self.separate.weight("w")
+        return embedding_VE + self.weight("correction") if self.tie == 2 else embedding_VE
+
+    def forward(self, h: Float[Tensor, "*batch D"], embedding_VE: Float[Tensor, "V E0"]) -> Float[Tensor, "*batch V"]:
+        """Capped fp32 logits."""
+        raw = F.linear(self.features(h), self.matrix(embedding_VE)).float() + self.weight("vocab_bias")
+        return softcap(raw, self.kind, self.cap)
+
+    def loss(
+        self,
+        h_ND: Float[Tensor, "N D"],
+        embedding_VE: Float[Tensor, "V E0"],
+        targets_N: Int[Tensor, " N"],
+        z_weight: float,
+    ) -> Losses:
+        """Mean losses over N tokens, without ever holding all N × V logits."""
+        features_NE = self.features(h_ND)
+        return capped_cross_entropy(
+            features_NE, self.matrix(embedding_VE), self.weight("vocab_bias"), targets_N, self.kind, self.cap, z_weight
+        )

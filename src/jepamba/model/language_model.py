@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jepamba.config import Model, Quant
 from jepamba.model.head import Head
 from jepamba.model.layers import Gridded, Linear, Mlp, mix_grid, rms, small_grid, vector_grid
+from jepamba.model.loss import Losses
 from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.quant.grids import Grid, Streams
 
@@ -127,6 +128,10 @@ class LanguageModel(Gridded):
         """Soft-capped fp32 logits of the next token."""
         out: Tensor = self.head(h, self.weight("token_embed"))
         return out
+
+    def loss(self, h_BTD: Float[Tensor, "B T D"], targets_BT: Int[Tensor, "B T"], z_weight: float) -> Losses:
+        """Mean next-token losses of the latents `h`; see `Losses`."""
+        return self.head.loss(h_BTD.flatten(0, 1), self.weight("token_embed"), targets_BT.flatten(), z_weight)
 
     def set_quantized(self, on: bool) -> None:
         """Whether training passes see the grids. Evaluation passes always do."""

@@ -102,11 +102,11 @@ class Mamba2(Gridded):
         group = self.groups * self.d_state
         x_BTI, B_BTC, C_BTC = torch.split(F.silu(xBC_BTC), [self.inner, group, group], dim=-1)
         y_BTHP, ssm_BHPN = ssd(
-            x_BTI.unflatten(-1, (self.heads, self.headdim)),
+            torch.unflatten(x_BTI, -1, (self.heads, self.headdim)),
             F.softplus(dt_BTH.float() + self.weight("dt_bias")),
             -torch.exp(self.weight("A_log")),
-            B_BTC.unflatten(-1, (self.groups, self.d_state)),
-            C_BTC.unflatten(-1, (self.groups, self.d_state)),
+            torch.unflatten(B_BTC, -1, (self.groups, self.d_state)),
+            torch.unflatten(C_BTC, -1, (self.groups, self.d_state)),
             self.weight("D"),
             state.ssm_BHPN,
             reset_BT,

@@ -48,7 +48,7 @@ class Grid(Protocol):
 
 
 def rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(R, C) of a tensor of `shape` seen as a matrix: the first dimension is the rows; a vector or scalar is one row."""
+    """(R, C) of a tensor of `shape` seen as a matrix: rows are the first dimension; a vector or scalar is one row."""
     total = 1
     for size in shape:
         total *= size

@@ -1,0 +1,71 @@
+"""The loss: cross-entropy with z-loss, latent prediction, and SIGReg, each kept apart for the log.
+
+    total = ce_weight·(CE + z_loss·mean(logsumexp²)) + weight·MSE + λ·SIGReg
+
+Legend: B batch, T time, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jepamba.config import Jepa
+from jepamba.jepa.heads import JepaHeads, prediction_error
+from jepamba.jepa.sigreg import sigreg
+from jepamba.model import LanguageModel
+
+
+class Terms(NamedTuple):
+    """The loss terms of one pass, unweighted, and their weighted sum."""
+
+    total: Tensor
+    token: Tensor
+    """ce + z_loss weight · z: what the next-token part of the gradient comes from."""
+    ce: Tensor
+    """Cross-entropy, nats per token (no gradient)."""
+    z_loss: Tensor
+    """Mean squared log-partition, before its weight (no gradient)."""
+    jepa: Tensor
+    sigreg: Tensor
+
+
+def sigreg_lambda(config: Jepa, progress: float) -> float:
+    """λ at this share of training: a linear ramp over the first `sigreg_ramp` of it, then `sigreg_weight`."""
+    if config.sigreg_ramp == 0:
+        return config.sigreg_weight
+    return config.sigreg_weight * min(1.0, progress / config.sigreg_ramp)
+
+
+def objective(
+    model: LanguageModel,
+    heads: JepaHeads | None,
+    config: Jepa,
+    tokens_BT: Int[Tensor, "B T"],
+    targets_BT: Int[Tensor, "B T"],
+    reset_BT: Bool[Tensor, "B T"] | None,
+    *,
+    lam: float,
+    seed: int,
+    step: int,
+) -> Terms:
+    """All loss terms of one batch; `lam` is λ now, `seed` and `step` decide SIGReg's directions.
+
+    A latent term with weight 0 is not computed and reads 0.
+    """
+    h_BTD, _ = model(tokens_BT, reset_BT)
+    losses = model.loss(h_BTD, targets_BT, config.z_loss)
+    zero = losses.ce.new_zeros(())
+    jepa = statistic = zero
+    if heads is not None:
+        z_BTE = heads.project(h_BTD)
+        if config.weight > 0:
+            predictions = heads.rollout(z_BTE)
+            jepa = prediction_error(predictions, z_BTE, reset_BT, detach_targets=config.detach_targets)
+        if config.sigreg_weight > 0:
+            statistic = sigreg(z_BTE, config, seed, step)
+    total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
+    return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic)

@@ -1,0 +1,15 @@
+"""Muon on matrices, AdamW on the rest, and their schedule."""
+
+from jepamba.optim.groups import Groups, Optimizers, group_parameters
+from jepamba.optim.muon import Muon, orthogonalize
+from jepamba.optim.schedule import learning_rate_scale, muon_momentum
+
+__all__ = [
+    "Groups",
+    "Muon",
+    "Optimizers",
+    "group_parameters",
+    "learning_rate_scale",
+    "muon_momentum",
+    "orthogonalize",
+]

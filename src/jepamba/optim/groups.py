@@ -1,0 +1,127 @@
+"""Which parameter is updated by which optimizer (spec section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jepamba.config import Optim
+from jepamba.optim.muon import Muon
+
+NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
+"""Two-dimensional parameters that are a table, a stack of filters or a stack of vectors: AdamW."""
+SSM_SCALARS = ("A_log", "dt_bias", "D")
+"""Parameters that set time scales; decay would drag them towards a meaningless 0."""
+
+
+@dataclass
+class Groups:
+    """Named parameters by their treatment. `untrained` is empty unless `optim.train_conv` is off."""
+
+    muon: dict[str, Tensor] = field(default_factory=dict)
+    adam: dict[str, Tensor] = field(default_factory=dict)
+    adam_no_decay: dict[str, Tensor] = field(default_factory=dict)
+    untrained: dict[str, Tensor] = field(default_factory=dict)
+
+
+def group_parameters(named: Iterable[tuple[str, Tensor]], config: Optim) -> Groups:
+    """Every parameter in exactly one group: Muon for matrices (training-only ones too), AdamW for all else."""
+    groups = Groups()
+    for name, p in named:
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf in ("conv_weight", "conv_bias") and not config.train_conv:
+            groups.untrained[name] = p
+        elif leaf in SSM_SCALARS and not config.decay_ssm:
+            groups.adam_no_decay[name] = p
+        elif p.ndim == 2 and leaf not in NOT_MATRICES:
+            groups.muon[name] = p
+        else:
+            groups.adam[name] = p
+    return groups
+
+
+@dataclass
+class Optimizers:
+    """Muon and AdamW as one: set the schedule, step, and name the state for a checkpoint."""
+
+    groups: Groups
+    config: Optim
+    muon: Muon
+    adam: torch.optim.AdamW
+
+    @classmethod
+    def build(cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device) -> Optimizers:
+        """Fresh optimizers for the named parameters on `device`. On a GPU Newton–Schulz runs in bf16."""
+        groups = group_parameters(named, config)
+        muon = Muon(
+            groups.muon.values(),
+            lr=config.muon_lr,
+            momentum=config.muon_momentum_start,
+            steps=config.muon_steps,
+            row_norm=config.muon_row_norm,
+            weight_decay=config.muon_weight_decay,
+            compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        )
+        adam = torch.optim.AdamW(
+            [
+                {"params": list(groups.adam.values()), "weight_decay": config.adam_weight_decay},
+                {"params": list(groups.adam_no_decay.values()), "weight_decay": 0.0},
+            ],
+            lr=config.adam_lr,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_eps,
+            fused=True,
+        )
+        return cls(groups, config, muon, adam)
+
+    def schedule(self, scale: float, momentum: float) -> None:
+        """Set both learning rates to `scale` times their base, and Muon's momentum."""
+        for group in self.muon.param_groups:
+            group["lr"], group["momentum"] = self.config.muon_lr * scale, momentum
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.adam_lr * scale
+
+    def step(self) -> None:
+        """Update every trained parameter from its gradient, then clear the trained ones' gradients."""
+        self.muon.step()
+        self.adam.step()
+        self.muon.zero_grad()
+        self.adam.zero_grad()
+
+    def trained(self) -> dict[str, Tensor]:
+        """Every parameter that some optimizer updates, by name."""
+        return self.groups.muon | self.groups.adam | self.groups.adam_no_decay
+
+    def state(self) -> dict[str, Tensor]:
+        """All optimizer state as named tensors: `momentum/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+        return {
+            f"{key}/{name}": value
+            for name, p in self.trained().items()
+            for key, value in self._of(name).state.get(p, {}).items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave. Raises `ValueError` on a name or shape that does not fit."""
+        trained = self.trained()
+        for optimizer in (self.muon, self.adam):
+            optimizer.state.clear()
+        for path, value in state.items():
+            key, _, name = path.partition("/")
+            if name not in trained or (key != "step" and value.shape != trained[name].shape):
+                raise ValueError(f"optimizer state {path} fits no parameter")
+            device = torch.device("cpu") if key == "step" and not self._fused_on_gpu(name) else trained[name].device
+            self._of(name).state[trained[name]][key] = value.to(device).clone()
+
+    def reset_adam_steps(self) -> None:
+        """Adam's step counters back to 0, the moments kept (ghost warm-up as published)."""
+        for values in self.adam.state.values():
+            values["step"].zero_()
+
+    def _of(self, name: str) -> torch.optim.Optimizer:
+        return self.muon if name in self.groups.muon else self.adam
+
+    def _fused_on_gpu(self, name: str) -> bool:
+        return self.trained()[name].device.type == "cuda"
