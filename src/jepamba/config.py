@@ -321,8 +321,6 @@ class Train:
     """Compile the training step with torch.compile."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
-    log_every: int = 10
-    """Steps between lines of the log (metrics.jsonl has every step)."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
@@ -346,7 +344,6 @@ class Train:
             f"{self.tokens_per_micro}",
         )
         _require(self.keep_checkpoints >= 1, "train.keep_checkpoints: must be at least 1")
-        _require(self.log_every >= 1, "train.log_every: must be at least 1")
 
 
 @dataclass(frozen=True)

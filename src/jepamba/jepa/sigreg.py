@@ -1,4 +1,4 @@
-"""SIGReg (Balestriero & LeCun 2025; LeWorldModel, Maes et al. 2026): latents should be standard normal in every direction.
+"""SIGReg (Balestriero & LeCun 2025; Maes et al. 2026): latents should be standard normal in every direction.
 
 Each random direction gives a one-dimensional sample, and the Epps–Pulley statistic says how far its empirical
 characteristic function lies from that of N(0, 1):
@@ -72,8 +72,8 @@ class _EppsPulley(torch.autograd.Function):
 def epps_pulley(
     x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"], w_K: Float[Tensor, " K"]
 ) -> Float[Tensor, "S M"]:
-    """The Epps–Pulley statistic against N(0, 1) of each of S × M one-dimensional samples of N draws, without factor N."""
-    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K))
+    """The Epps–Pulley statistic against N(0, 1) of S × M one-dimensional samples of N draws each; no factor N."""
+    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K))  # type: ignore[no-untyped-call]
 
 
 def directions(config: Jepa, width: int, seed: int, step: int) -> Float[Tensor, "E M"]:

@@ -117,6 +117,8 @@ def capped_cross_entropy(
     return Losses(
         *cast(
             tuple[Tensor, Tensor, Tensor],
-            _CappedCrossEntropy.apply(features_NE, matrix_VE, bias_V, targets_N, kind, cap, z_weight),
+            _CappedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                features_NE, matrix_VE, bias_V, targets_N, kind, cap, z_weight
+            ),
         )
     )

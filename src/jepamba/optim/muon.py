@@ -29,7 +29,8 @@ def orthogonalize(g_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return x.transpose(1, 2) if tall else x
+    out: Tensor = x.transpose(1, 2) if tall else x
+    return out
 
 
 class Muon(torch.optim.Optimizer):
@@ -65,10 +66,8 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """One update of every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("Muon takes no closure: it needs the gradient once")
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; there is no closure to re-evaluate."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:

@@ -189,4 +189,4 @@ class _StraightThrough(torch.autograd.Function):
 
 def fake(w: Tensor, grid: Grid) -> Tensor:
     """`w` as it will be stored and loaded, in fp32, differentiable as if nothing had been rounded."""
-    return cast(Tensor, _StraightThrough.apply(w, grid))
+    return cast(Tensor, _StraightThrough.apply(w, grid))  # type: ignore[no-untyped-call]

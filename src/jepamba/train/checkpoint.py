@@ -1,0 +1,76 @@
+"""Checkpoints: a folder of one safetensors file and one JSON file, complete or not there at all.
+
+Nothing in it is a pickle, so loading runs no code. The JSON holds the sha256 of the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jepamba.errors import UserError
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+_PREFIX = "step-"
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """Write `folder/step-…` and keep the newest `keep`. A crash at any moment leaves the ones before it whole.
+
+    `state` must be JSON. The new folder appears by one rename, after its bytes are on disk.
+    """
+    final = folder / f"{_PREFIX}{step:09d}"
+    building = folder / f".building-{step:09d}"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
+    complete = {**state, "sha256": _sha256(building / TENSORS)}
+    (building / STATE).write_text(json.dumps(complete, indent=1))
+    for path in (building / TENSORS, building / STATE, building):
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    building.rename(final)
+    _sync(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, state) of one checkpoint. Raises `UserError` if it is damaged; nothing is half loaded."""
+    remedy = f"delete {path} to resume from the one before it"
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        if not isinstance(state, dict) or state.get("sha256") != _sha256(path / TENSORS):
+            raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}; {remedy}")
+        return load_file(path / TENSORS), state
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: not a complete checkpoint ({error}); {remedy}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

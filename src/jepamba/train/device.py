@@ -1,0 +1,55 @@
+"""Where a run computes and in what precision: discovered, and said aloud."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from jepamba.config import Train
+from jepamba.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and the precision of the passes on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    why: str
+    """One sentence for the log: what was chosen, and for what reason."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of a training pass: bf16 matrix products, or nothing at all in fp32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def memory_mb(self) -> float:
+        """Peak memory in MB (10⁶ bytes): of the GPU's allocator, or the resident set of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        import resource
+        import sys
+
+        # Linux counts in KiB, macOS in bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def place(config: Train) -> Place:
+    """The device and precision for `config`. Raises `UserError` if a GPU is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError("train.device = cuda, but PyTorch sees no GPU; use --train.device auto or cpu")
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    on_gpu = available and config.device != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
+    dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
+    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    reason = "as asked" if config.precision != "auto" else ("tensor cores" if on_gpu else "exact and resumable")
+    return Place(device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}")

@@ -1,0 +1,132 @@
+"""After the last step: temperature, artifact, scores of the artifact as it was loaded back, summary and report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepamba.artifact import inspect, load_artifact, save_artifact
+from jepamba.evaluate import calibrate, diagnostics, score_plain, score_sliding
+from jepamba.generate import generate
+from jepamba.model import parts
+from jepamba.progress import Progress
+from jepamba.train.session import Session
+
+ARTIFACT, REPORT = "artifact.jepa", "report.html"
+
+
+def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
+    """Pack the session's model into `out`, score what was packed, and write summary.json; the summary.
+
+    The temperature is found on training tokens. Every score is of the artifact read back from disk, never of the
+    model in memory; only the latent diagnostics, which need the training-only heads, look at that one.
+    """
+    run, text = session.run, session.corpus
+    session.model.eval()
+    with Progress("finding the temperature"):
+        temperature = (
+            calibrate(session.model, text.train, run.data.sequence, run.eval.calibrate_tokens)
+            if run.eval.calibrate_tokens > 0
+            else 1.0
+        )
+    with Progress("packing"):
+        artifact_bytes = save_artifact(out / ARTIFACT, session.model, run, text.tokenizer, temperature, {})
+    scores = _scores(session, out / ARTIFACT)
+    with Progress("diagnostics"):
+        found = diagnostics(
+            session.model,
+            session.heads,
+            text.val,
+            run.data.sequence,
+            count=run.eval.diagnostics_tokens,
+            reset=run.data.reset,
+        )
+    packed = inspect(out / ARTIFACT)
+    summary = {
+        "preset": preset,
+        "steps": session.progress.step,
+        "seconds": session.progress.seconds,
+        "tokens": session.progress.tokens,
+        **scores,
+        "temperature": temperature,
+        "artifact_bytes": artifact_bytes,
+        "parameters": {
+            "kept": sum(p.numel() for p in session.model.parameters()),
+            "training_only": sum(p.numel() for p in session.parameters())
+            - sum(p.numel() for p in session.model.parameters()),
+            "parts": parts(session.modules.named_parameters()),
+        },
+        "bytes_by_part": packed["bytes_by_part"],
+        "diagnostics": found,
+        "samples": _samples(session, out / ARTIFACT),
+        "baselines": None,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": session.place.why,
+            "threads": torch.get_num_threads(),
+        },
+    }
+    write_summary(out, summary)
+    return summary
+
+
+def write_summary(out: Path, summary: dict[str, Any]) -> None:
+    """summary.json in `out`, whole or not at all."""
+    building = out / "summary.json.tmp"
+    building.write_text(json.dumps(summary, indent=1) + "\n")
+    building.replace(out / "summary.json")
+
+
+def _scores(session: Session, artifact: Path) -> dict[str, Any]:
+    run, val = session.run, session.corpus.val
+    loaded = load_artifact(artifact, device=session.place.device)
+    common = {"reset": run.data.reset, "tokens_per_batch": run.eval.tokens_per_batch}
+    scores: dict[str, Any] = {"bpb_sliding": None}
+    for name, temperature in (("bpb_plain", 1.0), ("bpb_calibrated", loaded.temperature)):
+        with Progress(f"scoring at temperature {temperature:.2f}") as report:
+            scores[name] = asdict(
+                score_plain(
+                    loaded.model, val, run.data.sequence, temperature=temperature, progress=report, **common
+                )
+            )
+    if run.eval.stride > 0:
+        with Progress(f"scoring with sliding windows, stride {run.eval.stride}") as report:
+            scores["bpb_sliding"] = asdict(
+                score_sliding(
+                    loaded.model,
+                    val,
+                    run.data.sequence,
+                    stride=run.eval.stride,
+                    temperature=loaded.temperature,
+                    progress=report,
+                    **common,
+                )
+            )
+    return scores
+
+
+def _samples(session: Session, artifact: Path) -> list[dict[str, str]]:
+    loaded = load_artifact(artifact)
+    return [
+        {
+            "prompt": prompt,
+            "text": "".join(
+                generate(
+                    loaded.model,
+                    loaded.tokenizer,
+                    prompt,
+                    session.run.eval.sample_tokens,
+                    temperature=0.8 * loaded.temperature,
+                    top_p=0.95,
+                    seed=session.run.train.seed,
+                )
+            ),
+        }
+        for prompt in session.run.eval.prompts
+    ]

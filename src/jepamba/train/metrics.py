@@ -1,0 +1,35 @@
+"""metrics.jsonl: one JSON object a line, written as it happens; docs/metrics.md names every field and its unit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends records to a file. A resumed run first drops the records of steps that it will take again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, kind: str, step: int, **values: Any) -> None:
+        """Add one record; it is in the file when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, and a last line that a crash cut short."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if record["step"] <= step and not record.get("final"):
+                kept.append(line + "\n")
+        replacement = self.path.with_suffix(".tmp")
+        replacement.write_text("".join(kept))
+        replacement.replace(self.path)

@@ -1,0 +1,116 @@
+"""One optimizer step: micro-batches, their gradients, the clip, the update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepamba.data import Batch
+from jepamba.jepa import Terms, objective, sigreg_lambda
+from jepamba.optim import learning_rate_scale, muon_momentum
+from jepamba.train.session import Session
+
+
+def training_step(session: Session, progress: float) -> dict[str, float]:
+    """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
+
+    Losses are means over the micro-batches, `ce` in nats per token. Moves the loader, the weights, the optimizers and
+    the counters (but not the clock).
+    """
+    run = session.run
+    micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
+    scale = learning_rate_scale(run.optim, progress)
+    momentum = muon_momentum(run.optim, session.progress.step)
+    lam = sigreg_lambda(run.jepa, progress)
+    session.model.train()
+    session.model.set_quantized(progress >= 1.0 - run.quant.qat_fraction and run.quant.qat_fraction > 0)
+    sums = torch.zeros(len(Terms._fields), device=session.place.device)
+    for micro in range(micro_batches):
+        batch = next_batch(session)
+        terms = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
+        (terms.total / micro_batches).backward()
+        sums += torch.stack([term.detach().float() for term in terms])
+        session.progress.tokens += batch.targets_BT.numel()
+        session.progress.bytes += text_bytes(session, batch)
+    grad_norm = clip(session)
+    session.optimizers.schedule(scale, momentum)
+    session.optimizers.step()
+    session.progress.step += 1
+    means = dict(zip(Terms._fields, (sums / micro_batches).tolist(), strict=True))
+    return {
+        "loss": means["total"],
+        "ce": means["ce"],
+        "z_loss": means["z_loss"],
+        "jepa": means["jepa"],
+        "sigreg": means["sigreg"],
+        "lambda": lam,
+        "grad_norm": grad_norm,
+        "lr_scale": scale,
+        "muon_lr": run.optim.muon_lr * scale,
+        "adam_lr": run.optim.adam_lr * scale,
+        "muon_momentum": momentum,
+    }
+
+
+def next_batch(session: Session) -> Batch:
+    """The next micro-batch of windows."""
+    return session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+
+
+def text_bytes(session: Session, batch: Batch) -> int:
+    """Bytes of text that the targets of a batch are."""
+    previous, targets = batch.inputs_BT.flatten().numpy(), batch.targets_BT.flatten().numpy()
+    return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
+
+
+def batch_terms(session: Session, batch: Batch, lam: float, index: int) -> Terms:
+    """The loss terms of one micro-batch on the session's device; `index` numbers micro-batches over the run."""
+    device = session.place.device
+    with session.place.autocast():
+        return objective(
+            session.model,
+            session.heads,
+            session.run.jepa,
+            batch.inputs_BT.to(device, non_blocking=True),
+            batch.targets_BT.to(device, non_blocking=True),
+            batch.reset_BT.to(device, non_blocking=True) if session.run.data.reset else None,
+            lam=lam,
+            seed=session.run.train.seed,
+            step=index,
+        )
+
+
+def clip(session: Session) -> float:
+    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that."""
+    parameters = session.parameters()
+    limit = session.run.optim.clip
+    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")).item()
+
+
+def term_gradients(session: Session, progress: float) -> dict[str, float]:
+    """The gradient norm of each weighted loss term alone, over the kept parameters, on the batch that comes next.
+
+    The data position is put back, and no gradient is kept: the run goes on as if nothing had been measured.
+    """
+    run, position = session.run, session.loader.state()
+    lam = sigreg_lambda(run.jepa, progress)
+    micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
+    buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
+    terms = batch_terms(session, next_batch(session), lam, session.progress.step * micro_batches)
+    session.loader.restore(position)
+    weighted = {
+        "grad_ce": run.jepa.ce_weight * terms.token,
+        "grad_jepa": run.jepa.weight * terms.jepa,
+        "grad_sigreg": lam * terms.sigreg,
+    }
+    norms = {name: _norm(term, list(session.model.parameters())) for name, term in weighted.items()}
+    for name, value in session.modules.named_buffers():
+        value.copy_(buffers[name])
+    return norms
+
+
+def _norm(term: Tensor, parameters: list[Tensor]) -> float:
+    if not term.requires_grad:
+        return 0.0
+    grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return float(sum(grad.double().square().sum().item() for grad in grads if grad is not None) ** 0.5)
