@@ -1,0 +1,173 @@
+"""Charts as SVG text that takes its colours from the page around it, so that one chart serves light and dark.
+
+Matplotlib draws with marker colours, which are then replaced by CSS variables. Text stays text (to be read aloud,
+searched and scaled), and every chart carries a title and a description for those who cannot see it.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+Points = Sequence[tuple[float, float]]
+
+CSS = """--ink: #1c2330; --faint: #c9cfd8; --c1: #2563c9; --c2: #c2410c; --c3: #15803d; --c4: #9333b8; --c5: #a16207;
+--c6: #0e7490;"""
+CSS_DARK = """--ink: #e6e9ef; --faint: #454d5a; --c1: #7aa9f7; --c2: #fb8f5a; --c3: #63cf86; --c4: #d08bf0;
+--c5: #e0b94f; --c6: #5cc8dc;"""
+
+_INK, _FAINT = "#000001", "#000002"
+_SERIES = tuple(f"#0000a{i}" for i in range(1, 7))
+_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)"} | {c: f"var(--c{i})" for i, c in enumerate(_SERIES, 1)}
+_MOST_POINTS = 500
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jepamba",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name in the legend and its points, x ascending."""
+
+    label: str
+    points: Points
+
+
+def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
+    """`points` as at most `most`: neighbours are averaged, in equal counts, the first and the last point kept."""
+    if len(points) <= most:
+        return list(points)
+    inner, buckets = points[1:-1], most - 2
+    edges = [len(inner) * i // buckets for i in range(buckets + 1)]
+    groups = (inner[a:b] for a, b in itertools.pairwise(edges))
+    means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [points[0], *means, points[-1]]
+
+
+def draw(title: str, description: str, paint: Callable[[Figure], None], size: tuple[float, float] = (6.0, 3.2)) -> str:
+    """An `<svg>` element whose figure of `size` (inches) was filled by `paint`.
+
+    Colours are CSS variables, to be defined by the page (`CSS`, `CSS_DARK`) or by `standalone`. The same input gives
+    the same text.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _themed(buffer.getvalue(), title, description)
+
+
+def line_chart(
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log_y: bool = False, dots: bool = False
+) -> str:
+    """A chart of `lines`, as `draw` returns it; the legend is left out for a single line.
+
+    `log_y` asks for a logarithmic axis, which is used only where every value is positive. `dots` marks the points.
+    """
+    lines = [line for line in lines if line.points]
+
+    def paint(figure: Figure) -> None:
+        axes: Axes = figure.subplots()
+        for line, colour in zip(lines, _SERIES * len(lines), strict=False):
+            xs, ys = zip(*thin(line.points), strict=True)
+            axes.plot(xs, ys, color=colour, label=line.label, marker="o" if dots else "", markersize=3.5)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if log_y and all(y > 0 for line in lines for _, y in line.points):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _position: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if len(lines) > 1:
+            axes.legend()
+
+    last = "; ".join(f"{line.label}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines)
+    return draw(title, f"{y_label} over {x_label}. {last}", paint)
+
+
+def interval_chart(title: str, x_label: str, rows: Sequence[tuple[str, float, float, float, Points]]) -> str:
+    """Differences with their intervals around a line at 0, one row each: (label, mean, low, high, single values).
+
+    The y of the single values is not used. An infinite interval (a single pair) is not drawn.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes: Axes = figure.subplots()
+        axes.axvline(0, color=_INK, linewidth=1)
+        for row, (_label, mean, low, high, singles) in enumerate(rows):
+            if abs(low) != float("inf"):
+                axes.plot([low, high], [row, row], color=_SERIES[0], linewidth=2)
+            axes.plot([x for x, _ in singles], [row] * len(singles), "|", color=_SERIES[1], markersize=9)
+            axes.plot([mean], [row], "o", color=_SERIES[0], markersize=6)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+
+    said = "; ".join(f"{label}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]" for label, mean, low, high, _ in rows)
+    return draw(title, f"{x_label}: {said}", paint, (6.4, 1.3 + 0.4 * max(len(rows), 1)))
+
+
+def standalone(svg: str) -> str:
+    """`svg` as a file of its own: the colours are set inside it, for light and for dark."""
+    style = f"<style>svg {{ {CSS} }} @media (prefers-color-scheme: dark) {{ svg {{ {CSS_DARK} }} }}</style>"
+    head, _, rest = svg.partition(">")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}>{style}{rest}\n'
+
+
+def _themed(svg: str, title: str, description: str) -> str:
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # Ids must differ between the charts of a page.
+    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
+    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = body.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    for marker, variable in _VARIABLES.items():
+        body = body.replace(marker, variable)
+    # The page's own font, and its width: the view box keeps the shape.
+    body = body.replace("'DejaVu Sans', sans-serif", "inherit").replace("'DejaVu Sans'", "inherit")
+    view = re.search(r'viewBox="[^"]*"', body)
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        f' {view.group() if view else ""} role="img" aria-labelledby="{prefix}-t {prefix}-d"'
+        ' font-family="system-ui, sans-serif">'
+        f'<title id="{prefix}-t">{html.escape(title)}</title><desc id="{prefix}-d">{html.escape(description)}</desc>'
+    )
+    return head + body[body.index(">") + 1 :].strip()
