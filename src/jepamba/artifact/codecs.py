@@ -1,0 +1,182 @@
+"""Codecs: what turns a block of streams into few bytes and back.
+
+Every codec in `CODECS` is tried on every block and the smallest result wins; its name is written in the container's
+header. A better codec joins by `register`: it gets the values themselves with their names, widths and shapes, so an
+entropy coder with a model of the weights needs no other place. A compressor that is not installed is an error at
+import, never skipped.
+
+Reading trusts nothing: the decoded size is known from the stream table before decoding, and no decoder may produce, or
+ask memory for, more than that.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import brotli
+import zstandard
+
+from jepamba.artifact.streams import Stream, Values, gather, pack, spread, unpack
+from jepamba.errors import UserError
+
+
+class Codec(Protocol):
+    """What a container asks of a codec. A block is a list of streams and, beside it, a list of their values."""
+
+    @property
+    def name(self) -> str:
+        """The name in the header."""
+        ...
+
+    def encode(self, streams: Sequence[Stream], values: Sequence[Values]) -> bytes:
+        """The block in bytes. Deterministic."""
+        ...
+
+    def decode(self, streams: Sequence[Stream], data: bytes) -> list[Values]:
+        """The values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByteCodec:
+    """A general-purpose compressor on the concatenated bytes of a block, in one of the two layouts."""
+
+    compressor: str
+    layout: Literal["packed", "bytes"]
+    compress: Callable[[bytes], bytes]
+    decompress: Callable[[bytes, int], bytes]
+    """Called with the data and the exact size to expect; must never produce more than a byte beyond it."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.compressor}/{self.layout}"
+
+    def encode(self, streams: Sequence[Stream], values: Sequence[Values]) -> bytes:
+        write = pack if self.layout == "packed" else spread
+        return self.compress(b"".join(write(stream, array) for stream, array in zip(streams, values, strict=True)))
+
+    def decode(self, streams: Sequence[Stream], data: bytes) -> list[Values]:
+        read = unpack if self.layout == "packed" else gather
+        sizes = [stream.packed_bytes if self.layout == "packed" else stream.plain_bytes for stream in streams]
+        expected = sum(sizes)
+        raw = self.decompress(data, expected)
+        if len(raw) != expected:
+            raise UserError(f"{self.compressor} data hold {len(raw):,} bytes or more where {expected:,} are declared")
+        decoded, start = [], 0
+        for stream, size in zip(streams, sizes, strict=True):
+            decoded.append(read(stream, raw[start : start + size]))
+            start += size
+        return decoded
+
+
+_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 16 << 20}]
+"""xz's preset 9e, as a raw LZMA2 stream: the xz container's checks would repeat the artifact's own checksum, and fixed
+filters bound the memory that a hostile file can ask for."""
+
+
+def _lzma_compress(raw: bytes) -> bytes:
+    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+
+
+def _lzma_decompress(data: bytes, size: int) -> bytes:
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    try:
+        raw = decoder.decompress(data, max_length=size)
+        while not decoder.eof and len(raw) <= size:  # the end marker may still be due
+            more = decoder.decompress(b"", max_length=size + 1 - len(raw))
+            if not more and decoder.needs_input:
+                break
+            raw += more
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError("lzma data are damaged") from error
+    if not decoder.eof or decoder.unused_data:
+        raise UserError(f"lzma data do not end after the {size:,} declared bytes")
+    return raw
+
+
+_ZSTD_WINDOW = 27
+"""Largest window accepted on reading, log2 bytes: that of level 22."""
+
+
+def _zstd_compress(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
+
+
+def _zstd_decompress(data: bytes, size: int) -> bytes:
+    try:
+        # The frame states its size, and the decoder would allocate it: look first.
+        declared = zstandard.get_frame_parameters(data).content_size
+        if declared != size:
+            raise UserError(f"zstd data state another size than the {size:,} declared bytes")
+        decoder = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW)
+        return decoder.decompress(data, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise UserError("zstd data are damaged") from error
+
+
+def _brotli_compress(raw: bytes) -> bytes:
+    compressed: bytes = brotli.compress(raw, quality=11, lgwin=24)
+    return compressed
+
+
+def _brotli_decompress(data: bytes, size: int) -> bytes:
+    decoder = brotli.Decompressor()
+    pieces, total, pending = [], 0, data
+    try:
+        while not decoder.is_finished() and total <= size:
+            # The limit is a hint, kept to a block of the decoder's own; it stops a bomb within that block.
+            piece = decoder.process(pending, output_buffer_limit=max(1, min(size + 1 - total, 1 << 20)))
+            if not piece and not pending and decoder.can_accept_more_data():
+                break
+            pieces.append(piece)
+            total += len(piece)
+            pending = b""
+    except brotli.error as error:
+        raise UserError("brotli data are damaged") from error
+    if not decoder.is_finished():
+        raise UserError(f"brotli data do not end after the {size:,} declared bytes")
+    return b"".join(pieces)
+
+
+def _stored(raw: bytes, size: int = 0) -> bytes:
+    return raw
+
+
+CODECS: dict[str, Codec] = {}
+"""Every codec by name; the order decides between equal sizes."""
+
+
+def register(codec: Codec) -> None:
+    """Let `codec` compete for every block from now on. Raises `ValueError` for a name that is taken."""
+    if codec.name in CODECS:
+        raise ValueError(f"there is already a codec {codec.name}")
+    CODECS[codec.name] = codec
+
+
+register(ByteCodec("stored", "packed", _stored, _stored))
+for _layout in ("packed", "bytes"):
+    register(ByteCodec("lzma", _layout, _lzma_compress, _lzma_decompress))
+    register(ByteCodec("zstd", _layout, _zstd_compress, _zstd_decompress))
+    register(ByteCodec("brotli", _layout, _brotli_compress, _brotli_decompress))
+
+
+def encode_all(streams: Sequence[Stream], values: Sequence[Values]) -> dict[str, bytes]:
+    """The block in the bytes of every codec, by codec name. The compressors run in threads, as they free the GIL."""
+    # Of 8-bit values the two layouts are the same bytes: once is enough.
+    same = all(stream.bits == 8 for stream in streams)
+    codecs = [codec for name, codec in CODECS.items() if not (same and name.endswith("/bytes"))]
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        results = list(pool.map(lambda codec: codec.encode(streams, values), codecs))
+    return {codec.name: data for codec, data in zip(codecs, results, strict=True)}
+
+
+def encode_smallest(streams: Sequence[Stream], values: Sequence[Values]) -> tuple[str, bytes]:
+    """Name and bytes of the codec that makes the block smallest, the first registered among equals."""
+    encoded = encode_all(streams, values)
+    name = min(encoded, key=lambda codec: len(encoded[codec]))
+    return name, encoded[name]
