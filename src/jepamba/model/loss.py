@@ -29,13 +29,23 @@ def softcap(logits: Tensor, kind: str, cap: float) -> Tensor:
     return cap * (u * (1.0 - square / 3.0 + square * square / 15.0)).clamp(-1.0, 1.0)
 
 
-def softcap_slope(logits: Tensor, kind: str, cap: float) -> Tensor:
-    """Derivative of `softcap` at `logits`; 0 where the polynomial's value is clamped."""
+def _cap_in_place(raw: Tensor, kind: str, cap: float) -> tuple[Tensor, Tensor | None]:
+    """(softcap(raw), its slope, or None for 1 everywhere); overwrites `raw`.
+
+    The same function as `softcap`, written in place: these passes over the vocabulary are most of what a small model
+    does besides matrix products. The slope is 0 where the polynomial's value is clamped.
+    """
+    if kind == "off":
+        return raw, None
     if kind == "tanh":
-        return 1.0 - torch.tanh(logits / cap).square()
-    square = (logits / cap).square()
-    inside = (logits / cap * (1.0 - square / 3.0 + square * square / 15.0)).abs() < 1.0
-    return (1.0 - square + square * square / 3.0) * inside
+        unit = raw.div_(cap).tanh_()
+        return unit * cap, unit.square_().neg_().add_(1.0)
+    u = raw.div_(cap).clamp_(-2.0, 2.0)
+    square = u * u
+    slope = (square / 3.0).sub_(1.0).mul_(square).add_(1.0)
+    unit = square.div(15.0).sub_(1.0 / 3.0).mul_(square).add_(1.0).mul_(u)
+    slope.mul_(unit.abs() < 1.0)
+    return unit.clamp_(-1.0, 1.0).mul_(cap), slope
 
 
 class Losses(NamedTuple):
@@ -65,6 +75,7 @@ class _CappedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, vocab = len(targets_N), len(matrix_VE)
         learning = any(ctx.needs_input_grad)
+        same = features_NE.dtype == matrix_VE.dtype
         matrix = matrix_VE.to(features_NE.dtype)
         ce = bias_V.new_zeros((), dtype=torch.float32)
         z = torch.zeros_like(ce)
@@ -75,21 +86,21 @@ class _CappedCrossEntropy(torch.autograd.Function):
         for start in range(0, count, rows):
             features_nE, targets_n1 = features_NE[start : start + rows], targets_N[start : start + rows].unsqueeze(1)
             raw_nV = (features_nE @ matrix.T).float().add_(bias_V)
-            logits_nV = softcap(raw_nV, kind, cap)
+            logits_nV, slope_nV = _cap_in_place(raw_nV, kind, cap)
             lse_n1 = logits_nV.logsumexp(1, keepdim=True)
             ce += (lse_n1 - logits_nV.gather(1, targets_n1)).sum()
             z += lse_n1.square().sum()
             if not learning:
                 continue
             # d ce = softmax − onehot;  d lse² = 2·lse·softmax.
-            grad_nV = (logits_nV - lse_n1).exp_().mul_((1.0 + 2.0 * z_weight * lse_n1) / count)
+            grad_nV = logits_nV.sub_(lse_n1).exp_().mul_((1.0 + 2.0 * z_weight * lse_n1) / count)
             grad_nV.scatter_add_(1, targets_n1, torch.full_like(lse_n1, -1.0 / count))
-            if kind != "off":
-                grad_nV.mul_(softcap_slope(raw_nV, kind, cap))
+            if slope_nV is not None:
+                grad_nV.mul_(slope_nV)
             grad_bias += grad_nV.sum(0)
             grad_nV = grad_nV.to(features_NE.dtype)
             torch.mm(grad_nV, matrix, out=grad_features[start : start + rows])
-            grad_matrix += grad_nV.T @ features_nE
+            grad_matrix.addmm_(grad_nV.T, features_nE) if same else grad_matrix.add_(grad_nV.T @ features_nE)
         ce, z = ce / count, z / count
         ctx.save_for_backward(grad_features, grad_matrix, grad_bias)
         ctx.mark_non_differentiable(ce, z)

@@ -10,7 +10,7 @@ Shapes: a weight is viewed as R rows of C values; a vector is one row. `w_RC` ha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ FP8_MAX = 448.0
 """Largest finite value of FP8 e4m3 (OCP 8-bit floating point specification, 2023)."""
 
 
+@runtime_checkable
 class Grid(Protocol):
     """What training, export and load ask of a grid."""
 
