@@ -137,7 +137,7 @@ def interval_chart(title: str, x_label: str, rows: Sequence[tuple[str, float, fl
             axes.plot([x for x, _ in singles], [row] * len(singles), "|", color=_SERIES[1], markersize=9)
             axes.plot([mean], [row], "o", color=_SERIES[0], markersize=6)
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.set_title(title)
         axes.set_xlabel(x_label)
 

@@ -1,0 +1,265 @@
+"""The report of a study: paired differences by seed with confidence intervals, as Markdown, pictures and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jepamba.errors import UserError
+from jepamba.progress import duration
+from jepamba.study.charts import Line, interval_chart, line_chart, standalone
+from jepamba.study.compare import MEASURES, Measure, Pair, Result, compare, results
+from jepamba.study.plan import Plan, load_plan
+from jepamba.study.records import number
+from jepamba.study.statistics import MIN_PAIRS, Difference, paired_difference
+
+TITLES: dict[Measure, str] = {
+    "steps": "At equal steps",
+    "time": "At equal time",
+    "artifact": "Finished artifacts",
+}
+_MEANING: dict[Measure, str] = {
+    "steps": "Validation at the last step that both runs of a pair were validated at.",
+    "time": "Validation at the largest second of training that both runs of a pair reached, read off the line between "
+    "two validations. A run that is compared before its end has not had its whole learning-rate warmdown; where time "
+    "is what matters, give the plan a budget in `train.seconds`.",
+    "artifact": "The packed artifact, read back, at its calibrated temperature, plain windows, all validation text.",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A configuration against the baseline by one measure."""
+
+    name: str
+    measure: Measure
+    pairs: tuple[Pair, ...]
+    difference: Difference | None
+    """BPB of the configuration − BPB of the baseline; None without a pair."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as far as it has come."""
+
+    plan: Plan
+    results: list[Result]
+    comparisons: list[Comparison]
+
+
+def read_study(out: Path) -> Study:
+    """The study in `out`. Raises `UserError` if there is none."""
+    if not (out / "plan.toml").is_file():
+        raise UserError(f"{out}: no study here (no plan.toml); start one with `jepamba study run PLAN --out {out}`")
+    plan = load_plan(out / "plan.toml")
+    found = results(plan, out)
+    by_name = {
+        item.name: {result.seed: result for result in found if result.name == item.name} for item in plan.configurations
+    }
+    baseline = by_name[plan.baseline]
+    comparisons = []
+    for measure in MEASURES:
+        for name, runs in by_name.items():
+            if name != plan.baseline:
+                shared = sorted(runs.keys() & baseline.keys())
+                pairs = [pair for s in shared if (pair := compare(runs[s], baseline[s], measure)) is not None]
+                difference = paired_difference(
+                    {pair.seed: pair.value for pair in pairs}, {pair.seed: pair.baseline for pair in pairs}
+                )
+                comparisons.append(Comparison(name, measure, tuple(pairs), difference))
+    return Study(plan, found, comparisons)
+
+
+def report_study(out: Path) -> str:
+    """Write report.md, report.json, differences.svg and curves.svg into `out`; the Markdown.
+
+    Raises `UserError` if `out` holds no study. Runs that have not finished are named, and count as far as they came.
+    """
+    study = read_study(out)
+    text = markdown(study)
+    (out / "differences.svg").write_text(standalone(_differences(study)), encoding="utf-8")
+    (out / "curves.svg").write_text(standalone(_curves(study)), encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(as_json(study), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """The study as plain JSON; an interval that a single pair cannot have is null."""
+    return {
+        "plan": study.plan.to_dict(),
+        "unit": "bits per byte, configuration minus baseline",
+        "comparisons": [
+            {
+                "configuration": item.name,
+                "measure": item.measure,
+                "n": len(item.pairs),
+                "difference": _finite(item.difference.mean) if item.difference else None,
+                "low": _finite(item.difference.low) if item.difference else None,
+                "high": _finite(item.difference.high) if item.difference else None,
+                "sd": _finite(item.difference.sd) if item.difference else None,
+                "verdict": item.difference.verdict if item.difference else "no pairs",
+                "pairs": [asdict(pair) for pair in item.pairs],
+            }
+            for item in study.comparisons
+        ],
+        "runs": [
+            {"configuration": item.name, "seed": item.seed, "finished": item.summary is not None, **_cost(item)}
+            for item in study.results
+        ],
+    }
+
+
+def markdown(study: Study) -> str:
+    """The report as Markdown; the pictures are named as `report_study` writes them."""
+    plan = study.plan
+    lines = [
+        f"# Study {plan.name}",
+        "",
+        plan.question,
+        "",
+        f"Preset `{plan.preset}`; seeds {', '.join(map(str, plan.seeds))}; baseline **{plan.baseline}**.",
+        *([f"Common settings: {_settings(plan.settings)}."] if plan.settings else []),
+        "",
+        *_table(["configuration", "settings"], [[item.name, _settings(item.settings)] for item in plan.configurations]),
+        "",
+        *_missing(study),
+        "Differences are in bits per byte (BPB) of held-out text, configuration minus baseline: a negative one is an "
+        "improvement. They are taken seed by seed: the two runs of a pair share their seed, and so the order of the "
+        "data. The interval is the 95 % Student t interval of the mean difference, not corrected for the number of "
+        f"comparisons. Fewer than {MIN_PAIRS} pairs are never called a difference.",
+        "",
+    ]
+    for measure in MEASURES:
+        lines += [f"## {TITLES[measure]}", "", _MEANING[measure], "", *_comparison_table(study, measure), ""]
+    lines += ["![Differences with intervals](differences.svg)", "", "![Validation curves](curves.svg)", ""]
+    lines += ["## Runs", "", *_run_table(study), ""]
+    return "\n".join(lines)
+
+
+def _comparison_table(study: Study, measure: Measure) -> list[str]:
+    rows = []
+    for item in study.comparisons:
+        if item.measure == measure:
+            found = item.difference
+            if found is None:
+                rows.append([item.name, "–", "–", "–", "–", "0", "no pairs"])
+                continue
+            value, base = (statistics.fmean(getattr(pair, key) for pair in item.pairs) for key in ("value", "baseline"))
+            interval = f"[{found.low:+.4f}, {found.high:+.4f}]" if math.isfinite(found.low) else "–"
+            rows.append(
+                [item.name, f"{value:.4f}", f"{base:.4f}", f"{found.mean:+.4f}", interval, str(found.n), found.verdict]
+            )
+    heads = [
+        "configuration",
+        "BPB",
+        f"{study.plan.baseline}, same seeds",
+        "difference",
+        "95 % interval",
+        "n",
+        "verdict",
+    ]
+    return _table(heads, rows)
+
+
+def _run_table(study: Study) -> list[str]:
+    rows = []
+    for item in study.results:
+        cost = _cost(item)
+        seconds = cost["seconds"]
+        rows.append(
+            [
+                item.name,
+                str(item.seed),
+                _figure(cost["bpb_plain"], ".4f"),
+                _figure(cost["bpb_calibrated"], ".4f"),
+                _figure(cost["steps"], ",.0f"),
+                "–" if seconds is None else duration(seconds),
+                _figure(cost["parameters_kept"], ",.0f"),
+                _figure(cost["artifact_bytes"], ",.0f"),
+            ]
+        )
+    heads = [
+        "configuration",
+        "seed",
+        "BPB plain",
+        "BPB calibrated",
+        "steps",
+        "training",
+        "parameters",
+        "artifact bytes",
+    ]
+    return _table(heads, rows)
+
+
+def _missing(study: Study) -> list[str]:
+    finished = {(item.name, item.seed) for item in study.results if item.summary is not None}
+    missing = [
+        f"{item.name}, seed {seed}"
+        for seed in study.plan.seeds
+        for item in study.plan.configurations
+        if (item.name, seed) not in finished
+    ]
+    return [f"**Not finished:** {'; '.join(missing)}.", ""] if missing else []
+
+
+def _cost(result: Result) -> dict[str, float | None]:
+    found = result.summary or {}
+    plain, calibrated, parameters = (
+        value if isinstance(value := found.get(key), dict) else {}
+        for key in ("bpb_plain", "bpb_calibrated", "parameters")
+    )
+    return {
+        "bpb_plain": number(plain.get("bpb")),
+        "bpb_calibrated": number(calibrated.get("bpb")),
+        "steps": number(found.get("steps")),
+        "seconds": number(found.get("seconds")),
+        "parameters_kept": number(parameters.get("kept")),
+        "artifact_bytes": number(found.get("artifact_bytes")),
+    }
+
+
+def _differences(study: Study) -> str:
+    rows = []
+    for item in study.comparisons:
+        if item.difference is not None:
+            singles = [(pair.value - pair.baseline, 0.0) for pair in item.pairs]
+            label = f"{item.name}, {TITLES[item.measure].lower()}"
+            rows.append((label, item.difference.mean, item.difference.low, item.difference.high, singles))
+    title = f"{study.plan.name}: difference to {study.plan.baseline}"
+    return interval_chart(title, "BPB (left of 0: better); dot: mean, bar: 95 %, ticks: seeds", rows)
+
+
+def _curves(study: Study) -> str:
+    """Mean validation BPB over steps of each configuration, over the seeds that have the step."""
+    lines = []
+    for item in study.plan.configurations:
+        by_step: dict[int, list[float]] = {}
+        for result in study.results:
+            if result.name == item.name and result.curves:
+                longest = max(result.curves.values(), key=len)
+                for step, _seconds, bpb in longest:
+                    by_step.setdefault(step, []).append(bpb)
+        lines.append(Line(item.name, [(step, statistics.fmean(by_step[step])) for step in sorted(by_step)]))
+    return line_chart(f"{study.plan.name}: validation, mean of seeds", "step", "BPB", lines, dots=True)
+
+
+def _settings(settings: Any) -> str:
+    return ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in settings.items()) or "–"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,140 @@
+"""What a study's report says: the right pairs, at the right step and second, and no more certainty than there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import tomli_w
+
+from jepamba.errors import UserError
+from jepamba.study.compare import Result, compare
+from jepamba.study.report import as_json, read_study, report_study
+
+PLAN = {
+    "name": "small",
+    "question": "Is b better than a?",
+    "preset": "quick",
+    "seeds": [1, 2, 3],
+    "baseline": "a",
+    "run": [{"name": "a"}, {"name": "b", "settings": {"jepa.weight": 0.0}}],
+    "settings": {"train.steps": 40},
+}
+
+
+def val(step: int, seconds: float, bpb: float, size: int = 1000) -> dict[str, Any]:
+    return {"kind": "val", "step": step, "seconds": seconds, "bpb": bpb, "bytes": size, "tokens": size // 3}
+
+
+def write(out: Path, name: str, seed: int, vals: list[dict[str, Any]], calibrated: float | None = None) -> None:
+    folder = out / name / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in vals))
+    if calibrated is not None:
+        summary = {
+            "bpb_plain": {"bpb": calibrated + 0.01},
+            "bpb_calibrated": {"bpb": calibrated},
+            "steps": 40,
+            "seconds": 8.0,
+            "parameters": {"kept": 1000},
+            "artifact_bytes": 700,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def study(out: Path, seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
+    """b is 0.1 BPB better at every step and takes twice the time."""
+    out.mkdir(exist_ok=True)
+    (out / "plan.toml").write_text(tomli_w.dumps(PLAN))
+    for seed in seeds:
+        noise = 0.01 * seed
+        write(out, "a", seed, [val(s, s * 0.1, 3 - s / 40 + noise) for s in (10, 20, 30, 40)], 2.0 + noise)
+        write(out, "b", seed, [val(s, s * 0.2, 2.9 - s / 40 + noise * 1.1) for s in (10, 20, 30, 40)], 1.9 + noise)
+    return out
+
+
+def found(out: Path, measure: str) -> dict[str, Any]:
+    (item,) = [item for item in as_json(read_study(out))["comparisons"] if item["measure"] == measure]
+    return item
+
+
+def test_equal_steps(tmp_path: Path) -> None:
+    item = found(study(tmp_path / "s"), "steps")
+    assert item["n"] == 3
+    assert item["difference"] == pytest.approx(-0.098)
+    assert item["verdict"] == "lower"
+    assert [pair["at"] for pair in item["pairs"]] == [40.0] * 3
+
+
+def test_equal_time_compares_at_the_last_second_that_both_reached(tmp_path: Path) -> None:
+    # a ends at 4 s; b has then done 20 of its 40 steps.
+    item = found(study(tmp_path / "s"), "time")
+    assert [pair["at"] for pair in item["pairs"]] == [4.0] * 3
+    assert item["pairs"][0]["value"] == pytest.approx(2.9 - 20 / 40 + 0.011)
+    assert item["verdict"] == "higher"
+
+
+def test_equal_time_is_interpolated() -> None:
+    a = Result("a", 1, {1000: [(10, 1.0, 3.0), (20, 2.0, 2.0)]}, None)
+    b = Result("b", 1, {1000: [(10, 1.5, 3.0), (20, 3.5, 1.0)]}, None)
+    pair = compare(b, a, "time")
+    assert pair is not None
+    assert (pair.at, pair.value, pair.baseline) == (2.0, 2.5, 2.0)
+
+
+def test_validations_of_different_text_are_not_compared() -> None:
+    # Whole validation only at the end, at different steps and seconds; a part of the text on the way.
+    a = Result("a", 1, {100: [(10, 1.0, 3.0), (20, 2.0, 2.5)], 1000: [(30, 3.0, 2.2)]}, None)
+    b = Result("b", 1, {100: [(10, 2.0, 2.8), (20, 4.0, 2.3)], 1000: [(25, 5.0, 2.1)]}, None)
+    steps, time = compare(b, a, "steps"), compare(b, a, "time")
+    assert steps is not None
+    assert time is not None
+    assert (steps.at, steps.value, steps.baseline) == (20.0, 2.3, 2.5)
+    assert (time.at, time.value, time.baseline) == (2.0, 2.8, 2.5)
+    c = Result("c", 1, {7: [(30, 3.0, 1.0)]}, None)
+    assert compare(c, a, "steps") is None
+    assert compare(c, a, "time") is None
+    assert compare(c, a, "artifact") is None
+
+
+def test_two_seeds_are_too_few_to_call_it_a_difference(tmp_path: Path) -> None:
+    out = study(tmp_path / "s", seeds=(1, 2))
+    assert {found(out, measure)["verdict"] for measure in ("steps", "time", "artifact")} == {"too few pairs"}
+    text = report_study(out)
+    assert "**Not finished:** a, seed 3; b, seed 3." in text
+    assert "lower |" not in text
+    assert "higher |" not in text
+
+
+def test_the_report_has_tables_pictures_and_json(tmp_path: Path) -> None:
+    out = study(tmp_path / "s")
+    text = report_study(out)
+    assert text == (out / "report.md").read_text()
+    assert "| b | 1.9200 | 2.0200 | -0.1000 | [-0.1000, -0.1000] | 3 | lower |" in text
+    assert "Is b better than a?" in text
+    assert "`jepa.weight = 0.0`" in text
+    for picture in ("differences.svg", "curves.svg"):
+        assert f"({picture})" in text
+        assert ElementTree.parse(out / picture).getroot().tag.endswith("svg")
+    assert len(json.loads((out / "report.json").read_text())["runs"]) == 6
+
+
+def test_a_single_pair_has_no_interval(tmp_path: Path) -> None:
+    out = study(tmp_path / "s", seeds=(2,))
+    item = found(out, "steps")
+    assert (item["low"], item["high"], item["n"]) == (None, None, 1)
+    assert "Infinity" not in json.dumps(as_json(read_study(out)), allow_nan=False)
+    report_study(out)
+
+
+def test_a_study_that_has_not_begun_is_reported_too(tmp_path: Path) -> None:
+    text = report_study(study(tmp_path / "s", seeds=()))
+    assert "no pairs" in text
+
+
+def test_no_study_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study here"):
+        report_study(tmp_path)

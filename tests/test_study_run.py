@@ -1,0 +1,159 @@
+"""Running plans: what is skipped, resumed, reported and refused, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jepamba.errors import UserError
+from jepamba.study import run as study_run
+from jepamba.study.plan import Plan, parse_plan
+from jepamba.study.run import cells, run_plan
+
+
+def plan(**settings: object) -> Plan:
+    return parse_plan(
+        {
+            "name": "small",
+            "question": "Is it?",
+            "preset": "quick",
+            "seeds": [1, 2],
+            "baseline": "a",
+            "run": [{"name": "a"}, {"name": "b", "settings": {"jepa.weight": 0.0}}],
+            "settings": {"train.steps": 3, **settings},
+        },
+        "plan",
+    )
+
+
+class Trainer:
+    """Stands in for the process of a run: notes the command and leaves what a run would leave."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.fail: set[str] = set()
+        self.stop_at = ""
+
+    def __call__(self, command: list[str]) -> int:
+        words = command[3:]
+        folder = Path(words[-1])
+        key = f"{folder.parent.name}/{folder.name}"
+        self.commands.append([words[0], key])
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").write_text("")
+        if key == self.stop_at:
+            raise KeyboardInterrupt
+        if key in self.fail:
+            return 2
+        (folder / "summary.json").write_text(json.dumps({"bpb_plain": {"bpb": 2.0}}))
+        return 0
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    trainer = Trainer()
+    monkeypatch.setattr(study_run, "_process", trainer)
+    return trainer
+
+
+def test_every_cell_runs_once_seed_by_seed(tmp_path: Path, trainer: Trainer) -> None:
+    outcomes = run_plan(plan(), tmp_path / "s")
+    assert trainer.commands == [
+        ["train", "a/seed-1"],
+        ["train", "b/seed-1"],
+        ["train", "a/seed-2"],
+        ["train", "b/seed-2"],
+    ]
+    assert {outcome.state for outcome in outcomes} == {"finished"}
+    assert {outcome.state for outcome in run_plan(plan(), tmp_path / "s")} == {"skipped"}
+    assert len(trainer.commands) == 4
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_resumed_next_time(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.fail = {"b/seed-1"}
+    states = {(o.name, o.seed): o.state for o in run_plan(plan(), tmp_path / "s")}
+    assert states == {("a", 1): "finished", ("b", 1): "failed", ("a", 2): "finished", ("b", 2): "finished"}
+    trainer.fail, trainer.commands = set(), []
+    run_plan(plan(), tmp_path / "s")
+    assert trainer.commands == [["resume", "b/seed-1"]]
+
+
+def test_an_interrupt_leaves_everything_resumable(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.stop_at = "b/seed-1"
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(plan(), tmp_path / "s")
+    trainer.stop_at, trainer.commands = "", []
+    outcomes = run_plan(plan(), tmp_path / "s")
+    assert trainer.commands == [["resume", "b/seed-1"], ["train", "a/seed-2"], ["train", "b/seed-2"]]
+    assert [outcome.state for outcome in outcomes] == ["skipped", "finished", "finished", "finished"]
+
+
+def test_a_broken_summary_is_no_finished_run(tmp_path: Path, trainer: Trainer) -> None:
+    run_plan(plan(), tmp_path / "s")
+    (tmp_path / "s/a/seed-1/summary.json").write_text('{"bpb_pl')
+    trainer.commands = []
+    run_plan(plan(), tmp_path / "s")
+    assert trainer.commands == [["resume", "a/seed-1"]]
+
+
+def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(tmp_path: Path, trainer: Trainer) -> None:
+    run_plan(plan(), tmp_path / "s")
+    trainer.commands = []
+    with pytest.raises(UserError, match=r"was run with optim\.clip = 1\.0, the plan now says 2\.0"):
+        run_plan(plan(**{"optim.clip": 2.0}), tmp_path / "s")
+    assert trainer.commands == []
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path, trainer: Trainer) -> None:
+    (tmp_path / "s/a/seed-1").mkdir(parents=True)
+    with pytest.raises(UserError, match="not of this study"):
+        run_plan(plan(), tmp_path / "s")
+    assert trainer.commands == []
+
+
+def test_two_processes_cannot_run_one_study(tmp_path: Path, trainer: Trainer) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    with study_run._only_one(out), pytest.raises(UserError, match="another process"):
+        run_plan(plan(), out)
+
+
+def test_pairs_share_everything_but_their_settings(tmp_path: Path) -> None:
+    a, b = cells(plan(), tmp_path)[:2]
+    assert (a.run.data, a.run.train, a.run.optim) == (b.run.data, b.run.train, b.run.optim)
+    assert a.run.train.seed == b.run.train.seed == 1
+
+
+CHILD = """
+import signal, sys, time, pathlib
+def stop(number, frame):
+    pathlib.Path(sys.argv[1]).write_text(str(number))
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path(sys.argv[1] + ".ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Path, number: int) -> None:
+    note = tmp_path / "note"
+
+    def interrupt() -> None:
+        while not Path(f"{note}.ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), study_run._terminate_as_interrupt():
+        study_run._process([sys.executable, "-c", CHILD, str(note)])
+    thread.join()
+    assert note.read_text() == str(int(signal.SIGINT))
