@@ -1,0 +1,135 @@
+"""A folder of shards of our own making: shards, the tokenizer that made them, and `meta.json`, which describes both.
+
+`meta.json` is what makes such a folder complete: the shards that it lists are the ones that are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jepamba.data.shards import open_shard
+from jepamba.data.tokens import Tokens
+from jepamba.errors import UserError
+from jepamba.text.tokenizers import Tokenizer, load_tokenizer
+
+META = "meta.json"
+FORMAT = "jepamba tokens 1"
+TOKENIZER_FILE = {"bytes": "tokenizer.bytes", "sentencepiece": "tokenizer.model"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a folder, as `meta.json` describes it."""
+
+    documents: int
+    text_bytes: int
+    """UTF-8 bytes of the original documents."""
+    decoded_bytes: int
+    """Bytes that the tokens give back; other than `text_bytes` if the tokenizer normalises text."""
+    tokens: int
+    """Tokens, one BOS a document included."""
+    shards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TokenFolder:
+    """A folder of shards with its tokenizer and splits; opened by `open_folder`."""
+
+    path: Path
+    tokenizer: Tokenizer
+    splits: Mapping[str, Split]
+
+    def tokens(self, split: str) -> Tokens:
+        """The tokens of `split`, every shard checked. Raises `UserError` naming the folder or the shard."""
+        if split not in self.splits:
+            raise UserError(f"{self.path}: no {split!r} split; there is {', '.join(self.splits) or 'none'}")
+        expected = self.splits[split]
+        shards = [open_shard(self.path / name, self.tokenizer.vocab_size) for name in expected.shards]
+        tokens = Tokens(shards, self.tokenizer, expected.text_bytes)
+        if len(tokens) != expected.tokens:
+            raise UserError(
+                f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards hold {len(tokens)}; "
+                "build the folder again"
+            )
+        return tokens
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder with a `meta.json` of ours."""
+    try:
+        return _read_json(Path(path) / META).get("format") == FORMAT
+    except UserError:
+        return False
+
+
+def open_folder(path: str | Path) -> TokenFolder:
+    """The folder of shards at `path`. Raises `UserError` if `meta.json` or the tokenizer is damaged or missing."""
+    folder = Path(path)
+    meta = _read_json(folder / META)
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{folder / META}: not the description of a folder of shards ({FORMAT!r})")
+    try:
+        kind = _text(meta["tokenizer"]["kind"])
+        fingerprint = _text(meta["tokenizer"]["fingerprint"])
+        splits = {_text(name): _split(values) for name, values in meta["splits"].items()}
+        file = folder / TOKENIZER_FILE[kind]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder / META}: damaged ({type(error).__name__}: {error}); build the folder again") from None
+    try:
+        tokenizer = load_tokenizer(kind, file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the tokenizer of the shards ({error.strerror})") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    if tokenizer.fingerprint != fingerprint:
+        raise UserError(f"{file}: not the tokenizer that made these shards; build the folder again")
+    return TokenFolder(folder, tokenizer, splits)
+
+
+def describe(tokenizer: Tokenizer, splits: Mapping[str, Split]) -> str:
+    """The text of a `meta.json`."""
+    meta = {
+        "format": FORMAT,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "separator": tokenizer.separator,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "splits": {name: asdict(split) for name, split in splits.items()},
+    }
+    return json.dumps(meta, indent=2) + "\n"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: damaged, not JSON; build the folder again") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{file}: damaged, not a JSON object; build the folder again")
+    return meta
+
+
+def _split(values: Mapping[str, Any]) -> Split:
+    names = tuple(_text(name) for name in values["shards"])
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"a shard named {name!r}")
+    counts = {key: values[key] for key in ("documents", "text_bytes", "decoded_bytes", "tokens")}
+    for key, value in counts.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{key} = {value!r}")
+    return Split(**counts, shards=names)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} where a name belongs")
+    return value

@@ -1,0 +1,122 @@
+"""Windows of a token stream, in an order that a seed decides and a few numbers can restore.
+
+Shapes: B windows, T tokens each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jepamba.data.tokens import Tokens
+from jepamba.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for one forward pass; on the CPU."""
+
+    inputs_BT: Int64[Tensor, "B T"]
+    targets_BT: Int64[Tensor, "B T"]
+    """The inputs shifted by one: what each position is to predict."""
+    reset_BT: Bool[Tensor, "B T"]
+    """True where a document starts, that is, where the recurrent state is to be forgotten."""
+
+
+class Loader:
+    """Endless batches of windows of `sequence` inputs; each window of an epoch comes exactly once.
+
+    Arguments: `tokens`; `sequence`, T; `seed` of the order; `shuffle`: a new permutation each epoch, and windows cut at
+    a new offset, so that no place is always a window's edge; off: in order, from the first token. `reset`: mark where
+    documents start. Raises `UserError` if the stream is shorter than one window and its last target.
+    """
+
+    def __init__(self, tokens: Tokens, sequence: int, seed: int, shuffle: bool = True, reset: bool = True) -> None:
+        if sequence < 1:
+            raise ValueError(f"windows of {sequence} tokens")
+        if len(tokens) < sequence + 1:
+            raise UserError(
+                f"the text has {len(tokens)} tokens, less than one window of {sequence} and its last target: "
+                "give more text or a smaller data.sequence"
+            )
+        self.tokens, self.sequence, self.seed, self.shuffle = tokens, sequence, seed, shuffle
+        self._bos = tokens.bos_id if reset else None
+        self._open(0, 0)
+
+    def _open(self, epoch: int, position: int) -> None:
+        """Go to window `position` of `epoch`."""
+        spare = len(self.tokens) - 1
+        offset = 0
+        if self.shuffle:
+            random = np.random.default_rng((self.seed, epoch))
+            offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
+        count = (spare - offset) // self.sequence
+        starts = offset + self.sequence * np.arange(count, dtype=np.int64)
+        self._starts: NDArray[np.int64] = random.permutation(starts) if self.shuffle else starts
+        self._epoch, self._position = epoch, position
+
+    @property
+    def windows(self) -> int:
+        """Windows of the current epoch (one more or less than another epoch's, where shuffled)."""
+        return len(self._starts)
+
+    @property
+    def epoch_float(self) -> float:
+        """Epochs passed, with the share of the current one."""
+        return self._epoch + self._position / self.windows
+
+    def next(self, count: int) -> Batch:
+        """The next `count` windows, across the ends of epochs."""
+        if count < 1:
+            raise ValueError(f"a batch of {count} windows")
+        windows = np.empty((count, self.sequence + 1), dtype=np.int64)
+        for row in range(count):
+            if self._position == self.windows:
+                self._open(self._epoch + 1, 0)
+            start = int(self._starts[self._position])
+            windows[row] = self.tokens.read(start, start + self.sequence + 1)
+            self._position += 1
+        both = torch.from_numpy(windows)
+        inputs_BT = both[:, :-1].contiguous()
+        reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
+        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT)
+
+    def state(self) -> dict[str, int]:
+        """The position, for `restore` of a loader over the same tokens with the same settings."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "tokens": len(self.tokens),
+            "sequence": self.sequence,
+            "seed": self.seed,
+            "shuffle": int(self.shuffle),
+        }
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go to where `state()` was taken; the batches that follow are those that followed then.
+
+        Raises `UserError` for the state of other tokens or other settings: their windows are not these.
+        """
+        here = self.state()
+        if set(state) != set(here) or not all(type(value) is int for value in state.values()):
+            raise UserError("the position in the data is damaged")
+        for name in ("tokens", "sequence", "seed", "shuffle"):
+            if state[name] != here[name]:
+                raise UserError(
+                    f"the position in the data was saved with {name} = {state[name]}, here it is {here[name]}: "
+                    "the data or its settings changed"
+                )
+        epoch, position = state["epoch"], state["position"]
+        if not 0 <= epoch < 2**31:
+            raise UserError("the position in the data is damaged")
+        self._open(epoch, 0)
+        if not 0 <= position <= self.windows:
+            self._open(here["epoch"], here["position"])
+            raise UserError("the position in the data is damaged")
+        self._position = position

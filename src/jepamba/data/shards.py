@@ -1,0 +1,153 @@
+"""The shard format (spec section 7): 256 little-endian int32 of header, then 16-bit tokens.
+
+Header: magic 20240520, version 1, token count, zeros.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepamba.errors import UserError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 1024
+SHARD_TOKENS = 100_000_000
+"""Longer token streams are split into several shards."""
+_CHECKED_AT_ONCE = 1 << 24
+
+
+def _header(count: int) -> bytes:
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
+
+
+def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
+    """Write `tokens` (N,) as one shard, all of it or nothing.
+
+    Raises `ValueError` for a token outside 16 bits, no tokens, or too many for a header.
+    """
+    if not 0 < tokens.size < 2**31:
+        raise ValueError(f"a shard of {tokens.size} tokens: the format holds 1 to 2^31 - 1")
+    if tokens.min() < 0 or tokens.max() > 0xFFFF:
+        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}: the format holds 16 bits")
+    write_bytes(Path(path), _header(tokens.size), np.ascontiguousarray(tokens, dtype="<u2").tobytes())
+
+
+def write_bytes(path: Path, *parts: bytes) -> None:
+    """Write `parts` as the file `path`, all of it or nothing; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def open_shard(path: str | Path, vocab_size: int) -> NDArray[np.uint16]:
+    """The tokens (N,) of a shard, read-only and mapped from the file, after checking all of it.
+
+    Arguments: `vocab_size`, which every token must lie below. Raises `UserError` naming the file if magic, version,
+    count, size or a token is wrong.
+    """
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            raw = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the shard ({error.strerror})") from None
+    if len(raw) < HEADER_BYTES:
+        raise UserError(f"{path}: not a shard: {size} bytes, shorter than its header of {HEADER_BYTES}")
+    magic, version, count = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))
+    if magic != MAGIC:
+        raise UserError(f"{path}: not a shard: it starts with {magic} instead of the magic number {MAGIC}")
+    if version != VERSION:
+        raise UserError(f"{path}: shard version {version}; this program reads version {VERSION}")
+    if count <= 0:
+        raise UserError(f"{path}: the header says {count} tokens; a shard has at least one")
+    if size != HEADER_BYTES + 2 * count:
+        raise UserError(
+            f"{path}: the header says {count} tokens, that is {HEADER_BYTES + 2 * count} bytes, but the file has {size}"
+        )
+    tokens = np.memmap(file, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    if vocab_size <= 0xFFFF:
+        for start in range(0, count, _CHECKED_AT_ONCE):
+            part = tokens[start : start + _CHECKED_AT_ONCE]
+            worst = int(part.argmax())
+            if part[worst] >= vocab_size:
+                raise UserError(
+                    f"{path}: token {part[worst]} at position {start + worst}, but the tokenizer has {vocab_size} "
+                    "symbols; use the tokenizer that the shards were made with"
+                )
+    return tokens
+
+
+class ShardWriter:
+    """Appends tokens to numbered shards `{name}_{split}_000000.bin`, … in `folder`; a context that closes the last one.
+
+    The files are whole once the context is left; who needs all or nothing writes into a folder that is moved later.
+    Arguments: `limit`, the most tokens of one shard.
+    """
+
+    def __init__(self, folder: Path, name: str, split: str, limit: int = SHARD_TOKENS) -> None:
+        self.folder, self.name, self.split, self.limit = folder, name, split, limit
+        self.files: list[tuple[str, int]] = []
+        """File name and token count of every finished shard."""
+        self._file: BinaryIO | None = None
+        self._count = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def append(self, tokens: NDArray[np.uint16]) -> None:
+        """Add `tokens` (N,)."""
+        for part in self._fitting(tokens):
+            if self._file is None:
+                self._file = (self.folder / self._next_name()).open("wb")
+                self._file.write(bytes(HEADER_BYTES))
+            self._file.write(np.ascontiguousarray(part, dtype="<u2").tobytes())
+            self._count += part.size
+
+    def _fitting(self, tokens: NDArray[np.uint16]) -> Iterator[NDArray[np.uint16]]:
+        while tokens.size:
+            if self._count == self.limit:
+                self._finish()
+            room = self.limit - self._count
+            yield tokens[:room]
+            tokens = tokens[room:]
+
+    def _next_name(self) -> str:
+        return f"{self.name}_{self.split}_{len(self.files):06d}.bin"
+
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        # The magic goes in last: a shard that was cut short is none.
+        self._file.seek(0)
+        self._file.write(_header(self._count))
+        self._file.close()
+        self.files.append((self._next_name(), self._count))
+        self._file, self._count = None, 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        elif self._file is not None:
+            self._file.close()

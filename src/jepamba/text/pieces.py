@@ -1,0 +1,187 @@
+"""SentencePiece models: encoding, and the exact bytes of every piece.
+
+Where a model's pieces stand for spaces, "▁" (U+2581) does: in a piece, "▁" is one byte of text, except that a leading
+one counts nothing right after a control token, where a model puts it in front of a document of its own accord (spec
+section 3). `decode` and `target_bytes` share one table, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from jepamba.errors import UserError
+from jepamba.text.protocol import Ids, Kind, checked, utf8
+
+SPACE = "▁"
+_SPACE_BYTES = SPACE.encode()
+_CUT = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_THREADS = min(os.cpu_count() or 1, 8)
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model (BPE or unigram), with or without byte fallback.
+
+    Arguments: `blob`, the bytes of a `.model` file. Raises `UserError` if they are no valid model, or one with more
+    than 65,536 pieces, without BOS, or with whitespace as a suffix.
+
+    `encode` gives the library's ids, with two exceptions that keep text whole. A document that starts with a space gets
+    one more "▁" if the model adds none itself, because the first one counts nothing. The character "▁" itself, which
+    the library would turn into a space, becomes its three byte pieces where the model has those and keeps spaces as
+    they are.
+    """
+
+    kind: Kind = "sentencepiece"
+    separator = True
+    cut_chars = 1 << 16
+    """Longer texts are encoded in parts of about so many characters: time and memory would grow faster than length."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._processor = _load(blob)
+        self._blob = bytes(blob)
+        self.vocab_size: int = self._processor.get_piece_size()
+        self.bos_id: int = self._processor.bos_id()
+        self.fingerprint = hashlib.sha256(b"sentencepiece" + self._blob).hexdigest()
+        _require(self.vocab_size <= 65536, f"has {self.vocab_size} pieces; tokens are 16 bit, at most 65,536")
+        _require(self.bos_id >= 0, "has no BOS piece (<s>), which starts each document; train it with bos_id = 1")
+        self._read_pieces()
+        self._learn_habits()
+
+    def encode(self, text: str) -> NDArray[np.uint16]:
+        """The ids of `text`, without BOS. Raises `UserError` for text that has no UTF-8 form."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
+        """`encode` of each text, on all cores."""
+        parts: list[str] = []
+        owners: list[tuple[int, str]] = []
+        for index, text in enumerate(texts):
+            utf8(text)
+            for join, part in self._parts(text):
+                owners.append((index, join))
+                parts.append("x" + part if join == "cut" else part)
+        found: list[list[NDArray[np.uint16]]] = [[] for _ in texts]
+        for (index, join), ids in zip(owners, self._processor.encode(parts, num_threads=_THREADS), strict=True):
+            if join == SPACE:
+                found[index].append(self._space_as_bytes)
+            # A part that follows a cut was encoded after a guard word "x", whose one piece goes again.
+            found[index].append(np.asarray(ids[1:] if join == "cut" else ids, dtype=np.uint16))
+        return [self._whole(ids) for ids in found]
+
+    def decode(self, ids: Ids, previous: int | None = None) -> bytes:
+        """The bytes that `ids` stand for; see `Tokenizer.decode`."""
+        array = checked(ids, self.vocab_size).reshape(-1)
+        before = np.empty_like(array)
+        before[1:] = array[:-1]
+        if array.size:
+            before[0] = self._any_text if previous is None else checked([previous], self.vocab_size)[0]
+        # The second half of the table holds each piece without its leading space.
+        rows = array + self.vocab_size * (self._control[before] & self._leads[array])
+        return b"".join([self._bytes[row] for row in rows.tolist()])
+
+    def target_bytes(self, previous_N: Ids, targets_N: Ids) -> NDArray[np.int64]:
+        """Bytes of each target; see `Tokenizer.target_bytes`."""
+        previous, targets = checked(previous_N, self.vocab_size), checked(targets_N, self.vocab_size)
+        return self._lengths[targets] - (self._control[previous] & self._leads[targets])
+
+    def serialize(self) -> bytes:
+        """The bytes of the `.model` file."""
+        return self._blob
+
+    def lossless_on(self, text: str) -> bool:
+        """Whether `text` comes back to the byte; a model that normalises (NFKC, spaces) may change it."""
+        return self.decode(self.encode(text), previous=self.bos_id) == utf8(text)
+
+    def _read_pieces(self) -> None:
+        model = self._processor
+        ids = range(self.vocab_size)
+        pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        # As in the published accounting, an unknown or unused piece stands for no text either.
+        silent = [model.is_control(index) or model.is_unknown(index) or model.is_unused(index) for index in ids]
+        is_byte = [bool(model.is_byte(index)) for index in ids]
+        self.control_ids = frozenset(index for index in ids if silent[index])
+        self._control = np.array(silent, dtype=np.bool_)
+        text = [
+            b"" if silent[index] else _byte_value(pieces[index]) if is_byte[index] else _piece_bytes(pieces[index])
+            for index in ids
+        ]
+        leads = [pieces[index].startswith(SPACE) and not silent[index] and not is_byte[index] for index in ids]
+        self._leads = np.array(leads, dtype=np.bool_)
+        self._lengths = np.array([len(raw) for raw in text], dtype=np.int64)
+        self._bytes = text + [raw[1:] if lead else raw for raw, lead in zip(text, leads, strict=True)]
+        self._any_text = next((index for index in ids if not silent[index]), -1)
+        _require(self._any_text >= 0, "has no piece that stands for text")
+        self._crossing = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
+        byte_ids = {text[index]: index for index in ids if is_byte[index]}
+        spelled = [byte_ids.get(_SPACE_BYTES[k : k + 1]) for k in range(len(_SPACE_BYTES))]
+        known = [index for index in spelled if index is not None]
+        self._space_as_bytes = np.array(known, dtype=np.uint16)
+        self._space_id = pieces.index(SPACE) if SPACE in pieces else None
+
+    def _learn_habits(self) -> None:
+        """Find out by trial what the model does to spaces: its normaliser is not part of the library's interface."""
+        letter = self._processor.normalize("a")
+        _require(not letter.endswith(SPACE), "treats whitespace as a suffix of words, which this program does not read")
+        self._adds_space = letter.startswith(SPACE)
+        keeps_spaces = self._processor.normalize(" a  b ") == f"{SPACE * self._adds_space}{SPACE}a{SPACE * 2}b{SPACE}"
+        self._spells_space = keeps_spaces and not self._adds_space and len(self._space_as_bytes) == len(_SPACE_BYTES)
+        guard, after = self._processor.encode("x"), self._processor.encode("x x")
+        self._cuts = not self._crossing and len(guard) == 1 and len(after) > 1 and after[0] == guard[0]
+
+    def _parts(self, text: str) -> list[tuple[str, str]]:
+        """`text` in parts to encode one by one, each with what joins it to the part before: "▁", "cut" or ""."""
+        pieces = text.split(SPACE) if self._spells_space else [text]
+        parts: list[tuple[str, str]] = []
+        for index, piece in enumerate(pieces):
+            join, start = SPACE if index else "", 0
+            # No piece spans a space from its left, so encoding the sides of one between two words apart is the same.
+            while self._cuts and len(piece) - start > self.cut_chars:
+                cut = _CUT.search(piece, start + self.cut_chars)
+                if cut is None:
+                    break
+                parts.append((join, piece[start : cut.start()]))
+                join, start = "cut", cut.start()
+            parts.append((join, piece[start:]))
+        return parts
+
+    def _whole(self, found: list[NDArray[np.uint16]]) -> NDArray[np.uint16]:
+        ids = found[0] if len(found) == 1 else np.concatenate(found)
+        if ids.size and self._leads[ids[0]] and not self._adds_space and self._space_id is not None:
+            return np.concatenate([np.array([self._space_id], dtype=np.uint16), ids])
+        return ids
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"SentencePiece model {message}")
+
+
+def _load(blob: bytes) -> sentencepiece.SentencePieceProcessor:
+    _require(len(blob) > 0, "is empty")
+    sentencepiece.set_min_log_level(2)
+    try:
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.load_from_serialized_proto(bytes(blob))
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"SentencePiece model is damaged or none at all: {reason}") from None
+    _require(processor.get_piece_size() > 0, "has no pieces")
+    return processor
+
+
+def _piece_bytes(piece: str) -> bytes:
+    return piece.replace(SPACE, " ").encode("utf-8")
+
+
+def _byte_value(piece: str) -> bytes:
+    match = _BYTE_PIECE.fullmatch(piece)
+    if match is None:
+        raise UserError(f"SentencePiece model has a byte piece named {piece!r}; it should look like <0x0A>")
+    return bytes.fromhex(match[1])
