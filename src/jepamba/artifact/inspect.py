@@ -21,7 +21,8 @@ def inspect(path: Path) -> dict[str, Any]:
     name, part, shape, grid, `values`, `bytes_packed` (scales included, before compression), `bits_per_value` (packed),
     `entropy` (order 0, bits per value, of what its grid stores: the least that a codec blind to context needs, scales
     excluded), `zeros` (share of values that are 0) and `clipped` (share at the grid's largest magnitude; null
-    for plain floating point). `parts` has the totals by part of the model, and `tokenizer` its own row.
+    for plain floating point). `parts` has the totals by part of the model; `bytes_by_part`
+    their packed bytes, and those of the tokenizer, which add up to `packed_bytes`.
     """
     opened = open_artifact(Path(path))
     container, manifest, streams = opened.container, opened.manifest, opened.streams
@@ -45,7 +46,11 @@ def inspect(path: Path) -> dict[str, Any]:
         "codecs": sorted({block.codec for block in container.blocks}),
         "blocks": blocks,
         "parameters": sum(tensor.values for tensor in manifest.tensors.values()),
-        "parts": _parts(tensors),
+        "parts": (parts := _parts(tensors)),
+        "bytes_by_part": {
+            **{part: total["bytes_packed"] for part, total in parts.items()},
+            "tokenizer": manifest.tokenizer_bytes,
+        },
         "tensors": tensors,
         "temperature": manifest.temperature,
         "tokenizer": {**header["tokenizer"], "vocab": opened.tokenizer.vocab_size},

@@ -1,0 +1,52 @@
+"""Cost of single tokens, a slice of the logits at a time.
+
+Legend: N tokens (n of them in a slice), D model width, V vocabulary, K temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Float32, Float64, Int64
+from torch import Tensor
+
+from jepamba.model import LanguageModel
+
+SLICE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 24}
+"""Logits held at once (fp32: 8 and 64 MB), whatever the vocabulary."""
+
+
+def logit_slices(
+    model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"]
+) -> Iterator[tuple[Float32[Tensor, "n V"], Int64[Tensor, " n"]]]:
+    """Soft-capped fp32 logits and their targets, few enough rows at a time to fit `SLICE_LOGITS`."""
+    rows = max(1, SLICE_LOGITS.get(h_ND.device.type, 1 << 21) // model.config.vocab_size)
+    for start in range(0, len(targets_N), rows):
+        yield model.logits(h_ND[start : start + rows]).float(), targets_N[start : start + rows]
+
+
+def token_nats(
+    model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"], temperature: float = 1.0
+) -> Float32[Tensor, " N"]:
+    """−ln p(target) of each token, its logits divided by `temperature`."""
+    parts = [_nats(logits_nV, targets_n, temperature) for logits_nV, targets_n in logit_slices(model, h_ND, targets_N)]
+    return torch.cat(parts) if parts else h_ND.new_zeros(0, dtype=torch.float32)
+
+
+def summed_nats(
+    model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"], temperatures: Sequence[float]
+) -> Float64[Tensor, " K"]:
+    """Sum of −ln p over the tokens at each of the `temperatures`, in float64; the logits are computed once."""
+    total_K = torch.zeros(len(temperatures), dtype=torch.float64)
+    for logits_nV, targets_n in logit_slices(model, h_ND, targets_N):
+        for index, temperature in enumerate(temperatures):
+            total_K[index] += _nats(logits_nV, targets_n, temperature).double().sum().cpu()
+    return total_K
+
+
+def _nats(
+    logits_nV: Float32[Tensor, "n V"], targets_n: Int64[Tensor, " n"], temperature: float
+) -> Float32[Tensor, " n"]:
+    scaled_nV = logits_nV if temperature == 1.0 else logits_nV / temperature
+    return scaled_nV.logsumexp(-1) - scaled_nV.gather(-1, targets_n.unsqueeze(-1)).squeeze(-1)
