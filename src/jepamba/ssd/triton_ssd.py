@@ -9,13 +9,21 @@ Legend: B batch, T time, H heads, P head width, G groups, N state.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from jepamba.errors import UserError
-from jepamba.ssd.triton_kernels import forward_kernel, gradient_kernel, state_kernel
+from jepamba.ssd.triton_kernels import (
+    decay_gradient_kernel,
+    forward_kernel,
+    gradient_kernel,
+    prepare_kernel,
+    state_kernel,
+)
 
 WIDTHS = (32, 64, 128)
 """Head widths that the kernels take."""
@@ -24,8 +32,26 @@ STATES = (16, 32, 64, 128)
 CHUNKS = (16, 32, 64, 128)
 """Chunk lengths that the kernels take."""
 DTYPES = (torch.float32, torch.bfloat16)
+BLOCK = 8
+"""Chunks that a program of the two small kernels takes at once."""
 PROGRAMS = 528
 """Programs that fill a large GPU (four for each of 132 multiprocessors); fewer chunks than that split their heads."""
+
+
+TUNED = {
+    "forward": {"num_warps": 4, "STAGES": 2},
+    "state": {"num_warps": 4, "STAGES": 3},
+    "gradient": {"num_warps": 4, "STAGES": 2},
+}
+"""Launch settings of each kernel for tiles of 64 × 64 (bench/ssd.py --tune measures the others)."""
+
+
+def _launch(kernel: str, L: int, width: int, n: int) -> dict[str, int]:
+    """Launch settings: as tuned, more warps where the tiles are larger."""
+    settings = dict(TUNED[kernel])
+    if max(L, width, n) > 64:
+        settings["num_warps"] = 8
+    return settings
 
 
 def _check(
@@ -55,9 +81,22 @@ def _check(
         raise UserError(f"ssd_triton: {problem}; use ssd_chunked (plain PyTorch) for it")
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last axis is contiguous, as the kernels read it; a copy otherwise."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _tiles(tensor: Tensor, L: int, width: int) -> TensorDescriptor:
+    """Descriptor of a (batch, time, heads, width) tensor for tiles of L tokens of one head; reads past the end give 0.
+
+    The copy engine wants the last axis contiguous and everything else in steps of 16 bytes; a copy is made otherwise.
+    """
+    step = 16 // tensor.element_size()
+    strides = tensor.stride()
+    if strides[3] != 1 or any(s % step or not s for s in strides[:3]) or tensor.data_ptr() % 16:
+        tensor = tensor.contiguous()
+    return TensorDescriptor.from_tensor(tensor.transpose(1, 2), [1, 1, L, width])
+
+
+def _states(tensor: Tensor, block: int) -> TensorDescriptor:
+    """Descriptor of a (batch, heads, chunks, P, N) tensor for blocks of P of one state."""
+    n = tensor.shape[-1]
+    return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-2], n), [1, block, n])
 
 
 def _device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -74,6 +113,31 @@ def _length(chunk: int, tokens: int) -> int:
     return min(chunk, max(16, triton.next_power_of_2(tokens)))
 
 
+class _Decays(NamedTuple):
+    """What `prepare_kernel` makes of dt, A and the resets."""
+
+    dts: Tensor
+    """dt in fp32, (B, H, chunks·L)."""
+    logs: Tensor
+    """Running sum of log2 decays within each chunk, (B, H, chunks·L)."""
+    documents: Tensor
+    """Resets so far within each chunk, int32 (B, chunks·L); without resets any tensor, never read."""
+
+
+def _decays(dt: Tensor, A: Tensor, reset: Tensor | None, L: int) -> _Decays:
+    batch, tokens, heads = dt.shape
+    chunks = triton.cdiv(tokens, L)
+    dts = dt.new_empty(batch, heads, chunks * L, dtype=torch.float32)
+    logs = torch.empty_like(dts)
+    documents = logs if reset is None else dt.new_empty(batch, chunks * L, dtype=torch.int32)
+    prepare_kernel[(heads, batch, triton.cdiv(chunks, BLOCK))](
+        dt, A, *_reset(reset, dt)[:1], dts, logs, documents,
+        tokens, heads, chunks, *dt.stride(), *_reset(reset, dt)[1:],
+        L=L, BLOCK=BLOCK, HAS_RESET=reset is not None,
+    )  # fmt: skip
+    return _Decays(dts, logs, documents)
+
+
 @torch.library.custom_op("jepamba::ssd_forward", mutates_args=())
 def _forward(
     x: Tensor,
@@ -88,24 +152,22 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, final state in fp32, state at each chunk's start in x's dtype: (B, H, chunks, P, N), or empty)."""
-    x, B, C = _rows(x), _rows(B), _rows(C)
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     L = _length(chunk, tokens)
-    chunks = triton.cdiv(tokens, L)
     y = x.new_empty(batch, tokens, heads, width)
     final = x.new_empty(batch, heads, width, n, dtype=torch.float32)
-    starts = x.new_empty((batch, heads, chunks, width, n) if keep else (0,))
-    bytes_, reset_sb, reset_st = _reset(reset, x)
+    starts = x.new_empty((batch, heads, triton.cdiv(tokens, L), width, n) if keep else (0,))
     block = min(width, 64)
     with _device(x):
         forward_kernel[(heads * (width // block), batch)](
-            x, dt, A, B, C, D, x if initial is None else initial.contiguous(), bytes_, y, final, starts,
-            tokens, heads, heads // groups,
-            *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], reset_sb, reset_st,
+            _tiles(x, L, block), *_decays(dt, A, reset, L), _tiles(B, L, n), _tiles(C, L, n), D,
+            x if initial is None else initial.contiguous(),
+            _tiles(y, L, block), final, _states(starts, block) if keep else starts,
+            heads, heads // groups, triton.cdiv(tokens, L), 0,
             L=L, P=width, P_BLOCK=block, N=n,
-            HAS_INITIAL=initial is not None, HAS_RESET=reset is not None, KEEP=keep, STAGES=2,
-            num_warps=8 if L * n > 64 * 64 else 4,
+            HAS_INITIAL=initial is not None, HAS_RESET=reset is not None, KEEP=keep,
+            **_launch("forward", L, block, n),
         )  # fmt: skip
     return y, final, starts
 
@@ -147,51 +209,55 @@ def _backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D and the initial state; `starts` empty means that they are recomputed here."""
-    x, B, C, dy = _rows(x), _rows(B), _rows(C), _rows(dy)
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     per_group = heads // groups
     L = _length(chunk, tokens)
     chunks = triton.cdiv(tokens, L)
-    bytes_, reset_sb, reset_st = _reset(reset, x)
-    fp32 = {"device": x.device, "dtype": torch.float32}
-    dinitial = torch.empty(batch, heads, width, n, **fp32)  # type: ignore[arg-type]
+    dinitial = x.new_empty(batch, heads, width, n, dtype=torch.float32)
     dends = x.new_empty(batch, heads, chunks, width, n)
     block = min(width, 64)
 
     def walk(u: Tensor, V: Tensor, edge: Tensor | None, states: Tensor, last: Tensor, reverse: bool) -> None:
         state_kernel[(heads * (width // block), batch)](
-            u, dt, A, V, u if edge is None else edge.contiguous(), bytes_, states, last,
-            tokens, heads, per_group,
-            *u.stride()[:3], *dt.stride(), *V.stride()[:3], reset_sb, reset_st,
+            _tiles(u, L, block), *decays, _tiles(V, L, n), u if edge is None else edge.contiguous(),
+            _states(states, block), last,
+            heads, per_group, chunks,
             L=L, P=width, P_BLOCK=block, N=n,
-            REVERSE=reverse, HAS_EDGE=edge is not None, HAS_RESET=reset is not None, STAGES=3,
-            num_warps=8 if L * n > 64 * 64 else 4,
+            REVERSE=reverse, HAS_EDGE=edge is not None, HAS_RESET=reset is not None,
+            **_launch("state", L, block, n),
         )  # fmt: skip
 
-    splits = next(
-        s
-        for s in range(1, per_group + 1)
-        if per_group % s == 0 and (batch * chunks * groups * s >= PROGRAMS or s == per_group)
-    )
+    choices = [s for s in range(1, per_group + 1) if per_group % s == 0]
+    splits = next((s for s in choices if batch * chunks * groups * s >= PROGRAMS), per_group)
     parts = (splits, batch, tokens, groups, n)
-    dB = torch.empty(parts, device=x.device, dtype=x.dtype if splits == 1 else torch.float32)
+    dB = x.new_empty(parts, dtype=x.dtype if splits == 1 else torch.float32)
     dC = torch.empty_like(dB)
-    dx = torch.empty(x.shape, device=x.device, dtype=x.dtype)
-    ddt = torch.empty(dt.shape, **fp32)  # type: ignore[arg-type]
-    dA = torch.empty(batch, chunks, heads, **fp32)  # type: ignore[arg-type]
+    dx = x.new_empty(x.shape)
+    ddt = x.new_empty(dt.shape, dtype=torch.float32)
+    sums = x.new_empty(5, batch, heads, chunks * L, dtype=torch.float32)
+    passing = x.new_empty(batch, heads, chunks, width, dtype=torch.float32)
+    blocks = triton.cdiv(chunks, BLOCK)
+    dA = x.new_empty(batch, blocks, heads, dtype=torch.float32)
     dD = torch.empty_like(dA)
     with _device(x):
+        decays = _decays(dt, A, reset, L)
         if starts.numel() == 0:
             starts = torch.empty_like(dends)
             walk(x, B, initial, starts, torch.empty_like(dinitial), reverse=False)
         walk(dy, C, dfinal, dends, dinitial, reverse=True)
         gradient_kernel[(chunks, batch, groups * splits)](
-            x, dt, A, B, C, D, bytes_, dy, starts, dends, dx, ddt, dB, dC, dA, dD,
-            tokens, heads, per_group, dB.stride(0),
-            *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3], reset_sb, reset_st, *dy.stride()[:3],
-            L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None, STAGES=2,
-            num_warps=8 if max(width, n, L) > 64 else 4,
+            _tiles(x, L, width), *decays, _tiles(B, L, n), _tiles(C, L, n), D, _tiles(dy, L, width),
+            _states(starts, width), _states(dends, width), _tiles(dx, L, width), dB, dC, sums, passing,
+            tokens, heads, per_group, chunks, 0, dB.stride(0), sums.stride(0),
+            L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
+            **_launch("gradient", L, width, n),
+        )  # fmt: skip
+        bytes_, reset_sb, reset_st = _reset(reset, dt)
+        decay_gradient_kernel[(heads, batch, blocks)](
+            *decays, A, bytes_, sums, passing, ddt, dA, dD,
+            tokens, heads, chunks, sums.stride(0), reset_sb, reset_st,
+            L=L, P=width, BLOCK=BLOCK, HAS_RESET=reset is not None,
         )  # fmt: skip
     if splits > 1:
         dB, dC = dB.sum(0).to(x.dtype), dC.sum(0).to(x.dtype)
