@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import zstandard
 
@@ -38,22 +38,22 @@ def read_blocks(path: Path, seen: Seen = lambda position: None) -> Iterator[byte
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _unpacked(raw: BinaryIO, codec: str) -> Iterator[bytes]:
+def _unpacked(raw: io.BufferedReader, codec: str) -> Iterator[bytes]:
     if codec == ".zst":
         return _zstd(raw)
     if codec == ".xz":
-        return _blocks(cast(BinaryIO, lzma.LZMAFile(raw)))
+        return _blocks(lzma.LZMAFile(raw))
     if codec == ".gz":
-        return _blocks(cast(BinaryIO, gzip.GzipFile(fileobj=raw)))
+        return _blocks(gzip.GzipFile(fileobj=raw))
     return _blocks(raw)
 
 
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+def _blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
     while block := stream.read(BLOCK):
         yield block
 
 
-def _zstd(raw: BinaryIO) -> Iterator[bytes]:
+def _zstd(raw: io.BufferedReader) -> Iterator[bytes]:
     """All frames of a zstd file. The library's own stream reader takes a file that was cut short for complete."""
     frame = zstandard.ZstdDecompressor().decompressobj()
     started = False

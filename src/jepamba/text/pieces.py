@@ -71,8 +71,8 @@ class SentencePieceTokenizer:
         for (index, join), ids in zip(owners, self._processor.encode(parts, num_threads=_THREADS), strict=True):
             if join == SPACE:
                 found[index].append(self._space_as_bytes)
-            # A part that follows a cut was encoded after a guard word "x", whose one piece goes again.
-            found[index].append(np.asarray(ids[1:] if join == "cut" else ids, dtype=np.uint16))
+            # A part that follows a cut was encoded after a guard word "x", whose ids go again.
+            found[index].append(np.asarray(ids[self._guard :] if join == "cut" else ids, dtype=np.uint16))
         return [self._whole(ids) for ids in found]
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
@@ -133,7 +133,8 @@ class SentencePieceTokenizer:
         keeps_spaces = self._processor.normalize(" a  b ") == f"{SPACE * self._adds_space}{SPACE}a{SPACE * 2}b{SPACE}"
         self._spells_space = keeps_spaces and not self._adds_space and len(self._space_as_bytes) == len(_SPACE_BYTES)
         guard, after = self._processor.encode("x"), self._processor.encode("x x")
-        self._cuts = not self._crossing and len(guard) == 1 and len(after) > 1 and after[0] == guard[0]
+        self._guard = len(guard)
+        self._cuts = not self._crossing and after[: self._guard] == guard
 
     def _parts(self, text: str) -> list[tuple[str, str]]:
         """`text` in parts to encode one by one, each with what joins it to the part before: "▁", "cut" or ""."""

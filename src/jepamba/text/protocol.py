@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ Ids = Sequence[int] | NDArray[np.integer]
 Kind = Literal["bytes", "sentencepiece"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back, and how many bytes of text each id stands for.
 

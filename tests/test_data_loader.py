@@ -1,0 +1,165 @@
+"""The loader: every window once an epoch, in an order that a seed decides and a few numbers restore."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepamba.data import Batch, Loader, Tokens
+from jepamba.errors import UserError
+from jepamba.text import ByteTokenizer, train_bpe
+
+WIDE = train_bpe(["a wide vocabulary is of no use here, ids alone are"], 264)
+
+
+class Counting(ByteTokenizer):
+    """Byte mode with room for more symbols, so that each position of a test's stream can be told apart."""
+
+    vocab_size = 65536
+
+
+def positions(count: int) -> Tokens:
+    """A stream whose token at each position is that position plus one; 0 is BOS and never comes."""
+    return Tokens([np.arange(1, count + 1, dtype=np.uint16)], Counting())
+
+
+def starts(batch: Batch) -> list[int]:
+    return [int(row[0]) - 1 for row in batch.inputs_BT]
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return all(
+        torch.equal(x, y)
+        for x, y in ((a.inputs_BT, b.inputs_BT), (a.targets_BT, b.targets_BT), (a.reset_BT, b.reset_BT))
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 400), st.integers(1, 20), st.integers(0, 5), st.booleans())
+def test_every_window_of_an_epoch_once(length: int, sequence: int, seed: int, shuffle: bool) -> None:
+    if length < sequence + 1:
+        with pytest.raises(UserError, match="less than one window"):
+            Loader(positions(length), sequence, seed, shuffle)
+        return
+    loader = Loader(positions(length), sequence, seed, shuffle)
+    for epoch in range(3):
+        assert loader.epoch_float == epoch
+        seen = starts(loader.next(1))
+        # The first window of an epoch decides its grid, and with it the number of its windows.
+        count = loader.windows
+        if count > 1:
+            seen += starts(loader.next(count - 1))
+        offset = min(seen)
+        # One grid of adjoining windows: none twice, none missing, and no room left for another.
+        assert sorted(seen) == list(range(offset, offset + count * sequence, sequence))
+        assert offset < sequence
+        assert 0 <= length - 1 - (offset + count * sequence) < sequence
+        assert shuffle or seen == list(range(0, count * sequence, sequence))
+        assert loader.epoch_float == epoch + 1
+
+
+def test_targets_are_the_inputs_shifted_by_one() -> None:
+    batch = Loader(positions(1000), 16, 3).next(50)
+    assert batch.inputs_BT.shape == batch.targets_BT.shape == batch.reset_BT.shape == (50, 16)
+    assert batch.inputs_BT.dtype == batch.targets_BT.dtype == torch.int64
+    assert batch.reset_BT.dtype == torch.bool
+    assert torch.equal(batch.targets_BT, batch.inputs_BT + 1)
+    assert torch.equal(batch.inputs_BT[:, 1:], batch.targets_BT[:, :-1])
+    assert not batch.reset_BT.any()
+    assert batch.inputs_BT.is_contiguous()
+    assert batch.targets_BT.is_contiguous()
+
+
+def test_windows_cross_shards() -> None:
+    whole = np.arange(1, 101, dtype=np.uint16)
+    tokens = Tokens([whole[:7], whole[7:8], whole[8:60], whole[60:]], Counting())
+    for shuffle in (True, False):
+        assert equal(Loader(tokens, 9, 1, shuffle).next(30), Loader(positions(100), 9, 1, shuffle).next(30))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_batches_of_any_size_are_the_same_windows(first: list[int], then: list[int]) -> None:
+    """Batches run across the ends of epochs; how many windows come at a time changes nothing."""
+    loader, single = Loader(positions(150), 8, 7), Loader(positions(150), 8, 7)
+    for count in first + then:
+        batch = loader.next(count)
+        assert starts(batch) == [start for _ in range(count) for start in starts(single.next(1))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 80), st.integers(1, 9), st.booleans())
+def test_restored_loader_goes_on_alike(skip: int, count: int, shuffle: bool) -> None:
+    loader = Loader(positions(150), 8, 7, shuffle)
+    if skip:
+        loader.next(skip)
+    state = json.loads(json.dumps(loader.state()))
+    expected = [loader.next(count) for _ in range(12)]
+    other = Loader(positions(150), 8, 7, shuffle)
+    other.next(5)
+    other.restore(state)
+    assert other.state() == state
+    assert all(equal(batch, other.next(count)) for batch in expected)
+    assert other.epoch_float == loader.epoch_float
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def epoch(loader: Loader) -> list[int]:
+        return starts(loader.next(loader.windows))
+
+    assert epoch(Loader(positions(2000), 8, 1)) == epoch(Loader(positions(2000), 8, 1))
+    assert epoch(Loader(positions(2000), 8, 1)) != epoch(Loader(positions(2000), 8, 2))
+    loader = Loader(positions(2000), 8, 1)
+    first = epoch(loader)
+    loader.next(1)
+    second = starts(loader.next(loader.windows - 1))
+    # The grid moves: windows of another epoch are cut elsewhere.
+    assert {start % 8 for start in first} != {start % 8 for start in second}
+    offsets = set()
+    for seed in range(60):
+        offsets.add(starts(Loader(positions(2000), 8, seed).next(1))[0] % 8)
+    assert offsets == set(range(8))
+
+
+def test_resets_mark_where_documents_start() -> None:
+    tokenizer = ByteTokenizer()
+    stream = np.concatenate([np.append(np.uint16(0), tokenizer.encode(text)) for text in ("ab", "c", "defg")])
+    tokens = Tokens([stream], tokenizer)
+    batch = Loader(tokens, 9, 0, shuffle=False).next(1)
+    assert batch.inputs_BT.tolist() == [[0, 97, 98, 0, 99, 0, 100, 101, 102]]
+    assert batch.reset_BT.tolist() == [[i in (0, 3, 5) for i in range(9)]]
+    assert not Loader(tokens, 9, 0, shuffle=False, reset=False).next(1).reset_BT.any()
+    published = Tokens([stream], ByteTokenizer(separator=False))
+    assert not Loader(published, 9, 0, shuffle=False).next(1).reset_BT.any()
+    pieces = Tokens([np.array([1, 7, 8, 1, 9], dtype=np.uint16)], WIDE)
+    assert Loader(pieces, 4, 0, shuffle=False).next(1).reset_BT.tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokens": 151}, {"sequence": 9}, {"seed": 8}, {"shuffle": 0}, {"epoch": -1}, {"position": -1}, {"position": 99}],
+)
+def test_positions_of_other_data_are_refused(change: dict[str, int]) -> None:
+    loader = Loader(positions(150), 8, 7)
+    loader.next(3)
+    before = loader.state()
+    with pytest.raises(UserError, match="position in the data"):
+        loader.restore(before | change)
+    with pytest.raises(UserError, match="damaged"):
+        loader.restore({"epoch": 0})
+    assert loader.state() == before
+    other = Loader(positions(150), 8, 7)
+    other.next(3)
+    assert equal(loader.next(40), other.next(40))
+
+
+def test_wrong_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="windows of 0"):
+        Loader(positions(150), 0, 7)
+    with pytest.raises(ValueError, match="batch of 0"):
+        Loader(positions(150), 8, 7).next(0)
