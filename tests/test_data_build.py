@@ -1,0 +1,427 @@
+"""From text to tokens: splitting, caching, folders of shards, and the refusal of what does not fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jepamba.config import Data
+from jepamba.data import Tokens, build, build_corpus, corpus, is_shards, load_tokens, open_folder, write_shard
+from jepamba.data.folder import is_folder
+from jepamba.data.source import Source, cache_folder
+from jepamba.errors import UserError
+from jepamba.text import ByteTokenizer, Tokenizer, read_documents, read_tokenizer, stdlib_documents, train_bpe
+
+CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+
+DOCUMENTS = [text for _, text in stdlib_documents()[:60]]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes("\0".join(DOCUMENTS).encode())
+    return path
+
+
+def settings(train: Path | str, **changes: object) -> Data:
+    """Byte mode unless `changes` say otherwise, with a cache of the test's own."""
+    folder = Path(train).parent if str(train) != "stdlib" else None
+    values = {"train": str(train), "tokenizer": "bytes", "cache": str(folder / "cache") if folder else ""}
+    return Data(**(values | changes))  # type: ignore[arg-type]
+
+
+def documents_of(tokens: Tokens) -> list[str]:
+    """The documents of a stream, cut at BOS."""
+    stream = tokens.read(0, len(tokens))
+    cuts = np.flatnonzero(stream == tokens.bos_id)
+    assert cuts[0] == 0
+    parts = np.split(stream, cuts[1:])
+    return [tokens.tokenizer.decode(part).decode() for part in parts]
+
+
+def refusal(config: Data) -> str:
+    with pytest.raises(UserError) as caught:
+        corpus(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def files_under(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def tokenizers() -> list[Tokenizer]:
+    return [ByteTokenizer(), train_bpe(DOCUMENTS, 400)]
+
+
+def test_a_built_folder_holds_the_documents(tmp_path: Path) -> None:
+    for tokenizer in tokenizers():
+        out = tmp_path / tokenizer.kind
+        folder = build(DOCUMENTS, tokenizer, out, "val", shard_tokens=10_000)
+        tokens = folder.tokens("val")
+        assert documents_of(tokens) == DOCUMENTS
+        assert len(list(out.glob("*_val_*.bin"))) == -(-len(tokens) // 10_000) > 5
+        split = folder.splits["val"]
+        size = sum(len(text.encode()) for text in DOCUMENTS)
+        assert (split.documents, split.text_bytes, split.decoded_bytes) == (len(DOCUMENTS), size, size)
+        assert (split.tokens, tokens.text_bytes, tokens.decoded_bytes) == (len(tokens), size, size)
+        meta = json.loads((out / "meta.json").read_text())
+        assert meta["tokenizer"]["fingerprint"] == tokenizer.fingerprint
+        assert meta["tokenizer"]["separator"] is True
+        assert open_folder(out).tokenizer.serialize() == tokenizer.serialize()
+        assert is_shards(out)
+        assert oct(out.stat().st_mode)[-3:] == "755"
+
+
+def test_documents_with_a_nul_are_two_and_empty_ones_none(tmp_path: Path) -> None:
+    folder = build(["a\0b", "", "\0", "c"], ByteTokenizer(), tmp_path / "out")
+    assert documents_of(folder.tokens("train")) == ["a", "b", "c"]
+
+
+def test_a_folder_without_separator_has_no_bos(tmp_path: Path) -> None:
+    tokens = build(["ab", "c"], ByteTokenizer(separator=False), tmp_path / "out").tokens("train")
+    assert tokens.read(0, 3).tolist() == [97, 98, 99]
+    assert tokens.bos_id is None
+
+
+def test_splits_are_added_to_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(["first"], ByteTokenizer(), out, "train")
+    folder = build(["second"], ByteTokenizer(), out, "val")
+    assert [folder.tokens(split).text() for split in ("train", "val")] == [b"first", b"second"]
+    before = files_under(out)
+    for documents, tokenizer, split, complaint in (
+        (["x"], ByteTokenizer(), "val", "has a 'val' split already"),
+        (["x"], train_bpe(["some text"], 264), "test", "another tokenizer"),
+        ([], ByteTokenizer(), "test", "nothing to write"),
+        (["x"], ByteTokenizer(), "../test", "letters and digits"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            build(documents, tokenizer, out, split)
+    assert files_under(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_with_other_content_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    for name in ("full", "file"):
+        with pytest.raises(UserError, match=f"{name}: exists"):
+            build(["x"], ByteTokenizer(), tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    assert documents_of(build(["x"], ByteTokenizer(), tmp_path / "empty").tokens("train")) == ["x"]
+    with pytest.raises(UserError, match="cannot write"):
+        build(["x"], ByteTokenizer(), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, extend: bool) -> None:
+    out = tmp_path / "out"
+    if extend:
+        build(["first"], ByteTokenizer(), out, "train")
+    before = files_under(tmp_path)
+
+    def interrupted() -> Iterator[str]:
+        yield "x" * 5_000_000
+        assert list(tmp_path.glob(".out.*/*_val_*.bin"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(interrupted(), ByteTokenizer(), out, "val")
+    assert files_under(tmp_path) == before
+    assert out.exists() is extend
+
+
+def test_what_a_killed_build_leaves_is_not_taken_for_complete(tmp_path: Path, text: Path) -> None:
+    config = settings(text)
+    corpus(config)
+    (entry,) = (Path(config.cache) / "tokens").iterdir()
+    # As after a kill: the hidden folder with finished shards, but without the renaming that completes it.
+    partial = entry.parent / f".{entry.name}.abc.partial"
+    entry.rename(partial)
+    (partial / "text_val_000000.bin").unlink()
+    again = corpus(config)
+    assert sorted(documents_of(again.train) + documents_of(again.val)) == sorted(DOCUMENTS)
+
+
+def test_holdout_is_by_document_and_the_same_for_every_seed_and_order(tmp_path: Path, text: Path) -> None:
+    first = corpus(settings(text))
+    train, val = documents_of(first.train), documents_of(first.val)
+    assert len(val) == round(0.1 * len(DOCUMENTS))
+    assert sorted(train + val) == sorted(DOCUMENTS)
+    assert [document for document in DOCUMENTS if document in set(val)] == val
+    assert first.val_text_bytes == first.val.decoded_bytes == sum(len(document.encode()) for document in val)
+    for seed in (1, 2):
+        assert documents_of(corpus(settings(text, cache=str(tmp_path / "other")), seed).val) == val
+    (tmp_path / "reversed.txt").write_bytes("\0".join(reversed(DOCUMENTS)).encode())
+    assert documents_of(corpus(settings(tmp_path / "reversed.txt")).val) == val[::-1]
+    half = documents_of(corpus(settings(text, holdout=0.5)).val)
+    assert len(half) == len(DOCUMENTS) // 2
+    assert set(val) < set(half)
+
+
+def test_copies_of_a_document_fall_on_one_side(tmp_path: Path) -> None:
+    path = tmp_path / "copies.txt"
+    path.write_bytes("\0".join([f"document {i}" for i in range(10)] * 5).encode())
+    found = corpus(settings(path, holdout=0.3))
+    assert len(documents_of(found.val)) == 15
+    assert not set(documents_of(found.val)) & set(documents_of(found.train))
+
+
+def test_holdout_of_few_documents(tmp_path: Path) -> None:
+    path = tmp_path / "few.txt"
+    path.write_bytes(b"one\0two")
+    for share in (0.01, 0.99):
+        found = corpus(settings(path, holdout=share))
+        assert sorted(documents_of(found.train) + documents_of(found.val)) == ["one", "two"]
+    path.write_bytes(b"only one\0only one")
+    assert "only one document" in refusal(settings(path))
+    assert documents_of(corpus(settings(path, val=str(path))).val) == ["only one"] * 2
+
+
+def test_stdlib_corpus() -> None:
+    found = corpus(Data(tokenizer="bpe", vocab=1024))
+    train, val = documents_of(found.train), documents_of(found.val)
+    texts = [text for _, text in stdlib_documents()]
+    assert sorted(train + val) == sorted(texts)
+    assert len(val) == round(0.1 * len(texts))
+    assert 0.05 < found.val_text_bytes / sum(len(text.encode()) for text in texts) < 0.2
+    assert found.tokenizer.vocab_size == 1024
+    assert len(found.train) < 0.5 * found.train.decoded_bytes
+
+
+def test_own_tokenizer_is_trained_on_the_training_documents_only(tmp_path: Path, text: Path) -> None:
+    config = settings(text, tokenizer="bpe", vocab=500)
+    found = corpus(config)
+    assert found.tokenizer.serialize() == train_bpe(documents_of(found.train), 500).serialize()
+    assert found.tokenizer.serialize() != train_bpe(DOCUMENTS, 500).serialize()
+    other = tmp_path / "val.txt"
+    other.write_text("Validation text has no say in the tokenizer. " * 50)
+    with_val = corpus(settings(text, tokenizer="bpe", vocab=500, val=str(other)))
+    assert with_val.tokenizer.serialize() == train_bpe(DOCUMENTS, 500).serialize()
+    assert with_val.val.text() == other.read_bytes()
+
+
+def test_text_is_read_once_and_again_when_it_changes(
+    text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reads: list[str] = []
+    original = read_documents
+
+    def counted(path: str | Path, *rest: object) -> Iterator[str]:
+        reads.append(str(path))
+        return original(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("jepamba.data.source.read_documents", counted)
+    config = settings(text, tokenizer="bpe", vocab=300)
+    first = corpus(config)
+    assert reads
+    reads.clear()
+    again = corpus(config)
+    assert not reads
+    assert again.train.text() == first.train.text()
+    assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
+    for changed in (
+        settings(text, tokenizer="bpe", vocab=301),
+        settings(text, tokenizer="bpe", vocab=300, holdout=0.2),
+        settings(text, tokenizer="bytes"),
+    ):
+        corpus(changed)
+        assert reads
+        reads.clear()
+    status = text.stat()
+    text.write_bytes(b"\0".join(f"new {i:02d}".encode() for i in range(20)))
+    os.utime(text, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert corpus(config).train.text().startswith(b"new 0")
+    os.utime(text, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    reads.clear()
+    corpus(config)
+    assert reads
+
+
+@pytest.mark.parametrize("damage", ["shard", "meta", "tokenizer", "missing", "model"])
+def test_a_damaged_cache_is_made_again(text: Path, damage: str) -> None:
+    config = settings(text, tokenizer="bpe", vocab=300)
+    before = corpus(config).train.text()
+    (entry,) = (Path(config.cache) / "tokens").iterdir()
+    (model,) = (Path(config.cache) / "tokenizers").iterdir()
+    shard = entry / "text_train_000000.bin"
+    {
+        "shard": lambda: shard.write_bytes(shard.read_bytes()[:-2]),
+        "meta": lambda: (entry / "meta.json").write_text("{"),
+        "tokenizer": lambda: (entry / "tokenizer.model").write_bytes(b"x"),
+        "missing": shard.unlink,
+        "model": lambda: model.write_bytes(b"x"),
+    }[damage]()
+    assert corpus(config).train.text() == before
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder("") == tmp_path / "jepamba"
+    assert cache_folder("elsewhere") == Path("elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder("") == Path.home() / ".cache" / "jepamba"
+
+
+def test_build_corpus_is_what_corpus_sees(tmp_path: Path, text: Path) -> None:
+    config = settings(text, tokenizer="bpe", vocab=400)
+    heard: list[str] = []
+    folder = build_corpus(config, tmp_path / "out", lambda done, total, note="": heard.append(note))
+    assert {"training the tokenizer", "tokenizing"} <= set(heard)
+    direct, through = corpus(config), corpus(settings(tmp_path / "out", tokenizer="bpe"))
+    for a, b in ((direct.train, through.train), (direct.val, through.val)):
+        assert np.array_equal(a.read(0, len(a)), b.read(0, len(b)))
+    assert through.val_text_bytes == direct.val_text_bytes
+    assert folder.tokenizer.fingerprint == direct.tokenizer.fingerprint
+    with pytest.raises(UserError, match="already shards"):
+        build_corpus(settings(tmp_path / "out"), tmp_path / "more")
+    other = tmp_path / "val.txt"
+    other.write_text("validation")
+    both = build_corpus(settings(text, val=str(other)), tmp_path / "both")
+    assert both.splits["train"].documents == len(DOCUMENTS)
+    assert both.tokens("val").text() == b"validation"
+
+
+def test_shards_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path, text: Path) -> None:
+    pieces = build_corpus(settings(text, tokenizer="bpe", vocab=400), tmp_path / "pieces").path
+    plain = build_corpus(settings(text), tmp_path / "plain").path
+    model, other = tmp_path / "own.model", tmp_path / "other.model"
+    shutil.copy(pieces / "tokenizer.model", model)
+    other.write_bytes(train_bpe(DOCUMENTS, 300).serialize())
+    assert corpus(settings(pieces, tokenizer=str(model))).tokenizer.vocab_size == 400
+    assert f"{pieces}: its shards were made with a SentencePiece model of 400" in refusal(settings(pieces))
+    assert "other.model" in refusal(settings(pieces, tokenizer=str(other)))
+    assert f"{plain}: its shards were made with bytes" in refusal(settings(plain, tokenizer="bpe"))
+    assert "contradicts" in refusal(settings(plain, byte_separator="no"))
+    assert f"{pieces}: its shards were made with" in refusal(settings(text, val=str(pieces)))
+    assert "gone.model" in refusal(settings(text, tokenizer=str(tmp_path / "gone.model")))
+    assert "no such file" in refusal(settings(tmp_path / "gone"))
+    assert documents_of(corpus(settings(plain, val=str(text))).val) == DOCUMENTS
+
+
+def published(folder: Path, split: str, streams: list[list[int]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for index, stream in enumerate(streams):
+        write_shard(folder / f"fineweb_{split}_{index:06d}.bin", np.array(stream))
+    return folder
+
+
+def test_published_shards_of_pieces(tmp_path: Path) -> None:
+    tokenizer = train_bpe(DOCUMENTS, 400)
+    (tmp_path / "own.model").write_bytes(tokenizer.serialize())
+    ids = [[1, *tokenizer.encode(text).tolist()] for text in DOCUMENTS[:4]]
+    folder = published(tmp_path / "shards", "train", ids[:3])
+    published(folder, "val", ids[3:])
+    found = corpus(settings(folder, tokenizer=str(tmp_path / "own.model")))
+    assert documents_of(found.train) == DOCUMENTS[:3]
+    assert documents_of(found.val) == DOCUMENTS[3:4]
+    assert found.val.text_bytes is None
+    assert found.val_text_bytes == len(DOCUMENTS[3].encode())
+    assert "do not say what tokenizer" in refusal(settings(folder, tokenizer="bpe"))
+    assert "but the tokenizer has 256 symbols" in refusal(settings(folder))
+    (tmp_path / "small.model").write_bytes(train_bpe(DOCUMENTS, 300).serialize())
+    assert "but the tokenizer has 300 symbols" in refusal(settings(folder, tokenizer=str(tmp_path / "small.model")))
+    (folder / "fineweb_val_000000.bin").unlink()
+    assert "no *_val_*.bin shard" in refusal(settings(folder, tokenizer=str(tmp_path / "own.model")))
+    single = settings(folder / "fineweb_train_000000.bin", tokenizer=str(tmp_path / "own.model"))
+    assert documents_of(corpus(single).val) == DOCUMENTS[:1]
+
+
+def test_published_byte_shards_are_scored_as_they_are(tmp_path: Path, text: Path) -> None:
+    folder = published(tmp_path / "shards", "train", [[0, 65, 0, 66]])
+    published(folder, "val", [[67, 0, 68]])
+    for separator, bos, size in (("auto", None, 3), ("no", None, 3), ("yes", 0, 2)):
+        found = corpus(settings(folder, byte_separator=separator))
+        assert found.train.bos_id == found.val.bos_id == bos
+        assert found.val_text_bytes == size
+    mixed = corpus(settings(text, val=str(folder)))
+    assert (mixed.train.bos_id, mixed.val.bos_id, mixed.val_text_bytes) == (0, None, 3)
+
+
+def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
+    for tokenizer in tokenizers():
+        tokens = load_tokens(text, tokenizer, settings(text))
+        assert documents_of(tokens) == DOCUMENTS
+        assert tokens.text_bytes == sum(len(document.encode()) for document in DOCUMENTS)
+        folder = build(DOCUMENTS[:5], tokenizer, tmp_path / tokenizer.kind, "val")
+        assert documents_of(load_tokens(folder.path, tokenizer, settings(text))) == DOCUMENTS[:5]
+        (shard,) = folder.path.glob("*.bin")
+        assert documents_of(load_tokens(shard, tokenizer, settings(text))) == DOCUMENTS[:5]
+    with pytest.raises(UserError, match="not with bytes"):
+        load_tokens(tmp_path / "sentencepiece", ByteTokenizer(), settings(text))
+    with pytest.raises(UserError, match="no 'train' split; there is val"):
+        load_tokens(tmp_path / "bytes", ByteTokenizer(), settings(text), "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": None},
+        {"splits": {"train": {}}},
+        {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": -1, "shards": []}}},
+        {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": "1", "shards": []}}},
+        {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": ["../a"]}}},
+        {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": [7]}}},
+        {"tokenizer": {"kind": "words", "fingerprint": "x"}},
+        {"tokenizer": {"kind": "bytes"}},
+        {"tokenizer": {"kind": "bytes", "fingerprint": "0" * 64}},
+        {"tokenizer": []},
+    ],
+)
+def test_a_damaged_description_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    out = build(["one"], ByteTokenizer(), tmp_path / "out").path
+    meta = json.loads((out / "meta.json").read_text())
+    (out / "meta.json").write_text(json.dumps(meta | change))
+    with pytest.raises(UserError, match=r"build the folder again"):
+        open_folder(out)
+
+
+def test_a_folder_that_lost_something_is_refused(tmp_path: Path) -> None:
+    out = build(DOCUMENTS, ByteTokenizer(), tmp_path / "out", shard_tokens=100_000).path
+    shards = sorted(out.glob("*.bin"))
+    whole = shards[1].read_bytes()
+    shards[1].unlink()
+    with pytest.raises(UserError, match=shards[1].name):
+        open_folder(out).tokens("train")
+    write_shard(shards[1], np.array([1, 2]))
+    with pytest.raises(UserError, match=r"its shards hold"):
+        open_folder(out).tokens("train")
+    shards[1].write_bytes(whole)
+    open_folder(out).tokens("train")
+    (out / "tokenizer.bytes").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.bytes"):
+        open_folder(out)
+    with pytest.raises(UserError, match=r"meta\.json: cannot be read"):
+        open_folder(tmp_path)
+    (tmp_path / "meta.json").write_text('{"name": "not ours"}')
+    assert not is_folder(tmp_path)
+    with pytest.raises(UserError, match="not the description"):
+        open_folder(tmp_path)
+
+
+def test_text_folders_are_not_taken_for_shards(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text('["someone else\'s"]')
+    (tmp_path / "a.txt").write_text("text")
+    assert not is_shards(tmp_path)
+    assert not is_shards(tmp_path / "a.txt")
+    assert not is_shards("stdlib")
+    assert Source(str(tmp_path / "a.txt"), "text").identity() != Source(str(tmp_path / "meta.json"), "text").identity()
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="the shared corpus is not beside the project")
+def test_shared_validation_text_has_the_documented_tokens() -> None:
+    tokenizer = read_tokenizer(CORPUS / "sp8192.model")
+    tokens = load_tokens(CORPUS / "val.txt.xz", tokenizer, Data())
+    assert len(tokens) == 1_667_758
+    assert tokens.text_bytes == 6_106_876
+    # This model turns each empty line into one space: what it scores is a little less than the text.
+    assert tokens.decoded_bytes == len(tokens.text()) == 6_084_220
