@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +24,7 @@ PLAIN_SECONDS = 10.0
 _plain = False
 
 
+@runtime_checkable
 class Report(Protocol):
     """What long work calls to say how far it is."""
 
@@ -80,7 +81,7 @@ class Progress:
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, note=note)
             return
         now = time.monotonic()
         share = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
