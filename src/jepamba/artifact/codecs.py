@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import brotli
 import zstandard
@@ -25,6 +25,7 @@ from jepamba.artifact.streams import Stream, Values, gather, pack, spread, unpac
 from jepamba.errors import UserError
 
 
+@runtime_checkable
 class Codec(Protocol):
     """What a container asks of a codec. A block is a list of streams and, beside it, a list of their values."""
 
@@ -74,17 +75,23 @@ class ByteCodec:
         return decoded
 
 
-_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 16 << 20}]
-"""xz's preset 9e, as a raw LZMA2 stream: the xz container's checks would repeat the artifact's own checksum, and fixed
-filters bound the memory that a hostile file can ask for."""
+_LZMA_DICTIONARY = 16 << 20
+"""Largest distance that LZMA looks back, which bounds the memory that a hostile file can ask for."""
+
+
+def _lzma_filters(dictionary: int) -> list[dict[str, int]]:
+    """xz's preset 9e as a raw LZMA2 stream: the .xz container's checks would repeat the artifact's own checksum."""
+    return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
 
 
 def _lzma_compress(raw: bytes) -> bytes:
-    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    # A writer may look back less far than its reader could: no more memory than the data need.
+    dictionary = min(_LZMA_DICTIONARY, max(1 << 16, 1 << len(raw).bit_length()))
+    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_lzma_filters(dictionary))
 
 
 def _lzma_decompress(data: bytes, size: int) -> bytes:
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(_LZMA_DICTIONARY))
     try:
         raw = decoder.decompress(data, max_length=size)
         while not decoder.eof and len(raw) <= size:  # the end marker may still be due
@@ -120,7 +127,7 @@ def _zstd_decompress(data: bytes, size: int) -> bytes:
 
 
 def _brotli_compress(raw: bytes) -> bytes:
-    compressed: bytes = brotli.compress(raw, quality=11, lgwin=24)
+    compressed: bytes = brotli.compress(raw, quality=11, lgwin=min(24, max(16, len(raw).bit_length())))
     return compressed
 
 

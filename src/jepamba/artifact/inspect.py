@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jepamba.artifact.manifest import Tensor
 from jepamba.artifact.store import open_artifact
@@ -78,7 +79,7 @@ def _row(name: str, tensor: Tensor, streams: dict[str, Values]) -> dict[str, Any
     }
 
 
-def entropy(counts: np.ndarray[Any, Any]) -> float:
+def entropy(counts: NDArray[np.integer]) -> float:
     """Order-0 entropy in bits per symbol of symbols that occur `counts` (N,) times: −Σ p·log2 p (Shannon 1948)."""
     p = counts[counts > 0] / counts.sum()
     return max(0.0, float(-(p * np.log2(p)).sum()))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
@@ -118,7 +119,7 @@ def counted_bytes(tokens: Tokens, targets: int) -> int:
     return total
 
 
-def _first_mismatch(tokens: Tokens, ids: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> int:
+def _first_mismatch(tokens: Tokens, ids: NDArray[np.uint16]) -> int:
     """Index in `ids` of a token with which counted and decoded bytes part, found by halving."""
     low, high = 1, len(ids)  # the counts of ids[1:low] agree, those of ids[1:high] do not
     while high - low > 1:
