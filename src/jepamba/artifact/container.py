@@ -162,7 +162,7 @@ def _read(path: Path) -> bytes:
                 raise refusal(path, "it is no ordinary file")
             if status.st_size > MAX_FILE_BYTES:
                 raise refusal(path, f"{status.st_size:,} bytes, the format allows {MAX_FILE_BYTES:,}")
-            return file.read(MAX_FILE_BYTES)
+            return file.read(status.st_size)
     except OSError as error:
         raise UserError(f"{path}: cannot read the artifact: {error.strerror}") from error
 
