@@ -23,6 +23,7 @@ class Stream(io.StringIO):
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
     stream = Stream(terminal=False)
+    monkeypatch.setattr(progress, "_plain", False)
     # Not sys.stderr itself: pytest puts its own there again before the test's body runs.
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))
     return stream
@@ -59,8 +60,7 @@ def test_a_terminal_gets_a_bar(stream: Stream) -> None:
     assert "75%" in stream.getvalue()
 
 
-def test_no_bar_where_machines_read(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> None:
-    monkeypatch.setattr(progress, "_plain", False)
+def test_no_bar_where_machines_read(stream: Stream) -> None:
     progress.plain_lines()
     stream.terminal = True
     with Progress("scoring") as report:

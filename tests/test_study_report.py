@@ -100,6 +100,14 @@ def test_validations_of_different_text_are_not_compared() -> None:
     assert compare(c, a, "artifact") is None
 
 
+def test_the_ends_of_one_budget_in_seconds_are_the_same_time() -> None:
+    a = Result("a", 1, {100: [(10, 1.0, 3.0), (20, 9.0, 2.5)], 1000: [(22, 10.0, 2.2)]}, None)
+    b = Result("b", 1, {100: [(10, 2.0, 2.8), (15, 8.0, 2.3)], 1000: [(18, 10.05, 2.1)]}, None)
+    pair = compare(b, a, "time")
+    assert pair is not None
+    assert (pair.at, pair.value, pair.baseline) == (10.0, 2.1, 2.2)
+
+
 def test_two_seeds_are_too_few_to_call_it_a_difference(tmp_path: Path) -> None:
     out = study(tmp_path / "s", seeds=(1, 2))
     assert {found(out, measure)["verdict"] for measure in ("steps", "time", "artifact")} == {"too few pairs"}

@@ -15,6 +15,7 @@ import pytest
 from jepamba.errors import UserError
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
+from jepamba.study.report import report_study
 from jepamba.study.run import cells, run_plan
 
 
@@ -157,3 +158,51 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
         study_run._process([sys.executable, "-c", CHILD, str(note)])
     thread.join()
     assert note.read_text() == str(int(signal.SIGINT))
+
+
+TINY = {
+    "data.tokenizer": "bytes",
+    "data.sequence": 32,
+    "model.dim": 32,
+    "model.embed_dim": 16,
+    "model.layers": 2,
+    "model.headdim": 16,
+    "model.d_state": 8,
+    "model.mlp_mult": 1.0,
+    "jepa.sigreg_samples": 32,
+    "jepa.sigreg_projections": 8,
+    "train.seconds": 0.0,
+    "train.tokens_per_step": 256,
+    "train.tokens_per_micro": 256,
+    "train.val_every": 2,
+    "train.val_tokens": 64,
+    "train.terms_every": 0,
+    "eval.calibrate_tokens": 0,
+    "eval.diagnostics_tokens": 0,
+    "eval.prompts": ["a"],
+    "eval.sample_tokens": 1,
+}
+
+
+def test_a_study_of_real_runs(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    source = Path(os.__file__).read_text(encoding="utf-8")
+    for index in range(6):
+        (tmp_path / f"text/{index}.txt").write_text(source[400 * index : 400 * (index + 1)], encoding="utf-8")
+    tiny = plan(**TINY, **{"data.train": str(tmp_path / "text"), "train.steps": 4})
+    one_seed = parse_plan({**tiny.to_dict(), "seeds": [5]}, "plan")
+    out = tmp_path / "s"
+    assert [outcome.state for outcome in run_plan(one_seed, out)] == ["finished", "finished"]
+    assert [outcome.state for outcome in run_plan(one_seed, out)] == ["skipped", "skipped"]
+    text = report_study(out)
+    # By steps and as artifacts; whether so short runs have a common second is left to chance.
+    assert text.count("| 1 | too few pairs |") >= 2
+    # The same seed: both runs begin at the same weights and read the same windows, so their first losses are equal.
+    first = [
+        json.loads(line)["ce"]
+        for name in ("a", "b")
+        for line in (out / name / "seed-5/metrics.jsonl").read_text().splitlines()
+        if '"kind": "step", "step": 1,' in line
+    ]
+    assert len(first) == 2
+    assert first[0] == first[1]

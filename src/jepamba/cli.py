@@ -43,12 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(on_interrupt="interrupted")
     try:
         args = parse(words)
-        if args.json:
-            from jepamba.progress import plain_lines
-
-            plain_lines()
         from jepamba import commands
+        from jepamba.progress import plain_lines
 
+        plain_lines(args.json)
         result: int = getattr(commands, args.handler)(args)
         sys.stdout.flush()
         return result

@@ -283,16 +283,13 @@ def study_plans(args: Namespace) -> int:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """`rows` as text in columns two spaces apart; what looks like a number stands right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if cell[:1].isdigit() and index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    """`rows` as text in columns two spaces apart; a column of numbers stands right, its heading (first row) too."""
+    sides = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        figures = all(cell[:1].isdigit() or not cell for cell in column[1:]) and any(column[1:])
+        sides.append((max(map(len, column)), str.rjust if index and figures else str.ljust))
+    lines = ("  ".join(side(cell, width) for cell, (width, side) in zip(row, sides, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def free_folder(wish: Path) -> Path:

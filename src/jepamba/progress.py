@@ -33,10 +33,10 @@ class Report(Protocol):
         ...
 
 
-def plain_lines() -> None:
-    """From now on no bars, even on a terminal: for `--json` and for output that machines read."""
+def plain_lines(on: bool = True) -> None:
+    """From now on no bars, even on a terminal (`on`), or bars where there is a terminal: `--json` asks for lines."""
     global _plain
-    _plain = True
+    _plain = on
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,9 @@ All three are bits per byte (BPB) of held-out text; lower is better.
 
 - Equal steps: the validation BPB of both runs at the last step at which both were validated.
 - Equal time: T is the largest second of training that both runs of the pair reached; each run's BPB at T is read off
-  the straight line between the validations before and after T.
+  the straight line between the validations before and after T. Where that line is missing, as for runs that are
+  validated once, at the end of the same budget in seconds, their last validations serve if their times differ by at
+  most 1 %.
 - Artifact: what the packed artifacts of two finished runs score at their calibrated temperatures.
 
 Two validations are comparable only if they score the same text. A curve therefore holds validations of one number of
@@ -25,6 +27,9 @@ from jepamba.study.statistics import interpolate
 
 Measure = Literal["steps", "time", "artifact"]
 MEASURES: tuple[Measure, ...] = ("steps", "time", "artifact")
+
+SAME_SECONDS = 0.01
+"""Relative difference up to which two times of training are the same time."""
 
 Curve = list[tuple[int, float, float]]
 """Validations as (step, seconds, BPB), steps ascending."""
@@ -102,4 +107,8 @@ def _equal_steps(run: Curve, baseline: Curve) -> tuple[float, float, float] | No
 def _equal_time(run: Curve, baseline: Curve) -> tuple[float, float, float] | None:
     second = min(run[-1][1], baseline[-1][1])
     value, base = (interpolate([(seconds, bpb) for _step, seconds, bpb in curve], second) for curve in (run, baseline))
-    return None if value is None or base is None else (value, base, second)
+    if value is not None and base is not None:
+        return value, base, second
+    if abs(run[-1][1] - baseline[-1][1]) <= SAME_SECONDS * second:
+        return run[-1][2], baseline[-1][2], second
+    return None

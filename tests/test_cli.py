@@ -1,0 +1,309 @@
+"""The commands as a user calls them: what they print, what they refuse and how."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jepamba import commands
+from jepamba.cli import build_parser, main
+from jepamba.errors import UserError
+from jepamba.presets import load_preset, preset_names
+
+TINY = [
+    "--model.dim", "32", "--model.embed_dim", "16", "--model.layers", "2",
+    "--model.headdim", "16", "--model.d_state", "8", "--model.mlp_mult", "1",
+    "--data.sequence", "64", "--data.tokenizer", "bytes", "--train.tokens_per_step", "512",
+    "--train.tokens_per_micro", "512", "--train.seconds", "0", "--train.val_every", "0",
+    "--train.terms_every", "0", "--eval.calibrate_tokens", "512", "--eval.diagnostics_tokens", "512",
+    "--eval.sample_tokens", "4", "--jepa.sigreg_samples", "64", "--jepa.sigreg_projections", "8",
+]  # fmt: skip
+
+
+def documents(folder: Path) -> Path:
+    """A folder of twelve short English documents."""
+    folder.mkdir()
+    text = Path(os.__file__).read_text(encoding="utf-8")
+    for index in range(12):
+        (folder / f"{index:02}.txt").write_text(text[600 * index : 600 * (index + 1)], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps of a tiny model on bytes."""
+    base = tmp_path_factory.mktemp("cli")
+    text = documents(base / "text")
+    words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "3", "--out", str(base / "run")]
+    assert main(words) == 0
+    return base / "run"
+
+
+def out_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    return json.loads(out_of(capsys, *words, "--json"))
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("jepamba: ")
+    return captured.err
+
+
+def test_a_run_leaves_everything_in_its_folder(run_dir: Path) -> None:
+    for name in ("artifact.jepa", "metrics.jsonl", "summary.json", "config.toml"):
+        assert (run_dir / name).stat().st_size > 0
+    assert load_preset(str(run_dir / "config.toml")).train.steps == 3
+
+
+def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact, text = str(run_dir / "artifact.jepa"), run_dir.parent / "text" / "03.txt"
+    found = json_of(capsys, "eval", artifact, "--data", str(text))
+    assert found["mode"] == "plain"
+    assert found["bytes"] == text.stat().st_size
+    assert found["bpb"] == pytest.approx(found["nats_per_token"] * found["tokens"] / math.log(2) / found["bytes"])
+    assert found["temperature"] == json.loads((run_dir / "summary.json").read_text())["temperature"]
+    sliding = json_of(capsys, "eval", artifact, "--data", str(text), "--sliding", "16", "--temperature", "2")
+    assert (sliding["tokens"], sliding["bytes"]) == (found["tokens"], found["bytes"])
+    assert sliding["temperature"] == 2.0
+    assert sliding["mode"] != "plain"
+    assert "bits per byte" in out_of(capsys, "eval", artifact, "--data", str(text))
+
+
+def test_eval_takes_shards(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, shards = run_dir.parent / "text", tmp_path / "shards"
+    built = json_of(capsys, "data", "build", str(text), "--out", str(shards), "--tokenizer", "bytes")
+    found = json_of(capsys, "eval", str(run_dir / "artifact.jepa"), "--data", str(shards))
+    assert found["bytes"] == built["splits"]["val"]["text_bytes"]
+
+
+def test_generate_is_the_same_for_a_seed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(run_dir / "artifact.jepa"), "--prompt", "The ", "--tokens", "12"]
+    first, again, other = (out_of(capsys, *words, "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert first.startswith("The ")
+    found = json_of(capsys, *words, "--seed", "1", "--top-k", "5", "--top-p", "0.9", "--temperature", "0.5")
+    assert found["prompt"] == "The "
+
+
+def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
+    assert found["bytes"] == (run_dir / "artifact.jepa").stat().st_size
+    said = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
+    assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in said
+
+
+@pytest.mark.parametrize(
+    ("preset", "kept", "training_only"),
+    [("submission-bpe", 32_816_684, 4_099_200), ("submission-byte", 37_007_208, 5_902_080)],
+)
+def test_a_dry_run_prints_the_published_counts(
+    preset: str, kept: int, training_only: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json_of(capsys, "train", preset, "--dry-run")
+    assert found.keys() == {"parameters", "artifact_bytes_estimate"}
+    assert found["parameters"] == {"kept": kept, "training_only": training_only}
+    assert 0.5 * kept < found["artifact_bytes_estimate"] < 0.6 * kept
+
+
+def test_a_dry_run_writes_nothing_and_shows_its_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = out_of(capsys, "train", "quick", "--dry-run", "--jepa.weight", "0", "--jepa.sigreg-weight", "0")
+    assert "training only" in said
+    assert "mixer input" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_of_a_finished_run_and_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run_dir / "summary.json").read_text())
+    found = json_of(capsys, "resume", str(run_dir))
+    assert found["steps"] == before["steps"] == 3
+    assert found["bpb_plain"]["bpb"] == before["bpb_plain"]["bpb"]
+
+
+def test_data_build_trains_a_tokenizer_over_several_paths(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = run_dir.parent / "text"
+    paths = [str(text), str(text / "00.txt"), "--val", str(text / "01.txt")]
+    found = json_of(capsys, "data", "build", *paths, "--out", str(tmp_path / "s"), "--vocab", "300")
+    assert found["tokenizer"]["kind"] == "sentencepiece"
+    assert found["splits"]["train"]["documents"] == 13
+    assert found["splits"]["val"]["documents"] == 1
+    assert json_of(capsys, "data", "info", str(tmp_path / "s")) == found
+    assert "sentencepiece" in out_of(capsys, "data", "info", str(tmp_path / "s"))
+    # The same tokenizer again, from its file.
+    model = next((tmp_path / "s").glob("*.model"))
+    again = json_of(capsys, "data", "build", *paths, "--out", str(tmp_path / "t"), "--tokenizer", str(model))
+    assert again["tokenizer"] == found["tokenizer"]
+    assert again["splits"] == found["splits"]
+
+
+def test_presets_and_plans_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(json_of(capsys, "presets")) == set(preset_names())
+    assert out_of(capsys, "presets", "quick").startswith("#")
+    assert "sigreg_t_max = 3.0" in out_of(capsys, "presets", "quick+sigreg-lewm")
+    assert "quick-jepa" in json_of(capsys, "study", "plans")
+
+
+MISTAKES = [
+    (["trian"], "did you mean `jepamba train`"),
+    (["train"], "PRESET"),
+    (["train", "quik"], "unknown preset 'quik'"),
+    (["train", "quick", "--train.stps", "3"], "did you mean --train.steps?"),
+    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --jepa.steps?"),
+    (["train", "quick", "--otu", "x"], "did you mean --out?"),
+    (["train", "quick", "extra"], "unexpected argument 'extra'"),
+    (["train", "quick", "--train.steps", "lots"], "lots"),
+    (["train", "quick", "--model.headdim", "7"], "model.headdim = 7"),
+    (["train", "quick", "--data.train", "/no/such/text", "--out", "/tmp/never"], "/no/such/text"),
+    (["eval"], "ARTIFACT"),
+    (["eval", "/no/such.jepa", "--data", "x"], "/no/such.jepa"),
+    (["eval", "a.jepa", "--data", "x", "--sliding", "few"], "few"),
+    (["eval", "a.jepa", "--dta", "x"], "--data"),
+    (["generate", "/no/such.jepa"], "/no/such.jepa"),
+    (["inspect", "/no/such.jepa"], "/no/such.jepa"),
+    (["resume", "/no/such/run"], "/no/such/run"),
+    (["data"], "COMMAND"),
+    (["data", "info", "/no/such"], "/no/such"),
+    (["data", "build", "stdlib", "--out", "/tmp/never", "--vocab", "3"], "data.vocab = 3"),
+    (["data", "build", "/no/such", "--out", "/tmp/never"], "/no/such"),
+    (["study", "run", "quik-jepa"], "did you mean quick-jepa?"),
+    (["study", "run", "quick-jepa", "--model.tie", "9"], "--model.tie"),
+    (["study", "report", "/no/such"], "no study here"),
+    (["study", "rnu"], "rnu"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in mistake(capsys, *words)
+
+
+def test_a_damaged_artifact_is_refused(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blob = bytearray((run_dir / "artifact.jepa").read_bytes())
+    blob[len(blob) // 2] ^= 1
+    (tmp_path / "bad.jepa").write_bytes(blob)
+    for words in (["eval", "--data", "stdlib"], ["generate"], ["inspect"]):
+        assert "bad.jepa" in mistake(capsys, words[0], str(tmp_path / "bad.jepa"), *words[1:])
+
+
+def test_a_run_is_never_overwritten(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "quick", *TINY, "--data.train", str(run_dir.parent / "text"), "--train.steps", "3"]
+    assert "already holds a run" in mistake(capsys, *words, "--out", str(run_dir))
+
+
+def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    _, names = build_parser()
+    calls = [[name] for name in names] + [["data", "build"], ["data", "info"], ["study", "run"], ["study", "report"]]
+    for words in calls:
+        with pytest.raises(SystemExit) as left:
+            main([*words, "--help"])
+        assert left.value.code == 0
+        said = capsys.readouterr().out
+        assert "examples:" in said
+        assert "jepamba" in said.partition("examples:")[2]
+        if words in (["train"], ["study", "run"]):
+            assert "--optim.muon_lr" in said
+
+
+def test_an_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(commands, "presets", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["presets"])
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jepamba.train.train", interrupted)
+    assert main(["train", "quick", "--out", "/tmp/some-run"]) == 130
+    assert "jepamba resume /tmp/some-run" in capsys.readouterr().err
+
+
+def test_a_message_with_several_lines_is_put_on_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(args: object) -> int:
+        raise UserError("first\nsecond")
+
+    monkeypatch.setattr(commands, "presets", refused)
+    assert mistake(capsys, "presets") == "jepamba: first second\n"
+
+
+def test_a_free_folder_is_found(tmp_path: Path) -> None:
+    assert commands.free_folder(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").mkdir()
+    assert commands.free_folder(tmp_path / "run") == tmp_path / "run-3"
+
+
+def test_columns() -> None:
+    rows = [["", "BPB", "note"], ["a", "1.5", "x"], ["bb", "12.5", ""]]
+    assert commands.columns(rows) == "     BPB  note\na    1.5  x\nbb  12.5"
+
+
+def test_help_comes_at_once_and_without_torch() -> None:
+    code = "import sys, time; t = time.time()\nfrom jepamba.cli import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; print(time.time() - t)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 1.0
+
+
+def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = documents(tmp_path / "text"), tmp_path / "run"
+    words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "120", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "jepamba", *words], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count('"step"') > 10) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert f"jepamba resume {out}" in said
+    assert "Traceback" not in said
+    assert not (out / "summary.json").exists()
+    found = json_of(capsys, "resume", str(out))
+    assert found["steps"] == 120
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"kind": "step"' in line]
+    assert steps == list(range(1, 121))
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m jepamba presets submission-bpe | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("#")
+    assert done.stderr == ""
