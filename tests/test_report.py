@@ -96,7 +96,7 @@ def write_run(folder: Path, steps: int = 200, finished: bool = True) -> Path:
                     "bytes_by_part": {"embedding": 90_000, "mixers": 400_000, "mlps": 300_000, "tokenizer": 22_345},
                     "diagnostics": {"latent_cosine": 0.71, "top1": 0.31, "probe": {"accuracy": 0.4}},
                     "samples": [{"prompt": "The ", "text": "The <script>alert(1)</script> & co \ud800"}],
-                    "baselines": [{"name": "xz -9e", "alone": 2.358, "with_history": 2.1}],
+                    "baselines": [{"compressor": "xz -9e", "bytes": 5000, "bpb": 2.358, "bpb_with_history": 2.1}],
                     "environment": {"python": "3.11", "torch": "2.13.0", "device": "cpu", "threads": 2},
                 }
             )
@@ -170,8 +170,8 @@ def test_a_finished_run_is_reported_whole(tmp_path: Path) -> None:
         assert figure in found.said, figure
     for title in (
         "Bits per byte",
-        "cross-entropy (nats a token)",
-        "latent prediction (MSE)",
+        "Cross-entropy (nats a token)",
+        "Latent prediction (MSE)",
         "SIGReg",
         "Throughput",
         "Gradient norm of each term",

@@ -106,7 +106,9 @@ def line_chart(
         axes: Axes = figure.subplots()
         for line, colour in zip(lines, _SERIES * len(lines), strict=False):
             xs, ys = zip(*thin(line.points), strict=True)
-            axes.plot(xs, ys, color=colour, label=line.label, marker="o" if dots else "", markersize=3.5)
+            axes.plot(
+                xs, ys, color=colour, label=line.label, marker="o" if dots or len(xs) == 1 else "", markersize=3.5
+            )
         axes.set_title(title)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

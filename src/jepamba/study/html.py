@@ -16,11 +16,12 @@ from jepamba.study import page
 from jepamba.study.charts import Line, line_chart, standalone
 from jepamba.study.records import Metrics, Record, number, read_config, read_metrics, read_summary, series
 
+_TRAINING_ONLY = {"projector", "predictor", "predictor projection"}
 _TERMS = {
-    "loss": "whole loss",
-    "ce": "cross-entropy (nats a token)",
+    "loss": "Whole loss",
+    "ce": "Cross-entropy (nats a token)",
     "z_loss": "z-loss (before its weight)",
-    "jepa": "latent prediction (MSE)",
+    "jepa": "Latent prediction (MSE)",
     "sigreg": "SIGReg",
 }
 
@@ -55,15 +56,17 @@ def _body(run_dir: Path, metrics: Metrics, summary: Record | None) -> list[str]:
         f"<h1>{page.text(_title(run_dir, summary))}</h1>",
         f"<p>{page.text(_state(metrics, summary))}</p>",
         page.tiles(_figures(metrics, found)),
+        page.section("Next to general-purpose compressors", _baselines(found)),
         page.section("Curves", page.charts(_charts(metrics))),
+        page.section("Samples", *map(_sample, _list(found.get("samples")))),
         page.section(
             "What the budget is spent on",
-            page.shares("Parameters kept in the artifact", "parameters", _mapping(found, "parameters", "parts")),
-            page.shares("Bytes of the artifact", "bytes", _mapping(found, "bytes_by_part")),
+            page.shares("Parameters of the model and of what only training needs", "parameters", _parts(found)),
+            page.shares(
+                "Bytes of the artifact as packed, before its entropy coder", "bytes", _mapping(found, "bytes_by_part")
+            ),
         ),
-        page.section("Next to general-purpose compressors", _baselines(found)),
         page.section("Diagnostics", page.table("", ["what", "value"], page.flat(_mapping(found, "diagnostics")))),
-        page.section("Samples", *map(_sample, _list(found.get("samples")))),
         page.section("Settings", _config(run_dir)),
         page.section("Environment", page.table("", ["what", "value"], page.flat(_mapping(found, "environment")))),
         page.section("Events", _events(metrics)),
@@ -159,14 +162,23 @@ def _with_train_bpb(steps: list[Record]) -> list[Record]:
     return found
 
 
+def _parts(found: Record) -> dict[str, Any]:
+    """Parameters by part, the training-only ones marked."""
+    counts = _mapping(found, "parameters", "parts")
+    return {f"{name} (training only)" if name in _TRAINING_ONLY else name: count for name, count in counts.items()}
+
+
 def _baselines(found: Record) -> str:
-    rows = [row for row in _list(found.get("baselines")) if isinstance(row, Mapping)]
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    if not heads:
-        return page.table("", ["what", "value"], page.flat(_mapping(found, "baselines")))
-    ours = _mapping(found, "bpb_calibrated").get("bpb")
-    note = f"<p>This model: <strong>{page.text(ours)}</strong> bits per byte of the same text.</p>"
-    return note + page.table("", heads, [[row.get(key) for key in heads] for row in rows])
+    rows = [
+        [row.get("compressor"), *(number(row.get(key)) for key in ("bpb", "bpb_with_history", "bytes"))]
+        for row in _list(found.get("baselines"))
+        if isinstance(row, Mapping)
+    ]
+    if not rows:
+        return ""
+    ours = ["this model", number(_mapping(found, "bpb_calibrated").get("bpb")), None, None]
+    caption = "Bits per byte of the same held-out text; the model was trained on what the compressors have as history."
+    return page.table(caption, ["", "BPB", "BPB, training text as history", "bytes"], [ours, *rows], ours=0)
 
 
 def _sample(sample: Any) -> str:

@@ -28,12 +28,14 @@ padding: .7rem .9rem; margin: 0; min-width: 0; }}
 .sample {{ margin: .6rem 0; }} .sample blockquote {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
 font-family: Georgia, serif; }}
 .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+table {{ border-collapse: collapse; min-width: min(100%, 24rem); margin-bottom: 1.2rem;
+font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; color: var(--mute); font-size: .9rem; padding-bottom: .3rem; }}
-th, td {{ text-align: left; padding: .3rem .7rem .3rem .2rem; border-bottom: 1px solid var(--faint);
+th, td {{ text-align: left; padding: .3rem 1.2rem .3rem .2rem; border-bottom: 1px solid var(--faint);
 vertical-align: top; }}
 th[scope=row] {{ font-weight: 500; }} .n {{ text-align: right; white-space: nowrap; }}
-.share {{ width: 30%; min-width: 6rem; }} .share div {{ background: var(--bar); height: 1.1em; border-radius: .2rem; }}
+.share {{ width: 16rem; min-width: 6rem; }} .share div {{ background: var(--bar); height: 1.1em;
+border-radius: .2rem; }}
 tr.us th, tr.us td {{ font-weight: 700; }}
 pre {{ overflow-x: auto; background: var(--card); border: 1px solid var(--faint); border-radius: .6rem;
 padding: .8rem; font-size: .85rem; }}

@@ -1,0 +1,57 @@
+"""The demo's road, on a small text: train, pack, score in a fresh process, compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jepamba import demo
+from jepamba.cli import main
+from jepamba.config import Run
+from jepamba.flags import parse_flags, split_flags
+from jepamba.presets import load_preset
+from test_cli import TINY, documents
+
+
+def test_the_demo_ends_with_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, out = documents(tmp_path / "text"), tmp_path / "run"
+
+    def small(name: str) -> Run:
+        assert name == "quick"
+        flags, _ = split_flags([*TINY, "--data.train", str(text), "--train.steps", "5", "--data.holdout", "0.25"])
+        return parse_flags(load_preset(name), flags)
+
+    monkeypatch.setattr(demo, "load_preset", small)
+    assert main(["demo", "--json", "--out", str(out), "--seconds", "60"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # Three of twelve documents are held out, and scored to the last byte.
+    assert found["model"]["bytes"] == (out / "held-out.txt").stat().st_size - 2
+    summary = json.loads((out / "summary.json").read_text())
+    assert found["model"]["bpb"] == pytest.approx(summary["bpb_calibrated"]["bpb"], rel=1e-6)
+    assert found["model"]["artifact_bytes"] == (out / "artifact.jepa").stat().st_size
+    names = [row["compressor"].split()[0] for row in found["baselines"]]
+    assert names == ["gzip", "bzip2", "xz", "zstd", "brotli"]
+    assert all(row["bpb_with_history"] < row["bpb"] for row in found["baselines"])
+    assert found["sample"].startswith("The ")
+    assert summary["baselines"] == found["baselines"]
+    assert "brotli" in (out / "report.html").read_text()
+    table = demo.demo_table(found)
+    assert f"{found['model']['bpb']:.3f}" in table
+    for row in found["baselines"]:
+        assert f"{row['bpb']:.3f}" in table
+
+
+def test_held_out_text_is_what_training_left_out(tmp_path: Path) -> None:
+    from jepamba.data import corpus
+
+    text = documents(tmp_path / "text")
+    flags, _ = split_flags([*TINY, "--data.train", str(text), "--train.steps", "5", "--data.holdout", "0.25"])
+    run = parse_flags(load_preset("quick"), flags)
+    splits = demo._documents(run.data)
+    held_out = corpus(run.data).val
+    assert held_out.tokenizer.decode(held_out.read(0, len(held_out))) == b"".join(splits["val"])
+    assert sum(map(len, splits["val"] + splits["train"])) == sum(file.stat().st_size for file in text.iterdir())
