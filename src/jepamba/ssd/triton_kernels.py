@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# dt is never taken smaller than this where its gradient is a quotient by it.
+TINY = tl.constexpr(1e-20)
 
 
 @triton.jit
@@ -181,10 +183,27 @@ def state_kernel(
 
 @triton.jit
 @no_type_check
+def _row_products(tile_LN, other, nothing, L: tl.constexpr, N: tl.constexpr):
+    """Σ_n tile · other of each row; `other` in fp32 or as bfloat16 pairs in int32 (the even column in the low half).
+
+    Pairs are opened here, in every turn of the caller's loop: `nothing` is 0, but not to the compiler, which would
+    otherwise keep the opened tile in registers.
+    """
+    if other.dtype == tl.int32:
+        even_Lm, odd_Lm = tl.split(tile_LN.reshape(L, N // 2, 2))
+        low_Lm = (other << (16 + nothing)).to(tl.float32, bitcast=True)
+        high_Lm = (other & (-65536 + nothing)).to(tl.float32, bitcast=True)
+        return tl.sum(even_Lm * low_Lm + odd_Lm * high_Lm, axis=1)
+    else:
+        return tl.sum(tile_LN * other, axis=1)
+
+
+@triton.jit
+@no_type_check
 def gradient_kernel(
-    x, dts, logs, documents, B, C, D, dy, starts, dends, dx, dB, dC, sums, passing,
+    x, dts, logs, documents, B, C, B_pairs, C_pairs, D, dy, starts, dends, dx, dB, dC, sums, passing,
     T, H, heads_per_group, chunks, zero, dB_sp, sums_sk,
-    L: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+    L: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAIRED: tl.constexpr,
     HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx, dB, dC and what the decays' gradients need, of one chunk of one sequence, HEADS heads of a group in turn.
@@ -201,7 +220,12 @@ def gradient_kernel(
     p = tl.arange(0, P)
     B_LN = B.load([b, g, c * L, 0]).reshape(L, N)
     C_LN = C.load([b, g, c * L, 0]).reshape(L, N)
-    product_LL = tl.dot(B_LN, tl.trans(C_LN), input_precision="ieee")
+    if PAIRED:
+        B_rows = B_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
+        C_rows = C_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
+    else:
+        B_rows = B_LN.to(tl.float32)
+        C_rows = C_LN.to(tl.float32)
     dB_LN = tl.zeros((L, N), tl.float32)
     dC_LN = tl.zeros((L, N), tl.float32)
     documents += b.to(tl.int64) * chunks * L
@@ -216,41 +240,43 @@ def gradient_kernel(
         D_h = tl.load(D + h).to(tl.float32)
         tokens = row.to(tl.int64) * chunks * L
         dt_L, s_L, s_end, doc_L, doc_end = _decays(dts + tokens, logs + tokens, documents, c, L, HAS_RESET)
+        dt_L = tl.maximum(dt_L, TINY)
         out_L = sums + tokens + c * L + l
-        i_L = l + k * zero
+        nothing = k * zero
+        i_L = l + nothing
         diagonal_LL = i_L[:, None] == i_L[None, :]
         visible_LL = i_L[:, None] <= i_L[None, :]
         if HAS_RESET:
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
-        E_LL = tl.exp2(tl.where(visible_LL, s_L[None, :] - s_L[:, None], float("-inf")))
-        from_L = _from_start(s_L, doc_L, HAS_RESET)
-        to_L = _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+        E_LL = tl.exp2(tl.where(visible_LL, s_L[None, :] - s_L[:, None], float("-inf"))) * dt_L[:, None]
+        into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
 
         # The weight C_i·B_j E_ij dt_j, with D on the diagonal, has the gradient x_j·dy_i.
         R_LL = tl.dot(x_LP, tl.trans(dy_LP), input_precision="ieee")
-        tl.store(out_L + 4 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
-        R_LL *= E_LL
-        W_LL = (R_LL * dt_L[:, None]).to(x_LP.dtype)
-        R_LL *= product_LL
-        tl.store(out_L, tl.sum(R_LL * dt_L[:, None], axis=0))
-        tl.store(out_L + sums_sk, tl.sum(R_LL, axis=1))
-        E_LL *= dt_L[:, None]
+        tl.store(out_L + 2 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
+        W_LL = (R_LL * E_LL).to(x_LP.dtype)
+        # The same for every head, and yet cheaper to take again from shared memory than to keep in registers.
+        product_LL = tl.dot(B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + nothing.to(tl.float32), input_precision="ieee")
         weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
-        dB_LN = tl.dot(W_LL, C_LN, dB_LN, input_precision="ieee")
-        dC_LN = tl.dot(tl.trans(W_LL), B_LN, dC_LN, input_precision="ieee")
 
-        # Through the state at the chunk's start and the gradient of the state at its end.
-        dC_LN += tl.dot(dy_LP, start_PN, input_precision="ieee") * from_L[:, None]
-        entering_LP = tl.dot(C_LN, tl.trans(start_PN), input_precision="ieee")
-        tl.store(out_L + 2 * sums_sk, tl.sum(entering_LP * dy_LP.to(tl.float32), axis=1) * from_L)
-        dB_LN += tl.dot(x_LP, dend_PN, input_precision="ieee") * (dt_L * to_L)[:, None]
-        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision="ieee") * to_L[:, None]
-        tl.store(out_L + 3 * sums_sk, tl.sum(dx_LP * x_LP.to(tl.float32), axis=1))
-        dx_LP = tl.dot(weight_LL, dy_LP, dx_LP * dt_L[:, None], input_precision="ieee")
+        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision="ieee") * into_L[:, None]
+        dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision="ieee")
         dx.store([b, h, c * L, 0], dx_LP.to(x_LP.dtype).reshape(1, 1, L, P))
+
+        own_LN = tl.dot(x_LP, dend_PN, input_precision="ieee") * into_L[:, None]
+        tl.store(out_L + 3 * sums_sk, _row_products(own_LN, B_rows, nothing, L, N))
+        own_LN = tl.dot(W_LL, C_LN, own_LN, input_precision="ieee")
+        tl.store(out_L, _row_products(own_LN, B_rows, nothing, L, N))
+        dB_LN += own_LN
+
+        own_LN = tl.dot(dy_LP, start_PN, input_precision="ieee") * _from_start(s_L, doc_L, HAS_RESET)[:, None]
+        own_LN = tl.dot(tl.trans(W_LL), B_LN, own_LN, input_precision="ieee")
+        tl.store(out_L + sums_sk, _row_products(own_LN, C_rows, nothing, L, N))
+        dC_LN += own_LN
+
         # Σ dend ⊙ start as a diagonal: the tensor cores take both tiles from shared memory, registers are short.
         passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision="ieee")
-        q_P = p + k * zero
+        q_P = p + nothing
         passing_P = tl.sum(tl.where(q_P[:, None] == q_P[None, :], passing_PP, 0.0), axis=1)
         tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
     t = c * L + l
@@ -268,38 +294,35 @@ def decay_gradient_kernel(
 ):  # fmt: skip
     """ddt (B,T,H), and this block's parts of dA and dD, from the sums that `gradient_kernel` left.
 
-    The log-decay of token t carries every reading by t or a later token of something written before t: within the chunk,
-    readings by tokens from t on, less those of things written from t on; and all that passes over the chunk's end.
+    Of one head's share in dB and dC, B_j·dB_j is the gradient times the value of all readings of what token j wrote, and
+    C_i·dC_i that of all readings by token i. The log-decay of token t carries every reading by t or later of something
+    written before t: within the chunk, readings by tokens from t on, less those of things written from t on; and all
+    that passes over the chunk's end. Both sums are of the same rounded terms, so that their difference is exact.
     """
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     row = (b * H + h) * chunks
-    in_c = c < chunks
     t_cL = c[:, None] * L + tl.arange(0, L)[None, :]
-    inside_cL = in_c[:, None] & (t_cL < T)
+    inside_cL = t_cL < T
     sums += row * L + t_cL
-    reading_cL = tl.load(sums, mask=inside_cL, other=0.0)
-    read_cL = tl.load(sums + sums_sk, mask=inside_cL, other=0.0)
-    entering_cL = tl.load(sums + 2 * sums_sk, mask=inside_cL, other=0.0)
-    leaving_cL = tl.load(sums + 3 * sums_sk, mask=inside_cL, other=0.0)
-    diagonal_cL = tl.load(sums + 4 * sums_sk, mask=inside_cL, other=0.0)
+    written_cL = tl.load(sums, mask=inside_cL, other=0.0)
+    reading_cL = tl.load(sums + sums_sk, mask=inside_cL, other=0.0)
+    diagonal_cL = tl.load(sums + 2 * sums_sk, mask=inside_cL, other=0.0)
     dt_cL = tl.load(dts + row * L + t_cL, mask=inside_cL, other=0.0)
-    survival_c = tl.exp2(tl.load(logs + row * L + c * L + (L - 1), mask=in_c, other=0.0))
-    if HAS_RESET:
-        last_c = tl.load(documents + b * chunks * L + c * L + (L - 1), mask=in_c, other=0)
-        survival_c = tl.where(last_c == 0, survival_c, 0.0)
     passing_cP = passing + (row + c[:, None]) * P + tl.arange(0, P)[None, :]
-    passing_c = tl.sum(tl.load(passing_cP, mask=in_c[:, None], other=0.0), axis=1) * survival_c
-    direct_cL = read_cL + leaving_cL
-    balance_cL = reading_cL + entering_cL - dt_cL * direct_cL
-    over_end_c = passing_c + tl.sum(dt_cL * leaving_cL, axis=1)
-    dlog_cL = tl.cumsum(balance_cL, axis=1, reverse=True) + over_end_c[:, None]
+    passing_c = tl.sum(tl.load(passing_cP, mask=(c < chunks)[:, None], other=0.0), axis=1)
+    end_c = c * L + L - 1
+    passing_c *= tl.exp2(tl.load(logs + row * L + end_c, mask=c < chunks, other=0.0))
+    if HAS_RESET:
+        passing_c = tl.where(tl.load(documents + b * chunks * L + end_c, mask=c < chunks, other=0) == 0, passing_c, 0.0)
+    passing_c += tl.sum(tl.load(sums + 3 * sums_sk, mask=inside_cL, other=0.0), axis=1)
+    dlog_cL = tl.cumsum(reading_cL - written_cL, axis=1, reverse=True) + passing_c[:, None]
     if HAS_RESET:
         reset_cL = tl.load(reset + b * reset_sb + t_cL * reset_st, mask=inside_cL, other=0)
         dlog_cL = tl.where(reset_cL != 0, 0.0, dlog_cL)
     A_h = tl.load(A + h).to(tl.float32)
-    tl.store(ddt + (b * T + t_cL) * H + h, direct_cL + A_h * dlog_cL, mask=inside_cL)
-    part = (b * tl.num_programs(2) + tl.program_id(2)) * H + h
+    tl.store(ddt + (b * T + t_cL) * H + h, written_cL / tl.maximum(dt_cL, TINY) + A_h * dlog_cL, mask=inside_cL)
+    part = (h * tl.num_programs(1) + b) * tl.num_programs(2) + tl.program_id(2)
     tl.store(dA + part, tl.sum(tl.sum(dt_cL * dlog_cL, axis=1), axis=0))
     tl.store(dD + part, tl.sum(tl.sum(diagonal_cL, axis=1), axis=0))

@@ -93,6 +93,14 @@ def _tiles(tensor: Tensor, L: int, width: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(tensor.transpose(1, 2), [1, 1, L, width])
 
 
+def _pairs(tiles: TensorDescriptor) -> TensorDescriptor:
+    """The same tiles of bfloat16 as pairs in int32; of float32, the tiles themselves, never read as pairs."""
+    if tiles.base.dtype == torch.float32:
+        return tiles
+    base = tiles.base.view(torch.int32)
+    return TensorDescriptor.from_tensor(base, [*tiles.block_shape[:3], tiles.block_shape[3] // 2])
+
+
 def _states(tensor: Tensor, block: int) -> TensorDescriptor:
     """Descriptor of a (batch, heads, chunks, P, N) tensor for blocks of P of one state."""
     n = tensor.shape[-1]
@@ -235,22 +243,24 @@ def _backward(
     dC = torch.empty_like(dB)
     dx = x.new_empty(x.shape)
     ddt = x.new_empty(dt.shape, dtype=torch.float32)
-    sums = x.new_empty(5, batch, heads, chunks * L, dtype=torch.float32)
+    sums = x.new_empty(4, batch, heads, chunks * L, dtype=torch.float32)
     passing = x.new_empty(batch, heads, chunks, width, dtype=torch.float32)
     blocks = triton.cdiv(chunks, BLOCK)
-    dA = x.new_empty(batch, blocks, heads, dtype=torch.float32)
+    dA = x.new_empty(heads, batch * blocks, dtype=torch.float32)
     dD = torch.empty_like(dA)
     with _device(x):
         decays = _decays(dt, A, reset, L)
         if starts.numel() == 0:
-            starts = torch.empty_like(dends)
+            starts = x.new_empty(batch, heads, chunks, width, n)
             walk(x, B, initial, starts, torch.empty_like(dinitial), reverse=False)
         walk(dy, C, dfinal, dends, dinitial, reverse=True)
+        B_tiles, C_tiles = _tiles(B, L, n), _tiles(C, L, n)
         gradient_kernel[(chunks, batch, groups * splits)](
-            _tiles(x, L, width), *decays, _tiles(B, L, n), _tiles(C, L, n), D, _tiles(dy, L, width),
+            _tiles(x, L, width), *decays, B_tiles, C_tiles, _pairs(B_tiles), _pairs(C_tiles), D, _tiles(dy, L, width),
             _states(starts, width), _states(dends, width), _tiles(dx, L, width), dB, dC, sums, passing,
             tokens, heads, per_group, chunks, 0, dB.stride(0), sums.stride(0),
             L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
+            PAIRED=x.dtype == torch.bfloat16,
             **_launch("gradient", L, width, n),
         )  # fmt: skip
         bytes_, reset_sb, reset_st = _reset(reset, dt)
@@ -263,7 +273,7 @@ def _backward(
         dB, dC = dB.sum(0).to(x.dtype), dC.sum(0).to(x.dtype)
     else:
         dB, dC = dB.squeeze(0), dC.squeeze(0)
-    return dx, ddt.to(dt.dtype), dA.sum((0, 1)).to(A.dtype), dB, dC, dD.sum((0, 1)).to(D.dtype), dinitial
+    return dx, ddt.to(dt.dtype), dA.sum(1).to(A.dtype), dB, dC, dD.sum(1).to(D.dtype), dinitial
 
 
 @_backward.register_fake
