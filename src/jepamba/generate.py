@@ -61,11 +61,11 @@ def generate(
     ids = [*start, *tokenizer.encode(prompt).tolist()]
     if not ids:
         raise UserError("an empty prompt, and this tokenizer has no token that starts a document: give some text")
-    return _text(model, tokenizer, ids, tokens, _Draw(tokenizer, model, temperature, top_k, top_p, seed))
+    return _text(model, tokenizer, ids, tokens, Draw(tokenizer, model, temperature, top_k, top_p, seed))
 
 
-class _Draw:
-    """Draws the next token from its logits."""
+class Draw:
+    """Draws the next token from its logits; the arguments are those of `generate`."""
 
     def __init__(
         self, tokenizer: Tokenizer, model: LanguageModel, temperature: float, top_k: int, top_p: float, seed: int
@@ -78,6 +78,7 @@ class _Draw:
         self.forbidden[[i for i in tokenizer.control_ids if i != tokenizer.bos_id]] = True
 
     def __call__(self, logits_V: Float[Tensor, " V"]) -> int:
+        """The next token."""
         logits_V = logits_V.float().cpu().masked_fill(self.forbidden, -math.inf)
         if self.temperature == 0:
             return int(logits_V.argmax())
@@ -110,7 +111,7 @@ class Reader:
             return self.model.logits(h_BTD[0, -1])
 
 
-def _text(model: LanguageModel, tokenizer: Tokenizer, ids: list[int], tokens: int, draw: _Draw) -> Iterator[str]:
+def _text(model: LanguageModel, tokenizer: Tokenizer, ids: list[int], tokens: int, draw: Draw) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     reader = Reader(model)
     for _ in range(tokens):
