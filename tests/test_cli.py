@@ -70,7 +70,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_a_run_leaves_everything_in_its_folder(run_dir: Path) -> None:
-    for name in ("artifact.jepa", "metrics.jsonl", "summary.json", "config.toml"):
+    for name in ("artifact.jepa", "metrics.jsonl", "summary.json", "config.toml", "report.html"):
         assert (run_dir / name).stat().st_size > 0
     assert load_preset(str(run_dir / "config.toml")).train.steps == 3
 

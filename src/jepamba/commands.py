@@ -53,6 +53,9 @@ def _how_to_resume(out: Path) -> str:
 
 
 def _finished(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
+    from jepamba.study.html import write_report
+
+    write_report(out)
     if as_json:
         print(json.dumps({"out": str(out), **summary}))
         return 0

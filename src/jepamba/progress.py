@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 PLAIN_SECONDS = 10.0
 """Seconds between plain lines."""
@@ -67,12 +68,13 @@ class Progress:
         if sys.stderr.isatty() and not _plain:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(24),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                # Last and cut short: on a narrow terminal the note gives way, not the bar.
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=Console(file=sys.stderr),
             )
             self._bar.add_task(self.label, total=None, note="")
