@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -195,3 +198,18 @@ def test_published_models_fit_sixteen_megabytes_packed_alone_or_nearly(preset: s
     # INT4 alone would be half a byte a value; FP8 and scales come on top, and entropy coding has to win that back.
     values = sum(p.numel() for p in model.parameters())
     assert 0.5 < estimate_bytes(model) / values < 0.56
+
+
+def test_a_fresh_process_gives_the_same_logits(tmp_path: Path, bpe: SentencePieceTokenizer) -> None:
+    run = small_run(bpe)
+    model = shaken_model(run)
+    save_artifact(tmp_path / "a.jepa", model, run, bpe)
+    code = (
+        "import sys, numpy, torch; from pathlib import Path; from jepamba.artifact import load_artifact\n"
+        "a = load_artifact(Path(sys.argv[1])); ids = torch.tensor([a.tokenizer.encode('The lazy dog.').tolist()])\n"
+        "numpy.save(sys.argv[2], a.model.logits(a.model(ids)[0]).detach().numpy())"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.jepa", tmp_path / "logits.npy"], check=True)
+    ids = torch.tensor([bpe.encode("The lazy dog.").tolist()])
+    model.eval()
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), model.logits(model(ids)[0]).detach().numpy())
