@@ -64,7 +64,7 @@ def prepare_kernel(
     T, H, chunks, dt_sb, dt_st, dt_sh, reset_sb, reset_st,
     L: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
-    """dt in fp32 and s, both (B, H, chunks·L), and the documents (B, chunks·L): BLOCK chunks of one (sequence, head)."""
+    """dt in fp32 and s (B, H, chunks·L), and the documents (B, chunks·L), for BLOCK chunks of one (sequence, head)."""
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -87,6 +87,7 @@ def forward_kernel(
     H, heads_per_group, chunks, zero,
     L: tl.constexpr, P: tl.constexpr, P_BLOCK: tl.constexpr, N: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program walks the chunks of one (sequence, head, block of P) with the state on chip.
 
@@ -102,10 +103,9 @@ def forward_kernel(
     logs += row * chunks * L
     documents += b.to(tl.int64) * chunks * L
     D_h = tl.load(D + h).to(tl.float32)
+    state_PN = tl.zeros((P_BLOCK, N), tl.float32)
     if HAS_INITIAL:
-        state_PN = tl.load(initial + tile_PN).to(tl.float32)
-    else:
-        state_PN = tl.zeros((P_BLOCK, N), tl.float32)
+        state_PN += tl.load(initial + tile_PN).to(tl.float32)
     for c in tl.range(0, chunks, num_stages=STAGES):
         x_LP = x.load([b, h, c * L, p0]).reshape(L, P_BLOCK)
         B_LN = B.load([b, g, c * L, 0]).reshape(L, N)
@@ -118,20 +118,20 @@ def forward_kernel(
         visible_LL = i_L[:, None] >= i_L[None, :]
         if HAS_RESET:
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
-        weight_LL = tl.dot(C_LN, tl.trans(B_LN), input_precision="ieee")
+        weight_LL = tl.dot(C_LN, tl.trans(B_LN), input_precision=PRECISION)
         weight_LL *= tl.exp2(tl.where(visible_LL, s_L[:, None] - s_L[None, :], float("-inf"))) * dt_L[None, :]
         # D x is one more thing that a token reads of itself.
         weight_LL += tl.where(i_L[:, None] == i_L[None, :], D_h, 0.0)
-        y_LP = tl.dot(C_LN, tl.trans(narrow_PN), input_precision="ieee")
+        y_LP = tl.dot(C_LN, tl.trans(narrow_PN), input_precision=PRECISION)
         y_LP *= _from_start(s_L, doc_L, HAS_RESET)[:, None]
-        y_LP = tl.dot(weight_LL.to(x_LP.dtype), x_LP, y_LP, input_precision="ieee")
+        y_LP = tl.dot(weight_LL.to(x_LP.dtype), x_LP, y_LP, input_precision=PRECISION)
         y.store([b, h, c * L, p0], y_LP.to(x_LP.dtype).reshape(1, 1, L, P_BLOCK))
         into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
         survival = tl.exp2(s_end)
         if HAS_RESET:
             survival = tl.where(doc_end == 0, survival, 0.0)
         scaled_PL = (tl.trans(x_LP).to(tl.float32) * into_L[None, :]).to(x_LP.dtype)
-        state_PN = tl.dot(scaled_PL, B_LN, state_PN * survival, input_precision="ieee")
+        state_PN = tl.dot(scaled_PL, B_LN, state_PN * survival, input_precision=PRECISION)
     tl.store(final + tile_PN, state_PN)
 
 
@@ -142,6 +142,7 @@ def state_kernel(
     H, heads_per_group, chunks,
     L: tl.constexpr, P: tl.constexpr, P_BLOCK: tl.constexpr, N: tl.constexpr,
     REVERSE: tl.constexpr, HAS_EDGE: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The recurrence between chunks alone: the state before each chunk is walked over, and the one after the last.
 
@@ -157,10 +158,9 @@ def state_kernel(
     dts += row * chunks * L
     logs += row * chunks * L
     documents += b.to(tl.int64) * chunks * L
+    state_PN = tl.zeros((P_BLOCK, N), tl.float32)
     if HAS_EDGE:
-        state_PN = tl.load(edge + tile_PN).to(tl.float32)
-    else:
-        state_PN = tl.zeros((P_BLOCK, N), tl.float32)
+        state_PN += tl.load(edge + tile_PN).to(tl.float32)
     for k in tl.range(0, chunks, num_stages=STAGES):
         c = k
         if REVERSE:
@@ -177,7 +177,7 @@ def state_kernel(
         if HAS_RESET:
             survival = tl.where(doc_end == 0, survival, 0.0)
         scaled_PL = (tl.trans(u_LP).to(tl.float32) * scale_L[None, :]).to(u_LP.dtype)
-        state_PN = tl.dot(scaled_PL, V_LN, state_PN * survival, input_precision="ieee")
+        state_PN = tl.dot(scaled_PL, V_LN, state_PN * survival, input_precision=PRECISION)
     tl.store(last + tile_PN, state_PN)
 
 
@@ -205,10 +205,11 @@ def gradient_kernel(
     T, H, heads_per_group, chunks, zero, dB_sp, sums_sk,
     L: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAIRED: tl.constexpr,
     HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx, dB, dC and what the decays' gradients need, of one chunk of one sequence, HEADS heads of a group in turn.
 
-    B and C are shared by the group, so C·B, dB and dC stay on chip while the heads pass. Square tiles are (j, i), the read
+    B and C are shared by the group, so dB and dC stay on chip while the heads pass. Square tiles are (j, i), the read
     token down and the reading token across: two of the three products that use them can take them from registers.
     """
     c = tl.program_id(0)
@@ -252,30 +253,31 @@ def gradient_kernel(
         into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
 
         # The weight C_i·B_j E_ij dt_j, with D on the diagonal, has the gradient x_j·dy_i.
-        R_LL = tl.dot(x_LP, tl.trans(dy_LP), input_precision="ieee")
+        # The same for every head, and yet cheaper to take again from shared memory than to keep in registers.
+        product_LL = tl.dot(
+            B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + nothing.to(tl.float32), input_precision=PRECISION
+        )
+        weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
+        R_LL = tl.dot(x_LP, tl.trans(dy_LP), input_precision=PRECISION)
         tl.store(out_L + 2 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
         W_LL = (R_LL * E_LL).to(x_LP.dtype)
-        # The same for every head, and yet cheaper to take again from shared memory than to keep in registers.
-        product_LL = tl.dot(B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + nothing.to(tl.float32), input_precision="ieee")
-        weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
-
-        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision="ieee") * into_L[:, None]
-        dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision="ieee")
+        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision=PRECISION) * into_L[:, None]
+        dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision=PRECISION)
         dx.store([b, h, c * L, 0], dx_LP.to(x_LP.dtype).reshape(1, 1, L, P))
 
-        own_LN = tl.dot(x_LP, dend_PN, input_precision="ieee") * into_L[:, None]
-        tl.store(out_L + 3 * sums_sk, _row_products(own_LN, B_rows, nothing, L, N))
-        own_LN = tl.dot(W_LL, C_LN, own_LN, input_precision="ieee")
+        own_LN = tl.dot(x_LP, dend_PN, input_precision=PRECISION) * into_L[:, None]
+        tl.store(out_L + 3 * sums_sk, _row_products(own_LN, B_rows, nothing * 2, L, N))
+        own_LN = tl.dot(W_LL, C_LN, own_LN, input_precision=PRECISION)
         tl.store(out_L, _row_products(own_LN, B_rows, nothing, L, N))
         dB_LN += own_LN
 
-        own_LN = tl.dot(dy_LP, start_PN, input_precision="ieee") * _from_start(s_L, doc_L, HAS_RESET)[:, None]
-        own_LN = tl.dot(tl.trans(W_LL), B_LN, own_LN, input_precision="ieee")
+        own_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION) * _from_start(s_L, doc_L, HAS_RESET)[:, None]
+        own_LN = tl.dot(tl.trans(W_LL), B_LN, own_LN, input_precision=PRECISION)
         tl.store(out_L + sums_sk, _row_products(own_LN, C_rows, nothing, L, N))
         dC_LN += own_LN
 
         # Σ dend ⊙ start as a diagonal: the tensor cores take both tiles from shared memory, registers are short.
-        passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision="ieee")
+        passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision=PRECISION)
         q_P = p + nothing
         passing_P = tl.sum(tl.where(q_P[:, None] == q_P[None, :], passing_PP, 0.0), axis=1)
         tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
@@ -294,10 +296,10 @@ def decay_gradient_kernel(
 ):  # fmt: skip
     """ddt (B,T,H), and this block's parts of dA and dD, from the sums that `gradient_kernel` left.
 
-    Of one head's share in dB and dC, B_j·dB_j is the gradient times the value of all readings of what token j wrote, and
-    C_i·dC_i that of all readings by token i. The log-decay of token t carries every reading by t or later of something
-    written before t: within the chunk, readings by tokens from t on, less those of things written from t on; and all
-    that passes over the chunk's end. Both sums are of the same rounded terms, so that their difference is exact.
+    Of one head's share in dB and dC, B_j·dB_j is the gradient times the value of all readings of what token j wrote,
+    and C_i·dC_i that of all readings by token i. The log-decay of token t carries every reading by t or later of what
+    was written before t: within the chunk, readings by tokens from t on, less those of things written from t on; and
+    all that passes over the chunk's end. Both sums are of the same rounded terms, so that their difference is exact.
     """
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)

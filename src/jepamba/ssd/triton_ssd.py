@@ -1,15 +1,14 @@
 """The sequence operator in Triton: `ssd_triton`, a custom operator with its own backward pass.
 
 Forward: one kernel walks the chunks of a (sequence, head) with the state on chip. Backward: one kernel walks the chunks
-from the end for the gradient of the state at each chunk's end; then every chunk of every sequence is independent, and one
-kernel takes all its heads in turn, so that dB and dC, shared by the heads of a group, are summed on chip. No atomics: the
-same inputs give the same bits. `docs/performance.md` has the count of bytes and operations behind this division.
+from the end for the gradient of the state at each chunk's end; then every chunk of every sequence is independent, and
+one kernel takes all its heads in turn, so that dB and dC, shared by the heads of a group, are summed on chip. No
+atomics: the same inputs give the same bits. `docs/performance.md` has the counts of bytes and operations behind this.
 
 Legend: B batch, T time, H heads, P head width, G groups, N state.
 """
 
 import contextlib
-from typing import NamedTuple
 
 import torch
 import triton
@@ -32,6 +31,8 @@ STATES = (16, 32, 64, 128)
 CHUNKS = (16, 32, 64, 128)
 """Chunk lengths that the kernels take."""
 DTYPES = (torch.float32, torch.bfloat16)
+FLOAT32 = "ieee"
+"""How products of float32 are taken: in full precision, without the tensor cores."""
 BLOCK = 8
 """Chunks that a program of the two small kernels takes at once."""
 PROGRAMS = 528
@@ -39,19 +40,21 @@ PROGRAMS = 528
 
 
 TUNED = {
-    "forward": {"num_warps": 4, "STAGES": 2},
-    "state": {"num_warps": 4, "STAGES": 3},
+    "forward": {"num_warps": 4, "STAGES": 3},
+    "state": {"num_warps": 4, "STAGES": 2},
     "gradient": {"num_warps": 4, "STAGES": 2},
 }
 """Launch settings of each kernel for tiles of 64 × 64 (bench/ssd.py --tune measures the others)."""
 
 
-def _launch(kernel: str, L: int, width: int, n: int) -> dict[str, int]:
-    """Launch settings: as tuned, more warps where the tiles are larger."""
-    settings = dict(TUNED[kernel])
+def _launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[str, int | str]:
+    """Launch settings: as tuned, more warps where the tiles are larger; how float32 products are taken."""
+    settings: dict[str, int | str] = dict(TUNED[kernel])
     if max(L, width, n) > 64:
         settings["num_warps"] = 8
-    return settings
+    if dtype == torch.float32:
+        settings["STAGES"] = 1
+    return settings | {"PRECISION": FLOAT32}
 
 
 def _check(
@@ -118,32 +121,23 @@ def _reset(reset: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:
 
 def _length(chunk: int, tokens: int) -> int:
     """A chunk no longer than a short sequence needs."""
-    return min(chunk, max(16, triton.next_power_of_2(tokens)))
+    return min(chunk, max(16, 1 << (tokens - 1).bit_length()))
 
 
-class _Decays(NamedTuple):
-    """What `prepare_kernel` makes of dt, A and the resets."""
-
-    dts: Tensor
-    """dt in fp32, (B, H, chunks·L)."""
-    logs: Tensor
-    """Running sum of log2 decays within each chunk, (B, H, chunks·L)."""
-    documents: Tensor
-    """Resets so far within each chunk, int32 (B, chunks·L); without resets any tensor, never read."""
-
-
-def _decays(dt: Tensor, A: Tensor, reset: Tensor | None, L: int) -> _Decays:
+def _decays(dt: Tensor, A: Tensor, reset: Tensor | None, L: int) -> tuple[Tensor, Tensor]:
+    """(dt in fp32 and the running sum of log2 decays in each chunk, (2, B, H, chunks·L); resets so far in each chunk,
+    int32 (B, chunks·L), or empty without resets)."""
     batch, tokens, heads = dt.shape
     chunks = triton.cdiv(tokens, L)
-    dts = dt.new_empty(batch, heads, chunks * L, dtype=torch.float32)
-    logs = torch.empty_like(dts)
-    documents = logs if reset is None else dt.new_empty(batch, chunks * L, dtype=torch.int32)
+    decays = dt.new_empty(2, batch, heads, chunks * L, dtype=torch.float32)
+    documents = dt.new_empty((0,) if reset is None else (batch, chunks * L), dtype=torch.int32)
+    bytes_, reset_sb, reset_st = _reset(reset, dt)
     prepare_kernel[(heads, batch, triton.cdiv(chunks, BLOCK))](
-        dt, A, *_reset(reset, dt)[:1], dts, logs, documents,
-        tokens, heads, chunks, *dt.stride(), *_reset(reset, dt)[1:],
+        dt, A, bytes_, decays[0], decays[1], documents,
+        tokens, heads, chunks, *dt.stride(), reset_sb, reset_st,
         L=L, BLOCK=BLOCK, HAS_RESET=reset is not None,
     )  # fmt: skip
-    return _Decays(dts, logs, documents)
+    return decays, documents
 
 
 @torch.library.custom_op("jepamba::ssd_forward", mutates_args=())
@@ -158,8 +152,9 @@ def _forward(
     reset: Tensor | None,
     chunk: int,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, final state in fp32, state at each chunk's start in x's dtype: (B, H, chunks, P, N), or empty)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, final state in fp32; where `keep`, otherwise empty: state at each chunk's start in x's dtype
+    (B, H, chunks, P, N), and the two tensors of `_decays`)."""
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     L = _length(chunk, tokens)
@@ -168,16 +163,19 @@ def _forward(
     starts = x.new_empty((batch, heads, triton.cdiv(tokens, L), width, n) if keep else (0,))
     block = min(width, 64)
     with _device(x):
+        decays, documents = _decays(dt, A, reset, L)
         forward_kernel[(heads * (width // block), batch)](
-            _tiles(x, L, block), *_decays(dt, A, reset, L), _tiles(B, L, n), _tiles(C, L, n), D,
+            _tiles(x, L, block), decays[0], decays[1], documents, _tiles(B, L, n), _tiles(C, L, n), D,
             x if initial is None else initial.contiguous(),
             _tiles(y, L, block), final, _states(starts, block) if keep else starts,
             heads, heads // groups, triton.cdiv(tokens, L), 0,
             L=L, P=width, P_BLOCK=block, N=n,
             HAS_INITIAL=initial is not None, HAS_RESET=reset is not None, KEEP=keep,
-            **_launch("forward", L, block, n),
+            **_launch("forward", x.dtype, L, block, n),
         )  # fmt: skip
-    return y, final, starts
+    if not keep:
+        decays, documents = decays.new_empty(0), documents.new_empty(0)
+    return y, final, starts, decays, documents
 
 
 @_forward.register_fake
@@ -192,13 +190,18 @@ def _(
     reset: Tensor | None,
     chunk: int,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, heads, width = x.shape
     L = _length(chunk, int(tokens))
+    chunks = (tokens + L - 1) // L
     n = B.shape[3]
-    shape = (batch, heads, (tokens + L - 1) // L, width, n) if keep else (0,)
-    y = x.new_empty(batch, tokens, heads, width)
-    return y, x.new_empty(batch, heads, width, n, dtype=torch.float32), x.new_empty(shape)
+    return (
+        x.new_empty(batch, tokens, heads, width),
+        x.new_empty(batch, heads, width, n, dtype=torch.float32),
+        x.new_empty((batch, heads, chunks, width, n) if keep else (0,)),
+        x.new_empty((2, batch, heads, chunks * L) if keep else (0,), dtype=torch.float32),
+        x.new_empty((batch, chunks * L) if keep and reset is not None else (0,), dtype=torch.int32),
+    )
 
 
 @torch.library.custom_op("jepamba::ssd_backward", mutates_args=())
@@ -214,6 +217,8 @@ def _backward(
     initial: Tensor | None,
     reset: Tensor | None,
     starts: Tensor,
+    decays: Tensor,
+    documents: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D and the initial state; `starts` empty means that they are recomputed here."""
@@ -228,12 +233,12 @@ def _backward(
 
     def walk(u: Tensor, V: Tensor, edge: Tensor | None, states: Tensor, last: Tensor, reverse: bool) -> None:
         state_kernel[(heads * (width // block), batch)](
-            _tiles(u, L, block), *decays, _tiles(V, L, n), u if edge is None else edge.contiguous(),
-            _states(states, block), last,
+            _tiles(u, L, block), decays[0], decays[1], documents, _tiles(V, L, n),
+            u if edge is None else edge.contiguous(), _states(states, block), last,
             heads, per_group, chunks,
             L=L, P=width, P_BLOCK=block, N=n,
             REVERSE=reverse, HAS_EDGE=edge is not None, HAS_RESET=reset is not None,
-            **_launch("state", L, block, n),
+            **_launch("state", x.dtype, L, block, n),
         )  # fmt: skip
 
     choices = [s for s in range(1, per_group + 1) if per_group % s == 0]
@@ -249,23 +254,24 @@ def _backward(
     dA = x.new_empty(heads, batch * blocks, dtype=torch.float32)
     dD = torch.empty_like(dA)
     with _device(x):
-        decays = _decays(dt, A, reset, L)
         if starts.numel() == 0:
+            decays, documents = _decays(dt, A, reset, L)
             starts = x.new_empty(batch, heads, chunks, width, n)
             walk(x, B, initial, starts, torch.empty_like(dinitial), reverse=False)
         walk(dy, C, dfinal, dends, dinitial, reverse=True)
         B_tiles, C_tiles = _tiles(B, L, n), _tiles(C, L, n)
         gradient_kernel[(chunks, batch, groups * splits)](
-            _tiles(x, L, width), *decays, B_tiles, C_tiles, _pairs(B_tiles), _pairs(C_tiles), D, _tiles(dy, L, width),
+            _tiles(x, L, width), decays[0], decays[1], documents,
+            B_tiles, C_tiles, _pairs(B_tiles), _pairs(C_tiles), D, _tiles(dy, L, width),
             _states(starts, width), _states(dends, width), _tiles(dx, L, width), dB, dC, sums, passing,
             tokens, heads, per_group, chunks, 0, dB.stride(0), sums.stride(0),
             L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
             PAIRED=x.dtype == torch.bfloat16,
-            **_launch("gradient", L, width, n),
+            **_launch("gradient", x.dtype, L, width, n),
         )  # fmt: skip
         bytes_, reset_sb, reset_st = _reset(reset, dt)
         decay_gradient_kernel[(heads, batch, blocks)](
-            *decays, A, bytes_, sums, passing, ddt, dA, dD,
+            decays[0], decays[1], documents, A, bytes_, sums, passing, ddt, dA, dD,
             tokens, heads, chunks, sums.stride(0), reset_sb, reset_st,
             L=L, P=width, BLOCK=BLOCK, HAS_RESET=reset is not None,
         )  # fmt: skip
@@ -289,6 +295,8 @@ def _(
     initial: Tensor | None,
     reset: Tensor | None,
     starts: Tensor,
+    decays: Tensor,
+    documents: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     state = x.new_empty(x.shape[0], x.shape[2], x.shape[3], B.shape[3], dtype=torch.float32)
@@ -298,16 +306,18 @@ def _(
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, chunk, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
+    ctx.save_for_backward(*tensors, *output[2:])
     ctx.chunk = chunk
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dy, dfinal, _) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    x, dt, A, B, C, D, initial, reset, starts = ctx.saved_tensors
+def _gradients(ctx, dy, dfinal, *_) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    x, dt, A, B, C, D, initial, reset, starts, decays, documents = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(x)
-    *grads, dinitial = torch.ops.jepamba.ssd_backward(dy, dfinal, x, dt, A, B, C, D, initial, reset, starts, ctx.chunk)
+    *grads, dinitial = torch.ops.jepamba.ssd_backward(
+        dy, dfinal, x, dt, A, B, C, D, initial, reset, starts, decays, documents, ctx.chunk
+    )
     return *grads, None if initial is None else dinitial.to(initial.dtype), None, None, None
 
 
@@ -327,14 +337,14 @@ def ssd_triton(
     chunk: int = 64,
     keep_states: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(y_BTHP, final_state_BHPN in fp32); see `jepamba.ssd.ssd`. Differentiable in every float input, bit for bit repeatable.
+    """(y_BTHP, final_state_BHPN in fp32); see `jepamba.ssd.ssd`. Differentiable in every float input, repeatable.
 
-    x, B and C are all bfloat16 or all float32 (products in full fp32 then), and may be slices whose last axis is contiguous.
-    keep_states: the forward pass stores the state at each chunk's start for the backward pass (x's dtype); otherwise the
-    backward pass recomputes them. Raises `UserError` for sizes and dtypes that the kernels do not take.
+    x, B and C are all bfloat16 or all float32 (products in full precision then), and may be slices of larger tensors.
+    keep_states: the forward pass stores the state at each chunk's start for the backward pass (in x's dtype); otherwise
+    the backward pass recomputes them. Raises `UserError` for sizes and dtypes that the kernels do not take.
     """
     _check(x_BTHP, dt_BTH, B_BTGN, C_BTGN, initial_state_BHPN, reset_BT, chunk)
     inputs = (x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN)
     keep = keep_states and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    y, final, _ = torch.ops.jepamba.ssd_forward(*inputs, reset_BT, chunk, keep)
+    y, final, *_ = torch.ops.jepamba.ssd_forward(*inputs, reset_BT, chunk, keep)
     return y, final
