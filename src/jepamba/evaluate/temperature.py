@@ -29,7 +29,8 @@ def calibrate(
 ) -> float:
     """The temperature at which the first `count` targets of `tokens`, in plain windows, cost least.
 
-    The latents are computed once and kept, `count` × width numbers. Between equals the one nearest to 1 wins.
+    The latents are computed once and kept, `count` × width numbers. The cost is convex in 1/temperature (it is a sum of
+    logsumexp(logits/T) − target/T), so that walking downhill along a grid finds the grid's best; most of it is skipped.
     Raises `UserError` if there is not a single target.
     """
     targets = min(count, len(tokens) - 1)
@@ -41,12 +42,31 @@ def calibrate(
             (model(batch.inputs_BT, batch.reset_BT)[0].flatten(0, 1), batch.targets_BT.flatten())
             for batch in batches(tokens, plain_windows(targets, sequence), tokens_per_batch, reset, device)
         ]
-        best = _best(model, latents, COARSE)
-        return _best(model, latents, tuple(max(SMALLEST, round(best + step, 4)) for step in FINE))
+        best = _best(model, latents, COARSE, COARSE.index(1.0))
+        fine = tuple(max(SMALLEST, round(best + step, 4)) for step in FINE)
+        return _best(model, latents, fine, FINE.index(0.0))
 
 
 def _best(
-    model: LanguageModel, latents: list[tuple[torch.Tensor, torch.Tensor]], temperatures: tuple[float, ...]
+    model: LanguageModel,
+    latents: list[tuple[torch.Tensor, torch.Tensor]],
+    temperatures: tuple[float, ...],
+    start: int,
 ) -> float:
-    nats_K = torch.stack([summed_nats(model, h_ND, targets_N, temperatures) for h_ND, targets_N in latents]).sum(0)
-    return min(zip(nats_K.tolist(), temperatures, strict=True), key=lambda pair: (pair[0], abs(pair[1] - 1.0)))[1]
+    """The cheapest of the rising `temperatures`, walking from index `start` as long as the next one is cheaper."""
+    costs: dict[int, float] = {}
+
+    def measure(*indices: int) -> None:
+        new = [index for index in indices if 0 <= index < len(temperatures) and index not in costs]
+        if new:
+            chosen = [temperatures[index] for index in new]
+            total_K = torch.stack([summed_nats(model, h_ND, targets_N, chosen) for h_ND, targets_N in latents]).sum(0)
+            costs.update(zip(new, total_K.tolist(), strict=True))
+
+    best = start
+    while True:
+        measure(best - 1, best, best + 1)
+        cheapest = min((index for index in (best, best - 1, best + 1) if index in costs), key=costs.__getitem__)
+        if cheapest == best:
+            return temperatures[best]
+        best = cheapest
