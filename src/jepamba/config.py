@@ -352,6 +352,8 @@ class Eval:
 
     stride: int = 0
     """Stride of the sliding evaluation at the end of a run; 0: plain windows only."""
+    sliding_tokens: int = 0
+    """Targets of the sliding evaluation, which costs sequence / stride times the plain one; 0: all."""
     calibrate_tokens: int = 65536
     """Training tokens on which the temperature is found; 0: temperature 1."""
     tokens_per_batch: int = 16384

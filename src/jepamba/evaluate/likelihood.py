@@ -26,14 +26,6 @@ def logit_slices(
         yield model.logits(h_ND[start : start + rows]).float(), targets_N[start : start + rows]
 
 
-def token_nats(
-    model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"], temperature: float = 1.0
-) -> Float32[Tensor, " N"]:
-    """−ln p(target) of each token, its logits divided by `temperature`."""
-    parts = [_nats(logits_nV, targets_n, temperature) for logits_nV, targets_n in logit_slices(model, h_ND, targets_N)]
-    return torch.cat(parts) if parts else h_ND.new_zeros(0, dtype=torch.float32)
-
-
 def summed_nats(
     model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"], temperatures: Sequence[float]
 ) -> Float64[Tensor, " K"]:

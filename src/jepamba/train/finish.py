@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from jepamba.artifact import inspect, load_artifact, save_artifact
-from jepamba.evaluate import calibrate, diagnostics, score_plain, score_sliding
+from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
 from jepamba.model import parts
 from jepamba.progress import Progress
@@ -30,7 +30,7 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
     session.model.eval()
     with Progress("finding the temperature"):
         temperature = (
-            calibrate(session.model, text.train, run.data.sequence, run.eval.calibrate_tokens)
+            calibrate(session.model, text.train, run.data.sequence, run.eval.calibrate_tokens, reset=run.data.reset)
             if run.eval.calibrate_tokens > 0
             else 1.0
         )
@@ -84,31 +84,42 @@ def write_summary(out: Path, summary: dict[str, Any]) -> None:
 
 
 def _scores(session: Session, artifact: Path) -> dict[str, Any]:
-    run, val = session.run, session.corpus.val
+    run, val, sequence = session.run, session.corpus.val, session.run.data.sequence
     loaded = load_artifact(artifact, device=session.place.device)
-    common = {"reset": run.data.reset, "tokens_per_batch": run.eval.tokens_per_batch}
-    scores: dict[str, Any] = {"bpb_sliding": None}
-    for name, temperature in (("bpb_plain", 1.0), ("bpb_calibrated", loaded.temperature)):
-        with Progress(f"scoring at temperature {temperature:.2f}") as report:
-            scores[name] = asdict(
-                score_plain(
-                    loaded.model, val, run.data.sequence, temperature=temperature, progress=report, **common
-                )
+    reset, batch = run.data.reset, run.eval.tokens_per_batch
+
+    def plain() -> list[Score]:
+        with Progress(f"scoring at temperatures 1 and {loaded.temperature:.2f}") as report:
+            return score_plain_at(
+                loaded.model,
+                val,
+                sequence,
+                (1.0, loaded.temperature),
+                reset=reset,
+                tokens_per_batch=batch,
+                progress=report,
             )
-    if run.eval.stride > 0:
+
+    def sliding() -> Score:
         with Progress(f"scoring with sliding windows, stride {run.eval.stride}") as report:
-            scores["bpb_sliding"] = asdict(
-                score_sliding(
-                    loaded.model,
-                    val,
-                    run.data.sequence,
-                    stride=run.eval.stride,
-                    temperature=loaded.temperature,
-                    progress=report,
-                    **common,
-                )
+            return score_sliding(
+                loaded.model,
+                val,
+                sequence,
+                stride=run.eval.stride,
+                temperature=loaded.temperature,
+                reset=reset,
+                limit=run.eval.sliding_tokens,
+                tokens_per_batch=batch,
+                progress=report,
             )
-    return scores
+
+    at_one, calibrated = plain()
+    return {
+        "bpb_plain": asdict(at_one),
+        "bpb_calibrated": asdict(calibrated),
+        "bpb_sliding": asdict(sliding()) if run.eval.stride > 0 else None,
+    }
 
 
 def _samples(session: Session, artifact: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""All that training changes, in one place: weights, optimizers, data position, counters. It is built, saved, restored."""
+"""All that training changes, in one place: weights, optimizers, data position, counters; built, saved, restored."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ class Session:
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises `UserError` if the data or the shapes are not the run's."""
         if state["tokenizer"] != self.corpus.tokenizer.fingerprint or state["train_tokens"] != len(self.corpus.train):
-            raise UserError("the training data or its tokenizer is not what this run started with; put it back to resume")
+            raise UserError(
+                "the training data or its tokenizer is not what this run started with; put it back to resume"
+            )
         sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "grad": {}, "rng": {}}
         for name, value in tensors.items():
             section, _, rest = name.partition("/")

@@ -94,6 +94,9 @@ class _Trainer:
                 self._ghost_warmup()
             with Progress("training") as report:
                 self._loop(stop, report)
+            # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
+            self._checkpoint()
+            stop.raise_if_asked()
         summary = finish(self.session, self.out, self.preset)
         final = summary["bpb_plain"]
         self.metrics.append(
