@@ -114,14 +114,15 @@ def forward_kernel(
         narrow_PN = state_PN.to(x_LP.dtype)
         if KEEP:
             starts.store([(b * H + h) * chunks + c, p0, 0], narrow_PN.reshape(1, P_BLOCK, N))
-        i_L = tl.arange(0, L) + c * zero
-        visible_LL = i_L[:, None] >= i_L[None, :]
+        j_L = tl.arange(0, L)
+        i_L = j_L + c * zero
+        visible_LL = i_L[:, None] >= j_L[None, :]
         if HAS_RESET:
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
         weight_LL = tl.dot(C_LN, tl.trans(B_LN), input_precision=PRECISION)
         weight_LL *= tl.exp2(tl.where(visible_LL, s_L[:, None] - s_L[None, :], float("-inf"))) * dt_L[None, :]
         # D x is one more thing that a token reads of itself.
-        weight_LL += tl.where(i_L[:, None] == i_L[None, :], D_h, 0.0)
+        weight_LL += tl.where(i_L[:, None] == j_L[None, :], D_h, 0.0)
         y_LP = tl.dot(C_LN, tl.trans(narrow_PN), input_precision=PRECISION)
         y_LP *= _from_start(s_L, doc_L, HAS_RESET)[:, None]
         y_LP = tl.dot(weight_LL.to(x_LP.dtype), x_LP, y_LP, input_precision=PRECISION)
@@ -130,8 +131,8 @@ def forward_kernel(
         survival = tl.exp2(s_end)
         if HAS_RESET:
             survival = tl.where(doc_end == 0, survival, 0.0)
-        scaled_PL = (tl.trans(x_LP).to(tl.float32) * into_L[None, :]).to(x_LP.dtype)
-        state_PN = tl.dot(scaled_PL, B_LN, state_PN * survival, input_precision=PRECISION)
+        scaled_LN = (B_LN.to(tl.float32) * into_L[:, None]).to(x_LP.dtype)
+        state_PN = tl.dot(tl.trans(x_LP), scaled_LN, state_PN * survival, input_precision=PRECISION)
     tl.store(final + tile_PN, state_PN)
 
 
@@ -176,8 +177,8 @@ def state_kernel(
         survival = tl.exp2(s_end)
         if HAS_RESET:
             survival = tl.where(doc_end == 0, survival, 0.0)
-        scaled_PL = (tl.trans(u_LP).to(tl.float32) * scale_L[None, :]).to(u_LP.dtype)
-        state_PN = tl.dot(scaled_PL, V_LN, state_PN * survival, input_precision=PRECISION)
+        scaled_LN = (V_LN.to(tl.float32) * scale_L[:, None]).to(u_LP.dtype)
+        state_PN = tl.dot(tl.trans(u_LP), scaled_LN, state_PN * survival, input_precision=PRECISION)
     tl.store(last + tile_PN, state_PN)
 
 
@@ -244,9 +245,9 @@ def gradient_kernel(
         dt_L = tl.maximum(dt_L, TINY)
         out_L = sums + tokens + c * L + l
         nothing = k * zero
-        i_L = l + nothing
-        diagonal_LL = i_L[:, None] == i_L[None, :]
-        visible_LL = i_L[:, None] <= i_L[None, :]
+        j_L = l + nothing
+        diagonal_LL = j_L[:, None] == l[None, :]
+        visible_LL = j_L[:, None] <= l[None, :]
         if HAS_RESET:
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
         E_LL = tl.exp2(tl.where(visible_LL, s_L[None, :] - s_L[:, None], float("-inf"))) * dt_L[:, None]
@@ -278,8 +279,7 @@ def gradient_kernel(
 
         # Σ dend ⊙ start as a diagonal: the tensor cores take both tiles from shared memory, registers are short.
         passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision=PRECISION)
-        q_P = p + nothing
-        passing_P = tl.sum(tl.where(q_P[:, None] == q_P[None, :], passing_PP, 0.0), axis=1)
+        passing_P = tl.sum(tl.where((p + nothing)[:, None] == p[None, :], passing_PP, 0.0), axis=1)
         tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
     t = c * L + l
     out = split * dB_sp + ((b.to(tl.int64) * T + t[:, None]) * groups + g) * N + tl.arange(0, N)[None, :]

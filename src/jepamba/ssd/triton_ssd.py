@@ -31,9 +31,9 @@ STATES = (16, 32, 64, 128)
 CHUNKS = (16, 32, 64, 128)
 """Chunk lengths that the kernels take."""
 DTYPES = (torch.float32, torch.bfloat16)
-FLOAT32 = "ieee"
-"""How products of float32 are taken: in full precision, without the tensor cores."""
-BLOCK = 8
+FLOAT32 = "tf32x3"
+"""How products of float32 are taken: each as three of TF32, which keeps full precision on the tensor cores."""
+BLOCK = 4
 """Chunks that a program of the two small kernels takes at once."""
 PROGRAMS = 528
 """Programs that fill a large GPU (four for each of 132 multiprocessors); fewer chunks than that split their heads."""
@@ -44,7 +44,7 @@ TUNED = {
     "state": {"num_warps": 4, "STAGES": 2},
     "gradient": {"num_warps": 4, "STAGES": 2},
 }
-"""Launch settings of each kernel for tiles of 64 × 64 (bench/ssd.py --tune measures the others)."""
+"""Launch settings of each kernel, the fastest measured for tiles of 64 × 64 on an H100 (docs/performance.md)."""
 
 
 def _launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[str, int | str]:
@@ -119,9 +119,13 @@ def _reset(reset: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:
     return (like, 0, 0) if reset is None else (reset.view(torch.int8), reset.stride(0), reset.stride(1))
 
 
-def _length(chunk: int, tokens: int) -> int:
-    """A chunk no longer than a short sequence needs."""
-    return min(chunk, max(16, 1 << (tokens - 1).bit_length()))
+def _length(chunk: int, tokens: int, dtype: torch.dtype) -> int:
+    """The chunk, or what is enough for a short sequence; float32 takes half-size tiles."""
+    chunk = min(chunk, 32) if dtype == torch.float32 else chunk
+    length = 16
+    while length < chunk and length < tokens:
+        length *= 2
+    return length
 
 
 def _decays(dt: Tensor, A: Tensor, reset: Tensor | None, L: int) -> tuple[Tensor, Tensor]:
@@ -157,7 +161,7 @@ def _forward(
     (B, H, chunks, P, N), and the two tensors of `_decays`)."""
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
-    L = _length(chunk, tokens)
+    L = _length(chunk, tokens, x.dtype)
     y = x.new_empty(batch, tokens, heads, width)
     final = x.new_empty(batch, heads, width, n, dtype=torch.float32)
     starts = x.new_empty((batch, heads, triton.cdiv(tokens, L), width, n) if keep else (0,))
@@ -192,7 +196,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, heads, width = x.shape
-    L = _length(chunk, int(tokens))
+    L = _length(chunk, tokens, x.dtype)
     chunks = (tokens + L - 1) // L
     n = B.shape[3]
     return (
@@ -225,7 +229,7 @@ def _backward(
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     per_group = heads // groups
-    L = _length(chunk, tokens)
+    L = _length(chunk, tokens, x.dtype)
     chunks = triton.cdiv(tokens, L)
     dinitial = x.new_empty(batch, heads, width, n, dtype=torch.float32)
     dends = x.new_empty(batch, heads, chunks, width, n)
@@ -339,7 +343,7 @@ def ssd_triton(
 ) -> tuple[Tensor, Tensor]:
     """(y_BTHP, final_state_BHPN in fp32); see `jepamba.ssd.ssd`. Differentiable in every float input, repeatable.
 
-    x, B and C are all bfloat16 or all float32 (products in full precision then), and may be slices of larger tensors.
+    x, B and C are all bfloat16 or all float32 (products keep full precision then), and may be slices of larger tensors.
     keep_states: the forward pass stores the state at each chunk's start for the backward pass (in x's dtype); otherwise
     the backward pass recomputes them. Raises `UserError` for sizes and dtypes that the kernels do not take.
     """
