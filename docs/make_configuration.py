@@ -117,7 +117,9 @@ def _value(value: Any) -> str:
 
 def _presets() -> str:
     """Settings by presets: their values where they are not the default."""
-    plain = {f"{room}.{f.name}": f.default for room, cls in get_type_hints(config.Run).items() for f in _fields(cls)}
+    plain: dict[str, Any] = {
+        f"{room}.{f.name}": f.default for room, cls in get_type_hints(config.Run).items() for f in _fields(cls)
+    }
     plain["eval.prompts"] = list(plain["eval.prompts"])
     columns: dict[str, dict[str, Any]] = {}
     for name in preset_names():
