@@ -8,6 +8,7 @@ with a `ConfigError` that names the field, its value and the remedy.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
@@ -145,7 +146,10 @@ class Model:
             self.heads % self.ngroups == 0,
             f"model.ngroups = {self.ngroups} does not divide the {self.heads} heads",
         )
-        _require(self.mlp_hidden >= 1, f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units")
+        _require(
+            math.isfinite(self.mlp_mult) and self.mlp_hidden >= 1,
+            f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units; give it a positive number",
+        )
         _require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off takes the cap away")
         _require(
             self.unet or not self.self_skip,
@@ -203,7 +207,10 @@ class Jepa:
     def __post_init__(self) -> None:
         for name in ("ce_weight", "z_loss", "weight", "sigreg_weight"):
             _require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must not be negative")
-        _require(self.ce_weight > 0 or self.active, "every loss weight is 0: nothing to train on")
+        _require(
+            self.ce_weight > 0 or self.active,
+            "jepa.ce_weight, jepa.weight and jepa.sigreg_weight are all 0.0: nothing to train on; set one of them",
+        )
         _require(self.steps >= 1, f"jepa.steps = {self.steps}: must be at least 1; jepa.weight = 0 takes it away")
         _require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
         _require(
@@ -211,16 +218,18 @@ class Jepa:
             f"jepa.sigreg_t_min = {self.sigreg_t_min}, t_max = {self.sigreg_t_max}: need 0 <= t_min < t_max",
         )
         _require(self.sigreg_knots >= 2, f"jepa.sigreg_knots = {self.sigreg_knots}: the integral needs at least 2")
-        _require(self.sigreg_projections >= 1, "jepa.sigreg_projections: must be at least 1")
-        _require(self.predictor_mult >= 1, "jepa.predictor_mult: must be at least 1")
-        _require(self.sigreg_timesteps >= 0 and self.sigreg_samples >= 0, "jepa.sigreg sample sizes: 0 (all) or more")
+        for name in ("sigreg_projections", "predictor_mult"):
+            _require(getattr(self, name) >= 1, f"jepa.{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("sigreg_timesteps", "sigreg_samples"):
+            _require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must be 0 (all) or more")
         _require(
             self.sigreg_samples == 0 or self.sigreg_pool != "timestep",
-            "jepa.sigreg_samples is for pooled SIGReg; per timestep use jepa.sigreg_timesteps",
+            f"jepa.sigreg_samples = {self.sigreg_samples} is for pooled SIGReg; per timestep use jepa.sigreg_timesteps",
         )
         _require(
             self.sigreg_timesteps == 0 or self.sigreg_pool == "timestep",
-            "jepa.sigreg_timesteps is for SIGReg per timestep; pooled use jepa.sigreg_samples",
+            f"jepa.sigreg_timesteps = {self.sigreg_timesteps} is for SIGReg per timestep; pooled use "
+            "jepa.sigreg_samples",
         )
 
 
@@ -292,9 +301,10 @@ class Optim:
         for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name} = {getattr(self, name)}: must lie in [0, 1)")
         _require(0 <= self.warmdown <= 1, f"optim.warmdown = {self.warmdown}: must lie between 0 and 1")
-        _require(self.adam_eps > 0, "optim.adam_eps: must be positive")
-        _require(self.muon_steps >= 1, "optim.muon_steps: must be at least 1")
-        _require(self.ghost_steps >= 0 and self.muon_momentum_steps >= 0, "optim: step counts must not be negative")
+        _require(self.adam_eps > 0, f"optim.adam_eps = {self.adam_eps}: must be positive")
+        _require(self.muon_steps >= 1, f"optim.muon_steps = {self.muon_steps}: must be at least 1")
+        for name in ("ghost_steps", "muon_momentum_steps"):
+            _require(getattr(self, name) >= 0, f"optim.{name} = {getattr(self, name)}: must not be negative")
 
 
 @dataclass(frozen=True)
@@ -335,15 +345,29 @@ class Train:
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0 and self.seconds >= 0, "train.steps and train.seconds: must not be negative")
-        _require(self.steps > 0 or self.seconds > 0, "no budget: set train.steps or train.seconds")
-        _require(self.tokens_per_micro >= 1, "train.tokens_per_micro: must be at least 1")
+        for name in (
+            "steps",
+            "seconds",
+            "threads",
+            "terms_every",
+            "val_every",
+            "val_tokens",
+            "checkpoint_every",
+            "checkpoint_seconds",
+        ):
+            _require(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must not be negative")
+        _require(
+            self.steps > 0 or self.seconds > 0,
+            f"train.steps = {self.steps} and train.seconds = {self.seconds}: no budget; set train.steps or "
+            "train.seconds",
+        )
+        for name in ("tokens_per_micro", "tokens_per_step", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")
         _require(
             self.tokens_per_step % self.tokens_per_micro == 0,
             f"train.tokens_per_step = {self.tokens_per_step} is no multiple of train.tokens_per_micro = "
             f"{self.tokens_per_micro}",
         )
-        _require(self.keep_checkpoints >= 1, "train.keep_checkpoints: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -367,7 +391,9 @@ class Eval:
 
     def __post_init__(self) -> None:
         _require(self.stride >= 0, f"eval.stride = {self.stride}: 0 (plain windows only) or more")
-        _require(self.tokens_per_batch >= 1, "eval.tokens_per_batch: must be at least 1")
+        _require(self.tokens_per_batch >= 1, f"eval.tokens_per_batch = {self.tokens_per_batch}: must be at least 1")
+        for name in ("sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"):
+            _require(getattr(self, name) >= 0, f"eval.{name} = {getattr(self, name)}: must not be negative")
 
 
 @dataclass(frozen=True)

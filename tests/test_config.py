@@ -1,0 +1,248 @@
+"""Settings: every one that makes no sense is refused by name, value and remedy, and the rest survive a round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepamba.config import ConfigError, Jepa, Model, Run, Train, from_dict, to_dict, with_settings
+from jepamba.errors import UserError
+
+INF, NAN = float("inf"), float("nan")
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    # settings, what the message says of the remedy; the last setting is the one that is refused
+    ({"data.holdout": 0.0}, "between 0 and 1"),
+    ({"data.holdout": 1.0}, "between 0 and 1"),
+    ({"data.holdout": NAN}, "between 0 and 1"),
+    ({"data.sequence": 1}, "at least 2"),
+    ({"data.tokenizer": "words"}, "use bytes, bpe or the path"),
+    ({"data.vocab": 263}, "264"),
+    ({"data.vocab": 65537}, "65,536"),
+    *[
+        ({f"model.{name}": 0}, "at least 1")
+        for name in [
+            "embed_dim",
+            "dim",
+            "layers",
+            "expand",
+            "d_state",
+            "headdim",
+            "ngroups",
+            "conv_width",
+            "mlp_every",
+            "chunk",
+        ]
+    ],
+    ({"model.vocab_size": -1}, "from the tokenizer"),
+    ({"model.vocab_size": 65537}, "65,536"),
+    ({"model.dim": 100, "model.headdim": 64}, "multiple"),
+    ({"model.dim": 128, "model.headdim": 32, "model.ngroups": 3}, "does not divide the 4 heads"),
+    ({"model.mlp_mult": 0.0}, "hidden units"),
+    ({"model.mlp_mult": -1.0}, "hidden units"),
+    ({"model.mlp_mult": NAN}, "hidden units"),
+    ({"model.mlp_mult": INF}, "hidden units"),
+    ({"model.cap": 0.0}, "model.softcap = off"),
+    ({"model.cap": NAN}, "positive"),
+    ({"model.unet": False, "model.self_skip": True}, "needs model.unet"),
+    *[({f"jepa.{name}": -0.1}, "not be negative") for name in ("ce_weight", "z_loss", "weight", "sigreg_weight")],
+    ({"jepa.ce_weight": 0.0, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0}, "nothing to train on"),
+    ({"jepa.steps": 0}, "at least 1; jepa.weight = 0"),
+    ({"jepa.sigreg_ramp": 1.5}, "between 0 and 1"),
+    ({"jepa.sigreg_ramp": -0.5}, "between 0 and 1"),
+    ({"jepa.sigreg_t_max": 3.0, "jepa.sigreg_t_min": 3.0}, "t_min < t_max"),
+    ({"jepa.sigreg_t_min": -1.0}, "0 <= t_min"),
+    ({"jepa.sigreg_knots": 1}, "at least 2"),
+    ({"jepa.sigreg_projections": 0}, "at least 1"),
+    ({"jepa.predictor_mult": 0}, "at least 1"),
+    ({"jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": -1}, "0 (all)"),
+    ({"jepa.sigreg_samples": -1}, "0 (all)"),
+    ({"jepa.sigreg_pool": "timestep", "jepa.sigreg_samples": 5}, "use jepa.sigreg_timesteps"),
+    ({"jepa.sigreg_pool": "positions", "jepa.sigreg_timesteps": 5}, "use jepa.sigreg_samples"),
+    ({"jepa.sigreg_pool": "centered", "jepa.sigreg_timesteps": 5}, "use jepa.sigreg_samples"),
+    ({"quant.qat_fraction": 1.1}, "between 0 and 1"),
+    ({"quant.qat_fraction": -0.1}, "between 0 and 1"),
+    ({"quant.large": 0}, "at least 1"),
+    *[
+        ({f"optim.{name}": -0.1}, "not be negative")
+        for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "clip")
+    ],
+    *[
+        ({f"optim.{name}": value}, "[0, 1)")
+        for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2")
+        for value in (1.0, -0.1)
+    ],
+    ({"optim.warmdown": 1.01}, "between 0 and 1"),
+    ({"optim.adam_eps": 0.0}, "positive"),
+    ({"optim.muon_steps": 0}, "at least 1"),
+    ({"optim.ghost_steps": -1}, "not be negative"),
+    ({"optim.muon_momentum_steps": -1}, "not be negative"),
+    ({"train.steps": -1}, "not be negative"),
+    ({"train.seconds": -1.0}, "not be negative"),
+    ({"train.seconds": NAN}, "not be negative"),
+    ({"train.seconds": 0.0, "train.steps": 0}, "set train.steps or train.seconds"),
+    ({"train.tokens_per_micro": 0}, "at least 1"),
+    ({"train.tokens_per_micro": 65536, "train.tokens_per_step": 100000}, "multiple of train.tokens_per_micro"),
+    ({"train.tokens_per_step": 0}, "at least 1"),
+    ({"train.tokens_per_step": -65536}, "at least 1"),
+    ({"train.keep_checkpoints": 0}, "at least 1"),
+    *[
+        ({f"train.{name}": -1}, "not be negative")
+        for name in ["threads", "terms_every", "val_every", "val_tokens", "checkpoint_every"]
+    ],
+    ({"train.checkpoint_seconds": -1.0}, "not be negative"),
+    ({"eval.stride": -1}, "plain windows only"),
+    *[
+        ({f"eval.{name}": -1}, "not be negative")
+        for name in ["sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"]
+    ],
+    ({"eval.tokens_per_batch": 0}, "at least 1"),
+    ({"data.sequence": 512, "eval.stride": 513}, "longer than the window, data.sequence = 512"),
+    ({"data.sequence": 1000, "train.tokens_per_micro": 65536}, "multiple of data.sequence = 1000"),
+    ({"data.tokenizer": "bytes", "model.vocab_size": 8192}, "exactly 256"),
+    ({"data.sequence": 4, "jepa.steps": 4}, "window of 4"),
+]
+
+
+@pytest.mark.parametrize(("settings", "remedy"), REFUSED, ids=lambda value: str(value))
+def test_a_refusal_names_setting_value_and_remedy(settings: dict[str, Any], remedy: str) -> None:
+    field, value = list(settings.items())[-1]
+    with pytest.raises(ConfigError) as caught:
+        with_settings(Run(), settings)
+    message = str(caught.value)
+    assert field in message
+    assert remedy in message
+    if not isinstance(value, bool):
+        assert str(value) in message.replace(",", "")
+    assert "\n" not in message
+    assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("room", [field.name for field in dataclasses.fields(Run)])
+def test_a_value_of_the_wrong_type_is_refused_by_name(room: str) -> None:
+    hints = get_type_hints(get_type_hints(Run)[room])
+    values: list[Any] = [None, True, 1, 1.5, "text", ["text"], [1], {"a": 1}]
+    for key, hint in hints.items():
+        for value in values:
+            origin = getattr(hint, "__origin__", None)
+            if origin is tuple:
+                right = value == ["text"]
+            elif origin is not None:
+                right = any(value == choice and type(value) is type(choice) for choice in hint.__args__)
+            else:
+                right = type(value) is hint or (hint is float and type(value) is int)
+            if not right:
+                with pytest.raises(ConfigError, match=f"{room}.{key}"):
+                    from_dict({room: {key: value}})
+
+
+def test_integers_are_fine_floats_and_booleans_are_no_integers() -> None:
+    run = with_settings(Run(), {"jepa.weight": 2, "train.seconds": 30})
+    assert run.jepa.weight == 2.0
+    assert isinstance(run.jepa.weight, float)
+    assert isinstance(run.train.seconds, float)
+    with pytest.raises(ConfigError, match=r"model.layers = True: must be of type int"):
+        with_settings(Run(), {"model.layers": True})
+    with pytest.raises(ConfigError, match=r"model.tie = True: use one of 0, 1, 2, 3"):
+        with_settings(Run(), {"model.tie": True})
+
+
+def test_unknown_rooms_and_keys_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"unknown section \[modell\]; there are data, model"):
+        from_dict({"modell": {}})
+    with pytest.raises(ConfigError, match=r"unknown setting model.width"):
+        from_dict({"model": {"width": 3}})
+    with pytest.raises(ConfigError, match=r"\[model\] must be a table"):
+        from_dict({"model": 3})
+    for dotted in ("model.width", "modell.dim", "dim", "model", ".dim", "model.dim.x"):
+        with pytest.raises(ConfigError, match=f"unknown setting {dotted}"):
+            with_settings(Run(), {dotted: 3})
+
+
+def test_absent_keys_take_their_defaults() -> None:
+    assert from_dict({}) == Run()
+    assert from_dict({"model": {"dim": 128}, "train": {"steps": 100}}).model == Model(dim=128)
+
+
+def test_with_settings_changes_what_it_names_and_nothing_else() -> None:
+    before = Run()
+    after = with_settings(before, {"jepa.weight": 0.25, "eval.prompts": ["a", "b"]})
+    assert after.jepa == Jepa(weight=0.25)
+    assert after.eval.prompts == ("a", "b")
+    assert dataclasses.replace(after, jepa=before.jepa, eval=before.eval) == before
+    assert before == Run(train=Train(steps=100))
+
+
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "data.train": st.text(max_size=20),
+        "data.holdout": st.floats(0.01, 0.99),
+        "data.shuffle": st.booleans(),
+        "data.vocab": st.integers(264, 65536),
+        "model.tie": st.sampled_from([0, 1, 2, 3]),
+        "model.softcap": st.sampled_from(["poly", "tanh", "off"]),
+        "model.mlp_mult": st.floats(0.5, 8),
+        "jepa.z_loss": st.floats(0, 1, allow_subnormal=False),
+        "jepa.steps": st.integers(1, 9),
+        "optim.adam_eps": st.floats(1e-300, 1),
+        "train.seconds": st.floats(0, 1e9),
+        "eval.prompts": st.lists(st.text(max_size=9), max_size=4),
+    },
+)
+
+
+@given(SETTINGS)
+def test_round_trip_through_plain_values(settings: dict[str, Any]) -> None:
+    run = with_settings(Run(), settings)
+    nested = to_dict(run)
+    for dotted, value in settings.items():
+        room, key = dotted.split(".")
+        assert nested[room][key] == value
+    assert from_dict(nested) == run
+    assert from_dict(json.loads(json.dumps(nested))) == run
+
+
+def test_every_setting_is_in_the_plain_values() -> None:
+    nested = to_dict(Run())
+    for field in dataclasses.fields(Run):
+        room = getattr(Run(), field.name)
+        assert set(nested[field.name]) == {inner.name for inner in dataclasses.fields(room)}
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Run().model.dim = 3  # type: ignore[misc]
+
+
+def test_derived_sizes() -> None:
+    model = Model(dim=96, expand=2, headdim=32, mlp_mult=2.5)
+    assert (model.inner_dim, model.heads, model.mlp_hidden) == (192, 6, 240)
+    assert Jepa(weight=0.0, sigreg_weight=0.1).active
+    assert Jepa(weight=0.1, sigreg_weight=0.0).active
+    assert not Jepa(weight=0.0, sigreg_weight=0.0).active
+
+
+def test_what_makes_sense_is_accepted() -> None:
+    for settings in (
+        {"jepa.ce_weight": 0.0},
+        {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
+        {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "data.sequence": 2, "jepa.steps": 3},
+        {"train.steps": 0, "train.seconds": 1.0},
+        {"train.seconds": INF},
+        {"eval.stride": 1024},
+        {"data.tokenizer": "bytes", "model.vocab_size": 256},
+        {"data.tokenizer": "my/words.model"},
+        {"optim.clip": 0.0, "optim.warmdown": 0.0},
+        {"quant.qat_fraction": 0.0},
+        {"model.unet": True, "model.self_skip": True},
+        {"jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 64},
+        {"jepa.sigreg_pool": "centered", "jepa.sigreg_samples": 64},
+    ):
+        run = with_settings(Run(), settings)
+        assert from_dict(to_dict(run)) == run
