@@ -321,7 +321,7 @@ def test_causality_of_the_whole_model(t: int, mode: str, resets: bool) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 3, 8, 17])
-def test_a_reset_hides_the_past_exactly(at: int) -> None:
+def test_a_reset_hides_the_past(at: int) -> None:
     config = small(layers=5)
     model = disturbed(config)
     tokens, _ = tokens_and_reset(config, 2, 24)
@@ -339,14 +339,14 @@ def test_a_reset_hides_the_past_exactly(at: int) -> None:
     # The decays before a reset share a running sum with those after it in its chunk: rounding, and nothing else.
     past = 0.0 if at % config.chunk == 0 else 3e-6
     assert (h[:, at:] - h_other[:, at:]).abs().max() <= past
-    assert torch.equal(h[:, at:], h_stale[:, at:])
+    assert (h[:, at:] - h_stale[:, at:]).abs().max() <= past
     assert not torch.equal(h[:, :at], h_stale[:, :at])
     assert torch.allclose(h[:, at:], alone, atol=2e-5)
     assert not torch.allclose(h[:, at:], unmarked[:, at:], atol=1e-3)
     for ours, others, stales, alones in zip(state, state_other, state_stale, state_alone, strict=True):
         for a, b, c, d in zip(ours, others, stales, alones, strict=True):
             assert (a - b).abs().max() <= past
-            assert torch.equal(a, c)
+            assert (a - c).abs().max() <= past
             assert torch.allclose(a, d, atol=2e-5)
 
 
