@@ -1,0 +1,239 @@
+"""The manual is true: its commands parse, its links lead somewhere, and its lists of settings and fields are whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+import pytest
+
+from jepamba.cli import build_parser, main, parse
+from jepamba.config import Run, from_dict
+from jepamba.errors import UserError
+from jepamba.flags import parse_flags, parse_settings
+from jepamba.presets import load_preset
+from jepamba.study.plan import load_plan
+from jepamba.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PLACEHOLDER = re.compile(r"\b(?:PRESET|ARTIFACT|DIR|PLAN|COMMAND|TEXT)\b")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(text: str) -> Iterator[str]:
+    """The fenced code blocks of a page, lines that end in a backslash joined."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield block.replace("\\\n", " ")
+
+
+def shown_commands() -> list[tuple[str, str, bool]]:
+    """(page, command, whether it is a code span in the text) of every `jepamba` command in a block or a span."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line.strip() for block in blocks(text) for line in block.splitlines()]
+        spans = re.findall(
+            r"(?<!`)`(jepamba [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        )
+        found += [(name(page), line, False) for line in lines if line.startswith("jepamba ")]
+        found += [(name(page), line, True) for line in spans]
+    return list(dict.fromkeys(found))
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs/make_configuration.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert page == maker.page(), "run .venv/bin/python docs/make_configuration.py"
+    for room, cls in get_type_hints(Run).items():
+        for key in get_type_hints(cls):
+            assert f"| `{room}.{key}` |" in page
+
+
+@pytest.mark.parametrize(("page", "command", "span"), shown_commands())
+def test_shown_commands_are_understood(page: str, command: str, span: bool) -> None:
+    words = shlex.split(command, comments=True)[1:]
+    if ">" in words:
+        words = words[: words.index(">")]
+    if words[-1] in ("--help", "--version"):
+        with pytest.raises(SystemExit) as left:
+            parse(words)
+        assert left.value.code == 0
+        return
+    try:
+        args = parse(words)
+    except UserError as error:
+        # The text may name a command without all that it needs, but not with a word or flag that there is not.
+        if not span or not re.search(r"arguments are required|expected one argument", str(error)):
+            raise
+        return
+    for key, loader in (("preset", load_preset), ("plan", load_plan)):
+        value = getattr(args, key, None)
+        if value is None or PLACEHOLDER.fullmatch(value) or value.endswith(".toml"):
+            continue
+        loader(value)
+    if args.flags:
+        preset = getattr(args, "preset", None)
+        if preset is not None:
+            parse_flags(load_preset(preset), args.flags)
+        elif not args.plan.endswith(".toml"):
+            plan = load_plan(args.plan)
+            plan.with_common(parse_settings(load_preset(plan.preset), args.flags))
+
+
+def test_there_are_commands_to_check() -> None:
+    pages = {page for page, _, _ in shown_commands()}
+    assert {"README.md", "docs/commands.md", "docs/studies.md"} <= pages
+    shown = {command.split()[1] for _, command, _ in shown_commands()}
+    assert shown >= set(build_parser()[1]), "a command that the manual never shows"
+
+
+def test_an_unknown_flag_would_be_noticed() -> None:
+    with pytest.raises(UserError):
+        parse(["eval", "a.jepa", "--data", "x", "--slidign", "3"])
+
+
+def test_the_readme_s_training_command_builds_its_model(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "jepamba train cpu --data.train mytext/ --out runs/mine"
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert main([*shlex.split(command)[1:], "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["kept"] == 3_000_784
+
+
+def test_the_published_counts_are_those_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    columns: dict[str, list[str]] = {}
+    for preset in ("quick", "cpu", "submission-bpe", "submission-byte"):
+        assert main(["train", preset, "--dry-run"]) == 0
+        rows = [line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines()]
+        counts = {row[0]: row[1] for row in rows if len(row) == 2 and row[1].replace(",", "").isdigit()}
+        for part, count in counts.items():
+            columns.setdefault(part, []).append(count)
+    lines = [re.sub(r"\*| \(.*?\)", "", line) for line in page.splitlines()]
+    for part, counts_of_part in columns.items():
+        assert f"| {part} | {' | '.join(counts_of_part)} |" in lines
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        for block in blocks(page.read_text(encoding="utf-8")):
+            assert set(re.findall(r"^make ([a-z]+)", block, re.MULTILINE)) <= targets, name(page)
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{name(page)} links to {target}"
+        assert found.is_relative_to(ROOT), f"{name(page)} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{name(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_page_names_a_place_on_a_machine(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.~-])/(?:work|home|root|tmp|Users|mnt|opt|usr|var)/|[A-Z]:\\\\|file://", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_settings_that_a_page_names_exist(page: Path) -> None:
+    rooms = get_type_hints(Run)
+    text = prose(page)
+    for room, key in re.findall(
+        r"`(?:--)?(data|model|jepa|quant|optim|train|eval)\.([a-z_0-9]+)(?=`| [=/><*]|=)", text
+    ):
+        if (room, key) not in (("train", "jsonl"), ("train", "toml")):
+            assert key in get_type_hints(rooms[room]), f"{name(page)} names {room}.{key}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for file in re.findall(r"tests/[\w/]+\.py", prose(page)):
+        assert (ROOT / file).is_file(), f"{name(page)} names {file}"
+    every = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    for test in re.findall(r"`(test_\w+)`", prose(page)):
+        assert f"def {test}(" in every, f"{name(page)} names {test}"
+
+
+def fields(section: str) -> set[str]:
+    """The names in the first column of a section's table."""
+    return {
+        word for line in section.splitlines() if line.startswith("| `") for word in re.findall(r"`(\w+)`", line)[:1]
+    }
+
+
+def test_the_page_of_metrics_is_whole(tmp_path: Path) -> None:
+    """A small run logs exactly the fields that the page describes."""
+    text = tmp_path / "text.txt"
+    text.write_text("\0".join((ROOT / "docs" / page).read_text() for page in ("model.md", "data.md", "training.md")))
+    small: dict[str, dict[str, Any]] = {
+        "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(tmp_path / "cache")},
+        "model": {"embed_dim": 16, "dim": 32, "layers": 2, "headdim": 16, "d_state": 8, "chunk": 16, "mlp_mult": 1.0},
+        "jepa": {"steps": 1, "sigreg_projections": 8, "sigreg_samples": 64},
+        "train": {"steps": 3, "tokens_per_step": 128, "tokens_per_micro": 128, "val_every": 1, "val_tokens": 128}
+        | {"terms_every": 1},
+        "eval": {"calibrate_tokens": 128, "diagnostics_tokens": 256, "sample_tokens": 2, "prompts": ["The "]}
+        | {"stride": 32, "sliding_tokens": 64},
+    }
+    summary = train(from_dict(small), tmp_path / "run", preset="small")
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    described = {
+        part.split(":")[0].split("\n")[0].strip(): part for part in re.split(r"^#+ ", page, flags=re.MULTILINE)
+    }
+    logged: dict[str, set[str]] = {}
+    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        logged.setdefault(record["kind"], set()).update(record.keys() - {"kind", "step"})
+    assert {f"kind = {kind}" for kind in logged} == {title for title in described if title.startswith("kind")}
+    for kind, names in logged.items():
+        assert fields(described[f"kind = {kind}"]) == names, kind
+    assert fields(described["summary.json"]) == summary.keys()
+    for key in [*summary["bpb_plain"], *summary["parameters"], *summary["environment"]]:
+        assert f"`{key}`" in described["summary.json"]
+    evaluation = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    for room, found in summary["diagnostics"].items():
+        inner = found[0] if isinstance(found, list) else found
+        for key in inner if isinstance(inner, dict) else []:
+            assert f"`{room}.{key}`" in evaluation or f"`{key}`" in evaluation or key == "step", f"{room}.{key}"
+        assert f"`{room}" in evaluation
+
+
+def test_the_maker_writes_its_page(maker: ModuleType, tmp_path: Path) -> None:
+    copied = tmp_path / "make_configuration.py"
+    copied.write_bytes((ROOT / "docs/make_configuration.py").read_bytes())
+    subprocess.run([sys.executable, str(copied)], check=True)
+    assert (tmp_path / "configuration.md").read_text(encoding="utf-8") == maker.page()
