@@ -36,9 +36,9 @@ HEAD = """# Every setting
 <!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config.py. Do not edit by hand. -->
 
 A setting has a room and a name, and the same name everywhere: `optim.clip` is the flag `--optim.clip 1.0` of
-`jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or in a run's `config.toml`, and the
-key `"optim.clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is stronger
-than a preset.
+`jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or in a run's `config.toml`, and
+the key `"optim.clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is
+stronger than a preset.
 
 - Hyphens and underscores are the same in a flag, and `--train.steps=100` is `--train.steps 100`.
 - A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,
