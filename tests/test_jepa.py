@@ -1,0 +1,259 @@
+"""The latent objective: roll-out, prediction error, heads, and the sum of all terms, each against its definition."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jepamba.config import Jepa, Model, Quant
+from jepamba.jepa import JepaHeads, Terms, objective, prediction_error, sigreg, sigreg_lambda, within_sequence_share
+from jepamba.jepa.heads import PositionNorm
+from jepamba.model import LanguageModel
+
+MODEL = Model(vocab_size=23, embed_dim=8, dim=16, layers=3, d_state=4, headdim=4, mlp_mult=2.0, chunk=8)
+
+
+def disturbed_heads(config: Jepa, width: int = 16) -> JepaHeads:
+    heads = JepaHeads(config, width)
+    with torch.no_grad():
+        for value in heads.parameters():
+            value += 0.3 * torch.randn_like(value)
+    return heads
+
+
+def slow_error(predictions: list[Tensor], z: Tensor, reset: Tensor | None) -> float:
+    """Mean over k of the mean over pairs (t, t + k) of one document of the squared distance per component."""
+    per_step = []
+    for k, prediction in enumerate(predictions, start=1):
+        total, count = 0.0, 0
+        for b in range(z.shape[0]):
+            for t in range(z.shape[1] - k):
+                if reset is not None and reset[b, t + 1 : t + k + 1].any():
+                    continue
+                total += (prediction[b, t].double() - z[b, t + k].double()).square().mean().item()
+                count += 1
+        per_step.append(total / max(count, 1))
+    return sum(per_step) / len(per_step)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("resets", ["none", "never", "some", "always"])
+def test_prediction_error_by_a_slow_loop(steps: int, resets: str) -> None:
+    z = torch.randn(3, 14, 5)
+    predictions = [torch.randn(3, 14, 5) for _ in range(steps)]
+    share = {"none": 0.0, "never": 0.0, "some": 0.25, "always": 1.0}[resets]
+    reset = None if resets == "none" else torch.rand(3, 14) < share
+    ours = prediction_error(predictions, z, reset, detach_targets=False)
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(slow_error(predictions, z, reset), rel=1e-5)
+    if resets == "always":
+        assert ours.item() == 0
+
+
+def test_a_window_too_short_for_the_last_step_is_no_accident() -> None:
+    """`Run` refuses steps >= sequence; the longest roll-out that it accepts has a target."""
+    z = torch.randn(2, 4, 5)
+    predictions = [torch.zeros(2, 4, 5)] * 3
+    assert torch.isfinite(prediction_error(predictions, z, None, detach_targets=False))
+
+
+def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
+    z, prediction = torch.randn(2, 9, 5, requires_grad=True), torch.randn(2, 9, 5, requires_grad=True)
+    for detach in (False, True):
+        error = prediction_error([prediction], z, None, detach_targets=detach)
+        to_prediction, to_z = torch.autograd.grad(error, (prediction, z), allow_unused=True)
+        assert to_prediction.abs().max() > 0
+        assert (to_z is None) == detach
+    # With a real roll-out z still learns through the prediction's side: its last position, a target only, does not.
+    heads = disturbed_heads(Jepa(steps=2))
+    z = torch.randn(2, 9, 16, requires_grad=True)
+    grads = [
+        torch.autograd.grad(prediction_error(heads.rollout(z), z, None, detach_targets=detach), z)[0]
+        for detach in (False, True)
+    ]
+    assert grads[1][:, :8].abs().amin(0).max() > 0
+    assert (grads[1][:, 8] == 0).all()
+    assert grads[0][:, 8].abs().min() > 0
+
+
+def test_prediction_error_is_fp32_for_bf16_latents() -> None:
+    z = torch.randn(2, 9, 5).bfloat16()
+    prediction = torch.randn(2, 9, 5).bfloat16()
+    error = prediction_error([prediction], z, None, detach_targets=False)
+    assert error.dtype == torch.float32
+    assert error.item() == pytest.approx(slow_error([prediction], z, None), rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_rollout_reads_its_own_output(steps: int) -> None:
+    heads = disturbed_heads(Jepa(steps=steps, projector="linear"))
+    z = torch.randn(2, 7, 16)
+    predictions = heads.rollout(z)
+    assert [p.shape for p in predictions] == [(2, 7, 16)] * steps
+    first, second = heads.predictor[0], heads.predictor[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    assert first.weight.shape == (64, 16)
+    current = z
+    for prediction in predictions:
+        hidden = nn.functional.gelu(current @ first.weight.T + first.bias)
+        current = (hidden @ second.weight.T + second.bias) @ heads.pred_proj.weight.T
+        assert torch.allclose(prediction, current, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm"])
+def test_a_fresh_predictor_says_the_same_everywhere(kind: str) -> None:
+    heads = JepaHeads(Jepa(projector=kind, steps=2), 16).eval()
+    output = heads.predictor[2]
+    assert isinstance(output, nn.Linear)
+    assert (output.weight == 0).all()
+    assert (output.bias == 0).all()
+    for prediction in heads.rollout(torch.randn(2, 7, 16)):
+        assert torch.allclose(prediction, prediction[0, 0].expand_as(prediction), atol=1e-6)
+        if kind == "linear":
+            assert (prediction == 0).all()
+    assert heads.project(torch.randn(2, 7, 16)).std() > 0.05
+
+
+def test_projector_kinds() -> None:
+    x = torch.randn(3, 5, 16)
+    linear = JepaHeads(Jepa(projector="linear"), 16)
+    assert isinstance(linear.projector, nn.Linear)
+    assert linear.projector.bias is None
+    assert torch.allclose(linear.project(x), x @ linear.projector.weight.T, atol=1e-6)
+    for kind, norm in (("mlp-layernorm", nn.LayerNorm), ("mlp-batchnorm", PositionNorm)):
+        heads = disturbed_heads(Jepa(projector=kind))
+        for part in (heads.projector, heads.pred_proj):
+            assert isinstance(part, nn.Sequential)
+            assert [type(layer) for layer in part] == [nn.Linear, norm, nn.GELU, nn.Linear]
+            assert part[0].out_features == 32
+        assert heads.project(x).shape == x.shape
+    with torch.no_grad():
+        w = dict(heads.projector.named_parameters())
+        hidden = (x @ w["0.weight"].T + w["0.bias"]).flatten(0, 1)
+        normed = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
+        truth = nn.functional.gelu(normed * w["1.weight"] + w["1.bias"]) @ w["3.weight"].T + w["3.bias"]
+        assert torch.allclose(heads.project(x).flatten(0, 1), truth, atol=1e-4)
+
+
+def test_batch_norm_counts_positions_and_is_fixed_in_evaluation() -> None:
+    norm = PositionNorm(4)
+    x = torch.randn(3, 50, 4) * 3 + 2
+    y = norm(x)
+    assert y.mean((0, 1)).abs().max() < 1e-5
+    assert torch.allclose(y.var((0, 1), unbiased=False), torch.ones(4), atol=1e-3)
+    norm.eval()
+    assert torch.allclose(norm(x[:1])[0], norm(x)[0])
+
+
+def test_share_of_variance_within_sequences() -> None:
+    constant = torch.randn(64, 1, 8).expand(64, 100, 8)
+    assert within_sequence_share(constant).item() < 1e-6
+    assert within_sequence_share(torch.randn(64, 100, 8)).item() == pytest.approx(0.99, abs=0.01)
+    half = constant + torch.randn(64, 100, 8)
+    assert within_sequence_share(half).item() == pytest.approx(0.5, abs=0.05)
+    assert within_sequence_share(half * 3 + 40).item() == pytest.approx(within_sequence_share(half).item(), rel=1e-3)
+    assert within_sequence_share(torch.ones(2, 3, 4)).item() == 0
+    assert within_sequence_share(half.bfloat16()).dtype == torch.float32
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    tokens = torch.randint(23, (3, 12))
+    reset = torch.zeros(3, 12, dtype=torch.bool)
+    reset[0, 5] = reset[2, 9] = True
+    return tokens, (tokens + 1) % 23, reset
+
+
+def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None = None) -> tuple[Terms, Any]:
+    model = LanguageModel(MODEL, Quant()).train()
+    torch.manual_seed(1)
+    if heads is None and config.active:
+        heads = disturbed_heads(config)
+    torch.manual_seed(2)
+    tokens, targets, reset = batch()
+    terms = objective(model, heads, config, tokens, targets, reset, lam=lam, seed=7, step=step)
+    return terms, (model, heads, tokens, targets, reset)
+
+
+@pytest.mark.parametrize("pool", ["timestep", "positions", "centered"])
+def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
+    config = Jepa(
+        ce_weight=0.5, z_loss=1e-2, weight=0.3, sigreg_weight=0.2, sigreg_pool=pool, sigreg_projections=16, steps=2
+    )
+    terms, (model, heads, tokens, targets, reset) = terms_of(config, lam=0.07)
+    h = model(tokens, reset)[0]
+    logits = model.logits(h)
+    ce = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    z_loss = logits.logsumexp(-1).square().mean()
+    z = heads.projector(h)
+    mse = slow_error(heads.rollout(z), z, reset)
+    statistic = sigreg(z, config, 7, 4)
+    assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
+    assert terms.z_loss.item() == pytest.approx(z_loss.item(), rel=1e-5)
+    assert terms.token.item() == pytest.approx((ce + 1e-2 * z_loss).item(), rel=1e-5)
+    assert terms.jepa.item() == pytest.approx(mse, rel=1e-5)
+    assert terms.sigreg.item() == pytest.approx(statistic.item(), rel=1e-5)
+    total = 0.5 * (ce + 1e-2 * z_loss) + 0.3 * mse + 0.07 * statistic
+    assert terms.total.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_gradients_reach_the_kept_model_through_every_term() -> None:
+    config = Jepa(sigreg_projections=16, steps=2)
+    for term in ("token", "jepa", "sigreg"):
+        terms, (model, heads, *_) = terms_of(config, lam=0.1)
+        getattr(terms, term).backward()
+        embedding = model.token_embed.grad
+        assert embedding is not None
+        assert embedding.abs().max() > 0
+        assert (heads.projector.weight.grad is not None) == (term != "token")
+        assert (heads.pred_proj.weight.grad is not None) == (term == "jepa")
+
+
+def test_no_stop_gradient_by_default() -> None:
+    assert not Jepa().detach_targets
+    grads = []
+    for detach in (False, True):
+        torch.manual_seed(0)
+        config = Jepa(detach_targets=detach, sigreg_weight=0.0)
+        terms, (_, heads, *_) = terms_of(config, lam=0.0)
+        terms.jepa.backward()
+        grads.append(heads.projector.weight.grad)
+    assert not torch.allclose(grads[0], grads[1])
+
+
+def test_latent_terms_that_weigh_nothing_are_not_computed() -> None:
+    base = Jepa(sigreg_projections=16)
+    off = dataclasses.replace(base, weight=0.0, sigreg_weight=0.0)
+    assert not off.active
+    terms, _ = terms_of(off, lam=0.0)
+    assert terms.jepa.item() == terms.sigreg.item() == 0
+    assert torch.equal(terms.total, terms.token)
+    only_sigreg, (_, heads, *_) = terms_of(dataclasses.replace(base, weight=0.0), lam=0.1)
+    assert only_sigreg.jepa.item() == 0
+    assert only_sigreg.sigreg.item() > 0
+    only_sigreg.total.backward()
+    assert heads.pred_proj.weight.grad is None
+    only_jepa, _ = terms_of(dataclasses.replace(base, sigreg_weight=0.0), lam=0.0)
+    assert only_jepa.jepa.item() > 0
+    assert only_jepa.sigreg.item() == 0
+
+
+def test_lambda_ramps_over_its_share_of_training() -> None:
+    flat = Jepa(sigreg_weight=0.4)
+    assert [sigreg_lambda(flat, p) for p in (0.0, 0.5, 1.0)] == [0.4] * 3
+    ramp = Jepa(sigreg_weight=0.4, sigreg_ramp=0.3)
+    assert [sigreg_lambda(ramp, p) for p in (0.0, 0.15, 0.3, 0.31, 1.0)] == pytest.approx([0, 0.2, 0.4, 0.4, 0.4])
+    assert sigreg_lambda(Jepa(sigreg_weight=0.4, sigreg_ramp=1.0), 0.25) == pytest.approx(0.1)
+
+
+def test_step_decides_the_directions_of_the_objective() -> None:
+    config = Jepa(sigreg_projections=16)
+    values = []
+    for step in (4, 4, 5):
+        torch.manual_seed(0)
+        values.append(terms_of(config, 0.1, step=step)[0].sigreg.item())
+    assert values[0] == values[1] != values[2]
