@@ -4,7 +4,7 @@ Every alternative is timed in turn within each round, after a write that clears 
 the rounds is shown. "device" replays a captured graph (the GPU's own time); "eager" is one plain call, Python included.
 mamba-ssm and fla-core join where they are installed. Errors are relative RMS against the PyTorch path in float32.
 
-    python bench/ssd.py [--batch 64 --length 1024 --heads 10 --width 64 --state 64 --groups 1 --kernels]
+    python bench/ssd.py [--batch 64 --length 1024 --heads 10 --width 64 --state 64 --only NAMES --kernels]
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ class Timed:
     """One alternative: its calls, forward and backward and both, eager and as captured graphs."""
 
     def __init__(self, name: str, operator: Operator, inputs: list[Tensor], weights: list[Tensor]) -> None:
-        self.name, self.times = name, {}
         outputs = operator(*inputs)
         weights = [w.to(o.dtype) for w, o in zip(weights, outputs, strict=True)]
 
@@ -193,6 +192,7 @@ def bench() -> None:
     sizes = {"batch": 64, "length": 1024, "heads": 10, "width": 64, "state": 64, "groups": 1, "chunk": 64, "rounds": 30}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", default="", help="names of the alternatives to time, separated by commas")
     parser.add_argument("--kernels", action="store_true", help="also the time of each kernel of the Triton operator")
     o = parser.parse_args()
     if not torch.cuda.is_available():
@@ -201,16 +201,28 @@ def bench() -> None:
     compiled = torch.compile(ssd_chunked)
     candidates: dict[str, Operator | None] = {
         "triton": lambda *v: ssd_triton(*v, chunk=o.chunk),
-        "triton, states recomputed": lambda *v: ssd_triton(*v, chunk=o.chunk, keep_states=False),
+        "triton-recompute": lambda *v: ssd_triton(*v, chunk=o.chunk, keep_states=False),
         "torch": lambda *v: ssd_chunked(*v, chunk=o.chunk),
-        "torch, compiled": lambda *v: compiled(*v, chunk=o.chunk),
+        "torch-compile": lambda *v: compiled(*v, chunk=o.chunk),
         "mamba-ssm": mamba_ssm(256),
         "fla-core": fla(o.chunk),
     }
-    operators = {name: operator for name, operator in candidates.items() if operator is not None}
+    wanted = o.only.split(",") if o.only else list(candidates)
+    operators = {name: operator for name, operator in candidates.items() if operator is not None and name in wanted}
     inputs, weights = make_inputs(o, o.batch)
-    wrong = {name: errors(operator, o) for name, operator in operators.items()}
-    alternatives = {name: Timed(name, operator, inputs, weights).calls for name, operator in operators.items()}
+    wrong = {}
+    for name, operator in list(operators.items()):
+        try:
+            wrong[name] = errors(operator, o)
+        except Exception as error:
+            if name.startswith(("triton", "torch")):
+                raise
+            print(f"{name} does not run here: {error!r:.200}")
+            del operators[name]
+    alternatives = {}
+    for name, operator in operators.items():
+        alternatives[name] = Timed(name, operator, inputs, weights).calls
+        print(f"{name} is ready", flush=True)
     alternatives["copy of as many bytes"] = copies(o)
     times = measure(alternatives, o.rounds)
 

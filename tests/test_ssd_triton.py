@@ -106,6 +106,17 @@ def test_operator_is_registered_as_torch_compile_needs_it() -> None:
     )
 
 
+def test_operator_equals_the_eager_path() -> None:
+    args, reset, weights = inputs(CASES[1], torch.float32, DEVICE)
+
+    def operator(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, final, *_ = torch.ops.jepamba.ssd_forward(*values, 64, True)
+        return y, final
+
+    for a, b in zip(run(operator, args, reset, weights), run(ssd_triton, args, reset, weights), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_two_pieces_with_a_carried_state_equal_one() -> None:
     args, reset, _ = inputs(Case(2, 50, 4, 32, 2, 16, 16, resets=0.05, initial=True), torch.float32, DEVICE)
     x, dt, A, B, C, D, initial = (value.detach() for value in args)

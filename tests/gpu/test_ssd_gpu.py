@@ -24,6 +24,7 @@ CASES = [
     Case(2, 130, 4, 32, 2, 128, 64, initial=True, keep=False),
     Case(2, 200, 2, 128, 1, 16, 128, resets=0.02, initial=True),
     Case(2, 100, 3, 64, 3, 64, 16, resets=0.3, initial=True),
+    Case(64, 600, 4, 128, 1, 128, 128, initial=True),
     Case(70, 130, 4, 64, 2, 64, 64, resets=0.03, initial=True),
 ]
 
