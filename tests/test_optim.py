@@ -433,6 +433,19 @@ def test_restored_state_is_a_copy() -> None:
     assert all(torch.equal(state[name], frozen[name]) for name in state)
 
 
+def test_restoring_the_state_before_the_first_step_forgets_the_rest() -> None:
+    modules, config = network()
+    optimizers = Optimizers.build(modules.named_parameters(), config, CPU)
+    fresh = optimizers.state()
+    assert fresh == {}
+    step_once(modules, optimizers)
+    assert optimizers.state()
+    optimizers.restore(fresh)
+    assert optimizers.state() == {}
+    step_once(modules, optimizers)
+    assert all(value.item() == 1 for name, value in optimizers.state().items() if name.startswith("step/"))
+
+
 @pytest.mark.parametrize(
     ("path", "shape"),
     [

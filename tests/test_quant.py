@@ -143,6 +143,16 @@ def test_a_row_too_small_for_a_scale_becomes_zero_and_a_huge_one_stays_finite() 
         assert huge[0, 1].item() == -huge[0, 0].item()
 
 
+def test_integers_stay_in_range_where_the_scale_is_coarse() -> None:
+    """BF16 scales below 2⁻¹²⁶ have few bits, so that the largest value may be many steps above the limit."""
+    for width in (4, 5, 6):
+        limit = 2 ** (width - 1) - 1
+        w = torch.tensor([[1.4, -1.4, 0.3]]) * limit * 2.0**-133
+        streams = IntGrid(width).encode(w)
+        assert streams["scale"].float().item() == 2.0**-133
+        assert streams["q"].tolist()[0][:2] == [limit, -limit]
+
+
 def test_unscaled_fp8_is_coarse_near_one_and_scaled_grids_are_not() -> None:
     """Defect 8: mixes and skips near 1 moved in steps of 0.125."""
     near_one = torch.linspace(1.0, 1.25, 51)
@@ -325,6 +335,20 @@ def test_a_step_smaller_than_the_grid_moves_the_master_and_not_what_is_seen() ->
         projection.w += 1e-7
     assert not torch.equal(projection.w, before)
     assert (projection.weight("w") != seen).float().mean() < 0.01
+
+
+def test_loaded_weights_are_used_as_they_are() -> None:
+    """Rounded once, by the one who stored them: loading never rounds again."""
+    model = trained_looking(Quant(large=1))
+    given = {name: torch.randn_like(value) for name, value in model.named_parameters()}
+    model.load_decoded(given)
+    for mode in (True, False):
+        model.train(mode)
+        model.set_quantized(True)
+        for prefix, module in model.named_modules():
+            if hasattr(module, "grids"):
+                for name in module.grids:
+                    assert torch.equal(module.weight(name), given[f"{prefix}.{name}" if prefix else name])
 
 
 def test_load_decoded_refuses_what_does_not_fit() -> None:
