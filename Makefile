@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-gpu check clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -22,6 +22,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# On a machine with a CUDA GPU, with the package and its dependencies in PYTHON.
+test-gpu:
+	PYTHONPATH=src $(PYTHON) -m pytest --noconftest tests/gpu
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -409,6 +409,12 @@ class Run:
     eval: Eval = field(default_factory=Eval)
 
     def __post_init__(self) -> None:
+        for room in dataclasses.fields(self):
+            for name, value in vars(getattr(self, room.name)).items():
+                _require(
+                    not isinstance(value, float) or math.isfinite(value),
+                    f"{room.name}.{name} = {value}: must be a finite number",
+                )
         _require(
             self.train.tokens_per_micro % self.data.sequence == 0,
             f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.sequence = "

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what to do. The command line prints it and exits with 2."""
+    """Bad input: one line that says what is wrong, where, and what to do. The command line prints it and exits 2."""

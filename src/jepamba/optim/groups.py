@@ -106,12 +106,20 @@ class Optimizers:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` gave. Raises `ValueError` on a name or shape that does not fit."""
         trained = self.trained()
+        kinds: dict[str, set[str]] = {}
+        for path, value in state.items():
+            key, _, name = path.partition("/")
+            shape = torch.Size() if key == "step" else trained[name].shape if name in trained else None
+            if value.shape != shape:
+                raise ValueError(f"optimizer state {path} fits no parameter")
+            kinds.setdefault(name, set()).add(key)
+        for name, found in kinds.items():
+            if found != ({"momentum"} if name in self.groups.muon else {"exp_avg", "exp_avg_sq", "step"}):
+                raise ValueError(f"optimizer state of {name} is {sorted(found)}, not what its optimizer keeps")
         for optimizer in (self.muon, self.adam):
             optimizer.state.clear()
         for path, value in state.items():
             key, _, name = path.partition("/")
-            if name not in trained or (key != "step" and value.shape != trained[name].shape):
-                raise ValueError(f"optimizer state {path} fits no parameter")
             device = torch.device("cpu") if key == "step" and not self._fused_on_gpu(name) else trained[name].device
             self._of(name).state[trained[name]][key] = value.to(device).clone()
 

@@ -20,7 +20,8 @@ def load_preset(name: str) -> Run:
 
     Raises `ConfigError` for an unknown name, a file that is no TOML, or a setting that is refused.
     """
-    base, *overlays = name.split("+")
+    # A file's own name may hold a plus sign.
+    base, *overlays = [name] if Path(name).is_file() else name.split("+")
     values: dict[str, Any] = _load(base)
     for overlay in overlays:
         for room, settings in _load(overlay).items():

@@ -79,7 +79,7 @@ class IntGrid:
     @property
     def limit(self) -> int:
         """The largest stored integer."""
-        return 2 ** (self.width - 1) - 1
+        return (1 << (self.width - 1)) - 1
 
     def encode(self, w: Tensor) -> Streams:
         w_RC = w.detach().float().reshape(rows(tuple(w.shape)))

@@ -11,6 +11,8 @@ Legend: B batch, T time, H heads, P head width, G groups (they share B and C; he
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from jepamba.ssd.chunked import ssd_chunked
 from jepamba.ssd.reference import ssd_reference
 
 __all__ = ["ssd", "ssd_chunked", "ssd_reference"]
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def ssd(
@@ -36,6 +40,13 @@ def ssd(
 
     `dt` is positive (after softplus), `A` negative. A reset at t forgets everything before t, the initial state
     included. Decays and states are computed in fp32 or wider whatever x's dtype; y has x's dtype, the final state the
-    wider one.
+    wider one. On a GPU the Triton kernels serve the sizes that they take, and plain PyTorch all others.
     """
-    return ssd_chunked(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN, reset_BT, chunk=chunk)
+    operator = ssd_chunked
+    if x_BTHP.is_cuda and _HAS_TRITON:
+        from jepamba.ssd import triton_launch, triton_ssd
+
+        widths_fit = x_BTHP.shape[-1] in triton_launch.WIDTHS and B_BTGN.shape[-1] in triton_launch.STATES
+        if widths_fit and chunk in triton_launch.CHUNKS and x_BTHP.dtype in triton_launch.DTYPES:
+            operator = triton_ssd.ssd_triton
+    return operator(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN, reset_BT, chunk=chunk)

@@ -28,7 +28,9 @@ class MetricsLog:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if record["step"] <= step and not record.get("final"):
+            # A `terms` record is made before the step that follows its own number, and so would be made again.
+            kept_until = step - 1 if record["kind"] == "terms" else step
+            if record["step"] <= kept_until and not record.get("final"):
                 kept.append(line + "\n")
         replacement = self.path.with_suffix(".tmp")
         replacement.write_text("".join(kept))

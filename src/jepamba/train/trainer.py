@@ -33,7 +33,7 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
     """
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
-    text = corpus(run.data)
+    text = _read(run)
     run = resolve(run, text)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run))
@@ -50,7 +50,7 @@ def resume(out: Path) -> dict[str, Any]:
     first = (out / CONFIG).read_text().splitlines()[0]
     preset = first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
     run = load_preset(str(out / CONFIG))
-    trainer = _Trainer(run, out, corpus(run.data), preset)
+    trainer = _Trainer(run, out, _read(run), preset)
     trainer.restore()
     return trainer.run_to_end()
 
@@ -65,6 +65,11 @@ def resolve(run: Run, text: Corpus) -> Run:
             )
         return run
     return replace(run, model=replace(run.model, vocab_size=size))
+
+
+def _read(run: Run) -> Corpus:
+    with Progress("reading the text") as report:
+        return corpus(run.data, progress=report)
 
 
 class _Trainer:
@@ -143,15 +148,14 @@ class _Trainer:
                     f"optim.adam_lr) or resume from an earlier checkpoint in {self.out / CHECKPOINTS}"
                 )
             report(self.share(), 1.0, self._caption(record))
-            if stop.signal is not None:
-                self._checkpoint()
-                stop.raise_if_asked()
-            if self._checkpoint_due(now - saved):
-                self._checkpoint()
-                saved = time.perf_counter()
             if budget.val_every > 0 and done.step % budget.val_every == 0 and self.share() < 1.0:
                 self._validate()
                 clock = time.perf_counter()
+            # After the validation: a run resumed from here would not repeat it.
+            if stop.signal is not None or self._checkpoint_due(now - saved):
+                self._checkpoint()
+                saved = time.perf_counter()
+            stop.raise_if_asked()
 
     def _caption(self, record: dict[str, float]) -> str:
         done = self.session.progress

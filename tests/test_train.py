@@ -1,0 +1,359 @@
+"""Training as a whole: budgets, the log, and a resume that repeats the uninterrupted run to the bit."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import torch
+
+from jepamba.config import ConfigError, Run, from_dict, to_dict, with_settings
+from jepamba.data import corpus
+from jepamba.errors import UserError
+from jepamba.presets import dump_toml, load_preset
+from jepamba.train import resolve, resume, train
+from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from jepamba.train.device import place
+from jepamba.train.session import Session
+from jepamba.train.step import term_gradients, training_step
+
+TIMED = ("seconds", "tokens_per_s", "memory_mb")
+"""Fields of a step's record that follow the clock."""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty topics of Python's language reference, NUL-separated."""
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\0".join(body for _, body in sorted(topics.topics.items())[:40]))
+    return path
+
+
+@pytest.fixture
+def small(text: Path, tmp_path: Path) -> Run:
+    """A run that takes a second."""
+    return from_dict(
+        {
+            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(text.parent / "cache")},
+            "model": {
+                "embed_dim": 16,
+                "dim": 32,
+                "layers": 4,
+                "headdim": 16,
+                "d_state": 8,
+                "chunk": 16,
+                "mlp_mult": 2.0,
+            },
+            "jepa": {"steps": 2, "sigreg_projections": 16, "weight": 0.1, "sigreg_weight": 0.05},
+            "train": {
+                "steps": 8,
+                "tokens_per_step": 256,
+                "tokens_per_micro": 128,
+                "seed": 3,
+                "checkpoint_seconds": 0.0,
+            },
+            "eval": {
+                "calibrate_tokens": 512,
+                "diagnostics_tokens": 512,
+                "sample_tokens": 4,
+                "prompts": ["The "],
+                "tokens_per_batch": 2048,
+            },
+        }
+    )
+
+
+def records(out: Path, kind: str = "step") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in records(out)]
+
+
+def test_a_run_leaves_a_whole_folder_and_two_runs_are_equal(small: Run, tmp_path: Path) -> None:
+    small = with_settings(small, {"train.val_every": 4, "train.val_tokens": 1000, "train.terms_every": 3})
+    summary = train(small, tmp_path / "a", preset="small")
+    train(small, tmp_path / "b", preset="small")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert len(losses(tmp_path / "a")) == 8
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "artifact.jepa",
+        "checkpoints",
+        "config.toml",
+        "metrics.jsonl",
+        "summary.json",
+    }
+    assert json.loads((tmp_path / "a" / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["steps"] == 8
+    assert summary["tokens"] == 8 * 256
+    assert summary["parameters"]["kept"] == sum(
+        count
+        for part, count in summary["parameters"]["parts"].items()
+        if part not in ("projector", "predictor", "predictor projection")
+    )
+    assert (tmp_path / "a" / "artifact.jepa").stat().st_size == summary["artifact_bytes"]
+    assert [record["step"] for record in records(tmp_path / "a", "terms")] == [0, 3, 6]
+    assert all(record["grad_jepa"] > 0 for record in records(tmp_path / "a", "terms"))
+    assert [(r["step"], r["final"]) for r in records(tmp_path / "a", "val")] == [(4, False), (8, True)]
+    written = load_preset(str(tmp_path / "a" / "config.toml"))
+    assert written == resolve(small, corpus(small.data))
+    assert written.model.vocab_size == 256
+
+
+def test_measuring_terms_and_validating_change_nothing(small: Run, tmp_path: Path) -> None:
+    """Looking at a run must not move it; BatchNorm's running statistics would show a slip."""
+    small = with_settings(small, {"jepa.projector": "mlp-batchnorm"})
+    train(small, tmp_path / "plain")
+    train(
+        with_settings(small, {"train.val_every": 2, "train.val_tokens": 500, "train.terms_every": 2}),
+        tmp_path / "watched",
+    )
+    assert losses(tmp_path / "plain") == losses(tmp_path / "watched")
+    weights = [load_checkpoint(checkpoints(tmp_path / name / "checkpoints")[-1])[0] for name in ("plain", "watched")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+RESUMABLE = [
+    {},
+    {"data.shuffle": False, "data.reset": False, "quant.qat_fraction": 0.5, "jepa.sigreg_ramp": 0.3},
+    {"jepa.projector": "mlp-batchnorm", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 8},
+    {"optim.train_conv": False, "train.masters": "bf16", "model.self_skip": True, "optim.decay_ssm": True},
+    {"optim.ghost_steps": 2, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
+    {
+        "optim.ghost_steps": 2,
+        "optim.ghost_keep_moments": False,
+        "train.terms_every": 2,
+        "train.val_every": 3,
+        "train.val_tokens": 500,
+    },
+]
+
+
+@pytest.mark.parametrize("settings", RESUMABLE, ids=lambda s: "+".join(s) or "default")
+def test_resume_equals_the_uninterrupted_run(small: Run, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A run whose budget is raised from a checkpoint on, as if it had been killed there."""
+    small = with_settings(small, {**settings, "train.checkpoint_every": 3, "train.keep_checkpoints": 9})
+    train(small, tmp_path / "whole")
+    out = tmp_path / "cut"
+    train(small, out)
+    # What a kill in step 5 leaves: the log up to there and a line cut short, the checkpoint of step 3, no artifact.
+    for done in checkpoints(out / "checkpoints")[1:]:
+        for file in done.iterdir():
+            file.unlink()
+        done.rmdir()
+    (out / "artifact.jepa").unlink()
+    (out / "summary.json").unlink()
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    cut = next(
+        i for i, line in enumerate(lines) if json.loads(line)["kind"] == "step" and json.loads(line)["step"] == 5
+    )
+    (out / "metrics.jsonl").write_text("".join(lines[: cut + 1]) + lines[cut + 1][:20])
+    resume(out)
+    assert losses(out) == losses(tmp_path / "whole")
+    assert (out / "artifact.jepa").read_bytes() == (tmp_path / "whole" / "artifact.jepa").read_bytes()
+
+
+def test_kill_9_in_the_middle_then_resume(small: Run, tmp_path: Path) -> None:
+    """A real process, really killed, at a step that nobody chose."""
+    small = with_settings(small, {"train.steps": 60, "train.checkpoint_every": 5})
+    config = tmp_path / "small.toml"
+    config.write_text(dump_toml(small))
+    command = [sys.executable, "-m", "jepamba", "train", str(config), "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen([*command, str(cut)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (cut / "metrics.jsonl").exists() or len(records_so_far(cut)) < 12:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+    assert not (cut / "summary.json").exists()
+    resume_command = [sys.executable, "-m", "jepamba", "resume", str(cut)]
+    subprocess.run(resume_command, check=True, env=environment, capture_output=True)
+    assert losses(cut) == losses(whole)
+    assert len(losses(cut)) == 60
+    assert "resumed at step" in (cut / "metrics.jsonl").read_text()
+
+
+def records_so_far(out: Path) -> list[str]:
+    return [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"kind": "step"' in line]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_polite_signal_checkpoints_first(small: Run, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    small = with_settings(small, {"train.steps": 100000})
+    config = tmp_path / "small.toml"
+    config.write_text(dump_toml(small))
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jepamba", "train", str(config), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or len(records_so_far(out)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    done = records(out)[-1]["step"]
+    assert [path.name for path in checkpoints(out / "checkpoints")] == [f"step-{done:09d}"]
+
+
+def test_a_budget_in_seconds_is_kept_and_warms_down(small: Run, tmp_path: Path) -> None:
+    small = with_settings(small, {"train.steps": 0, "train.seconds": 1.5, "optim.warmdown": 0.5})
+    summary = train(small, tmp_path / "run")
+    steps = records(tmp_path / "run")
+    longest = max(after["seconds"] - before["seconds"] for before, after in itertools.pairwise(steps))
+    assert 1.5 <= summary["seconds"] <= 1.5 + max(longest, 0.5)
+    scales = [record["lr_scale"] for record in steps]
+    assert scales[0] == 1.0
+    assert scales == sorted(scales, reverse=True)
+    assert scales[-1] < 0.5
+
+
+def test_qat_switches_on_for_the_last_share(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = with_settings(small, {"quant.qat_fraction": 0.25})
+    text = corpus(small.data)
+    session = Session(resolve(small, text), text, place(small.train))
+    seen = []
+    for step in range(8):
+        training_step(session, step / 8)
+        seen.append(session.model.quantized)
+    assert seen == [False] * 6 + [True] * 2
+
+
+def test_ghost_warmup_primes_moments_and_puts_the_rest_back(small: Run, tmp_path: Path) -> None:
+    fresh = with_settings(small, {"train.steps": 1})
+    ghost = with_settings(small, {"train.steps": 1, "optim.ghost_steps": 4})
+    back = with_settings(small, {"train.steps": 1, "optim.ghost_steps": 4, "optim.ghost_keep_moments": False})
+    for name, run in (("fresh", fresh), ("ghost", ghost), ("back", back)):
+        train(run, tmp_path / name)
+    first = {name: losses(tmp_path / name)[0] for name in ("fresh", "ghost", "back")}
+    # The first step reads the same data with the same weights: same losses.
+    assert first["ghost"]["ce"] == first["fresh"]["ce"]
+    assert first["back"] == first["fresh"]
+    state = {
+        name: load_checkpoint(checkpoints(tmp_path / name / "checkpoints")[-1])[0]
+        for name in ("fresh", "ghost", "back")
+    }
+    assert all(torch.equal(value, state["back"][key]) for key, value in state["fresh"].items())
+    moment = "optim/exp_avg/model.head.vocab_bias"
+    assert not torch.equal(state["ghost"][moment], state["fresh"][moment])
+    assert state["ghost"]["optim/step/model.head.vocab_bias"].item() == 1
+
+
+def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run) -> None:
+    small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "optim.clip": 0.0})
+    text = corpus(small.data)
+    found = []
+    for micro in (32, 128, 256):
+        run = resolve(with_settings(small, {"train.tokens_per_micro": micro}), text)
+        session = Session(run, text, place(run.train))
+        found.append(training_step(session, 0.0))
+    for other in found[1:]:
+        assert other["ce"] == pytest.approx(found[0]["ce"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
+
+
+def test_term_gradients_add_up(small: Run) -> None:
+    """With one term left, its norm is the whole gradient's over the kept parameters."""
+    small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "train.tokens_per_micro": 256})
+    text = corpus(small.data)
+    session = Session(resolve(small, text), text, place(small.train))
+    norms = term_gradients(session, 0.0)
+    assert norms["grad_jepa"] == norms["grad_sigreg"] == 0.0
+    assert norms["grad_ce"] == pytest.approx(training_step(session, 0.0)["grad_norm"], rel=1e-5)
+
+
+def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:
+    train(with_settings(small, {"train.steps": 150}), tmp_path / "run")
+    ce = [record["ce"] for record in records(tmp_path / "run")]
+    assert sum(ce[-20:]) / 20 < 0.72 * ce[0]
+
+
+def test_refusals_name_what_and_where(small: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=r"no run here.*jepamba train"):
+        resume(out)
+    train(with_settings(small, {"train.steps": 1}), out)
+    with pytest.raises(UserError, match=r"already holds a run.*jepamba resume"):
+        train(small, out)
+    with pytest.raises(ConfigError, match=r"vocab_size"):
+        resolve(with_settings(small, {"data.tokenizer": "bpe", "model.vocab_size": 100}), corpus(small.data))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no GPU"):
+            place(with_settings(small, {"train.device": "cuda"}).train)
+
+
+def test_resume_on_other_data_is_refused(small: Run, tmp_path: Path) -> None:
+    out, mine = tmp_path / "run", tmp_path / "mine.txt"
+    mine.write_text("\0".join(body for _, body in sorted(topics.topics.items())[40:80]))
+    small = with_settings(small, {"data.train": str(mine)})
+    train(small, out)
+    mine.write_text("\0".join(body for _, body in sorted(topics.topics.items())[50:80]))
+    with pytest.raises(UserError, match="training data or its tokenizer is not what this run started with"):
+        resume(out)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import jepamba.train.trainer as trainer
+
+    def broken(session: Session, progress: float) -> dict[str, float]:
+        return {**training_step(session, progress), "loss": float("nan")}
+
+    monkeypatch.setattr(trainer, "training_step", broken)
+    with pytest.raises(UserError, match=r"step 1: the loss is nan; lower the learning rates"):
+        train(small, tmp_path / "run")
+    assert not (tmp_path / "run" / "artifact.jepa").exists()
+
+
+def test_checkpoints_are_whole_kept_to_a_number_and_checked(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        save_checkpoint(tmp_path, step, {"a": torch.full((3,), float(step))}, {"n": step}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003", "step-000000010"]
+    tensors, state = load_checkpoint(checkpoints(tmp_path)[-1])
+    assert tensors["a"].tolist() == [10.0] * 3
+    assert state["n"] == 10
+    # A crash while building leaves something that is not a checkpoint.
+    (tmp_path / ".building-000000011").mkdir()
+    assert len(checkpoints(tmp_path)) == 2
+    file = tmp_path / "step-000000010" / "tensors.safetensors"
+    data = bytearray(file.read_bytes())
+    for position in (0, 9, len(data) - 1):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"checksum.*delete"):
+            load_checkpoint(tmp_path / "step-000000010")
+    file.unlink()
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        load_checkpoint(tmp_path / "step-000000010")
+
+
+def test_no_checkpoint_of_ours_is_a_pickle(small: Run, tmp_path: Path) -> None:
+    train(with_settings(small, {"train.steps": 1}), tmp_path / "run")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert not path.read_bytes().startswith((b"\x80\x04", b"\x80\x02", b"PK\x03\x04"))
+
+
+def test_every_setting_survives_the_config_file(small: Run) -> None:
+    assert to_dict(from_dict(to_dict(small))) == to_dict(small)
