@@ -412,7 +412,7 @@ class Run:
         for room in dataclasses.fields(self):
             for name, value in vars(getattr(self, room.name)).items():
                 _require(
-                    not isinstance(value, float) or math.isfinite(value),
+                    not isinstance(value, float) or math.isfinite(value) or name == "seconds",
                     f"{room.name}.{name} = {value}: must be a finite number",
                 )
         _require(

@@ -22,8 +22,7 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
     scale = learning_rate_scale(run.optim, progress)
     momentum = muon_momentum(run.optim, session.progress.step)
     lam = sigreg_lambda(run.jepa, progress)
-    session.model.train()
-    session.model.set_quantized(progress >= 1.0 - run.quant.qat_fraction and run.quant.qat_fraction > 0)
+    set_mode(session, progress)
     sums = torch.zeros(len(Terms._fields), device=session.place.device)
     for micro in range(micro_batches):
         batch = next_batch(session)
@@ -50,6 +49,13 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
         "adam_lr": run.optim.adam_lr * scale,
         "muon_momentum": momentum,
     }
+
+
+def set_mode(session: Session, progress: float) -> None:
+    """Training mode; the grids are seen over the last `qat_fraction` of the budget."""
+    fraction = session.run.quant.qat_fraction
+    session.model.train()
+    session.model.set_quantized(fraction > 0 and progress >= 1.0 - fraction)
 
 
 def next_batch(session: Session) -> Batch:
@@ -93,6 +99,7 @@ def term_gradients(session: Session, progress: float) -> dict[str, float]:
     The data position is put back, and no gradient is kept: the run goes on as if nothing had been measured.
     """
     run, position = session.run, session.loader.state()
+    set_mode(session, progress)
     lam = sigreg_lambda(run.jepa, progress)
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
