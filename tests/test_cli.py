@@ -177,6 +177,8 @@ MISTAKES = [
     (["train", "quick", "extra"], "unexpected argument 'extra'"),
     (["train", "quick", "--train.steps", "lots"], "lots"),
     (["train", "quick", "--model.headdim", "7"], "model.headdim = 7"),
+    (["train", "quick", "--train.seed", "-1"], "train.seed = -1"),
+    (["train", "submission-bpe", "--train.tokens-per-micro", "1024"], "SIGReg per timestep"),
     (["train", "quick", "--data.train", "/no/such/text", "--out", "/tmp/never"], "/no/such/text"),
     (["eval"], "ARTIFACT"),
     (["eval", "/no/such.jepa", "--data", "x"], "/no/such.jepa"),

@@ -7,6 +7,7 @@ import pytest
 from jepamba.config import ConfigError, Run, to_dict, with_settings
 from jepamba.errors import UserError
 from jepamba.flags import flag_types, flags_help, parse_flags, parse_settings, split_flags
+from jepamba.presets import load_preset
 from jepamba.study.page import flat
 
 
@@ -117,3 +118,21 @@ def test_help_lists_every_flag() -> None:
     text = flags_help()
     for name in flag_types():
         assert f"--{name}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "seconds"),
+    [
+        (["--train.steps", "5"], 5, 0.0),
+        (["--train.seconds", "9"], 0, 9.0),
+        (["--train.steps", "5", "--train.seconds", "9"], 5, 9.0),
+        (["--train.steps", "0"], 0, 210.0),
+        (["--train.seed", "1"], 0, 210.0),
+    ],
+)
+def test_a_budget_of_one_kind_takes_the_place_of_the_presets_own(words: list[str], steps: int, seconds: float) -> None:
+    """1,000 steps are 1,000 steps, not what fits into the preset's three and a half minutes."""
+    flags, _ = split_flags(words)
+    run = parse_flags(load_preset("quick"), flags)
+    assert (run.train.steps, run.train.seconds) == (steps, seconds)
+    assert with_settings(load_preset("quick"), parse_settings(load_preset("quick"), flags)) == run

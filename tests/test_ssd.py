@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jepamba.ssd import ssd_chunked, ssd_reference
 
@@ -57,6 +59,43 @@ def test_chunked_equals_recurrence_in_outputs_and_gradients(shape: tuple[int, ..
     assert relative(state, state_true) < 1e-5
     for name, ours, truth in zip(NAMES, grads, grads_true, strict=True):
         assert relative(ours, truth) < 2e-5, name
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 90),
+    heads=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    width=st.integers(1, 6),
+    state=st.integers(1, 9),
+    chunk=st.integers(1, 40),
+    density=st.sampled_from([0.0, 0.05, 0.5]),
+    seed=st.integers(0, 2**31),
+)
+def test_random_shapes_and_resets(
+    batch: int,
+    length: int,
+    heads: int,
+    groups: int,
+    width: int,
+    state: int,
+    chunk: int,
+    density: float,
+    seed: int,
+) -> None:
+    args = inputs((batch, length, heads * groups, width, groups, state, chunk), seed)
+    g = torch.Generator().manual_seed(seed)
+    reset = torch.rand(batch, length, generator=g) < density
+    ours, truth = ssd_chunked(*args, reset, chunk=chunk), ssd_reference(*args, reset)
+    weights = [torch.randn(value.shape, generator=g) for value in ours]
+    grads = [
+        torch.autograd.grad((y * weights[0]).sum() + (final * weights[1]).sum(), args) for y, final in (ours, truth)
+    ]
+    for name, value, exact in zip(NAMES, *grads, strict=True):
+        assert ((value.double() - exact.double()).norm() <= 3e-5 * exact.double().norm() + 1e-6).item(), name
+    for value, exact in zip(ours, truth, strict=True):
+        assert ((value.double() - exact).norm() <= 1e-5 * exact.norm() + 1e-6).item()
 
 
 def test_gradcheck_with_reset_and_state() -> None:

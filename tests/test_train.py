@@ -2,19 +2,24 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from jepamba.config import ConfigError, Run, from_dict, to_dict, with_settings
+from jepamba.artifact import load_artifact
+from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.presets import dump_toml, load_preset
@@ -312,16 +317,50 @@ def test_resume_on_other_data_is_refused(small: Run, tmp_path: Path) -> None:
         resume(out)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import jepamba.train.trainer as trainer
-
-    def broken(session: Session, progress: float) -> dict[str, float]:
-        return {**training_step(session, progress), "loss": float("nan")}
-
-    monkeypatch.setattr(trainer, "training_step", broken)
-    with pytest.raises(UserError, match=r"step 1: the loss is nan; lower the learning rates"):
+def test_a_loss_that_is_not_a_number_stops_the_run_before_the_update(small: Run, tmp_path: Path) -> None:
+    """A learning rate that overflows fp32 at once: the second step has nothing finite to learn from."""
+    small = with_settings(small, {"optim.adam_lr": 1e38, "optim.muon_lr": 1e38, "train.checkpoint_every": 1})
+    with pytest.raises(UserError, match=r"step \d+: the loss is .*lower optim.muon_lr"):
         train(small, tmp_path / "run")
     assert not (tmp_path / "run" / "artifact.jepa").exists()
+    done = records(tmp_path / "run")
+    assert all(math.isfinite(record["loss"]) for record in done)
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step-{len(done):09d}"
+
+
+@pytest.mark.parametrize("hurt", ["no loader", "odd section", "wrong type", "no rng", "foreign optimizer", "not JSON"])
+def test_a_checkpoint_of_the_right_checksum_and_wrong_content_is_refused(small: Run, tmp_path: Path, hurt: str) -> None:
+    """Whoever can write the tensors can write their checksum too."""
+    out = tmp_path / "run"
+    train(with_settings(small, {"train.steps": 2}), out)
+    newest = checkpoints(out / "checkpoints")[-1]
+    tensors, state = load_checkpoint(newest)
+    if hurt == "no loader":
+        del state["loader"]
+    elif hurt == "odd section":
+        tensors["other/x"] = torch.zeros(1)
+    elif hurt == "wrong type":
+        state["progress"]["speed"] = 1
+    elif hurt == "no rng":
+        del tensors["rng/cpu"]
+    elif hurt == "foreign optimizer":
+        tensors["optim/momentum/model.token_embed"] = torch.zeros(256, 16)
+    save_checkpoint(newest.parent, 2, tensors, state, keep=1)
+    if hurt == "not JSON":
+        (newest / "state.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"does not fit|not a complete checkpoint"):
+        resume(out)
+
+
+def test_a_config_that_is_empty_is_refused_in_one_line(small: Run, tmp_path: Path) -> None:
+    """A run is there from the moment that its config is whole; a leftover of writing it is not one."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.toml").write_text("[data]\nseq")
+    train(with_settings(small, {"train.steps": 1}), out)
+    (out / "config.toml").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"config.toml: not TOML"):
+        resume(out)
 
 
 def test_checkpoints_are_whole_kept_to_a_number_and_checked(tmp_path: Path) -> None:
@@ -351,9 +390,19 @@ def test_no_checkpoint_of_ours_is_a_pickle(small: Run, tmp_path: Path) -> None:
     train(with_settings(small, {"train.steps": 1}), tmp_path / "run")
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert files
+    readers: dict[str, Callable[[Path], Any]] = {
+        "artifact.jepa": load_artifact,
+        "config.toml": lambda path: tomllib.loads(path.read_text()),
+        "metrics.jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+        "summary.json": lambda path: json.loads(path.read_text()),
+        "state.json": lambda path: json.loads(path.read_text()),
+        "tensors.safetensors": load_file,
+    }
     for path in files:
-        assert not path.read_bytes().startswith((b"\x80\x04", b"\x80\x02", b"PK\x03\x04"))
+        assert readers[path.name](path)
 
 
-def test_every_setting_survives_the_config_file(small: Run) -> None:
-    assert to_dict(from_dict(to_dict(small))) == to_dict(small)
+def test_every_setting_survives_the_config_file(small: Run, tmp_path: Path) -> None:
+    odd = with_settings(small, {"eval.prompts": ['a "b"', "c\\d"], "optim.adam_eps": 1e-9, "data.column": "té xt"})
+    (tmp_path / "odd.toml").write_text(dump_toml(odd), encoding="utf-8")
+    assert load_preset(str(tmp_path / "odd.toml")) == odd

@@ -52,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return result
     except UserError as error:
         return _mistake(str(error))
-    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        return _mistake(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print(f"\njepamba: {args.on_interrupt}", file=sys.stderr)
         return INTERRUPTED
@@ -61,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (`jepamba inspect … | head`); Python's last flush must not complain of it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        # A full disk, a file that may not be read, a folder where a file should be: the system says what, we say where.
+        return _mistake(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
 
 
 def parse(words: list[str]) -> argparse.Namespace:

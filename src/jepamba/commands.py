@@ -18,6 +18,7 @@ from jepamba.progress import Progress, duration
 
 
 def demo(args: Namespace) -> int:
+    """`jepamba demo`: the whole road on the English inside Python, and its table."""
     from jepamba.demo import demo_table, run_demo
 
     out = args.out or free_folder(Path("runs/demo"))
@@ -28,6 +29,7 @@ def demo(args: Namespace) -> int:
 
 
 def train(args: Namespace) -> int:
+    """`jepamba train`: a preset with its flags, into a folder; or, with --dry-run, its size."""
     from jepamba.flags import parse_flags
     from jepamba.presets import load_preset
 
@@ -42,6 +44,7 @@ def train(args: Namespace) -> int:
 
 
 def resume(args: Namespace) -> int:
+    """`jepamba resume`: go on where the newest checkpoint left a run."""
     from jepamba.train import resume as resume_run
 
     args.on_interrupt = _how_to_resume(args.dir)
@@ -86,6 +89,7 @@ def _dry_run(run: Any, as_json: bool) -> int:
 
 
 def presets(args: Namespace) -> int:
+    """`jepamba presets`: what there is, or one of them as TOML."""
     from importlib import resources
 
     from jepamba.presets import dump_toml, load_preset, preset_names
@@ -108,6 +112,7 @@ def _first_sentence(toml: str) -> str:
 
 
 def evaluate(args: Namespace) -> int:
+    """`jepamba eval`: bits per byte of a text under an artifact."""
     from dataclasses import replace
 
     from jepamba.artifact import load_artifact
@@ -137,6 +142,7 @@ def evaluate(args: Namespace) -> int:
 
 
 def generate(args: Namespace) -> int:
+    """`jepamba generate`: continue a prompt; the text appears as it is drawn."""
     from jepamba.artifact import load_artifact
     from jepamba.generate import generate as generate_text
 
@@ -162,6 +168,7 @@ def generate(args: Namespace) -> int:
 
 
 def inspect(args: Namespace) -> int:
+    """`jepamba inspect`: tensors, grids and bytes of an artifact."""
     from jepamba.artifact import inspect as inspect_artifact
 
     found = inspect_artifact(args.artifact)
@@ -190,6 +197,7 @@ def inspect(args: Namespace) -> int:
 
 
 def data_build(args: Namespace) -> int:
+    """`jepamba data build`: text to shards, with a tokenizer trained, given, or bytes."""
     from jepamba.config import Data
     from jepamba.data import is_shards
     from jepamba.data.source import Source
@@ -220,6 +228,7 @@ def data_build(args: Namespace) -> int:
 
 
 def data_info(args: Namespace) -> int:
+    """`jepamba data info`: what a folder of shards holds."""
     from jepamba.data import is_shards, open_folder, open_shard
     from jepamba.data.folder import is_folder
 
@@ -252,6 +261,7 @@ def data_info(args: Namespace) -> int:
 
 
 def study_run(args: Namespace) -> int:
+    """`jepamba study run`: every configuration and seed of a plan, what is finished left alone."""
     from jepamba.flags import parse_settings
     from jepamba.presets import load_preset
     from jepamba.study.plan import load_plan
@@ -270,6 +280,7 @@ def study_run(args: Namespace) -> int:
 
 
 def study_report(args: Namespace) -> int:
+    """`jepamba study report`: paired differences of the runs in a folder."""
     from jepamba.study.report import as_json, read_study, report_study
 
     text = report_study(args.dir)
@@ -278,6 +289,7 @@ def study_report(args: Namespace) -> int:
 
 
 def study_plans(args: Namespace) -> int:
+    """`jepamba study plans`: the plans that come with the package."""
     from jepamba.study.plan import load_plan, plan_names
 
     questions = {name: load_plan(name).question for name in plan_names()}

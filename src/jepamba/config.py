@@ -326,9 +326,9 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations and matrix products; auto: bf16 on GPU, fp32 on CPU."""
     masters: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the master weights; bf16 is the submission's defect 2, to measure it."""
+    """Precision of the kept parts' master weights; bf16 is the submission's defect 2, to measure it."""
     compile: bool = False
-    """Compile the training step with torch.compile."""
+    """Compile the model's blocks with torch.compile."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
     terms_every: int = 0
@@ -345,6 +345,7 @@ class Train:
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 1 << 63, f"train.seed = {self.seed}: must lie in 0 … 2^63 − 1")
         for name in (
             "steps",
             "seconds",
@@ -427,6 +428,12 @@ class Run:
         _require(
             self.data.tokenizer != "bytes" or self.model.vocab_size in (0, 256),
             f"model.vocab_size = {self.model.vocab_size}: byte mode has exactly 256 symbols",
+        )
+        _require(
+            not (self.jepa.sigreg_weight > 0 and self.jepa.sigreg_pool == "timestep")
+            or self.train.tokens_per_micro >= 2 * self.data.sequence,
+            f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep tests a sample across the "
+            "windows of a micro-batch, and here that is one; give it more windows, or set jepa.sigreg_pool = positions",
         )
         _require(
             not (self.jepa.weight > 0 and self.jepa.steps >= self.data.sequence),

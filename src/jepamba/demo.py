@@ -19,6 +19,7 @@ from jepamba.presets import load_preset
 from jepamba.progress import Progress
 from jepamba.study.html import write_report
 from jepamba.train import train
+from jepamba.train.finish import write_summary
 
 PRESET = "quick"
 PROMPT = "The "
@@ -48,7 +49,7 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
     with Progress("compressing the same text") as report:
         # Documents end to end: exactly the bytes that the model is charged for, and no separators.
         baselines = compressors(b"".join(splits["val"]), b"".join(splits["train"]), report)
-    (out / "summary.json").write_text(json.dumps({**summary, "baselines": baselines}, indent=1) + "\n")
+    write_summary(out, {**summary, "baselines": baselines})
     write_report(out)
     return {
         "model": {"bpb": score["bpb"], "bytes": score["bytes"], "artifact_bytes": artifact.stat().st_size},

@@ -63,7 +63,7 @@ def split_flags(args: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 def parse_flags(base: Run, flags: Mapping[str, list[str]]) -> Run:
     """`base` with the settings of `flags` (as `split_flags` gives them). Raises `UserError` for a bad value."""
-    words = [word for name, values in flags.items() for word in (f"--{name}", *values)]
+    words = [word for name, values in one_budget(flags).items() for word in (f"--{name}", *values)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -75,7 +75,19 @@ def parse_flags(base: Run, flags: Mapping[str, list[str]]) -> Run:
 def parse_settings(base: Run, flags: Mapping[str, list[str]]) -> dict[str, Any]:
     """The settings of `flags` alone, dotted and typed as `config.with_settings` takes them."""
     nested = to_dict(parse_flags(base, flags))
-    return {name: nested[name.partition(".")[0]][name.partition(".")[2]] for name in flags}
+    return {name: nested[name.partition(".")[0]][name.partition(".")[2]] for name in one_budget(flags)}
+
+
+def one_budget(flags: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """`flags`, where a budget in steps alone takes the preset's seconds away, and the other way round.
+
+    Whoever asks for 1,000 steps wants 1,000 steps, not what of them fits into the time that the preset came with.
+    """
+    given = {name: flags[name] for name in ("train.steps", "train.seconds") if name in flags}
+    if len(given) != 1 or next(iter(given.values()))[0] in ("0", "0.0"):
+        return dict(flags)
+    other = "train.seconds" if "train.steps" in given else "train.steps"
+    return {**flags, other: ["0"]}
 
 
 def flags_help() -> str:

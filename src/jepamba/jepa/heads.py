@@ -19,6 +19,7 @@ class PositionNorm(nn.BatchNorm1d):
     """Batch normalisation over every position of every sequence."""
 
     def forward(self, x_BTM: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
+        """Each of the M channels with mean 0 and variance 1 over B and T, then scaled and shifted."""
         return super().forward(x_BTM.flatten(0, 1)).view_as(x_BTM)
 
 

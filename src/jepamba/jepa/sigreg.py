@@ -83,8 +83,9 @@ def directions(config: Jepa, width: int, seed: int, step: int) -> Float[Tensor, 
 
 
 def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, seed: int, step: int) -> Float[Tensor, "S N E"]:
-    """The samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled over positions."""
+    """The fp32 samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
     generator = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
+    z_BTE = z_BTE.float()
     if config.sigreg_pool == "timestep":
         z_TBE = z_BTE.transpose(0, 1)
         return _subset(z_TBE, config.sigreg_timesteps, generator)
@@ -99,7 +100,7 @@ def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, seed: int, step: int) ->
     `seed` and `step` decide the directions and the subset that is tested, so a run resumed at `step` repeats them.
     """
     with torch.autocast(z_BTE.device.type, enabled=False):
-        z_SNE = samples(z_BTE, config, seed, step).float()
+        z_SNE = samples(z_BTE, config, seed, step)
         x_SNM = z_SNE @ directions(config, z_BTE.shape[-1], seed, step).to(z_BTE.device)
         statistic = epps_pulley(x_SNM, *knots(config, z_BTE.device)).mean()
         return statistic * z_SNE.shape[1] if config.sigreg_scale_n else statistic

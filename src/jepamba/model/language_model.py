@@ -46,6 +46,7 @@ class Block(Gridded):
         reset_BT: Bool[Tensor, "B T"] | None,
         state: MixerState,
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
+        """The stream after this block, and its mixer's state after the last token; x0 is the embedded input."""
         mix_2D = self.weight("mix")
         x_BTD = mix_2D[0] * x_BTD + mix_2D[1] * x0_BTD
         mixed_BTD, state = self.mixer(rms(x_BTD), reset_BT, state)

@@ -86,6 +86,7 @@ class Linear(Gridded):
         self.add("w", value, matrix_grid((outputs, inputs), quant))
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """x Wᵀ, W as this pass has to see it."""
         return F.linear(x, self.weight("w"))
 
 
@@ -101,6 +102,7 @@ class Mlp(nn.Module):
         self.down = Linear(config.mlp_hidden, config.dim, quant, zero=True)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What the MLP adds to the stream, before its scale."""
         hidden_BTM = F.silu(self.gate(x_BTD)) * self.up(x_BTD) if self.gated else F.relu(self.up(x_BTD)).square()
         out: Tensor = self.down(rms(hidden_BTM))
         return out

@@ -12,7 +12,8 @@ from jepamba.config import Optim
 from jepamba.optim.muon import Muon
 
 NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
-"""Two-dimensional parameters that are a table, a stack of filters or a stack of vectors: AdamW."""
+"""Two-dimensional parameters that are the embedding, a stack of filters or a stack of vectors: AdamW. The tie
+correction, a matrix of the head, is not among them: Muon."""
 SSM_SCALARS = ("A_log", "dt_bias", "D")
 """Parameters that set time scales; decay would drag them towards a meaningless 0."""
 

@@ -69,11 +69,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient; there is no closure to re-evaluate."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for shape, same in by_shape.items():
+                    by_shape.setdefault((p.shape, p.dtype), []).append(p)
+            for (shape, _), same in by_shape.items():
                 self._update(same, shape[0], shape[1], group)
 
     def _update(self, params: list[Tensor], rows: int, columns: int, group: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class IntGrid:
 
     @property
     def name(self) -> str:
+        """`int4`, `int5` or `int6`."""
         return f"int{self.width}"
 
     @property
@@ -82,6 +83,7 @@ class IntGrid:
         return (1 << (self.width - 1)) - 1
 
     def encode(self, w: Tensor) -> Streams:
+        """The streams of `w`, any shape: `q` (R, C) int8 and `scale` (R,) BF16."""
         w_RC = w.detach().float().reshape(rows(tuple(w.shape)))
         scale_R1 = (_absmax(w_RC) / self.limit).to(torch.bfloat16)
         step_R1 = scale_R1.float()
@@ -90,13 +92,16 @@ class IntGrid:
         return {"q": q_RC.to(torch.int8), "scale": scale_R1.squeeze(1)}
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
+        """The fp32 tensor of `shape` that the streams stand for."""
         return (streams["q"].float() * streams["scale"].float().unsqueeze(1)).reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each stream of a tensor of `shape`."""
         R, C = rows(shape)
         return {"q": ((R, C), torch.int8), "scale": ((R,), torch.bfloat16)}
 
     def bits(self, shape: tuple[int, ...]) -> int:
+        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * self.width + R * 16
 
@@ -109,9 +114,11 @@ class Fp8Grid:
 
     @property
     def name(self) -> str:
+        """`fp8-row` or `fp8`."""
         return "fp8-row" if self.scaled else "fp8"
 
     def encode(self, w: Tensor) -> Streams:
+        """The streams of `w`, any shape: `fp8` (R, C), the raw bits as uint8, and with `scaled` `scale` (R,) BF16."""
         w_RC = w.detach().float().reshape(rows(tuple(w.shape)))
         if not self.scaled:
             return {"fp8": w_RC.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8)}
@@ -121,12 +128,14 @@ class Fp8Grid:
         return {"fp8": unit_RC.to(torch.float8_e4m3fn).view(torch.uint8), "scale": scale_R1.squeeze(1)}
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
+        """The fp32 tensor of `shape` that the streams stand for."""
         w_RC = streams["fp8"].view(torch.float8_e4m3fn).float()
         if self.scaled:
             w_RC = w_RC * streams["scale"].float().unsqueeze(1)
         return w_RC.reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each stream of a tensor of `shape`."""
         R, C = rows(shape)
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"fp8": ((R, C), torch.uint8)}
         if self.scaled:
@@ -134,6 +143,7 @@ class Fp8Grid:
         return expected
 
     def bits(self, shape: tuple[int, ...]) -> int:
+        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * 8 + (R * 16 if self.scaled else 0)
 
@@ -146,18 +156,23 @@ class FloatGrid:
 
     @property
     def name(self) -> str:
+        """`bf16` or `fp32`."""
         return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
     def encode(self, w: Tensor) -> Streams:
+        """The streams of `w`, any shape: `value`, of the tensor's own shape."""
         return {"value": w.detach().to(self.dtype)}
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
+        """The fp32 tensor of `shape` that the streams stand for."""
         return streams["value"].float().reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each stream of a tensor of `shape`."""
         return {"value": (shape, self.dtype)}
 
     def bits(self, shape: tuple[int, ...]) -> int:
+        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * (16 if self.dtype == torch.bfloat16 else 32)
 

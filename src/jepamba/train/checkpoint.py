@@ -30,7 +30,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     """
     final = folder / f"{_PREFIX}{step:09d}"
     building = folder / f".building-{step:09d}"
-    shutil.rmtree(building, ignore_errors=True)
+    for stale in folder.glob(".building-*"):
+        shutil.rmtree(stale)
     building.mkdir(parents=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
     complete = {**state, "sha256": _sha256(building / TENSORS)}
@@ -38,7 +39,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     for path in (building / TENSORS, building / STATE, building):
         _sync(path)
     if final.exists():
-        shutil.rmtree(final)
+        # A resumed run came to the same step: the one that is there may be the only one, so it is moved, not deleted.
+        final.rename(folder / f".building-{step:09d}-before")
     building.rename(final)
     _sync(folder)
     for old in checkpoints(folder)[:-keep]:
@@ -59,7 +61,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not isinstance(state, dict) or state.get("sha256") != _sha256(path / TENSORS):
             raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}; {remedy}")
         return load_file(path / TENSORS), state
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{path}: not a complete checkpoint ({error}); {remedy}") from None
 
 

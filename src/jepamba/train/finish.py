@@ -30,7 +30,14 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
     session.model.eval()
     with Progress("finding the temperature"):
         temperature = (
-            calibrate(session.model, text.train, run.data.sequence, run.eval.calibrate_tokens, reset=run.data.reset)
+            calibrate(
+                session.model,
+                text.train,
+                run.data.sequence,
+                run.eval.calibrate_tokens,
+                reset=run.data.reset,
+                tokens_per_batch=run.eval.tokens_per_batch,
+            )
             if run.eval.calibrate_tokens > 0
             else 1.0
         )
@@ -45,6 +52,7 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
             run.data.sequence,
             count=run.eval.diagnostics_tokens,
             reset=run.data.reset,
+            tokens_per_batch=run.eval.tokens_per_batch,
         )
     packed = inspect(out / ARTIFACT)
     summary = {

@@ -40,6 +40,7 @@ class Session:
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
         self.heads = JepaHeads(run.jepa, run.model.dim) if run.jepa.active else None
+        # Only the kept weights: the heads are plain modules, whose passes want fp32.
         masters = torch.bfloat16 if run.train.masters == "bf16" else torch.float32
         self.modules = nn.ModuleDict({"model": self.model})
         if self.heads is not None:
@@ -77,22 +78,24 @@ class Session:
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises `UserError` if the data or the shapes are not the run's."""
-        if state["tokenizer"] != self.corpus.tokenizer.fingerprint or state["train_tokens"] != len(self.corpus.train):
+        same_tokenizer = state.get("tokenizer") == self.corpus.tokenizer.fingerprint
+        if not same_tokenizer or state.get("train_tokens") != len(self.corpus.train):
             raise UserError(
                 "the training data or its tokenizer is not what this run started with; put it back to resume"
             )
         sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "grad": {}, "rng": {}}
-        for name, value in tensors.items():
-            section, _, rest = name.partition("/")
-            sections[section][rest] = value
         try:
+            for name, value in tensors.items():
+                section, _, rest = name.partition("/")
+                sections[section][rest] = value
+            progress = Progress(**state["progress"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
-        except (RuntimeError, ValueError) as error:
+            for name, value in sections["grad"].items():
+                parameter = self.optimizers.groups.untrained[name]
+                parameter.grad = value.to(parameter)
+            torch.set_rng_state(sections["rng"]["cpu"])
+            self.loader.restore(state["loader"])
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint does not fit this run's config: {str(error).splitlines()[0]}") from None
-        for name, value in sections["grad"].items():
-            parameter = self.optimizers.groups.untrained[name]
-            parameter.grad = value.to(parameter.device)
-        torch.set_rng_state(sections["rng"]["cpu"])
-        self.loader.restore(state["loader"])
-        self.progress = Progress(**state["progress"])
+        self.progress = progress

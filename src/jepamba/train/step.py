@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from jepamba.data import Batch
+from jepamba.errors import UserError
 from jepamba.jepa import Terms, objective, sigreg_lambda
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.session import Session
@@ -15,7 +18,7 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
 
     Losses are means over the micro-batches, `ce` in nats per token. Moves the loader, the weights, the optimizers and
-    the counters (but not the clock).
+    the counters (but not the clock). Raises `UserError` before the update if the loss or its gradient is not finite.
     """
     run = session.run
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
@@ -31,11 +34,16 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
         sums += torch.stack([term.detach().float() for term in terms])
         session.progress.tokens += batch.targets_BT.numel()
         session.progress.bytes += text_bytes(session, batch)
+    means = dict(zip(Terms._fields, (sums / micro_batches).tolist(), strict=True))
     grad_norm = clip(session)
+    if not math.isfinite(means["total"] + grad_norm):
+        raise UserError(
+            f"step {session.progress.step + 1}: the loss is {means['total']} and its gradient's norm {grad_norm}, the "
+            "weights are as they were; lower optim.muon_lr or optim.adam_lr and start again"
+        )
     session.optimizers.schedule(scale, momentum)
     session.optimizers.step()
     session.progress.step += 1
-    means = dict(zip(Terms._fields, (sums / micro_batches).tolist(), strict=True))
     return {
         "loss": means["total"],
         "ce": means["ce"],

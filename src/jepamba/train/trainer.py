@@ -36,7 +36,10 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
     text = _read(run)
     run = resolve(run, text)
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG).write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run))
+    # By a rename: a run is there from the moment that its config is whole.
+    building = out / f".{CONFIG}"
+    building.write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run), encoding="utf-8")
+    building.replace(out / CONFIG)
     return _Trainer(run, out, text, preset).run_to_end()
 
 
@@ -47,9 +50,9 @@ def resume(out: Path) -> dict[str, Any]:
     """
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: no run here (no {CONFIG}); start one with `jepamba train PRESET --out {out}`")
-    first = (out / CONFIG).read_text().splitlines()[0]
-    preset = first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
     run = load_preset(str(out / CONFIG))
+    first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
+    preset = first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
     trainer = _Trainer(run, out, _read(run), preset)
     trainer.restore()
     return trainer.run_to_end()
@@ -142,11 +145,6 @@ class _Trainer:
                 tokens_per_s=(done.tokens - before) / elapsed,
                 memory_mb=self.session.place.memory_mb(),
             )
-            if not math.isfinite(record["loss"]):
-                raise UserError(
-                    f"step {done.step}: the loss is {record['loss']}; lower the learning rates (optim.muon_lr, "
-                    f"optim.adam_lr) or resume from an earlier checkpoint in {self.out / CHECKPOINTS}"
-                )
             report(self.share(), 1.0, self._caption(record))
             if budget.val_every > 0 and done.step % budget.val_every == 0 and self.share() < 1.0:
                 self._validate()
