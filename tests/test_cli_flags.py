@@ -108,6 +108,7 @@ def test_settings_alone_keep_their_types() -> None:
     flags, _ = split_flags(["--train.steps", "5", "--jepa.weight", "0", "--eval.prompts", "a", "--data.shuffle", "no"])
     assert parse_settings(Run(), flags) == {
         "train.steps": 5,
+        "train.seconds": 0.0,  # a budget in steps takes its place
         "jepa.weight": 0.0,
         "eval.prompts": ["a"],
         "data.shuffle": False,
