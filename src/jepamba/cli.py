@@ -1,4 +1,4 @@
-"""The `jepamba` command: parse, call, print. What the commands do is in `commands.py`, imported when one is called."""
+"""The `jepamba` command: parse, call, print. What the commands do is in `commands/`, imported when one is called."""
 
 from __future__ import annotations
 
