@@ -1,0 +1,23 @@
+"""The fused kernels by Triton's interpreter, in a process of their own (see test_ssd_triton.py)."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (it comes with PyTorch)"
+)
+def test_kernels_in_the_interpreter_equal_plain_pytorch() -> None:
+    file = Path(__file__).parent / "gpu" / "fused_interpreted.py"
+    environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)]
+    result = subprocess.run(command, env=environment, cwd=file.parents[2], capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
