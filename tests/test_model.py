@@ -143,11 +143,11 @@ def test_mlp_formula_and_fresh_silence(kind: str) -> None:
     config = small(mlp=kind, mlp_mult=3.0)
     mlp = Mlp(config, Quant()).train()
     x = torch.randn(2, 5, config.dim)
-    assert mlp(x).abs().max() == 0
+    assert mlp(x, torch.ones(x.shape[-1])).abs().max() == 0
     assert mlp.up.w.shape == (48, 16)
     disturb(mlp)
     truth = oracle.mlp(x.double(), oracle.weights_of(mlp), config)
-    assert torch.allclose(mlp(x).double(), truth, atol=1e-6, rtol=1e-5)
+    assert torch.allclose(mlp(x, torch.ones(x.shape[-1])).double(), truth, atol=1e-6, rtol=1e-5)
     assert {name for name, _ in mlp.named_parameters()} == {"up.w", "down.w"} | (
         {"gate.w"} if kind == "swiglu" else set()
     )
