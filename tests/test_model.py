@@ -14,10 +14,11 @@ from torch import Tensor
 
 import model_oracle as oracle
 from jepamba.config import Model, Quant
+from jepamba.fused.conv import causal_conv
 from jepamba.model import LanguageModel, part_of, rms
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
-from jepamba.model.mixer import Mamba2, causal_conv
+from jepamba.model.mixer import Mamba2
 
 SMALL: dict[str, Any] = {
     "vocab_size": 37,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepamba.config import Model, Quant
+from jepamba.fused.conv import conv_silu
 from jepamba.model.layers import Gridded, Linear, exact_grid, small_grid, vector_grid
 from jepamba.ssd import ssd
 
@@ -29,36 +30,6 @@ class MixerState(NamedTuple):
     """The last W − 1 inputs of the convolution, zeros where a document (or the stream) started after them."""
     ssm_BHPN: Tensor
     """State of the recurrence, fp32."""
-
-
-def causal_conv(
-    x_BTC: Float[Tensor, "B T C"],
-    history_BCW: Float[Tensor, "B C W1"],
-    kernel_CW: Float[Tensor, "C W"],
-    bias_C: Float[Tensor, " C"],
-    reset_BT: Bool[Tensor, "B T"] | None,
-) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """Depthwise causal convolution that never reaches across a reset; also the history after the last token.
-
-    y_t = bias + Σ_k kernel[W−1−k] · x_{t−k}, where x before the first token is `history` and a tap is dropped when a
-    reset lies at one of the tokens t−k+1 … t.
-    """
-    taps, length = kernel_CW.shape[1], x_BTC.shape[1]
-    kernel_CW, bias_C = kernel_CW.to(x_BTC.dtype), bias_C.to(x_BTC.dtype)
-    padded_BSC = torch.cat([history_BCW.transpose(1, 2).to(x_BTC.dtype), x_BTC], dim=1)
-    if reset_BT is None:
-        y_BCT = F.conv1d(padded_BSC.transpose(1, 2), kernel_CW.unsqueeze(1), bias_C, groups=kernel_CW.shape[0])
-        return y_BCT.transpose(1, 2), padded_BSC[:, length:].transpose(1, 2)
-    # document counts the resets up to each position; history lies in document 0.
-    document_BT = reset_BT.cumsum(1)
-    document_BS = F.pad(document_BT, (taps - 1, 0))
-    y_BTC = torch.addcmul(bias_C, x_BTC, kernel_CW[:, -1])
-    for lag in range(1, taps):
-        start = taps - 1 - lag
-        same_BT1 = (document_BS[:, start : start + length] == document_BT).unsqueeze(-1)
-        y_BTC = y_BTC + padded_BSC[:, start : start + length] * same_BT1 * kernel_CW[:, taps - 1 - lag]
-    keep_BW1 = (document_BS[:, length:] == document_BT[:, -1:]).unsqueeze(-1)
-    return y_BTC, (padded_BSC[:, length:] * keep_BW1).transpose(1, 2)
 
 
 class Mamba2(Gridded):
@@ -96,11 +67,11 @@ class Mamba2(Gridded):
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
         """The mixed tokens and the state after the last of them."""
         z_BTI, xBC_BTC, dt_BTH = torch.split(self.in_proj(u_BTD), [self.inner, self.channels, self.heads], dim=-1)
-        xBC_BTC, conv_BCW = causal_conv(
+        xBC_BTC, conv_BCW = conv_silu(
             xBC_BTC, state.conv_BCW, self.weight("conv_weight"), self.weight("conv_bias"), reset_BT
         )
         group = self.groups * self.d_state
-        x_BTI, B_BTC, C_BTC = torch.split(F.silu(xBC_BTC), [self.inner, group, group], dim=-1)
+        x_BTI, B_BTC, C_BTC = torch.split(xBC_BTC, [self.inner, group, group], dim=-1)
         y_BTHP, ssm_BHPN = ssd(
             torch.unflatten(x_BTI, -1, (self.heads, self.headdim)),
             F.softplus(dt_BTH.float() + self.weight("dt_bias")),
