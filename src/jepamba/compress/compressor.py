@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jepamba.artifact import Artifact, load_artifact
@@ -13,7 +13,7 @@ from jepamba.compress.lanes import MOST, Cut, cut
 from jepamba.compress.packed import MAX_BYTES, Packed
 from jepamba.compress.side import read_corrections, write_corrections
 from jepamba.compress.stream import read_stream, write_stream
-from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
+from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.untrusted import read_untrusted
@@ -67,23 +67,23 @@ class Compressor:
         """
         if len(data) > MAX_BYTES:
             raise UserError(f"{len(data):,} bytes to compress: at most {MAX_BYTES:,}; cut the file into parts")
-        original = hashlib.sha256(data).digest()[:16]
-        stored = Packed(len(data), original, self.sha256, 0, 0, bytes(8), (data,)).to_bytes()
-        tokenizer = self.artifact.tokenizer
-        ids = to_ids(tokenizer, data)
+        stored = Packed(len(data), _digest(data), self.sha256, 0, 0, bytes(8), (data,)).to_bytes()
+        ids = to_ids(self.artifact.tokenizer, data)
         if not ids.size:
             return Compressed(stored, len(data), 0, 0, 0, 0, 0.0)
         if not 0 <= lanes <= min(ids.size, MOST):
             raise UserError(f"{lanes:,} lanes: 1 to {min(ids.size, MOST):,} for this file, or 0 to leave it open")
-        plan = Cut(ids.size, lanes) if lanes else cut(ids.size)
+        coded = self.code(data, ids, Cut(ids.size, lanes) if lanes else cut(ids.size), progress)
+        return replace(coded, content=stored, tokens=0, lanes=0) if len(coded.content) > len(stored) else coded
+
+    def code(self, data: bytes, ids: Ids, plan: Cut, progress: Report | None = None) -> Compressed:
+        """`data`, whose tokens are `ids`, coded by the model in the lanes of `plan`, however large that is."""
+        tokenizer = self.artifact.tokenizer
         changes = corrections(to_bytes(tokenizer, ids), data)
         side = write_corrections(changes, ids, byte_lengths(tokenizer, ids))
         sections, probe, nats = write_stream(self.artifact, ids, plan, progress)
-        packed = Packed(len(data), original, self.sha256, ids.size, plan.lanes, probe, tuple(sections), side)
-        content = packed.to_bytes()
-        if len(content) > len(stored):
-            return Compressed(stored, len(data), 0, 0, 0, 0, nats)
-        return Compressed(content, len(data), ids.size, plan.lanes, len(changes), len(side), nats)
+        packed = Packed(len(data), _digest(data), self.sha256, plan.tokens, plan.lanes, probe, tuple(sections), side)
+        return Compressed(packed.to_bytes(), len(data), plan.tokens, plan.lanes, len(changes), len(side), nats)
 
     def decompress(self, content: bytes, progress: Report | None = None) -> bytes:
         """The original of `content`, to the byte. Raises `UserError` for anything else, with no partial result."""
@@ -94,7 +94,7 @@ class Compressor:
                 f"{self.sha256.hex()[:16]}…"
             )
         data = self._coded(packed, progress) if packed.tokens else packed.sections[0]
-        if hashlib.sha256(data).digest()[:16] != packed.original:
+        if _digest(data) != packed.original:
             raise UserError(
                 "what it decodes to is not what was compressed: it is forged, or this machine computes a little "
                 "differently from the one that compressed it"
@@ -115,3 +115,7 @@ class Compressor:
         ids = read_stream(self.artifact, packed.sections, plan, packed.probe, progress)
         changes = read_corrections(packed.corrections, ids, byte_lengths(tokenizer, ids))
         return corrected(to_bytes(tokenizer, ids), changes, packed.size)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:16]

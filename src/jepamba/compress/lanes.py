@@ -33,7 +33,7 @@ _SCALE = 1 << 24
 _DEPTH = math.ceil(LEVELS * math.log(_SCALE))
 _WEIGHTS = np.array([max(1, round(_SCALE * math.exp(-k / LEVELS))) for k in range(_DEPTH + 1)], dtype=np.float64)
 """Whole numbers, so that a sum of them is exact in any order."""
-_PROBE_STEPS = 8
+_PROBE_STEPS = 4
 
 
 @dataclass(frozen=True)
