@@ -95,7 +95,7 @@ def test_lanes_cover_every_token_once(count: int) -> None:
 
 
 def test_the_number_of_lanes_follows_the_size() -> None:
-    assert [cut(n).lanes for n in (1, 4095, 8192, 277_000, 10**9)] == [1, 1, 2, 67, 1024]
+    assert [cut(n).lanes for n in (1, 1023, 5000, 60_000, 277_000, 10**9)] == [1, 1, 9, 16, 67, 1024]
 
 
 @pytest.mark.parametrize("count", [1, 3, 33])

@@ -61,7 +61,7 @@ class Compressor:
     def compress(self, data: bytes, lanes: int = 0, progress: Report | None = None) -> Compressed:
         """`data`, any bytes, compressed. The same data, artifact and machine give the same file.
 
-        Arguments: `lanes`, read in parallel (0: one for about 4,096 tokens, at most 1,024); fewer make a slightly
+        Arguments: `lanes`, read in parallel (0: one for 4,096 tokens, up to 1,024; small files have more); fewer make a slightly
         smaller file, and both directions slower. Raises `UserError` for more lanes than tokens, or than 1,024, and for
         more than 256 MiB of data.
         """

@@ -24,6 +24,8 @@ from jepamba.artifact import Artifact
 
 TOKENS = 4096
 """Tokens of a lane, about; a lane costs a few bytes, because it starts from nothing."""
+FEW, SHORT = 16, 512
+"""So many lanes may be as short as this: a small file is not to take as long as a large one."""
 MOST, WIDTH = 1024, 32
 """Lanes of a file, and of a batch."""
 
@@ -61,7 +63,7 @@ class Cut:
 
 def cut(tokens: int) -> Cut:
     """The usual cut of so many tokens, at least one."""
-    return Cut(tokens, min(MOST, max(1, tokens // TOKENS)))
+    return Cut(tokens, min(MOST, max(1, min(FEW, tokens // SHORT), tokens // TOKENS)))
 
 
 class Batch:
