@@ -144,7 +144,7 @@ def read_container(path: Path) -> tuple[dict[str, Any], dict[str, Values]]:
 
 def open_container(path: Path) -> Container:
     """The container at `path`, checked up to its stream table. Raises `UserError` for any fault, naming the file."""
-    content = read_untrusted(path, MAX_FILE_BYTES, "the artifact")
+    content = read_untrusted(path, "the artifact", MAX_FILE_BYTES)
     try:
         header, payload = _split(content)
         blocks = _tables(header, len(payload))

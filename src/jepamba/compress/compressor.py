@@ -61,9 +61,9 @@ class Compressor:
     def compress(self, data: bytes, lanes: int = 0, progress: Report | None = None) -> Compressed:
         """`data`, any bytes, compressed. The same data, artifact and machine give the same file.
 
-        Arguments: `lanes`, read in parallel (0: one for 4,096 tokens, up to 1,024; small files have more); fewer make a slightly
-        smaller file, and both directions slower. Raises `UserError` for more lanes than tokens, or than 1,024, and for
-        more than 256 MiB of data.
+        Arguments: `lanes`, read in parallel (0: one for 4,096 tokens, up to 1,024; small files have more); fewer make a
+        slightly smaller file, and both directions slower. Raises `UserError` for more lanes than tokens, or than 1,024,
+        and for more than 256 MiB of data.
         """
         if len(data) > MAX_BYTES:
             raise UserError(f"{len(data):,} bytes to compress: at most {MAX_BYTES:,}; cut the file into parts")
@@ -103,7 +103,7 @@ class Compressor:
 
     def decompress_file(self, path: Path, progress: Report | None = None) -> bytes:
         """`decompress` of the file at `path`, which the error names."""
-        content = read_untrusted(path, 2 * MAX_BYTES, "a compressed file")
+        content = read_untrusted(path, "a compressed file", 2 * MAX_BYTES)
         try:
             return self.decompress(content, progress)
         except UserError as error:

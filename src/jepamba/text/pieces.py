@@ -106,7 +106,10 @@ class SentencePieceTokenizer:
     def _read_pieces(self) -> None:
         model = self._processor
         ids = range(self.vocab_size)
-        pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        try:
+            pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        except UnicodeDecodeError:
+            raise UserError("SentencePiece model has a piece that is no UTF-8") from None
         # As in the published accounting, an unknown or unused piece stands for no text either.
         silent = [model.is_control(index) or model.is_unknown(index) or model.is_unused(index) for index in ids]
         is_byte = [bool(model.is_byte(index)) for index in ids]
