@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
-from jepamba.jepa.sigreg import sigreg
+from jepamba.jepa.sigreg import Draw, sigreg
 from jepamba.model import LanguageModel
 
 
@@ -47,11 +47,10 @@ def objective(
     targets_BT: Int[Tensor, "B T"],
     reset_BT: Bool[Tensor, "B T"] | None,
     *,
-    lam: float,
-    seed: int,
-    step: int,
+    lam: float | Tensor,
+    draw: Draw | None,
 ) -> Terms:
-    """All loss terms of one batch; `lam` is λ now, `seed` and `step` decide SIGReg's directions.
+    """All loss terms of one batch; `lam` is λ now, `draw` what SIGReg draws (needed if it weighs anything).
 
     A latent term with weight 0 is not computed and reads 0.
     """
@@ -65,6 +64,7 @@ def objective(
             predictions = heads.rollout(z_BTE)
             jepa = prediction_error(predictions, z_BTE, reset_BT, detach_targets=config.detach_targets)
         if config.sigreg_weight > 0:
-            statistic = sigreg(z_BTE, config, seed, step)
+            assert draw is not None
+            statistic = sigreg(z_BTE, config, draw)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
     return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic)

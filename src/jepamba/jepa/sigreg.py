@@ -8,72 +8,60 @@ characteristic function lies from that of N(0, 1):
 with φ_k = e^{−t_k²/2} and w_k = φ_k times the trapezoid weight of the knot, doubled because the integrand is even and
 the knots cover one side. For a perfect Gaussian its mean is Σ_k w_k (1 − φ_k²) / N, not zero: the sampling floor.
 
-Legend: B batch, T time, E latent width, S samples that are tested apart, N draws of a sample, M directions, K knots.
+Legend: B batch, T time, E latent width, S samples that are tested apart, N draws of a sample, M directions, K knots,
+n rows that are tested.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jepamba.config import Jepa
+from jepamba.fused.epps_pulley import epps_pulley
 
 
 def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
     """(t_K, w_K): the knots of the integral and their weights, e^{−t²/2} and the doubled trapezoid rule included."""
     t_K = torch.linspace(config.sigreg_t_min, config.sigreg_t_max, config.sigreg_knots, device=device)
     trapezoid_K = torch.full_like(t_K, 2 * (config.sigreg_t_max - config.sigreg_t_min) / (config.sigreg_knots - 1))
-    trapezoid_K[[0, -1]] /= 2
+    trapezoid_K[:1] /= 2
+    trapezoid_K[-1:] /= 2
     return t_K, trapezoid_K * torch.exp(-(t_K**2) / 2)
 
 
-class _EppsPulley(torch.autograd.Function):
-    """The statistic of every sample and direction, one knot at a time: N × M × K values never exist at once.
+class Draw(NamedTuple):
+    """All that is random in one evaluation, drawn on the CPU; on z's device, `sigreg` copies nothing to it."""
 
-    The knots are evenly spaced, so e^{i t_{k+1} x} is e^{i t_k x} turned by the fixed angle Δt·x: two sines and
-    cosines in all instead of K.
+    directions_EM: Float[Tensor, "E M"]
+    """Unit-norm columns."""
+    chosen: Int[Tensor, " n"] | None
+    """The timesteps (or the positions) that are tested, rising; None: all."""
+
+    def to(self, device: torch.device) -> Draw:
+        """The same on another device."""
+        return Draw(self.directions_EM.to(device), None if self.chosen is None else self.chosen.to(device))
+
+
+def rows_of(config: Jepa, batch: int, length: int) -> int:
+    """How many rows there are to choose from: timesteps, or positions where they are pooled."""
+    return length if config.sigreg_pool == "timestep" else batch * length
+
+
+def draw(config: Jepa, width: int, rows: int, seed: int, step: int) -> Draw:
+    """What `seed` and `step` decide for latents of `width`, with so many `rows` (see `rows_of`) to choose from.
+
+    A run that is resumed at `step` draws the same again; the global generator has no part in it.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x_SNM: Tensor, t_K: Tensor, w_K: Tensor) -> Tensor:
-        phi_K = torch.exp(-(t_K**2) / 2)
-        step = t_K[1] - t_K[0]
-        cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
-        turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-        cos_mean, sin_mean = [], []
-        for k in range(len(t_K)):
-            if k > 0:
-                cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-            cos_mean.append(cos.mean(1))
-            sin_mean.append(sin.mean(1))
-        cos_gap_KSM = torch.stack(cos_mean) - phi_K[:, None, None]
-        sin_gap_KSM = torch.stack(sin_mean)
-        ctx.save_for_backward(x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM)
-        return (w_K[:, None, None] * (cos_gap_KSM**2 + sin_gap_KSM**2)).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM = ctx.saved_tensors
-        step = t_K[1] - t_K[0]
-        cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
-        turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-        grad_x = torch.zeros_like(x_SNM)
-        for k in range(len(t_K)):
-            if k > 0:
-                cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-            pull_SM = 2 * w_K[k] * t_K[k] / x_SNM.shape[1] * grads[0]
-            grad_x += (pull_SM * sin_gap_KSM[k]).unsqueeze(1) * cos - (pull_SM * cos_gap_KSM[k]).unsqueeze(1) * sin
-        return grad_x, None, None
-
-
-def epps_pulley(
-    x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"], w_K: Float[Tensor, " K"]
-) -> Float[Tensor, "S M"]:
-    """The Epps–Pulley statistic against N(0, 1) of S × M one-dimensional samples of N draws each; no factor N."""
-    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K))  # type: ignore[no-untyped-call]
+    count = config.sigreg_timesteps if config.sigreg_pool == "timestep" else config.sigreg_samples
+    chosen = None
+    if 0 < count < rows:
+        generator = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
+        chosen = torch.randperm(rows, generator=generator)[:count].sort().values
+    return Draw(directions(config, width, seed, step), chosen)
 
 
 def directions(config: Jepa, width: int, seed: int, step: int) -> Float[Tensor, "E M"]:
@@ -82,35 +70,30 @@ def directions(config: Jepa, width: int, seed: int, step: int) -> Float[Tensor, 
     return torch.nn.functional.normalize(torch.randn(width, config.sigreg_projections, generator=generator), dim=0)
 
 
-def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, seed: int, step: int) -> Float[Tensor, "S N E"]:
+def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Int[Tensor, " n"] | None) -> Float[Tensor, "S N E"]:
     """The fp32 samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
-    generator = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
-    z_BTE = z_BTE.float()
     if config.sigreg_pool == "timestep":
-        z_TBE = z_BTE.transpose(0, 1)
-        return _subset(z_TBE, config.sigreg_timesteps, generator)
+        return _rows(z_BTE.transpose(0, 1), chosen).float()
     if config.sigreg_pool == "centered":
+        z_BTE = z_BTE.float()
         z_BTE = z_BTE - z_BTE.mean(1, keepdim=True)
-    return _subset(z_BTE.flatten(0, 1), config.sigreg_samples, generator).unsqueeze(0)
+    return _rows(z_BTE.flatten(0, 1), chosen).float().unsqueeze(0)
 
 
-def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, seed: int, step: int) -> Float[Tensor, ""]:
+def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, draw: Draw) -> Float[Tensor, ""]:
     """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype.
 
-    `seed` and `step` decide the directions and the subset that is tested, so a run resumed at `step` repeats them.
+    Work of z's device alone, without waiting for it, if the draw is there.
     """
+    directions_EM, chosen = draw.to(z_BTE.device)
     with torch.autocast(z_BTE.device.type, enabled=False):
-        z_SNE = samples(z_BTE, config, seed, step)
-        x_SNM = z_SNE @ directions(config, z_BTE.shape[-1], seed, step).to(z_BTE.device)
-        statistic = epps_pulley(x_SNM, *knots(config, z_BTE.device)).mean()
+        z_SNE = samples(z_BTE, config, chosen)
+        statistic = epps_pulley(z_SNE @ directions_EM, *knots(config, z_BTE.device)).mean()
         return statistic * z_SNE.shape[1] if config.sigreg_scale_n else statistic
 
 
-def _subset(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    if count == 0 or count >= len(rows):
-        return rows
-    chosen = torch.randperm(len(rows), generator=generator)[:count].sort().values
-    return rows[chosen.to(rows.device)]
+def _rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
+    return rows if chosen is None else rows.index_select(0, chosen)
 
 
 def _seed_of(seed: int, step: int, stream: int) -> int:

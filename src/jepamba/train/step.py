@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jepamba.data import Batch
 from jepamba.errors import UserError
-from jepamba.jepa import Terms, objective, sigreg_lambda
+from jepamba.jepa import Draw, Terms, draw, objective, rows_of, sigreg_lambda
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.session import Session
 
@@ -89,9 +89,17 @@ def batch_terms(session: Session, batch: Batch, lam: float, index: int) -> Terms
             batch.targets_BT.to(device, non_blocking=True),
             batch.reset_BT.to(device, non_blocking=True) if session.run.data.reset else None,
             lam=lam,
-            seed=session.run.train.seed,
-            step=index,
+            draw=_draw(session, batch, index),
         )
+
+
+def _draw(session: Session, batch: Batch, index: int) -> Draw | None:
+    """What SIGReg draws for this micro-batch; None if it weighs nothing."""
+    config = session.run.jepa
+    if config.sigreg_weight == 0:
+        return None
+    rows = rows_of(config, *batch.inputs_BT.shape)
+    return draw(config, session.run.model.dim, rows, session.run.train.seed, index).to(session.place.device)
 
 
 def clip(session: Session) -> float:
