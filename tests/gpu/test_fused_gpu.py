@@ -12,7 +12,7 @@ from torch import Tensor
 from jepamba.config import Jepa
 from jepamba.fused.conv import conv_silu
 from jepamba.fused.cross_entropy import row_losses_triton
-from jepamba.jepa import draw, rows_of, sigreg
+from jepamba.jepa import Draw, draw, sigreg
 from jepamba.model.loss import capped_cross_entropy
 
 pytestmark = [
@@ -118,7 +118,9 @@ def statistic() -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
     g = torch.Generator("cuda").manual_seed(0)
     z = torch.randn(8, 256, 64, device="cuda", generator=g).bfloat16().requires_grad_()
     config = Jepa(sigreg_pool="timestep", sigreg_timesteps=32, sigreg_projections=100)
-    drawn = draw(config, 64, rows_of(config, 8, 256), 0, 0).to(torch.device("cuda"))
+    drawn = draw(config, 64, (8, 256), 0, 0)
+    assert drawn.chosen is not None
+    drawn = Draw(drawn.directions_EM.cuda(), drawn.chosen.cuda())
 
     def call() -> list[Tensor]:
         value = sigreg(z, config, drawn)

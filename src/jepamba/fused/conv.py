@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jepamba.fused.launch import on_device, on_gpu
+from jepamba.gpu import on_device, on_gpu
 
 TUNED = {"forward": {"CHUNK": 64, "BLOCK": 128, "AHEAD": 8}, "backward": {"CHUNK": 128, "BLOCK": 128, "AHEAD": 4}}
 """Tokens and channels of a program, and tokens on their way at once."""

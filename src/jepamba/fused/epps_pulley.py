@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepamba.fused.launch import on_device, on_gpu
+from jepamba.gpu import on_device, on_gpu
 
 MOST_KNOTS = 64
 """Knots that the kernels take: the sums of each are held in registers."""

@@ -5,7 +5,7 @@ Read `objective.py` first, then `heads.py` and `sigreg.py`.
 
 from jepamba.jepa.heads import JepaHeads, prediction_error, within_sequence_share
 from jepamba.jepa.objective import Terms, objective, sigreg_lambda
-from jepamba.jepa.sigreg import Draw, draw, rows_of, sigreg
+from jepamba.jepa.sigreg import Draw, draw, sigreg
 
 __all__ = [
     "Draw",
@@ -14,7 +14,6 @@ __all__ = [
     "draw",
     "objective",
     "prediction_error",
-    "rows_of",
     "sigreg",
     "sigreg_lambda",
     "within_sequence_share",
