@@ -146,14 +146,16 @@ class LanguageModel(Gridded):
         for module in self.gridded():
             module.quantized = on
 
-    @contextmanager
-    def settled(self, dtype: torch.dtype) -> Iterator[None]:
-        """Training passes inside see weights that are computed once, on entry, matrices in `dtype`; see `Gridded`.
-
-        The parameters hold the gradients afterwards.
-        """
+    def settle(self, dtype: torch.dtype) -> None:
+        """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""
         for module in self.gridded():
-            module.settle(dtype)
+            Gridded.settle(module, dtype)
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Training passes inside see the weights that `settle` computed; the parameters get the gradients."""
+        for module in self.gridded():
+            module.use_settled()
         try:
             yield
         finally:

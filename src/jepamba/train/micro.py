@@ -74,6 +74,21 @@ class MicroPass:
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Inputs | None = None
+        self.settling: dict[bool, torch.cuda.CUDAGraph] = {}
+
+    def settle(self) -> None:
+        """Compute the weights of the step's passes, once for all its micro-batches."""
+        model, dtype = self.session.model, self.session.place.dtype
+        if model.quantized in self.settling:
+            self.settling[model.quantized].replay()
+            return
+        model.settle(dtype)
+        if self.captures:
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                model.settle(dtype)
+            self.settling[model.quantized] = graph
 
     def __call__(self, inputs: Inputs) -> None:
         """Add one micro-batch."""

@@ -29,7 +29,8 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     lam = sigreg_lambda(run.jepa, progress)
     set_mode(session, progress)
     micro.sums.zero_()
-    with session.model.settled(session.place.dtype):
+    micro.settle()
+    with session.model.settled():
         for index in range(micro_batches):
             batch = next_batch(session)
             micro(inputs_of(session, batch, lam, session.progress.step * micro_batches + index))
