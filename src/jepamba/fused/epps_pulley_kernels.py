@@ -13,7 +13,6 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-
 # π/2 in three parts, the first two of so few bits that up to 2^13 of them are exact in fp32.
 HALF_PI = tl.constexpr(1.5703125)
 HALF_PI_LOW = tl.constexpr(0.00048351287841796875)
