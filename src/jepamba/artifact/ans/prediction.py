@@ -1,0 +1,104 @@
+"""Columns foretold by the columns before them: what the rows of an embedding have in common.
+
+Of column j the value in row i is expected to be m = Σ b_jk·v_ik over k < j, with v the linear numbers of `ordinals` and
+b whole multiples of 2^−shift, one set for all rows. The sums are of integers below 2^53 in double precision: exact, in
+whatever order a machine adds them. The expectation is the context of the value: its size in steps of a fourteenth of
+the grid's largest value; where it is negative, the values are coded upside down.
+
+Shapes: R rows, C columns; J columns of a panel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepamba.artifact.ans.coder import Coder, code_number
+from jepamba.artifact.ans.histograms import code_integers, integers_cost
+
+STEPS = 14
+"""Contexts of the expectation's size, beside 0: more than the largest value counts as this."""
+SHIFTS = (5, 6)
+"""Steps of the coefficients that a writer tries, as powers of 2."""
+PANEL = 16
+"""Columns for which the sums over all earlier panels are taken at once."""
+MAX_COLUMNS = 1024
+MAX_WORK = 1 << 31
+"""Of R·C², multiplications to decode: what a reader is willing to do, about a second."""
+_COEFFICIENT_BITS = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """b_jk = coefficients_CC[j, k] · 2^−shift, zero for k >= j."""
+
+    shift: int
+    coefficients_CC: NDArray[np.int64]
+
+
+def allowed(R: int, C: int) -> bool:
+    """Whether a matrix of this shape can be predicted."""
+    return 2 <= C <= MAX_COLUMNS and R * C * C <= MAX_WORK
+
+
+def code_prediction(coder: Coder, C: int, prediction: Prediction | None) -> Prediction:
+    """The shift, and the coefficients of column after column."""
+    below = np.tril_indices(C, -1)
+    shift = code_number(coder, 4, prediction.shift if prediction else 0)
+    known = prediction.coefficients_CC[below] if prediction else None
+    coefficients_CC = np.zeros((C, C), dtype=np.int64)
+    coefficients_CC[below] = code_integers(coder, below[0].size, known, _COEFFICIENT_BITS)
+    return Prediction(shift, coefficients_CC)
+
+
+def prediction_cost(prediction: Prediction) -> float:
+    """Bits that `code_prediction` takes, nearly."""
+    C = len(prediction.coefficients_CC)
+    return integers_cost(prediction.coefficients_CC[np.tril_indices(C, -1)], _COEFFICIENT_BITS)
+
+
+class Expectations:
+    """The sums for one column after the other, as the columns become known."""
+
+    def __init__(self, prediction: Prediction, R: int) -> None:
+        self._prediction = prediction
+        self._coefficients_CC = prediction.coefficients_CC.astype(np.float64)
+        self._known_CR = np.zeros((len(self._coefficients_CC), R))
+        self._panel_JR = np.zeros((PANEL, R))
+
+    def column(self, j: int) -> NDArray[np.int64]:
+        """m of column j in every row, in steps of 2^−shift, (R,). Columns before j must have been added, in order."""
+        first = j - j % PANEL
+        if j == first:
+            self._panel_JR = self._coefficients_CC[j : j + PANEL, :j] @ self._known_CR[:j]
+        inner_R = self._coefficients_CC[j, first:j] @ self._known_CR[first:j]
+        return np.rint(self._panel_JR[j - first] + inner_R).astype(np.int64)
+
+    def add(self, j: int, linear_R: NDArray[np.int64]) -> None:
+        """Make column j known."""
+        self._known_CR[j] = linear_R
+
+
+def contexts(m_R: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.int64]:
+    """Size of the expectation in steps of a fourteenth of `largest`, rounded to the nearest (half up), at most 14."""
+    unit = largest << shift
+    return np.minimum((2 * STEPS * np.abs(m_R) + unit) // (2 * unit), STEPS)
+
+
+def fit(linear_RC: NDArray[np.float64], shift: int) -> Prediction | None:
+    """Least-squares coefficients, rounded; None where too little would be gained to look any further.
+
+    All regressions at once: with S = L·Lᵀ the Gram matrix, row j of L⁻¹ over its diagonal element is (−b_j, 1).
+    """
+    R, C = linear_RC.shape
+    S_CC = linear_RC.T @ linear_RC
+    spread_C = np.sqrt(np.maximum(np.diag(S_CC), 1e-30))
+    chance = (C - 1) / 2 * C / R  # Σ of squared correlations, were the columns independent
+    if (np.tril(S_CC / np.outer(spread_C, spread_C), -1) ** 2).sum() < 4 * chance + 1:
+        return None
+    ridge = 1e-3 * float(np.trace(S_CC)) / C + 1e-30
+    inverse_CC = np.linalg.inv(np.linalg.cholesky(S_CC + ridge * np.eye(C)))
+    b_CC = -np.tril(inverse_CC, -1) / np.diag(inverse_CC)[:, None]
+    return Prediction(shift, np.clip(np.rint(b_CC * (1 << shift)), -127, 127).astype(np.int64))
