@@ -11,7 +11,7 @@ returns what it decodes, a writer returns what it is given.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import constriction
 import numpy as np
@@ -23,12 +23,13 @@ PRECISION = 24
 """Bits of a frequency: all of an alphabet add up to 2^24."""
 MAX_ALPHABET = 256
 
-Symbols = NDArray[np.uint8]
-"""Symbols (N,) of an alphabet of at most 256."""
+Symbols = NDArray[Any]
+"""Symbols (N,) of an alphabet of at most 256, uint8."""
 Counts = NDArray[np.int64]
 """A weight for each symbol of an alphabet, (A,)."""
 
 
+@runtime_checkable
 class Coder(Protocol):
     """Either direction. Every call must be made in the same order by both."""
 
@@ -38,15 +39,16 @@ class Coder(Protocol):
 
 
 def frequencies(weights: Counts) -> Counts:
-    """Frequencies in proportion to `weights` (A,), which are positive and add up to less than 2^38.
+    """Frequencies in proportion to `weights` (..., A), which are positive and add up to less than 2^38.
 
-    With W(s) the sum of the weights before symbol s, s starts at s + ⌊W(s)·(2^24 − A) / W(A)⌋: every symbol has at least
-    1, and the sum is exact.
+    With W(s) the sum of the weights before symbol s, s starts at s + ⌊W(s)·(2^24 − A) / W(A)⌋: every symbol has at
+    least 1, and the sum is exact.
     """
-    total = np.concatenate(([0], np.cumsum(weights)))
-    size = weights.size
-    starts = np.arange(size + 1) + total * ((1 << PRECISION) - size) // total[-1]
-    return np.diff(starts)
+    size = weights.shape[-1]
+    after = np.cumsum(weights, axis=-1)
+    ends: Counts = after * ((1 << PRECISION) - size) // after[..., -1:] + np.arange(1, size + 1)
+    ends[..., 1:] -= ends[..., :-1].copy()
+    return ends
 
 
 def _model(frequencies: Counts) -> Any:

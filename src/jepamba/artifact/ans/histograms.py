@@ -12,14 +12,10 @@ from numpy.typing import NDArray
 
 from jepamba.artifact.ans.coder import Coder, Counts, Symbols, code_number, frequencies
 
-FIRST = 16
-"""Symbols that a context codes before it learns for the first time; every later step is as long as all it has seen."""
-LONGEST = 1 << 13
-"""Most symbols between two steps."""
-STEP = 2
-"""What a symbol adds to its count, which starts at 1: the estimator of Krichevsky and Trofimov (1981)."""
-LIMIT = 1 << 30
-"""Total of counts at which they are halved, so that a histogram follows what changes."""
+FIRST, LONGEST = 8, 1 << 13
+"""Fewest and most symbols that a context codes between two updates of its counts."""
+STEP = 4
+"""What a symbol adds to its count, which starts at 1."""
 
 Contexts = NDArray[np.uint16]
 """The context of each symbol, (N,)."""
@@ -33,31 +29,31 @@ class Histograms:
         self._seen = np.zeros(contexts, dtype=np.int64)
 
     def code(self, coder: Coder, contexts: Contexts, symbols: Symbols | None) -> Symbols:
-        """The symbols (N,) in `contexts` (N,), in their order; the contexts one after the other in the file."""
+        """The symbols (N,) in `contexts` (N,), returned in this order.
+
+        In the file they come in rounds: in each, every context that has symbols left, the least first, codes its next
+        run, in their order. A run is as long as all that the context has seen, but 8 to 8,192 symbols. After it the
+        counts of its symbols go up.
+        """
         order = np.argsort(contexts, kind="stable")  # of 16-bit integers: a radix sort
-        sizes = np.bincount(contexts, minlength=len(self.counts))
         grouped = None if symbols is None else symbols[order]
         coded = np.empty(contexts.size, dtype=np.uint8)
-        start = 0
-        for context in np.flatnonzero(sizes):
-            end = start + int(sizes[context])
-            while start < end:
-                stop = min(end, start + min(max(FIRST, int(self._seen[context])), LONGEST))
+        ends = np.cumsum(np.bincount(contexts, minlength=len(self.counts)))
+        starts = np.concatenate(([0], ends[:-1]))
+        while (active := np.flatnonzero(starts < ends)).size:
+            stops = starts[active] + np.clip(self._seen[active], FIRST, LONGEST)
+            stops = np.minimum(stops, ends[active])
+            models = frequencies(self.counts[active])
+            runs = zip(active.tolist(), starts[active].tolist(), stops.tolist(), models, strict=True)
+            for context, start, stop, model in runs:
                 part = None if grouped is None else grouped[start:stop]
-                coded[start:stop] = self._step(coder, context, stop - start, part)
-                start = stop
+                coded[start:stop] = coder.symbols(model, stop - start, part)
+                self.counts[context] += STEP * np.bincount(coded[start:stop], minlength=model.size)
+            self._seen[active] += stops - starts[active]
+            starts[active] = stops
         result = np.empty_like(coded)
         result[order] = coded
         return result
-
-    def _step(self, coder: Coder, context: int, count: int, symbols: Symbols | None) -> Symbols:
-        counts = self.counts[context]
-        coded = coder.symbols(frequencies(counts), count, symbols)
-        counts += STEP * np.bincount(coded, minlength=counts.size)
-        self._seen[context] += count
-        if counts.sum() > LIMIT:
-            counts[:] = (counts + 1) // 2
-        return coded
 
     def cost(self, found: Counts) -> float:
         """Bits that symbols counted in `found` (contexts, alphabet) would take from here on, learnt one by one."""

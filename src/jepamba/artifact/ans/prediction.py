@@ -19,9 +19,8 @@ from jepamba.artifact.ans.coder import Coder, code_number
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
 
 STEPS = 14
-"""Contexts of the expectation's size, beside 0: more than the largest value counts as this."""
-SHIFTS = (5, 6)
-"""Steps of the coefficients that a writer tries, as powers of 2."""
+"""A size of this many steps is the grid's largest value, or more."""
+CONTEXTS = STEPS + 1
 PANEL = 16
 """Columns for which the sums over all earlier panels are taken at once."""
 MAX_COLUMNS = 1024
@@ -68,37 +67,22 @@ class Expectations:
         self._known_CR = np.zeros((len(self._coefficients_CC), R))
         self._panel_JR = np.zeros((PANEL, R))
 
-    def column(self, j: int) -> NDArray[np.int64]:
+    def of_column(self, j: int) -> NDArray[np.int64]:
         """m of column j in every row, in steps of 2^−shift, (R,). Columns before j must have been added, in order."""
         first = j - j % PANEL
         if j == first:
             self._panel_JR = self._coefficients_CC[j : j + PANEL, :j] @ self._known_CR[:j]
         inner_R = self._coefficients_CC[j, first:j] @ self._known_CR[first:j]
-        return np.rint(self._panel_JR[j - first] + inner_R).astype(np.int64)
+        m_R: NDArray[np.int64] = np.rint(self._panel_JR[j - first] + inner_R).astype(np.int64)
+        return m_R
 
-    def add(self, j: int, linear_R: NDArray[np.int64]) -> None:
+    def learn(self, j: int, linear_R: NDArray[np.int64]) -> None:
         """Make column j known."""
         self._known_CR[j] = linear_R
 
 
-def contexts(m_R: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.int64]:
-    """Size of the expectation in steps of a fourteenth of `largest`, rounded to the nearest (half up), at most 14."""
+def sizes(m: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.int64]:
+    """Sizes of expectations in fourteenths of `largest`, rounded to the nearest, half up; at most 14."""
     unit = largest << shift
-    return np.minimum((2 * STEPS * np.abs(m_R) + unit) // (2 * unit), STEPS)
-
-
-def fit(linear_RC: NDArray[np.float64], shift: int) -> Prediction | None:
-    """Least-squares coefficients, rounded; None where too little would be gained to look any further.
-
-    All regressions at once: with S = L·Lᵀ the Gram matrix, row j of L⁻¹ over its diagonal element is (−b_j, 1).
-    """
-    R, C = linear_RC.shape
-    S_CC = linear_RC.T @ linear_RC
-    spread_C = np.sqrt(np.maximum(np.diag(S_CC), 1e-30))
-    chance = (C - 1) / 2 * C / R  # Σ of squared correlations, were the columns independent
-    if (np.tril(S_CC / np.outer(spread_C, spread_C), -1) ** 2).sum() < 4 * chance + 1:
-        return None
-    ridge = 1e-3 * float(np.trace(S_CC)) / C + 1e-30
-    inverse_CC = np.linalg.inv(np.linalg.cholesky(S_CC + ridge * np.eye(C)))
-    b_CC = -np.tril(inverse_CC, -1) / np.diag(inverse_CC)[:, None]
-    return Prediction(shift, np.clip(np.rint(b_CC * (1 << shift)), -127, 127).astype(np.int64))
+    steps: NDArray[np.int64] = np.minimum((2 * STEPS * np.abs(m) + unit) // (2 * unit), STEPS)
+    return steps
