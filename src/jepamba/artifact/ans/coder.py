@@ -22,6 +22,8 @@ from jepamba.errors import UserError
 PRECISION = 24
 """Bits of a frequency: all of an alphabet add up to 2^24."""
 MAX_ALPHABET = 256
+END, END_BITS = 0xE5D0, 16
+"""The last number of any data. Without it data that are used up would go on giving the first symbol for ever."""
 
 Symbols = NDArray[Any]
 """Symbols (N,) of an alphabet of at most 256, uint8."""
@@ -88,6 +90,7 @@ class Writer:
 
     def finish(self) -> bytes:
         """All that was taken down: 32-bit words, little-endian, the one to be read first at the end."""
+        code_number(self, END_BITS, END)
         coder = constriction.stream.stack.AnsCoder()
         for weights, symbols in reversed(self._runs):
             coder.encode_reverse(symbols.astype(np.int32), _model(weights))
@@ -120,6 +123,6 @@ class Reader:
             raise UserError("ans data are damaged") from error
 
     def finish(self) -> None:
-        """Raises `UserError` unless the data are used up to the last bit."""
-        if not self._coder.is_empty():
+        """Raises `UserError` unless the data end here."""
+        if code_number(self, END_BITS, 0) != END or not self._coder.is_empty():
             raise UserError("ans data are damaged, or hold more than is declared")
