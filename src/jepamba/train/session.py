@@ -93,7 +93,9 @@ class Session:
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():
                 parameter = self.optimizers.groups.untrained[name]
-                parameter.grad = value.to(parameter)
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(value)
             torch.set_rng_state(sections["rng"]["cpu"])
             self.loader.restore(state["loader"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
