@@ -2,9 +2,9 @@
 
     python bench/codec.py ARTIFACT [--quick]
 
-Three tables, in Markdown, and last one JSON line. Sizes are bytes of the artifact's blocks; "pooled entropy" is the
-order-0 entropy of all values of a block thrown together, for which no model is counted. Times are of one core. The general
-compressors at their highest levels take minutes on 33 million parameters; `--quick` leaves them out.
+Two tables in Markdown, two lines, and last one JSON line. Sizes are bytes of the artifact's blocks; "pooled entropy" is
+the order-0 entropy of all values of a block thrown together, for which no model is counted. Times are of one core. The
+general compressors at their highest levels take minutes on 33 million parameters; `--quick` leaves them out.
 """
 
 from __future__ import annotations

@@ -140,6 +140,8 @@ def _regress(linear_RC: NDArray[np.float64]) -> NDArray[np.float64] | None:
     All regressions at once: with S = L·Lᵀ the Gram matrix, row j of L⁻¹ over its diagonal element is (−b_j, 1).
     """
     R, C = linear_RC.shape
+    if R < 2 * C:  # as many coefficients as weights, or more
+        return None
     S_CC = linear_RC.T @ linear_RC
     spread_C = np.sqrt(np.maximum(np.diag(S_CC), 1e-30))
     by_chance = C * (C - 1) / 2 / R  # Σ of squared correlations, were the columns independent

@@ -97,6 +97,9 @@ class Writer:
         return bytes(coder.get_compressed().astype("<u4").tobytes())
 
 
+_decoder = constriction.stream.stack.AnsCoder
+
+
 class Reader:
     """Gives back what a `Writer` took down. Any data can be decoded to the end; `finish` tells whether they were sound.
 
@@ -109,7 +112,7 @@ class Reader:
         words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         if words.size and words[-1] == 0:
             raise UserError("ans data are damaged")
-        self._coder = constriction.stream.stack.AnsCoder(words)
+        self._coder = _decoder(words)
 
     def symbols(self, frequencies: Counts, count: int, symbols: Symbols | None) -> Symbols:
         """The next `count` symbols."""

@@ -57,8 +57,9 @@ class Histograms:
 
     def cost(self, found: Counts) -> float:
         """Bits that symbols counted in `found` (contexts, alphabet) would take from here on, learnt one by one."""
-        before = torch.from_numpy(self.counts / STEP)
-        after = before + torch.from_numpy(found)
+        met = found.any(axis=1)
+        before = torch.from_numpy(self.counts[met] / STEP)
+        after = before + torch.from_numpy(found[met])
         gained = (torch.lgamma(after) - torch.lgamma(before)).sum(1)
         lost = torch.lgamma(after.sum(1)) - torch.lgamma(before.sum(1))
         return float((lost - gained).sum()) / float(np.log(2))
