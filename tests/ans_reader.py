@@ -98,7 +98,7 @@ class Reading:
 
     def floats(self, count: int, bits: int) -> list[int]:
         low = self.number(5)
-        out = [o << low for o in self.integers(count, bits + 1)]
+        out = [o << low for o in self.integers(count, bits - low + 1)]
         for at in range(0, low, 8):
             width = min(8, low - at)
             out = [o + (self.symbol([1 << 24 - width] * (1 << width)) << at) for o in out]

@@ -96,6 +96,14 @@ def test_a_value_off_the_grid_is_refused() -> None:
         CODEC.decode([Stream("s", "bf16", 16, (4,))], writer.finish())
 
 
+@pytest.mark.parametrize("low", [16, 31])
+def test_more_low_bits_than_bits_are_refused(low: int) -> None:
+    writer = Writer()
+    code_number(writer, 5, low)
+    with pytest.raises(UserError, match="low bits"):
+        CODEC.decode([Stream("s", "bf16", 16, (4,))], writer.finish())
+
+
 def test_few_bytes_do_not_take_much_time_or_memory() -> None:
     """The largest stream that is foretold, from data that are used up at once."""
     writer = Writer()

@@ -33,7 +33,11 @@ class WeightCodec:
         self._choices = choices
 
     def encode(self, streams: Sequence[Stream], values: Sequence[Values]) -> bytes:
-        """The block in bytes. Deterministic. Raises `ValueError` for integers off their grid."""
+        """The block in bytes. Raises `ValueError` for integers off their grid.
+
+        The same values give the same bytes on one machine. What is chosen (levels, coefficients) is found in floating
+        point, and on another machine it may come out otherwise; any reader reads either.
+        """
         coder, tables = Writer(), Tables(self._choices)
         for stream, array in zip(streams, values, strict=True):
             _code(coder, tables, stream, to_ordinals(stream, array))
