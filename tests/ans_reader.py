@@ -105,7 +105,7 @@ class Reading:
         return out
 
     def weights(self, stream: Stream, R: int, C: int, top: int, numbers: Any, largest: int) -> list[int]:
-        foretold = 2 <= C <= 1024 and R * C * C <= 1 << 31 and bool(self.number(1))
+        foretold = 2 <= C <= 1024 and R * C * C <= 1 << 30 and bool(self.number(1))
         base, p, q = self.number(7), self.number(2), self.number(2)
         r = self.integers(R, 8) if p < 3 else [0] * R
         c = self.integers(C, 8) if q < 3 else [0] * C
@@ -124,7 +124,7 @@ class Reading:
             coefficients = [next(b) for _ in range(j)]
             m = [sum(k * numbers[col[i]] for k, col in zip(coefficients, columns, strict=True)) for i in range(R)]
             size = [min(14, (28 * abs(m[i]) + u) // (2 * u)) for i in range(R)]
-            coded = self.split(stream, top, 1, [128 * size[i] + level[i][j] for i in range(R)])
+            coded = self.split(stream, top, 1, [32 * size[i] + level[i][j] // 4 for i in range(R)])
             columns.append([top - o if m[i] < 0 else o for i, o in enumerate(coded)])
         return [columns[j][i] for i in range(R) for j in range(C)]
 

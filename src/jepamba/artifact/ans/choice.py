@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from jepamba.artifact.ans.coder import Counts, Symbols
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.levels import FULL, LEVELS, OFF, Levels
 from jepamba.artifact.ans.ordinals import Ordinals, largest, linear, low_bits, turned
-from jepamba.artifact.ans.prediction import Prediction, allowed, prediction_cost, sizes
+from jepamba.artifact.ans.prediction import LEVEL_SHIFT, Prediction, allowed, prediction_cost, sizes
 from jepamba.artifact.streams import Stream
 
 
@@ -92,23 +93,23 @@ def _levels(
     histograms: Histograms,
     symbols_RC: Symbols,
     finest: Levels,
-    outer_RC: NDArray[np.int64] | None = None,
+    size_RC: NDArray[np.int64] | None = None,
 ) -> tuple[float, Levels]:
     """The cheapest of the finest levels in larger steps, and the cost in bits.
 
-    `histograms` are those that will code the symbols, in their present state. `outer_RC` is a second context, the outer
-    one: context = outer · 128 + level.
+    `histograms` are those that will code the symbols, in their present state. `size_RC` are the sizes of expectations,
+    where there are some.
     """
     rows, row_of = np.unique(finest.rows_R, return_inverse=True)
     columns, column_of = np.unique(finest.columns_C, return_inverse=True)
-    alphabet, outers = histograms.counts.shape[1], len(histograms.counts) // LEVELS
-    shape = (outers, rows.size * columns.size, alphabet)
-    counts = _count(symbols_RC, row_of * columns.size, column_of, outer_RC, shape)
+    alphabet, shift = histograms.counts.shape[1], 0 if size_RC is None else LEVEL_SHIFT
+    outers = len(histograms.counts) // (LEVELS >> shift)
+    counts = _count(symbols_RC, row_of * columns.size, column_of, size_RC, (outers, rows.size * columns.size, alphabet))
     distinct = Levels(finest.base, 0, 0, rows, columns)
     options = []
     for row_step, column_step in product(choices.row_steps, choices.column_steps):
-        found = np.zeros((LEVELS, outers, alphabet), dtype=np.int64)
-        level = _coarser(distinct, row_step, column_step).of_rows(0, rows.size).reshape(-1)
+        found = np.zeros((LEVELS >> shift, outers, alphabet), dtype=np.int64)
+        level = _coarser(distinct, row_step, column_step).of_rows(0, rows.size).reshape(-1) >> shift
         np.add.at(found, level, counts)
         levels = _coarser(finest, row_step, column_step)
         options.append((histograms.cost(found.swapaxes(0, 1).reshape(-1, alphabet)) + levels.cost, levels))
@@ -119,17 +120,17 @@ def _count(
     symbols_RC: Symbols,
     row_cell_R: NDArray[np.int64],
     column_cell_C: NDArray[np.int64],
-    outer_RC: NDArray[np.int64] | None,
+    size_RC: NDArray[np.int64] | None,
     shape: tuple[int, int, int],
 ) -> Counts:
-    """How often each symbol occurs, by cell and outer context: (cells, outers, A), given `shape` (outers, cells, A)."""
-    outers, cells, alphabet = shape
-    counts = np.zeros(outers * cells * alphabet, dtype=np.int64)
+    """How often each symbol occurs, by cell and size: (cells, sizes, A), given `shape` (sizes, cells, A)."""
+    _, cells, alphabet = shape
+    counts = np.zeros(prod(shape), dtype=np.int64)
     for start in range(0, len(row_cell_R), 512):
         part = slice(start, start + 512)
         cell = row_cell_R[part, None] + column_cell_C[None]
-        if outer_RC is not None:
-            cell = cell + outer_RC[part] * cells
+        if size_RC is not None:
+            cell = cell + size_RC[part] * cells
         counts += np.bincount((cell * alphabet + symbols_RC[part]).reshape(-1), minlength=counts.size)
     return counts.reshape(shape).swapaxes(0, 1)
 

@@ -20,12 +20,14 @@ from jepamba.artifact.ans.histograms import code_integers, integers_cost
 
 STEPS = 14
 """A size of this many steps is the grid's largest value, or more."""
-CONTEXTS = STEPS + 1
+SIZES = STEPS + 1
+LEVEL_SHIFT = 2
+"""Levels go together with sizes in halves instead of eighths."""
 PANEL = 16
 """Columns for which the sums over all earlier panels are taken at once."""
 MAX_COLUMNS = 1024
-MAX_WORK = 1 << 31
-"""Of R·C², multiplications to decode: what a reader is willing to do, about a second."""
+MAX_WORK = 1 << 30
+"""Of R·C², multiplications to decode: what a reader is willing to do, about half a second."""
 _COEFFICIENT_BITS = 16
 
 

@@ -40,7 +40,7 @@ class Tables:
         if (stream.kind, stream.bits) not in self._made:
             self._made[stream.kind, stream.bits] = (
                 Histograms(lv.LEVELS, alphabet),
-                Histograms(pr.CONTEXTS * lv.LEVELS, alphabet),
+                Histograms(pr.SIZES * (lv.LEVELS >> pr.LEVEL_SHIFT), alphabet),
                 Histograms(alphabet, 1 << low),
             )
         return self._made[stream.kind, stream.bits]
@@ -81,13 +81,13 @@ def _code_columns(
     _, by_both, _ = tables.of(stream)
     number_of = linear(stream)
     expectations = pr.Expectations(prediction, R)
-    level_RC = levels.of_rows(0, R)
+    level_RC = levels.of_rows(0, R) >> pr.LEVEL_SHIFT
     coded_RC = np.empty((R, C), dtype=np.uint8)
     for j in range(C):
         m_R = expectations.of_column(j)
         size_R = pr.sizes(m_R, prediction.shift, largest(stream))
         known = None if ordinals_RC is None else turned(stream, ordinals_RC[:, j], m_R < 0)
-        context = (size_R * lv.LEVELS + level_RC[:, j]).astype(np.uint16)
+        context = (size_R * (lv.LEVELS >> pr.LEVEL_SHIFT) + level_RC[:, j]).astype(np.uint16)
         coded_RC[:, j] = turned(stream, _code_split(coder, tables, stream, by_both, context, known), m_R < 0)
         expectations.learn(j, number_of[np.minimum(coded_RC[:, j], top(stream))])
     return coded_RC
