@@ -55,7 +55,7 @@ class Reading:
         while any(waiting.values()):
             for context, places in waiting.items():
                 weights = table.setdefault(context, [1] * alphabet)
-                run = places[: min(8192, max(8, (sum(weights) - alphabet) // 4))]
+                run = places[: min(8192, max(4, (sum(weights) - alphabet) // 32))]
                 starts = [s + sum(weights[:s]) * ((1 << 24) - alphabet) // sum(weights) for s in range(alphabet + 1)]
                 f = [b - a for a, b in pairwise(starts)]
                 for place in run:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from jepamba.artifact.ans.coder import Coder, Counts, Symbols, code_number, frequencies
 
-FIRST, LONGEST = 8, 1 << 13
-"""Fewest and most symbols that a context codes between two updates of its counts."""
+SHORTEST, LONGEST = 4, 1 << 13
+"""Symbols that a context codes between two updates of its counts."""
 STEP = 4
 """What a symbol adds to its count, which starts at 1."""
 
@@ -32,8 +32,8 @@ class Histograms:
         """The symbols (N,) in `contexts` (N,), returned in this order.
 
         In the file they come in rounds: in each, every context that has symbols left, the least first, codes its next
-        run, in their order. A run is as long as all that the context has seen, but 8 to 8,192 symbols. After it the
-        counts of its symbols go up.
+        run, in their order: an eighth as many symbols as the context has seen, but 4 to 8,192. After a run the counts
+        of its symbols go up.
         """
         order = np.argsort(contexts, kind="stable")  # of 16-bit integers: a radix sort
         grouped = None if symbols is None else symbols[order]
@@ -41,7 +41,7 @@ class Histograms:
         ends = np.cumsum(np.bincount(contexts, minlength=len(self.counts)))
         starts = np.concatenate(([0], ends[:-1]))
         while (active := np.flatnonzero(starts < ends)).size:
-            stops = starts[active] + np.clip(self._seen[active], FIRST, LONGEST)
+            stops = starts[active] + np.clip(self._seen[active] // 8, SHORTEST, LONGEST)
             stops = np.minimum(stops, ends[active])
             models = frequencies(self.counts[active])
             runs = zip(active.tolist(), starts[active].tolist(), stops.tolist(), models, strict=True)
