@@ -45,8 +45,8 @@ def text_bytes(tokens: Tokens, targets: int) -> TextBytes:
         whole = tokens.decoded_bytes
         if tokens.recorded_bytes not in (None, whole):
             raise UserError(
-                f"these tokens decode to {whole:,} bytes, but {tokens.recorded_bytes:,} were recorded when they were made: "
-                "shards or tokenizer have changed since; build them again"
+                f"these tokens decode to {whole:,} bytes, but {tokens.recorded_bytes:,} were recorded when they were "
+                "made: shards or tokenizer have changed since; build them again"
             )
         # Exact for the whole, and for any part where the tokenizer gives the text back to the byte.
         original = round(decoded * tokens.text_bytes / max(whole, 1))

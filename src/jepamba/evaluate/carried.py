@@ -128,5 +128,5 @@ def _latents(
         yield h_BTD[counted_BT], targets_BT[counted_BT]
         going = [row for row, lane in enumerate(lanes) if lane.left]
         if len(going) < len(lanes):
-            lanes, rows_B = [lanes[row] for row in going], torch.tensor(going, device=device)
+            lanes, rows_B = [lanes[row] for row in going], torch.tensor(going, dtype=torch.int64, device=device)
             state = [MixerState(*(value[rows_B] for value in of_block)) for of_block in state]
