@@ -27,13 +27,14 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
     lam = sigreg_lambda(run.jepa, progress)
     set_mode(session, progress)
     sums = torch.zeros(len(Terms._fields), device=session.place.device)
-    for micro in range(micro_batches):
-        batch = next_batch(session)
-        terms = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
-        (terms.total / micro_batches).backward()
-        sums += torch.stack([term.detach().float() for term in terms])
-        session.progress.tokens += batch.targets_BT.numel()
-        session.progress.bytes += text_bytes(session, batch)
+    with session.model.settled(session.place.dtype):
+        for micro in range(micro_batches):
+            batch = next_batch(session)
+            terms = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
+            (terms.total / micro_batches).backward()
+            sums += torch.stack([term.detach().float() for term in terms])
+            session.progress.tokens += batch.targets_BT.numel()
+            session.progress.bytes += text_bytes(session, batch)
     means = dict(zip(Terms._fields, (sums / micro_batches).tolist(), strict=True))
     grad_norm = clip(session)
     if not math.isfinite(means["total"] + grad_norm):
