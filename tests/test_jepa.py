@@ -175,7 +175,7 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
         heads = disturbed_heads(config)
     torch.manual_seed(2)
     tokens, targets, reset = batch()
-    terms = objective(model, heads, config, tokens, targets, reset, lam=lam, seed=7, step=step)
+    terms, _ = objective(model, heads, config, tokens, targets, reset, lam=lam, seed=7, step=step)
     return terms, (model, heads, tokens, targets, reset)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import sigreg
-from jepamba.model import LanguageModel
+from jepamba.model import LanguageModel, State
 
 
 class Terms(NamedTuple):
@@ -46,16 +46,18 @@ def objective(
     tokens_BT: Int[Tensor, "B T"],
     targets_BT: Int[Tensor, "B T"],
     reset_BT: Bool[Tensor, "B T"] | None,
+    state: State | None = None,
     *,
     lam: float,
     seed: int,
     step: int,
-) -> Terms:
-    """All loss terms of one batch; `lam` is λ now, `seed` and `step` decide SIGReg's directions.
+) -> tuple[Terms, State]:
+    """All loss terms of one batch, and the model's state after it; it starts from `state`, if that is given.
 
-    A latent term with weight 0 is not computed and reads 0.
+    `lam` is λ now, `seed` and `step` decide SIGReg's directions. A latent term with weight 0 is not computed and
+    reads 0.
     """
-    h_BTD, _ = model(tokens_BT, reset_BT)
+    h_BTD, state = model(tokens_BT, reset_BT, state)
     losses = model.loss(h_BTD, targets_BT, config.z_loss)
     zero = losses.ce.new_zeros(())
     jepa = statistic = zero
@@ -67,4 +69,4 @@ def objective(
         if config.sigreg_weight > 0:
             statistic = sigreg(z_BTE, config, seed, step)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
-    return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic)
+    return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic), state

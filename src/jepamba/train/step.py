@@ -10,6 +10,7 @@ from torch import Tensor
 from jepamba.data import Batch
 from jepamba.errors import UserError
 from jepamba.jepa import Terms, objective, sigreg_lambda
+from jepamba.model import State
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.session import Session
 
@@ -30,8 +31,9 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
     with session.model.settled(session.place.dtype):
         for micro in range(micro_batches):
             batch = next_batch(session)
-            terms = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
+            terms, after = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
             (terms.total / micro_batches).backward()
+            session.carry(after)
             sums += torch.stack([term.detach().float() for term in terms])
             session.progress.tokens += batch.targets_BT.numel()
             session.progress.bytes += text_bytes(session, batch)
@@ -78,9 +80,14 @@ def text_bytes(session: Session, batch: Batch) -> int:
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
 
 
-def batch_terms(session: Session, batch: Batch, lam: float, index: int) -> Terms:
-    """The loss terms of one micro-batch on the session's device; `index` numbers micro-batches over the run."""
+def batch_terms(session: Session, batch: Batch, lam: float, index: int) -> tuple[Terms, State]:
+    """The loss terms of one micro-batch on the session's device, and the model's state after it.
+
+    `index` numbers micro-batches over the run.
+    """
     device = session.place.device
+    if not batch.continues:
+        session.carry(None)
     with session.place.autocast():
         return objective(
             session.model,
@@ -89,6 +96,7 @@ def batch_terms(session: Session, batch: Batch, lam: float, index: int) -> Terms
             batch.inputs_BT.to(device, non_blocking=True),
             batch.targets_BT.to(device, non_blocking=True),
             batch.reset_BT.to(device, non_blocking=True) if session.run.data.reset else None,
+            session.carried,
             lam=lam,
             seed=session.run.train.seed,
             step=index,
@@ -112,7 +120,7 @@ def term_gradients(session: Session, progress: float) -> dict[str, float]:
     lam = sigreg_lambda(run.jepa, progress)
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
-    terms = batch_terms(session, next_batch(session), lam, session.progress.step * micro_batches)
+    terms, _ = batch_terms(session, next_batch(session), lam, session.progress.step * micro_batches)
     session.loader.restore(position)
     weighted = {
         "grad_ce": run.jepa.ce_weight * terms.token,
