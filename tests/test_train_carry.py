@@ -14,6 +14,7 @@ from jepamba.errors import UserError
 from jepamba.model import State
 from jepamba.train import resolve
 from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
 
@@ -43,6 +44,10 @@ def session_of(run: Run, **settings: Any) -> Session:
     return Session(resolve(run, text), text, place(run.train))
 
 
+def step_of(session: Session) -> dict[str, float]:
+    return training_step(MicroPass(session), 0.0)
+
+
 def stretches(session: Session, start: int, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets (rows, windows · sequence) from window `start` of every stretch on, read by hand."""
     tokens, sequence = session.corpus.train, session.run.data.sequence
@@ -69,7 +74,7 @@ def test_a_step_reads_its_stretches_as_if_they_were_one_window(run: Run, reset: 
     inputs, targets = stretches(session, 0, 3)
     assert (inputs == 0).any(), "no document starts here: resets would not be tested"
     expected, after = ce_of(session, inputs, targets, None)
-    assert training_step(session, 0.0)["ce"] == pytest.approx(float(expected.ce), rel=1e-5)
+    assert step_of(session)["ce"] == pytest.approx(float(expected.ce), rel=1e-5)
     assert session.carried is not None
     for kept, state in zip(session.carried, after, strict=True):
         for value, wanted in zip(kept, state, strict=True):
@@ -92,7 +97,7 @@ def test_the_state_crosses_steps_and_the_gradient_does_not_cross_windows(run: Ru
             total += float(losses.ce) / 3
             state = [type(block)(*(value.detach() for value in block)) for block in state]
         norm = torch.stack([p.grad.norm() for p in twin.model.parameters() if p.grad is not None]).norm()
-        record = training_step(session, 0.0)
+        record = step_of(session)
         assert record["ce"] == pytest.approx(total, rel=1e-5)
         assert record["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
@@ -100,7 +105,7 @@ def test_the_state_crosses_steps_and_the_gradient_does_not_cross_windows(run: Ru
 def test_without_it_every_window_starts_empty(run: Run) -> None:
     carrying, plain = session_of(run), session_of(run, train__carry_state=False)
     assert plain.carried is None
-    assert training_step(carrying, 0.0)["ce"] != training_step(plain, 0.0)["ce"]
+    assert step_of(carrying)["ce"] != step_of(plain)["ce"]
 
 
 def test_an_epoch_starts_empty(run: Run) -> None:
@@ -117,13 +122,13 @@ def test_an_epoch_starts_empty(run: Run) -> None:
             for block in other.carried:
                 for value in block:
                     value.fill_(nonsense)
-            losses.append(training_step(other, 0.0)["ce"])
+            losses.append(step_of(other)["ce"])
         assert (losses[0] != losses[1]) is matters
 
 
 def test_measuring_the_terms_leaves_the_state(run: Run) -> None:
     session = session_of(run)
-    training_step(session, 0.0)
+    step_of(session)
     assert session.carried is not None
     before = [value.clone() for block in session.carried for value in block]
     position = session.loader.state()
@@ -135,19 +140,19 @@ def test_measuring_the_terms_leaves_the_state(run: Run) -> None:
 def test_a_checkpoint_holds_the_state(run: Run) -> None:
     session = session_of(run)
     for _ in range(2):
-        training_step(session, 0.0)
+        step_of(session)
     tensors = {name: value.clone() for name, value in session.tensors().items()}
     state = session.state()
-    expected = [training_step(session, 0.0) for _ in range(4)]
+    expected = [step_of(session) for _ in range(4)]
     assert sum(name.startswith("carried/") for name in tensors) == 4
     other = session_of(run)
     other.restore(tensors, state)
-    assert [training_step(other, 0.0) for _ in range(4)] == expected
+    assert [step_of(other) for _ in range(4)] == expected
     # An empty state instead would be another run.
     emptied = {name: torch.zeros_like(v) if name.startswith("carried/") else v for name, v in tensors.items()}
     other = session_of(run)
     other.restore(emptied, state)
-    assert training_step(other, 0.0)["ce"] != expected[0]["ce"]
+    assert step_of(other)["ce"] != expected[0]["ce"]
     missing = {name: value for name, value in tensors.items() if name != "carried/1.ssm_BHPN"}
     with pytest.raises(UserError, match="does not fit"):
         session_of(run).restore(missing, state)

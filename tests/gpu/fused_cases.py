@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepamba.fused.conv import causal_conv, conv_silu
 from jepamba.fused.cross_entropy import row_losses_torch, row_losses_triton, softcap
 
 
@@ -41,3 +42,44 @@ def autograd_truth(raw: Tensor, bias: Tensor, targets: Tensor, kind: str, cap: f
     logits = softcap(leaves[0] + leaves[1], kind, cap)
     loss = F.cross_entropy(logits, targets, reduction="sum") + 1e-2 * logits.logsumexp(1).square().sum()
     return list(torch.autograd.grad(0.7 * loss, leaves))
+
+
+def conv_errors(
+    batch: int,
+    length: int,
+    channels: int,
+    taps: int,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    resets: float = 0.0,
+    history: bool = True,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Of the convolution's output, the history after it and every gradient; x a slice of wider rows."""
+    g = torch.Generator().manual_seed(seed)
+    wide = torch.randn(batch, length, channels + 24, generator=g).to(dtype)
+    values = {"x": wide, "kernel": torch.randn(channels, taps, generator=g), "bias": torch.randn(channels, generator=g)}
+    if history:
+        values["history"] = torch.randn(batch, channels, taps - 1, generator=g).to(dtype)
+    reset = torch.rand(batch, length, generator=g) < resets if resets else None
+    pull = torch.randn(batch, length, channels, generator=g).to(dtype)
+    pull_after = torch.randn(batch, channels, taps - 1, generator=g).to(dtype)
+
+    def run(fused: bool) -> list[Tensor]:
+        place, width = (device, None) if fused else ("cpu", torch.float64)
+        leaves = {n: v.to(place, width or v.dtype).requires_grad_() for n, v in values.items()}
+        x, flags = leaves["x"][..., 8 : 8 + channels], None if reset is None else reset.to(place)
+        rest = (leaves["kernel"], leaves["bias"], flags)
+        if fused:
+            y, after = conv_silu(x, leaves.get("history"), *rest)
+            assert "ConvSilu" in type(y.grad_fn).__name__
+        else:
+            start = leaves["history"] if history else x.new_zeros(batch, channels, taps - 1)
+            y, after = causal_conv(x, start, *rest)
+            y = F.silu(y)
+        pulls = [pull.to(place, y.dtype), pull_after.to(place, y.dtype)]
+        return [y, after, *torch.autograd.grad([y, after], list(leaves.values()), pulls)]
+
+    names = ("y", "after", *values)
+    return {n: relative(a, b) for n, a, b in zip(names, run(True), run(False), strict=True)}

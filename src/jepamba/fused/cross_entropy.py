@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from jepamba.fused.launch import on_device, on_gpu
+from jepamba.gpu import on_device, on_gpu
 
 BLOCK = 16384
 """Columns that a program holds at once at most; a longer row is read twice."""

@@ -9,7 +9,6 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.fused.launch import on_device, programs, warps
 from jepamba.fused.norm_kernels import (
     add_norm_gradient_kernel,
     add_norm_kernel,
@@ -20,6 +19,7 @@ from jepamba.fused.norm_kernels import (
     relu2_norm_gradient_kernel,
     relu2_norm_kernel,
 )
+from jepamba.gpu import on_device, programs, warps
 
 
 def _sizes(x: Tensor) -> tuple[int, int, dict[str, int]]:

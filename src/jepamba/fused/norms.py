@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from jepamba.fused.launch import on_gpu
+from jepamba.gpu import on_gpu
 
 RMS_EPS = 1e-6
 """Epsilon of every weightless RMSNorm (spec section 1)."""

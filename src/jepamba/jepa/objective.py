@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
-from jepamba.jepa.sigreg import sigreg
+from jepamba.jepa.sigreg import Draw, sigreg
 from jepamba.model import LanguageModel, State
 
 
@@ -46,16 +46,14 @@ def objective(
     tokens_BT: Int[Tensor, "B T"],
     targets_BT: Int[Tensor, "B T"],
     reset_BT: Bool[Tensor, "B T"] | None,
+    lam: Float[Tensor, ""],
+    drawn: Draw | None,
     state: State | None = None,
-    *,
-    lam: float,
-    seed: int,
-    step: int,
 ) -> tuple[Terms, State]:
     """All loss terms of one batch, and the model's state after it; it starts from `state`, if that is given.
 
-    `lam` is λ now, `seed` and `step` decide SIGReg's directions. A latent term with weight 0 is not computed and
-    reads 0.
+    `lam` is λ now, `drawn` what SIGReg drew (needed where its weight is not 0). A latent term with weight 0 is not
+    computed and reads 0.
     """
     h_BTD, state = model(tokens_BT, reset_BT, state)
     losses = model.loss(h_BTD, targets_BT, config.z_loss)
@@ -67,6 +65,7 @@ def objective(
             predictions = heads.rollout(z_BTE)
             jepa = prediction_error(predictions, z_BTE, reset_BT, detach_targets=config.detach_targets)
         if config.sigreg_weight > 0:
-            statistic = sigreg(z_BTE, config, seed, step)
+            assert drawn is not None
+            statistic = sigreg(z_BTE, config, drawn)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
     return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic), state

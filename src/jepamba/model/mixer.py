@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.fused.conv import conv_history, conv_silu
-from jepamba.fused.launch import on_gpu
 from jepamba.fused.norms import gated_norm
 from jepamba.fused.sizes import MixerSizes
+from jepamba.gpu import on_gpu
 from jepamba.model.layers import Gridded, Linear, exact_grid, small_grid, vector_grid
 from jepamba.ssd import ssd
 

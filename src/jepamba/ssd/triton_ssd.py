@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jepamba.gpu import on_device
 from jepamba.ssd.triton_decays import decay_gradient_kernel
 from jepamba.ssd.triton_kernels import forward_kernel, gradient_kernel, state_kernel
 from jepamba.ssd.triton_launch import (
@@ -24,7 +25,6 @@ from jepamba.ssd.triton_launch import (
     decay_tensors,
     launch,
     length,
-    on_device,
     pairs,
     reset_bytes,
     states_of,

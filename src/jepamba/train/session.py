@@ -113,7 +113,9 @@ class Session:
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():
                 parameter = self.optimizers.groups.untrained[name]
-                parameter.grad = value.to(parameter)
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(value)
             for name, kept in self._carried().items():
                 value = sections["carried"][name]
                 if value.shape != kept.shape:
