@@ -53,8 +53,12 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(b"sentencepiece" + self._blob).hexdigest()
         _require(self.vocab_size <= 65536, f"has {self.vocab_size} pieces; tokens are 16 bit, at most 65,536")
         _require(self.bos_id >= 0, "has no BOS piece (<s>), which starts each document; train it with bos_id = 1")
-        self._read_pieces()
-        self._learn_habits()
+        try:
+            self._read_pieces()
+            self._learn_habits()
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"SentencePiece model is damaged, its own pieces make no text: {reason}") from None
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         """The ids of `text`, without BOS. Raises `UserError` for text that has no UTF-8 form."""
@@ -135,15 +139,12 @@ class SentencePieceTokenizer:
         """`named`, those of `spelled` replaced by what the library decodes them to in the middle of a text."""
         text = list(named)
         decode = self._processor.decode
-        try:
-            # The library drops a space at the start of what it decodes, so that something has to come before.
-            first = next((index for index, raw in enumerate(named) if raw and decode([index])), None)
-            if first is not None:
-                before = decode([first])
-                for index, both in zip(spelled, decode([[first, index] for index in spelled]), strict=True):
-                    text[index] = both.removeprefix(before).encode("utf-8")
-        except (RuntimeError, ValueError) as error:
-            _require(False, f"cannot decode its own pieces ({' '.join(str(error).split())})")
+        # The library drops a space at the start of what it decodes, so that something has to come before.
+        first = next((index for index, raw in enumerate(named) if raw and decode([index])), None)
+        if first is not None:
+            before = decode([first])
+            for index, both in zip(spelled, decode([[first, index] for index in spelled]), strict=True):
+                text[index] = both.removeprefix(before).encode("utf-8")
         return text
 
     def _learn_habits(self) -> None:
