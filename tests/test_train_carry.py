@@ -112,7 +112,7 @@ def test_an_epoch_starts_empty(run: Run) -> None:
     """What is carried into an epoch's first step makes no difference, and into any other it does."""
     session = session_of(run)
     state = session.loader.state()
-    first, last = {"epoch": 1, "position": 0}, {"epoch": 0, "position": session.loader.windows}
+    first, last = {"epoch": 1, "position": 0}, {"epoch": 0, "position": session.loader.loader.windows}
     for position, matters in ((first, False), (last, False), ({"epoch": 1, "position": 4}, True)):
         losses = []
         for nonsense in (0.0, 5.0):

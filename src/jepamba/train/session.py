@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.config import Run
-from jepamba.data import Corpus, Loader
+from jepamba.data import Ahead, Corpus, Loader
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
@@ -50,7 +50,8 @@ class Session:
         self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device)
         data = run.data
         rows = run.train.tokens_per_micro // data.sequence if run.train.carry_state else 0
-        self.loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset, rows)
+        loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset, rows)
+        self.loader = Ahead(loader, pin=place.device.type == "cuda")
         self.carried: State | None = self.model.initial_state(rows) if rows else None
         """With `train.carry_state`, what each row of the next micro-batch starts from; the same tensors all along."""
         self.progress = Progress()
