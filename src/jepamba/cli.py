@@ -201,6 +201,7 @@ def _add_using(top: _Commands) -> None:
         "Score text with an artifact, in bits per byte.",
         [
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt",
+            "jepamba eval runs/mine/artifact.jepa --data held-out.txt --carry",
             "jepamba eval runs/mine/artifact.jepa --data shards/ --sliding 16 --json",
         ],
     )
@@ -209,6 +210,10 @@ def _add_using(top: _Commands) -> None:
     evaluate.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
     evaluate.add_argument("--split", default="val", metavar="S", help="split of a folder of shards (default: val)")
     evaluate.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="sliding windows with this stride")
+    evaluate.add_argument("--carry", action="store_true", help="carry the state: one pass, each token read once")
+    evaluate.add_argument(
+        "--no-reset", action="store_true", help="do not forget the state where a document starts (default: as trained)"
+    )
     evaluate.add_argument(
         "--temperature", type=float, metavar="T", help="divide the logits by T (default: the artifact's own)"
     )

@@ -327,6 +327,10 @@ class Train:
     """Precision of activations and matrix products; auto: bf16 on GPU, fp32 on CPU."""
     masters: Literal["fp32", "bf16"] = "fp32"
     """Precision of the kept parts' master weights; bf16 is the submission's defect 2, to measure it."""
+    carry_state: bool = False
+    """Start each window with the state, detached, that the window before it in the text left (truncated
+    back-propagation through time). Each row of a micro-batch then walks along its own stretch of the text; needs
+    `data.shuffle` off."""
     compile: bool = False
     """Compile the model's blocks with torch.compile."""
     graph: bool = True
@@ -422,6 +426,11 @@ class Run:
             self.train.tokens_per_micro % self.data.sequence == 0,
             f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.sequence = "
             f"{self.data.sequence}",
+        )
+        _require(
+            not (self.train.carry_state and self.data.shuffle),
+            "train.carry_state = true with data.shuffle = true: windows in random order do not continue each other; "
+            "set data.shuffle = false",
         )
         _require(
             self.eval.stride <= self.data.sequence,

@@ -71,8 +71,11 @@ def set_mode(session: Session, progress: float) -> None:
 
 
 def next_batch(session: Session) -> Batch:
-    """The next micro-batch of windows."""
-    return session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+    """The next micro-batch of windows; what is carried into it is emptied where it continues nothing."""
+    batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+    if not batch.continues:
+        session.carry(None)
+    return batch
 
 
 def text_bytes(session: Session, batch: Batch) -> int:
@@ -99,7 +102,7 @@ def term_gradients(session: Session, progress: float) -> dict[str, float]:
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
     inputs = inputs_of(session, next_batch(session), lam, session.progress.step * micro_batches)
-    terms = terms_of(session, inputs.moved(session.place.device))
+    terms, _ = terms_of(session, inputs.moved(session.place.device))
     session.loader.restore(position)
     weighted = {
         "grad_ce": run.jepa.ce_weight * terms.token,

@@ -113,7 +113,7 @@ class _Trainer:
             "val",
             self.session.progress.step,
             seconds=self.session.progress.seconds,
-            **{key: final[key] for key in ("bpb", "nats_per_token", "tokens", "bytes", "mode")},
+            **{key: final[key] for key in ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")},
             final=True,
         )
         return summary
@@ -194,6 +194,7 @@ class _Trainer:
             done.step,
             seconds=done.seconds,
             bpb=score.bpb,
+            bpb_decoded=score.bpb_decoded,
             nats_per_token=score.nats_per_token,
             tokens=score.tokens,
             bytes=score.bytes,
