@@ -22,7 +22,7 @@ class Gridded(nn.Module):
     training mode it does so while `quantized` is on. After `load_decoded` the parameters lie on their grids already
     (`on_grid`), and are used as they are: rounding twice could move them.
 
-    Between `settle` and `release` training passes read values that were computed once, and whose gradients are the
+    From `use_settled` to `release` training passes read values that `settle` computed once, and whose gradients are the
     parameters' own: a rounding's straight-through gradient is that of the identity.
     """
 
@@ -53,21 +53,25 @@ class Gridded(nn.Module):
 
     @torch.no_grad()
     def settle(self, dtype: torch.dtype) -> None:
-        """Compute every weight of the training passes that follow, matrices in `dtype`, until `release`.
+        """Compute the weights of the training passes that follow, matrices in `dtype`; `use_settled` puts them in use.
 
         The tensors stay the same from one call to the next, and so do their gradients (a captured graph needs both).
         """
         self.leaves = {}
         for name, parameter in self.named_parameters(recurse=False):
             value = self.weight(name)
-            if name not in self._kept:
-                leaf = value.detach().to(dtype if name in self.matrices else torch.float32, copy=True).requires_grad_()
-                # Micro-batches are summed in the master's precision.
-                leaf.grad_dtype = parameter.dtype
-                self._kept[name] = leaf
-            else:
+            if name in self._kept:
                 self._kept[name].copy_(value)
-            self._kept[name].grad = parameter.grad
+                continue
+            leaf = value.detach().to(dtype if name in self.matrices else torch.float32, copy=True).requires_grad_()
+            # Micro-batches are summed in the master's precision.
+            leaf.grad_dtype = parameter.dtype
+            self._kept[name] = leaf
+
+    def use_settled(self) -> None:
+        """Training passes read what `settle` computed, and add to the parameters' gradients, until `release`."""
+        for name, leaf in self._kept.items():
+            leaf.grad = getattr(self, name).grad
         self.leaves = self._kept
 
     def release(self) -> None:

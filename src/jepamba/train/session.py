@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.config import Run
-from jepamba.data import Corpus, Loader
+from jepamba.data import Ahead, Corpus, Loader
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
@@ -49,7 +49,8 @@ class Session:
         self.model.to(masters)
         self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device)
         data = run.data
-        self.loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset)
+        loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset)
+        self.loader = Ahead(loader, pin=place.device.type == "cuda")
         self.progress = Progress()
         if run.train.compile:
             for block in self.model.blocks:
