@@ -148,6 +148,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     top = _Commands(parser)
     _add_training(top)
     _add_using(top)
+    _add_packing(top)
     _add_data(top)
     _add_study(top)
     return parser, top.names
@@ -242,6 +243,31 @@ def _add_using(top: _Commands) -> None:
         ["jepamba inspect runs/mine/artifact.jepa", "jepamba inspect runs/mine/artifact.jepa --json"],
     )
     inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
+
+
+def _add_packing(top: _Commands) -> None:
+    compress = top.add(
+        "compress",
+        "compress",
+        "Compress any file with an artifact's model, without loss.",
+        [
+            "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc",
+            "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc --lanes 1 --json",
+        ],
+    )
+    decompress = top.add(
+        "decompress",
+        "decompress",
+        "Restore a file that `jepamba compress` wrote, to the byte.",
+        ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
+    )
+    for command in (compress, decompress):
+        command.add_argument("file", type=Path, metavar="FILE")
+        command.add_argument("--model", type=Path, required=True, metavar="ARTIFACT", help="the same for both")
+        command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    compress.add_argument(
+        "--lanes", type=int, default=0, metavar="N", help="stretches read at once (default: by size); fewer are slower"
+    )
 
 
 def _add_data(top: _Commands) -> None:

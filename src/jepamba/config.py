@@ -8,6 +8,7 @@ with a `ConfigError` that names the field, its value and the remedy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -466,7 +467,7 @@ def from_dict(values: Mapping[str, Any]) -> Run:
 
     Raises `ConfigError` naming an unknown room or key, or a value of the wrong type.
     """
-    rooms = get_type_hints(Run)
+    rooms = _hints(Run)
     built: dict[str, Any] = {}
     for room, section in values.items():
         _require(room in rooms, f"unknown section [{room}]; there are {', '.join(rooms)}")
@@ -475,8 +476,14 @@ def from_dict(values: Mapping[str, Any]) -> Run:
     return Run(**built)
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of the fields, evaluated once: a file is then read without anything being compiled."""
+    return get_type_hints(cls)
+
+
 def _build(cls: type, room: str, section: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     converted: dict[str, Any] = {}
     for key, value in section.items():
         _require(key in hints, f"unknown setting {room}.{key}")

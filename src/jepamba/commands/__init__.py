@@ -6,6 +6,7 @@ Every function takes the parsed arguments and returns the exit code.
 from jepamba.commands.common import columns, free_folder
 from jepamba.commands.data import data_build, data_info
 from jepamba.commands.inspecting import inspect
+from jepamba.commands.packing import compress, decompress
 from jepamba.commands.sampling import generate
 from jepamba.commands.scoring import evaluate
 from jepamba.commands.study import study_plans, study_report, study_run
@@ -13,8 +14,10 @@ from jepamba.commands.training import demo, presets, resume, train
 
 __all__ = [
     "columns",
+    "compress",
     "data_build",
     "data_info",
+    "decompress",
     "demo",
     "evaluate",
     "free_folder",

@@ -120,7 +120,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _split(values: Mapping[str, Any]) -> Split:
     names = tuple(_text(name) for name in values["shards"])
     for name in names:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ValueError(f"a shard named {name!r}")
     counts = {key: values[key] for key in ("documents", "text_bytes", "decoded_bytes", "tokens")}
     for key, value in counts.items():

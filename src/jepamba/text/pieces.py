@@ -97,6 +97,10 @@ class SentencePieceTokenizer:
         previous, targets = checked(previous_N, self.vocab_size), checked(targets_N, self.vocab_size)
         return self._lengths[targets] - (self._control[previous] & self._leads[targets])
 
+    def spell(self, raw: bytes) -> NDArray[np.uint16]:
+        """`raw`, text or not, in byte pieces; bytes for which the model has no piece are left out."""
+        return np.array([self._byte_ids[byte] for byte in raw if byte in self._byte_ids], dtype=np.uint16)
+
     def serialize(self) -> bytes:
         """The bytes of the `.model` file."""
         return self._blob
@@ -108,7 +112,10 @@ class SentencePieceTokenizer:
     def _read_pieces(self) -> None:
         model = self._processor
         ids = range(self.vocab_size)
-        pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        try:
+            pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        except UnicodeDecodeError:
+            raise UserError("SentencePiece model has a piece that is no UTF-8") from None
         # As in the published accounting, an unknown or unused piece stands for no text either.
         silent = [model.is_control(index) or model.is_unknown(index) or model.is_unused(index) for index in ids]
         is_byte = [bool(model.is_byte(index)) for index in ids]
@@ -129,10 +136,8 @@ class SentencePieceTokenizer:
         self._any_text = next((index for index in ids if not silent[index]), -1)
         _require(self._any_text >= 0, "has no piece that stands for text")
         self._crossing = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
-        byte_ids = {text[index]: index for index in ids if is_byte[index]}
-        spelled = [byte_ids.get(_SPACE_BYTES[k : k + 1]) for k in range(len(_SPACE_BYTES))]
-        known = [index for index in spelled if index is not None]
-        self._space_as_bytes = np.array(known, dtype=np.uint16)
+        self._byte_ids = {text[index][0]: index for index in ids if is_byte[index]}
+        self._space_as_bytes = self.spell(_SPACE_BYTES)
         self._space_id = pieces.index(SPACE) if SPACE in pieces else None
 
     def _decoded(self, named: list[bytes], spelled: list[int]) -> list[bytes]:

@@ -30,6 +30,16 @@ class Progress:
     bytes: int = 0
     """Bytes of text that those targets are."""
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        """The counters in a checkpoint. Raises `TypeError` or `ValueError` for what no run can have counted."""
+        progress = cls(**values)
+        for name, start in asdict(cls()).items():
+            value = getattr(progress, name)
+            if type(value) is not type(start) or not 0 <= value < 2**63:
+                raise ValueError(f"progress.{name} = {str(value)[:40]}")
+        return progress
+
 
 class Session:
     """Model, training-only heads, optimizers, loader and counters of one run."""
@@ -109,7 +119,7 @@ class Session:
             for name, value in tensors.items():
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
-            progress = Progress(**state["progress"])
+            progress = Progress.from_json(state["progress"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():
@@ -127,5 +137,6 @@ class Session:
             torch.set_rng_state(sections["rng"]["cpu"])
             self.loader.restore(state["loader"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the checkpoint does not fit this run's config: {str(error).splitlines()[0]}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the checkpoint does not fit this run's config: {reason}") from None
         self.progress = progress
