@@ -19,7 +19,7 @@ from jepamba.artifact.streams import DTYPES, Stream, Values
 from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant.grids import grid_named
+from jepamba.quant import grid_named
 from jepamba.text import Tokenizer, load_tokenizer
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}

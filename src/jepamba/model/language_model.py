@@ -6,18 +6,19 @@ Legend: B batch, T time, D model width, E embedding width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from jepamba.config import Model, Quant
+from jepamba.config import ConfigError, Model, Quant
 from jepamba.model.head import Head
-from jepamba.model.layers import Gridded, Linear, Mlp, mix_grid, rms, small_grid, vector_grid
+from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, rms, vector_grid
 from jepamba.model.loss import Losses
 from jepamba.model.mixer import Mamba2, MixerState
-from jepamba.quant.grids import Grid, Streams
+from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
@@ -34,10 +35,10 @@ class Block(Gridded):
         D = config.dim
         self.mixer = Mamba2(config, quant)
         self.add("mix", torch.stack([torch.ones(D), torch.zeros(D)]), mix_grid(quant))
-        self.add("ssm_scale", torch.ones(D), vector_grid())
+        self.add("ssm_scale", torch.ones(D), vector_grid(quant))
         self.mlp = Mlp(config, quant) if index % config.mlp_every == 0 else None
         if self.mlp is not None:
-            self.add("mlp_scale", torch.ones(D), vector_grid())
+            self.add("mlp_scale", torch.ones(D), vector_grid(quant))
 
     def forward(
         self,
@@ -89,12 +90,13 @@ class LanguageModel(Gridded):
             raise ValueError("the model needs config.vocab_size; take it from the tokenizer")
         self.config, self.quant = config, quant
         embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
-        self.add("token_embed", embedding, small_grid(quant))
+        self.add("token_embed", embedding, embedding_grid(quant))
         if config.embed_dim != config.dim:
             self.embed_proj = Linear(config.embed_dim, config.dim, quant)
         self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.layers))
         self.skips = Skips(config, quant)
         self.head = Head(config, quant)
+        self.set_widths(quant.width_of)
 
     def initial_state(self, batch: int) -> State:
         """The state at a stream's start, for `batch` streams."""
@@ -139,6 +141,27 @@ class LanguageModel(Gridded):
         for module in self.gridded():
             module.quantized = on
 
+    def watch_inputs(self, on: bool) -> None:
+        """Whether forward passes note how large each matrix's inputs are (`quant.scale = hessian` needs it)."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.watching = on and module.weighs
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Put each named parameter on the integer grid of so many bits, and remember it in `quant`.
+
+        Raises `ConfigError` for a name that is no parameter on an integer grid.
+        """
+        modules = dict(self.named_modules())
+        for path, width in widths.items():
+            prefix, _, name = path.rpartition(".")
+            module = modules.get(prefix)
+            grid = module.grids.get(name) if isinstance(module, Gridded) else None
+            if not isinstance(module, Gridded) or not isinstance(grid, IntGrid):
+                raise ConfigError(f"quant.widths: the model has no parameter {path[:80]!r} on an integer grid")
+            module.grids[name] = replace(grid, width=width)
+        self.quant = replace(self.quant, widths=tuple(f"{path}={width}" for path, width in widths.items()))
+
     def gridded(self) -> Iterator[Gridded]:
         """Every module that holds parameters, this one first."""
         return (module for module in self.modules() if isinstance(module, Gridded))
@@ -154,8 +177,12 @@ class LanguageModel(Gridded):
 
     def export_weights(self) -> dict[str, Streams]:
         """The encoded streams of every parameter: all of the model that an artifact stores."""
-        grids = self.named_grids()
-        return {name: grids[name].encode(value) for name, value in self.named_parameters()}
+        return {
+            f"{prefix}.{name}" if prefix else name: module.encode(name)
+            for prefix, module in self.named_modules()
+            if isinstance(module, Gridded)
+            for name in module.grids
+        }
 
     def load_decoded(self, weights: Mapping[str, Tensor]) -> None:
         """Put decoded weights in, by parameter name, and use them as they are from now on.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
-from jepamba.quant.grids import FloatGrid, Fp8Grid, Grid, IntGrid, fake
+from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 RMS_EPS = 1e-6
 """Epsilon of every weightless RMSNorm (spec section 1)."""
@@ -46,27 +46,48 @@ class Gridded(nn.Module):
         value: Tensor = getattr(self, name)
         if self.on_grid or (self.training and not self.quantized):
             return value.float()
-        return fake(value.float(), self.grids[name])
+        return fake(value.float(), self.grids[name], self.importance(name))
+
+    def encode(self, name: str) -> Streams:
+        """The streams of parameter `name`: what an artifact stores of it."""
+        value: Tensor = getattr(self, name)
+        return self.grids[name].encode(value, self.importance(name))
+
+    def importance(self, name: str) -> Tensor | None:
+        """How much an error in each column of parameter `name` matters, where that is known."""
+        return None
 
 
 def matrix_grid(shape: tuple[int, int], quant: Quant) -> Grid:
     """The grid of a weight matrix: integers where it is large, FP8 where it is small (spec section 3)."""
-    return IntGrid(quant.bits) if shape[0] * shape[1] >= quant.large else small_grid(quant)
+    large = not quant.exact and shape[0] * shape[1] >= quant.large
+    return IntGrid(quant.bits, quant.scale, quant.group) if large else small_grid(quant)
+
+
+def embedding_grid(quant: Quant) -> Grid:
+    """The grid of the embedding and the tie correction: FP8, or integers."""
+    if quant.exact or quant.embedding == "fp8":
+        return small_grid(quant)
+    return IntGrid(int(quant.embedding.removeprefix("int")), quant.scale, quant.group)
 
 
 def small_grid(quant: Quant) -> Grid:
-    """The grid of the embedding, the tie correction, convolutions and small matrices: FP8."""
-    return Fp8Grid(scaled=quant.fp8_scale == "row")
+    """The grid of convolutions and small matrices: FP8."""
+    return exact_grid() if quant.exact else Fp8Grid(scaled=quant.fp8_scale == "row")
 
 
-def vector_grid() -> Grid:
-    """The grid of biases, norm weights and residual scales: BF16."""
-    return FloatGrid(torch.bfloat16)
+def vector_grid(quant: Quant) -> Grid:
+    """The grid of biases, norm weights and residual scales: BF16, or eight bits with a scale."""
+    if quant.exact:
+        return exact_grid()
+    scaled: dict[str, Grid] = {"fp8-row": Fp8Grid(scaled=True), "int8": IntGrid(8)}
+    return scaled.get(quant.vectors, FloatGrid(torch.bfloat16))
 
 
 def mix_grid(quant: Quant) -> Grid:
-    """The grid of residual mixes and U-Net skips: BF16, or unscaled FP8 as the submission had it (its defect 8)."""
-    return vector_grid() if quant.vectors == "bf16" else Fp8Grid(scaled=False)
+    """The grid of residual mixes and U-Net skips: as other vectors, or unscaled FP8 as the submission had it (its
+    defect 8)."""
+    return Fp8Grid(scaled=False) if quant.vectors == "fp8" and not quant.exact else vector_grid(quant)
 
 
 def exact_grid() -> Grid:
@@ -77,6 +98,9 @@ def exact_grid() -> Grid:
 class Linear(Gridded):
     """y = x Wᵀ without bias, W (out, in) on a grid."""
 
+    input_power: Tensor
+    """Mean square of each input, (in,), as noted last; a buffer, there where the grid's scale asks for it."""
+
     def __init__(self, inputs: int, outputs: int, quant: Quant, *, zero: bool = False) -> None:
         super().__init__()
         value = torch.zeros(outputs, inputs)
@@ -84,10 +108,25 @@ class Linear(Gridded):
             # PyTorch's own default for nn.Linear: uniform within 1/sqrt(inputs).
             nn.init.uniform_(value, -(inputs**-0.5), inputs**-0.5)
         self.add("w", value, matrix_grid((outputs, inputs), quant))
+        self.weighs = quant.scale == "hessian" and isinstance(self.grids["w"], IntGrid)
+        self.watching = False
+        if self.weighs:
+            self.register_buffer("input_power", torch.ones(inputs))
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """x Wᵀ, W as this pass has to see it."""
+        self.watch(x)
         return F.linear(x, self.weight("w"))
+
+    def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
+        """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
+        which weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal)."""
+        if self.watching:
+            self.input_power.copy_(x.detach().float().square().flatten(0, -2).mean(0))
+
+    def importance(self, name: str) -> Tensor | None:
+        """The mean squares of the inputs that `watch` noted last; ones before."""
+        return self.input_power if self.weighs else None
 
 
 class Mlp(nn.Module):
