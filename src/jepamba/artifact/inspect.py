@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jepamba.artifact.manifest import Tensor
 from jepamba.artifact.store import open_artifact
 from jepamba.artifact.streams import Values
 from jepamba.model import part_of
+from jepamba.quant.entropy import entropy
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -77,12 +77,6 @@ def _row(name: str, tensor: Tensor, streams: dict[str, Values]) -> dict[str, Any
         "entropy": entropy(counts),
         **_use(described[role].kind, described[role].bits, values),
     }
-
-
-def entropy(counts: NDArray[np.integer]) -> float:
-    """Order-0 entropy in bits per symbol of symbols that occur `counts` (N,) times: −Σ p·log2 p (Shannon 1948)."""
-    p = counts[counts > 0] / counts.sum()
-    return max(0.0, float(-(p * np.log2(p)).sum()))
 
 
 def _use(kind: str, bits: int, values: Values) -> dict[str, float | None]:

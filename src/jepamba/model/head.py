@@ -35,8 +35,6 @@ class Head(Gridded):
         """What is multiplied with the output matrix."""
         if hasattr(self, "embed_proj_rev"):
             h = self.embed_proj_rev(h)
-        elif self.tie == 0:
-            self.separate.watch(h)
         return F.gelu(h) if self.tie == 3 else h
 
     def matrix(self, embedding_VE: Float[Tensor, "V E0"]) -> Float[Tensor, "V E"]:

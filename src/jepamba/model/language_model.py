@@ -150,17 +150,16 @@ class LanguageModel(Gridded):
     def set_widths(self, widths: Mapping[str, int]) -> None:
         """Put each named parameter on the integer grid of so many bits, and remember it in `quant`.
 
-        Raises `ConfigError` for a name that is no parameter on an integer grid.
+        Raises `ConfigError` for a name that is no parameter on an integer grid, or a width out of bounds.
         """
-        modules = dict(self.named_modules())
+        self.quant = replace(self.quant, widths=tuple(f"{k}={v}" for k, v in {**self.quant.width_of, **widths}.items()))
+        places = {path: (module, name) for path, module, name in self.places()}
         for path, width in widths.items():
-            prefix, _, name = path.rpartition(".")
-            module = modules.get(prefix)
-            grid = module.grids.get(name) if isinstance(module, Gridded) else None
-            if not isinstance(module, Gridded) or not isinstance(grid, IntGrid):
+            module, name = places.get(path, (self, ""))
+            grid = module.grids.get(name)
+            if not isinstance(grid, IntGrid):
                 raise ConfigError(f"quant.widths: the model has no parameter {path[:80]!r} on an integer grid")
             module.grids[name] = replace(grid, width=width)
-        self.quant = replace(self.quant, widths=tuple(f"{path}={width}" for path, width in widths.items()))
 
     def gridded(self) -> Iterator[Gridded]:
         """Every module that holds parameters, this one first."""
@@ -168,21 +167,18 @@ class LanguageModel(Gridded):
 
     def named_grids(self) -> dict[str, Grid]:
         """The grid of every parameter, by its name in `named_parameters`."""
-        return {
-            f"{prefix}.{name}" if prefix else name: grid
-            for prefix, module in self.named_modules()
-            if isinstance(module, Gridded)
-            for name, grid in module.grids.items()
-        }
+        return {path: module.grids[name] for path, module, name in self.places()}
+
+    def places(self) -> Iterator[tuple[str, Gridded, str]]:
+        """Every parameter's name in `named_parameters`, the module that holds it, and its name there."""
+        for prefix, module in self.named_modules():
+            if isinstance(module, Gridded):
+                for name in module.grids:
+                    yield f"{prefix}.{name}" if prefix else name, module, name
 
     def export_weights(self) -> dict[str, Streams]:
         """The encoded streams of every parameter: all of the model that an artifact stores."""
-        return {
-            f"{prefix}.{name}" if prefix else name: module.encode(name)
-            for prefix, module in self.named_modules()
-            if isinstance(module, Gridded)
-            for name in module.grids
-        }
+        return {path: module.encode(name) for path, module, name in self.places()}
 
     def load_decoded(self, weights: Mapping[str, Tensor]) -> None:
         """Put decoded weights in, by parameter name, and use them as they are from now on.

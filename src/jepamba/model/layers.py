@@ -115,12 +115,14 @@ class Linear(Gridded):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """x Wᵀ, W as this pass has to see it."""
+        y = F.linear(x, self.weight("w"))
         self.watch(x)
-        return F.linear(x, self.weight("w"))
+        return y
 
     def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
         """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
-        which weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal)."""
+        which weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal). This pass has
+        read W before, so that the new weights count from the next one on."""
         if self.watching:
             self.input_power.copy_(x.detach().float().square().flatten(0, -2).mean(0))
 

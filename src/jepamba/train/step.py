@@ -13,6 +13,9 @@ from jepamba.jepa import Terms, objective, sigreg_lambda
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.session import Session
 
+WATCH_EVERY = 10
+"""Steps between looks at how large each matrix's inputs are; the last micro-batch of a step is what is looked at."""
+
 
 def training_step(session: Session, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
@@ -29,11 +32,14 @@ def training_step(session: Session, progress: float) -> dict[str, float]:
     sums = torch.zeros(len(Terms._fields), device=session.place.device)
     for micro in range(micro_batches):
         batch = next_batch(session)
+        last = micro == micro_batches - 1
+        session.model.watch_inputs(last and session.progress.step % WATCH_EVERY == 0)
         terms = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
         (terms.total / micro_batches).backward()
         sums += torch.stack([term.detach().float() for term in terms])
         session.progress.tokens += batch.targets_BT.numel()
         session.progress.bytes += text_bytes(session, batch)
+    session.model.watch_inputs(False)
     means = dict(zip(Terms._fields, (sums / micro_batches).tolist(), strict=True))
     grad_norm = clip(session)
     if not math.isfinite(means["total"] + grad_norm):
