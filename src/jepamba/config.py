@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
@@ -275,11 +276,13 @@ class Quant:
                 re.fullmatch(r"[\w.]{1,200}=[2-8]", item) is not None,
                 f"quant.widths: {item[:80]!r} is not of the form blocks.0.mixer.in_proj.w=5, with 2 to 8 bits",
             )
-        _require(len(self.width_of) == len(self.widths), "quant.widths names a tensor twice")
-        for name, default in (("scale", "absmax"), ("group", 0), ("budget_bytes", 0), ("widths", ())):
+        for name, count in Counter(item.rpartition("=")[0] for item in self.widths).items():
+            _require(count == 1, f"quant.widths names the tensor {name!r} twice")
+        for name in ("scale", "group", "budget_bytes", "widths", "fp8_scale", "embedding", "vectors"):
+            value = getattr(self, name)
             _require(
-                not self.exact or getattr(self, name) == default,
-                f"quant.bits = 32 rounds nothing: quant.{name} = {getattr(self, name)!r} has nothing to act on",
+                not self.exact or value == type(self).__dataclass_fields__[name].default,
+                f"quant.bits = 32 rounds nothing, and quant.{name} = {value!r} has nothing to act on: leave it out",
             )
 
     @property

@@ -35,7 +35,7 @@ MAX_STATE = 1 << 24
 MAX_CHUNK = 4096
 """The chunked operator makes chunk × chunk matrices."""
 
-_ADDED: dict[str, dict[str, Any]] = {
+ADDED: dict[str, dict[str, Any]] = {
     "quant": {
         "scale": "absmax",
         "group": 0,
@@ -177,7 +177,7 @@ def _run(config: dict[str, Any]) -> Run:
     if data.keys() != set(_KEPT_DATA):
         raise UserError(f"its configuration must have {', '.join(_KEPT_DATA)} under data and no other")
     take_count(data, "sequence", MAX_SEQUENCE, "configuration")
-    config = {room: _ADDED.get(room, {}) | take(config, room, dict, "configuration") for room in config}
+    config = {room: ADDED.get(room, {}) | take(config, room, dict, "configuration") for room in config}
     for room, cls in (("model", Model), ("quant", Quant)):
         absent = {f.name for f in dataclasses.fields(cls)} - config[room].keys()
         if absent:

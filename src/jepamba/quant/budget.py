@@ -14,7 +14,7 @@ class Option(NamedTuple):
     bytes: float
     """Of the tensor in the artifact."""
     damage: float
-    """Expected rise of the loss, in a unit that all tensors share."""
+    """Expected rise of the loss, nats per token."""
 
 
 def choose_widths(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Mixed widths: measuring what each tensor's bits are worth, choosing them for a budget, and keeping to it.
 
-The damage of a width is ½ Σ F·(w − ŵ)²: the second-order rise of the loss, with the squared gradients F in place of
-the Hessian's diagonal (the empirical Fisher information; LeCun et al. 1990 has the expansion, Dong et al. 2020 the use
-for choosing widths).
+The damage of a width is ½ Σ F·(w − ŵ)²: the second-order rise of the loss in nats per token, with the empirical Fisher
+information F in place of the Hessian's diagonal (LeCun et al. 1990 has the expansion, Dong et al. 2020 the use for
+choosing widths). F is the mean square of a token's gradient, found as N times that of the mean over N tokens: at a
+minimum the tokens' gradients add up like independent numbers of mean 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from jepamba.train.step import next_batch, set_mode
 
 BATCHES = 8
 """Micro-batches of training text on which the gradients are measured."""
-HEADER_BYTES = 8192
+HEADER_BYTES = 2048
 """Of an artifact's header, about."""
 CODED = 1.005
 """Bytes of a coded stream for each byte of its order-0 entropy."""
@@ -105,17 +106,16 @@ def measure(session: Session, progress: float) -> dict[str, list[Option]]:
     """What every width, in rising order, would cost every adjustable parameter at the present weights."""
     places = adjustable(session)
     options: dict[str, list[Option]] = {path: [] for path in places}
-    for path, fisher in squared_gradients(session, progress, list(places)).items():
+    for path, information in fisher(session, progress, list(places)).items():
         for width in range(MIN_WIDTH, MAX_WIDTH + 1):
             size, error = _cost(places[path], width)
-            options[path].append(Option(width, size, 0.5 * float((fisher * error.square()).sum())))
+            options[path].append(Option(width, size, 0.5 * float((information * error.square()).sum())))
     return options
 
 
-def squared_gradients(session: Session, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
-    """The mean over `BATCHES` micro-batches of the squared gradient of their cross-entropy, for each named parameter.
-
-    The data position is put back, and no gradient is kept.
+def fisher(session: Session, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
+    """The empirical Fisher information of the cross-entropy of a token, for every value of the named parameters, from
+    `BATCHES` micro-batches. The data position is put back, and no gradient is kept.
     """
     run, device, position = session.run, session.place.device, session.loader.state()
     set_mode(session, progress)
@@ -129,7 +129,7 @@ def squared_gradients(session: Session, progress: float, names: Sequence[str]) -
             loss = session.model.loss(h_BTD, batch.targets_BT.to(device), run.jepa.z_loss).total
         grads = torch.autograd.grad(loss, [values[name] for name in names])
         for total, grad in zip(sums.values(), grads, strict=True):
-            total.add_(grad.float().square(), alpha=1 / BATCHES)
+            total.add_(grad.float().square(), alpha=batch.targets_BT.numel() / BATCHES)
     session.loader.restore(position)
     return sums
 
