@@ -3,32 +3,32 @@
     python bench/step.py submission-bpe --data.train DIR --data.val DIR --data.tokenizer sp8192.model
 
 Prints a table and, last, one JSON line. Real tokens, real optimizer steps: what is timed is `training_step` itself.
-Options of its own: --bench-steps N (timed steps, default 5), --bench-operators chunked,triton (interleaved), and
---bench-profile (a table of kernels). Everything else is a config flag.
+Options of its own: --bench-steps N (timed steps, default 5), --bench-paths fused,torch (interleaved; `torch` is the
+same step in plain PyTorch, without kernels and graph), and --bench-profile (a table of kernels). Everything else is a
+config flag. `first step` counts from the start of the process: imports, data, model, compilation, and the step itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 
+from jepamba import gpu
 from jepamba.config import Run
 from jepamba.data import corpus
 from jepamba.flags import parse_flags, split_flags
-from jepamba.model import mixer
 from jepamba.presets import load_preset
-from jepamba.ssd import ssd, ssd_chunked
 from jepamba.train import resolve
 from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import training_step
-
-OPERATORS = {"default": ssd, "chunked": ssd_chunked}
-"""The operator as `ssd` chooses it for the device, and plain PyTorch."""
 
 
 def matmul_flops_per_token(session: Session) -> float:
@@ -54,14 +54,22 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         a @ b
+    _sync(device)
     times = []
     for _ in range(10):
-        _sync(device)
         start = time.perf_counter()
-        a @ b
+        for _ in range(5):
+            a @ b
         _sync(device)
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start) / 5)
     return 2 * size**3 / statistics.median(times)
+
+
+def seconds_of_process() -> float:
+    """Seconds since this process was started (Linux)."""
+    with open("/proc/self/stat") as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _sync(device: torch.device) -> None:
@@ -69,36 +77,40 @@ def _sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed_step(session: Session) -> float:
+def timed_step(micro: MicroPass, kernels: bool) -> float:
     """Seconds of one training step, everything on the device finished."""
-    _sync(session.place.device)
-    start = time.perf_counter()
-    training_step(session, 0.0)
-    _sync(session.place.device)
-    return time.perf_counter() - start
+    with gpu.kernels(kernels):
+        _sync(micro.session.place.device)
+        start = time.perf_counter()
+        training_step(micro, 0.0)
+        _sync(micro.session.place.device)
+        return time.perf_counter() - start
 
 
-def measure(run: Run, names: list[str], steps: int, profile: bool) -> dict[str, object]:
-    """Interleaved timings of one session per operator; medians."""
+def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, object]:
+    """Interleaved timings of one session per path; medians."""
     where = place(run.train)
     text = corpus(run.data)
     run = resolve(run, text)
     found: dict[str, dict[str, float]] = {}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    session = Session(run, text, where)
-    for name in names:
-        mixer.ssd = OPERATORS[name]
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    passes: dict[str, MicroPass] = {}
+    for name in paths:
         if where.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        found[name] = {"first step, s": timed_step(session), "second step, s": timed_step(session)}
-        found[name]["peak memory, GB"] = where.memory_mb() / 1e3
+        before = torch.cuda.memory_allocated() if where.device.type == "cuda" else 0
+        train = run.train if name == "fused" else replace(run.train, graph=False)
+        passes[name] = MicroPass(Session(replace(run, train=train), text, where))
+        first = timed_step(passes[name], name == "fused")
+        found[name] = {"first step, s": seconds_of_process() if len(passes) == 1 else first}
+        found[name]["second step, s"] = timed_step(passes[name], name == "fused")
+        found[name]["peak memory, GB"] = where.memory_mb() / 1e3 - before / 1e9
     for _ in range(steps):
-        for name in names:
-            mixer.ssd = OPERATORS[name]
-            times[name].append(timed_step(session))
+        for name in paths:
+            times[name].append(timed_step(passes[name], name == "fused"))
     ceiling = matmul_ceiling(where.device, where.dtype)
-    flops = matmul_flops_per_token(session)
-    for name in names:
+    flops = matmul_flops_per_token(passes[paths[0]].session)
+    for name in paths:
         seconds = statistics.median(times[name])
         rate = run.train.tokens_per_step / seconds
         found[name] |= {
@@ -108,7 +120,7 @@ def measure(run: Run, names: list[str], steps: int, profile: bool) -> dict[str, 
             "share of the matmul ceiling": rate * flops / ceiling,
         }
     if profile:
-        _profile(session)
+        _profile(passes[paths[0]])
     return {
         "device": where.why,
         "torch": torch.__version__,
@@ -116,34 +128,42 @@ def measure(run: Run, names: list[str], steps: int, profile: bool) -> dict[str, 
         "MFLOP/token": flops / 1e6,
         "tokens per step": run.train.tokens_per_step,
         "tokens per micro-batch": run.train.tokens_per_micro,
-        "operators": found,
+        "paths": found,
     }
 
 
-def _profile(session: Session) -> None:
-    cuda = session.place.device.type == "cuda"
+def _profile(micro: MicroPass) -> None:
+    """A table of the kernels of one step, the longest first, and the time in which the device did nothing."""
+    cuda = micro.session.place.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds) as profiler:
-        training_step(session, 0.0)
-    key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=70))
+        seconds = timed_step(micro, True)
+    totals: dict[str, tuple[float, int]] = {}
+    for event in profiler.events():
+        span = event.self_device_time_total if cuda else event.self_cpu_time_total
+        old = totals.get(event.name, (0.0, 0))
+        totals[event.name] = (old[0] + span, old[1] + 1)
+    busy = sum(span for span, _ in totals.values())
+    print(f"step of {seconds * 1e3:.1f} ms under the profiler, kernels {busy / 1e3:.1f} ms")
+    for name, (span, count) in sorted(totals.items(), key=lambda item: -item[1][0])[:45]:
+        print(f"{span / 1e3:9.2f} ms {100 * span / busy:5.1f} %  × {count:5}  {span / count:8.1f} µs  {name[:110]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
     parser.add_argument("--bench-steps", type=int, default=5)
-    parser.add_argument("--bench-operators", default="default,chunked")
+    parser.add_argument("--bench-paths", default="fused,torch")
     parser.add_argument("--bench-profile", action="store_true")
     args, flags = parser.parse_known_args()
     run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
-    result = measure(run, args.bench_operators.split(","), args.bench_steps, args.bench_profile)
+    result = measure(run, args.bench_paths.split(","), args.bench_steps, args.bench_profile)
     print(f"{result['device']}; torch {result['torch']}; matmul ceiling {result['ceiling TFLOP/s']:.0f} TFLOP/s")
-    operators = result["operators"]
-    assert isinstance(operators, dict)
-    columns = list(next(iter(operators.values())))
-    print("operator   " + "  ".join(f"{column:>28}" for column in columns))
-    for name, row in operators.items():
+    paths = result["paths"]
+    assert isinstance(paths, dict)
+    columns = list(next(iter(paths.values())))
+    print("path       " + "  ".join(f"{column:>28}" for column in columns))
+    for name, row in paths.items():
         print(f"{name:10} " + "  ".join(f"{row[column]:28.3f}" for column in columns))
     print(json.dumps(result))
 

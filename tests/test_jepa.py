@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.config import Jepa, Model, Quant
-from jepamba.jepa import JepaHeads, Terms, objective, prediction_error, sigreg, sigreg_lambda, within_sequence_share
+from jepamba.jepa import (
+    JepaHeads,
+    Terms,
+    draw,
+    objective,
+    prediction_error,
+    sigreg,
+    sigreg_lambda,
+    within_sequence_share,
+)
 from jepamba.jepa.heads import PositionNorm
 from jepamba.model import LanguageModel
 
@@ -175,7 +184,8 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
         heads = disturbed_heads(config)
     torch.manual_seed(2)
     tokens, targets, reset = batch()
-    terms = objective(model, heads, config, tokens, targets, reset, lam=lam, seed=7, step=step)
+    drawn = draw(config, MODEL.dim, (3, 12), 7, step)
+    terms = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), drawn)
     return terms, (model, heads, tokens, targets, reset)
 
 
@@ -191,7 +201,7 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     z_loss = logits.logsumexp(-1).square().mean()
     z = heads.projector(h)
     mse = slow_error(heads.rollout(z), z, reset)
-    statistic = sigreg(z, config, 7, 4)
+    statistic = sigreg(z, config, draw(config, MODEL.dim, (3, 12), 7, 4))
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.z_loss.item() == pytest.approx(z_loss.item(), rel=1e-5)
     assert terms.token.item() == pytest.approx((ce + 1e-2 * z_loss).item(), rel=1e-5)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 import model_oracle as oracle
 from jepamba.config import Model, Quant
-from jepamba.model import LanguageModel, part_of, rms
+from jepamba.fused.conv import causal_conv
+from jepamba.fused.norms import rms
+from jepamba.model import LanguageModel, part_of
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
-from jepamba.model.mixer import Mamba2, causal_conv
+from jepamba.model.mixer import Mamba2
 
 SMALL: dict[str, Any] = {
     "vocab_size": 37,
@@ -107,7 +109,7 @@ def test_mixer_by_its_recurrence(expand: int, groups: int) -> None:
     u = torch.randn(2, 19, config.dim)
     reset = torch.zeros(2, 19, dtype=torch.bool)
     reset[0, 8] = reset[1, 3] = reset[1, 5] = True
-    y, state = mixer(u, reset, mixer.initial_state(2))
+    y, state = mixer(u, torch.ones(u.shape[-1]), reset, mixer.initial_state(2))
     for b in range(2):
         truth = oracle.mamba2(u[b].double(), oracle.weights_of(mixer), config, reset[b].tolist())
         assert (y[b].double() - truth).norm() < 1e-5 * truth.norm()
@@ -119,20 +121,20 @@ def test_in_proj_rows_are_z_x_B_C_dt() -> None:
     config = small()
     mixer = Mamba2(config, Quant()).train()
     u, nothing = torch.randn(1, 6, 16), mixer.initial_state(1)
-    before, _ = mixer(u, None, nothing)
+    before, _ = mixer(u, torch.ones(u.shape[-1]), None, nothing)
     assert mixer.in_proj.w.shape == (16 + 16 + 4 + 4 + 4, 16)
     with torch.no_grad():
         mixer.in_proj.w[:16] = 0  # z: SiLU(0) = 0 closes the gate
-        assert mixer(u, None, nothing)[0].abs().max() == 0
+        assert mixer(u, torch.ones(u.shape[-1]), None, nothing)[0].abs().max() == 0
     torch.manual_seed(0)
     mixer = Mamba2(config, Quant()).train()
     with torch.no_grad():
         mixer.in_proj.w[32:40] = 0  # B and C without input or bias: nothing but D·x is left
         mixer.conv_bias[16:] = 0
         mixer.D.zero_()
-        assert mixer(u, None, nothing)[0].abs().max() == 0
+        assert mixer(u, torch.ones(u.shape[-1]), None, nothing)[0].abs().max() == 0
         mixer.D.fill_(1)
-        assert mixer(u, None, nothing)[0].abs().max() > 0.01
+        assert mixer(u, torch.ones(u.shape[-1]), None, nothing)[0].abs().max() > 0.01
     assert before.abs().max() > 0.01
 
 
@@ -141,11 +143,11 @@ def test_mlp_formula_and_fresh_silence(kind: str) -> None:
     config = small(mlp=kind, mlp_mult=3.0)
     mlp = Mlp(config, Quant()).train()
     x = torch.randn(2, 5, config.dim)
-    assert mlp(x).abs().max() == 0
+    assert mlp(x, torch.ones(x.shape[-1])).abs().max() == 0
     assert mlp.up.w.shape == (48, 16)
     disturb(mlp)
     truth = oracle.mlp(x.double(), oracle.weights_of(mlp), config)
-    assert torch.allclose(mlp(x).double(), truth, atol=1e-6, rtol=1e-5)
+    assert torch.allclose(mlp(x, torch.ones(x.shape[-1])).double(), truth, atol=1e-6, rtol=1e-5)
     assert {name for name, _ in mlp.named_parameters()} == {"up.w", "down.w"} | (
         {"gate.w"} if kind == "swiglu" else set()
     )
@@ -189,25 +191,27 @@ def test_skips_pair_decoder_with_encoder_blocks(layers: int, self_skip: bool, pa
 
 
 def test_the_first_skip_doubles_its_input_and_is_there_only_on_request() -> None:
-    config = small(layers=4, self_skip=True)
-    model = disturbed(config)
-    with torch.no_grad():
-        model.skips.skip_weight.fill_(1.0)
-    seen: list[Tensor] = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        block.register_forward_hook(lambda module, args, out: seen.append(out[0]))
-    model(tokens_and_reset(config, 2, 9)[0])
-    inputs, outputs = seen[0::2], seen[1::2]
-    assert torch.equal(inputs[2], 2 * outputs[1])
-    assert torch.equal(inputs[3], outputs[2] + outputs[0])
-    seen.clear()
-    plain = disturbed(small(layers=4))
-    for block in plain.blocks:
-        block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        block.register_forward_hook(lambda module, args, out: seen.append(out[0]))
-    plain(tokens_and_reset(config, 2, 9)[0])
-    assert torch.equal(seen[4], seen[3])
+    def skips(config: Model) -> tuple[list[Any], list[Tensor]]:
+        """What each block was given as its skip, and its output."""
+        model, given, outputs = disturbed(config), [], []
+        if config.self_skip:
+            with torch.no_grad():
+                model.skips.skip_weight.fill_(1.0)
+        for block in model.blocks:
+            block.register_forward_pre_hook(lambda module, args: given.append((args[0], args[2])))
+            block.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
+        model(tokens_and_reset(config, 2, 9)[0])
+        return given, outputs
+
+    given, outputs = skips(small(layers=4, self_skip=True))
+    (x, (first, weight)), (_, (second, _)) = given[2], given[3]
+    assert x is first is outputs[1]
+    assert torch.equal(weight, torch.ones(16))
+    assert second is outputs[0]
+    assert given[0][1] is given[1][1] is None
+    given, outputs = skips(small(layers=4))
+    assert given[2] == (outputs[1], None)
+    assert given[3][1][0] is outputs[0]
 
 
 def test_fresh_weights_have_the_spec_distributions() -> None:
@@ -496,6 +500,7 @@ def test_a_block_is_the_formula() -> None:
     x, x0 = torch.randn(1, 11, 16), torch.randn(1, 11, 16)
     reset = torch.zeros(1, 11, dtype=torch.bool)
     reset[0, 4] = True
-    y, _ = block(x, x0, reset, block.mixer.initial_state(1))
+    y, handed, _ = block(x, x0, None, reset, None)
+    assert torch.equal(handed, x0)
     truth = oracle.block(x[0].double(), x0[0].double(), oracle.weights_of(block), config, 0, reset[0].tolist())
     assert torch.allclose(y[0].double(), truth, atol=1e-5)

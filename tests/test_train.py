@@ -26,6 +26,7 @@ from jepamba.presets import dump_toml, load_preset
 from jepamba.train import resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
 
@@ -237,9 +238,9 @@ def test_qat_switches_on_for_the_last_share(small: Run, monkeypatch: pytest.Monk
     small = with_settings(small, {"quant.qat_fraction": 0.25})
     text = corpus(small.data)
     session = Session(resolve(small, text), text, place(small.train))
-    seen = []
+    micro, seen = MicroPass(session), []
     for step in range(8):
-        training_step(session, step / 8)
+        training_step(micro, step / 8)
         seen.append(session.model.quantized)
     assert seen == [False] * 6 + [True] * 2
 
@@ -268,10 +269,10 @@ def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run)
     small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "optim.clip": 0.0})
     text = corpus(small.data)
     found = []
-    for micro in (32, 128, 256):
-        run = resolve(with_settings(small, {"train.tokens_per_micro": micro}), text)
+    for tokens in (32, 128, 256):
+        run = resolve(with_settings(small, {"train.tokens_per_micro": tokens}), text)
         session = Session(run, text, place(run.train))
-        found.append(training_step(session, 0.0))
+        found.append(training_step(MicroPass(session), 0.0))
     for other in found[1:]:
         assert other["ce"] == pytest.approx(found[0]["ce"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
@@ -284,7 +285,7 @@ def test_term_gradients_add_up(small: Run) -> None:
     session = Session(resolve(small, text), text, place(small.train))
     norms = term_gradients(session, 0.0)
     assert norms["grad_jepa"] == norms["grad_sigreg"] == 0.0
-    assert norms["grad_ce"] == pytest.approx(training_step(session, 0.0)["grad_norm"], rel=1e-5)
+    assert norms["grad_ce"] == pytest.approx(training_step(MicroPass(session), 0.0)["grad_norm"], rel=1e-5)
 
 
 def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:

@@ -372,6 +372,8 @@ class Train:
     """Precision of the kept parts' master weights; bf16 is the submission's defect 2, to measure it."""
     compile: bool = False
     """Compile the model's blocks with torch.compile."""
+    graph: bool = True
+    """On a GPU: capture the work of a micro-batch as a CUDA graph, and replay it."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
     terms_every: int = 0

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepamba.config import Jepa
+from jepamba.fused.latents import bias_gelu, shifted_error
 
 
 class PositionNorm(nn.BatchNorm1d):
@@ -54,9 +55,16 @@ class JepaHeads(nn.Module):
         predictions = []
         current = z_BTE
         for _ in range(self.steps):
-            current = self.pred_proj(self.predictor(current))
+            current = self.pred_proj(self.predict(current))
             predictions.append(current)
         return predictions
+
+    def predict(self, z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
+        """One step of the predictor, before its projection."""
+        if not z_BTE.is_cuda:
+            return cast(Tensor, self.predictor(z_BTE))
+        into, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
+        return cast(Tensor, out(bias_gelu(F.linear(z_BTE, into.weight), into.bias)))
 
 
 def prediction_error(
@@ -71,16 +79,13 @@ def prediction_error(
     A target in another document than its position (a reset lies between them) is left out: it cannot be predicted.
     """
     targets_BTE = z_BTE.detach() if detach_targets else z_BTE
-    document_BT = None if reset_BT is None else reset_BT.cumsum(1)
+    document_BT = torch.zeros(z_BTE.shape[:2], device=z_BTE.device) if reset_BT is None else reset_BT.cumsum(1)
     errors = []
     for k, prediction_BTE in enumerate(predictions, start=1):
-        gap_BSE = prediction_BTE[:, :-k].float() - targets_BTE[:, k:].float()
-        error_BS = gap_BSE.square().mean(-1)
-        if document_BT is None:
-            errors.append(error_BS.mean())
-        else:
-            same_BS = (document_BT[:, :-k] == document_BT[:, k:]).float()
-            errors.append((error_BS * same_BS).sum() / same_BS.sum().clamp_min(1))
+        same_BS = (document_BT[:, :-k] == document_BT[:, k:]).float()
+        weight_BT = F.pad(same_BS / (same_BS.sum().clamp_min(1) * z_BTE.shape[-1]), (0, k))
+        error, targets_BTE = shifted_error(prediction_BTE, targets_BTE, weight_BT, k)
+        errors.append(error)
     return torch.stack(errors).mean()
 
 

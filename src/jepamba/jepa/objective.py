@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
-from jepamba.jepa.sigreg import sigreg
+from jepamba.jepa.sigreg import Draw, sigreg
 from jepamba.model import LanguageModel
 
 
@@ -46,12 +46,10 @@ def objective(
     tokens_BT: Int[Tensor, "B T"],
     targets_BT: Int[Tensor, "B T"],
     reset_BT: Bool[Tensor, "B T"] | None,
-    *,
-    lam: float,
-    seed: int,
-    step: int,
+    lam: Float[Tensor, ""],
+    drawn: Draw | None,
 ) -> Terms:
-    """All loss terms of one batch; `lam` is λ now, `seed` and `step` decide SIGReg's directions.
+    """All loss terms of one batch; `lam` is λ now, `drawn` what SIGReg drew (needed where its weight is not 0).
 
     A latent term with weight 0 is not computed and reads 0.
     """
@@ -65,6 +63,7 @@ def objective(
             predictions = heads.rollout(z_BTE)
             jepa = prediction_error(predictions, z_BTE, reset_BT, detach_targets=config.detach_targets)
         if config.sigreg_weight > 0:
-            statistic = sigreg(z_BTE, config, seed, step)
+            assert drawn is not None
+            statistic = sigreg(z_BTE, config, drawn)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
     return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic)

@@ -13,104 +13,73 @@ Legend: B batch, T time, E latent width, S samples that are tested apart, N draw
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.config import Jepa
+from jepamba.fused.epps_pulley import epps_pulley
 
 
 def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
     """(t_K, w_K): the knots of the integral and their weights, e^{−t²/2} and the doubled trapezoid rule included."""
     t_K = torch.linspace(config.sigreg_t_min, config.sigreg_t_max, config.sigreg_knots, device=device)
     trapezoid_K = torch.full_like(t_K, 2 * (config.sigreg_t_max - config.sigreg_t_min) / (config.sigreg_knots - 1))
-    trapezoid_K[[0, -1]] /= 2
+    trapezoid_K[0] /= 2
+    trapezoid_K[-1] /= 2
     return t_K, trapezoid_K * torch.exp(-(t_K**2) / 2)
 
 
-class _EppsPulley(torch.autograd.Function):
-    """The statistic of every sample and direction, one knot at a time: N × M × K values never exist at once.
+class Draw(NamedTuple):
+    """What chance decides of one evaluation; drawn on the CPU, moved to where z lies by the caller."""
 
-    The knots are evenly spaced, so e^{i t_{k+1} x} is e^{i t_k x} turned by the fixed angle Δt·x: two sines and
-    cosines in all instead of K.
+    directions_EM: Tensor
+    """Random unit-norm columns."""
+    chosen: Tensor | None
+    """Indices of the timesteps or positions that are tested; None: all of them."""
+
+
+def draw(config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int) -> Draw:
+    """Directions and subset for latents of `shape` (B, T) and `width`.
+
+    `seed` and `step` decide them, so a run resumed at `step` repeats them; with `sigreg_fixed` the directions are the
+    same at every step.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x_SNM: Tensor, t_K: Tensor, w_K: Tensor) -> Tensor:
-        phi_K = torch.exp(-(t_K**2) / 2)
-        step = t_K[1] - t_K[0]
-        cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
-        turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-        cos_mean, sin_mean = [], []
-        for k in range(len(t_K)):
-            if k > 0:
-                cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-            cos_mean.append(cos.mean(1))
-            sin_mean.append(sin.mean(1))
-        cos_gap_KSM = torch.stack(cos_mean) - phi_K[:, None, None]
-        sin_gap_KSM = torch.stack(sin_mean)
-        ctx.save_for_backward(x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM)
-        return (w_K[:, None, None] * (cos_gap_KSM**2 + sin_gap_KSM**2)).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM = ctx.saved_tensors
-        step = t_K[1] - t_K[0]
-        cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
-        turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-        grad_x = torch.zeros_like(x_SNM)
-        for k in range(len(t_K)):
-            if k > 0:
-                cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-            pull_SM = 2 * w_K[k] * t_K[k] / x_SNM.shape[1] * grads[0]
-            grad_x += (pull_SM * sin_gap_KSM[k]).unsqueeze(1) * cos - (pull_SM * cos_gap_KSM[k]).unsqueeze(1) * sin
-        return grad_x, None, None
+    of_directions = torch.Generator().manual_seed(_seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0))
+    directions = torch.randn(width, config.sigreg_projections, generator=of_directions)
+    per_timestep = config.sigreg_pool == "timestep"
+    rows = shape[1] if per_timestep else shape[0] * shape[1]
+    count = config.sigreg_timesteps if per_timestep else config.sigreg_samples
+    chosen = None
+    if 0 < count < rows:
+        of_subset = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
+        chosen = torch.randperm(rows, generator=of_subset)[:count].sort().values
+    return Draw(torch.nn.functional.normalize(directions, dim=0), chosen)
 
 
-def epps_pulley(
-    x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"], w_K: Float[Tensor, " K"]
-) -> Float[Tensor, "S M"]:
-    """The Epps–Pulley statistic against N(0, 1) of S × M one-dimensional samples of N draws each; no factor N."""
-    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K))  # type: ignore[no-untyped-call]
-
-
-def directions(config: Jepa, width: int, seed: int, step: int) -> Float[Tensor, "E M"]:
-    """Random unit-norm columns: the same for every step if `sigreg_fixed`, else drawn from a generator seeded by it."""
-    generator = torch.Generator().manual_seed(_seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0))
-    return torch.nn.functional.normalize(torch.randn(width, config.sigreg_projections, generator=generator), dim=0)
-
-
-def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, seed: int, step: int) -> Float[Tensor, "S N E"]:
+def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) -> Float[Tensor, "S N E"]:
     """The fp32 samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
-    generator = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
-    z_BTE = z_BTE.float()
     if config.sigreg_pool == "timestep":
-        z_TBE = z_BTE.transpose(0, 1)
-        return _subset(z_TBE, config.sigreg_timesteps, generator)
+        return _rows(z_BTE.transpose(0, 1), chosen).float()
     if config.sigreg_pool == "centered":
+        z_BTE = z_BTE.float()
         z_BTE = z_BTE - z_BTE.mean(1, keepdim=True)
-    return _subset(z_BTE.flatten(0, 1), config.sigreg_samples, generator).unsqueeze(0)
+    return _rows(z_BTE.flatten(0, 1), chosen).float().unsqueeze(0)
 
 
-def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, seed: int, step: int) -> Float[Tensor, ""]:
-    """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype.
-
-    `seed` and `step` decide the directions and the subset that is tested, so a run resumed at `step` repeats them.
-    """
+def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, ""]:
+    """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype."""
     with torch.autocast(z_BTE.device.type, enabled=False):
-        z_SNE = samples(z_BTE, config, seed, step)
-        x_SNM = z_SNE @ directions(config, z_BTE.shape[-1], seed, step).to(z_BTE.device)
+        z_SNE = samples(z_BTE, config, drawn.chosen)
+        x_SNM = z_SNE @ drawn.directions_EM
         statistic = epps_pulley(x_SNM, *knots(config, z_BTE.device)).mean()
         return statistic * z_SNE.shape[1] if config.sigreg_scale_n else statistic
 
 
-def _subset(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    if count == 0 or count >= len(rows):
-        return rows
-    chosen = torch.randperm(len(rows), generator=generator)[:count].sort().values
-    return rows[chosen.to(rows.device)]
+def _rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
+    return rows if chosen is None else rows.index_select(0, chosen)
 
 
 def _seed_of(seed: int, step: int, stream: int) -> int:

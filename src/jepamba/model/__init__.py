@@ -4,7 +4,6 @@ Read `language_model.py` first, then `mixer.py`, then `layers.py`, `head.py` and
 """
 
 from jepamba.model.language_model import LanguageModel, State
-from jepamba.model.layers import rms
 from jepamba.model.parts import PARTS, part_of, parts
 
-__all__ = ["PARTS", "LanguageModel", "State", "part_of", "parts", "rms"]
+__all__ = ["PARTS", "LanguageModel", "State", "part_of", "parts"]

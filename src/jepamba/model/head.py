@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jepamba.config import Model, Quant
+from jepamba.fused.cross_entropy import softcap
 from jepamba.model.layers import Gridded, Linear, embedding_grid, vector_grid
-from jepamba.model.loss import Losses, capped_cross_entropy, softcap
+from jepamba.model.loss import Losses, capped_cross_entropy
 
 
 class Head(Gridded):

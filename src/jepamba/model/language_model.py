@@ -6,6 +6,7 @@ Legend: B batch, T time, D model width, E embedding width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -14,14 +15,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Model, Quant
+from jepamba.fused.norms import add_norm, mix_norm, rms
 from jepamba.model.head import Head
-from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, rms, vector_grid
+from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, vector_grid
 from jepamba.model.loss import Losses
 from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
+
+Skip = tuple[Tensor, Tensor]
+"""What a U-Net skip brings: an encoder block's output (B, T, D) and its per-channel weight (D,)."""
 
 EMBED_STD = 0.02
 """Initial standard deviation of the embedding."""
@@ -44,17 +49,20 @@ class Block(Gridded):
         self,
         x_BTD: Float[Tensor, "B T D"],
         x0_BTD: Float[Tensor, "B T D"],
+        skip: Skip | None,
         reset_BT: Bool[Tensor, "B T"] | None,
-        state: MixerState,
-    ) -> tuple[Float[Tensor, "B T D"], MixerState]:
-        """The stream after this block, and its mixer's state after the last token; x0 is the embedded input."""
-        mix_2D = self.weight("mix")
-        x_BTD = mix_2D[0] * x_BTD + mix_2D[1] * x0_BTD
-        mixed_BTD, state = self.mixer(rms(x_BTD), reset_BT, state)
-        x_BTD = x_BTD + self.weight("ssm_scale") * mixed_BTD
-        if self.mlp is not None:
-            x_BTD = x_BTD + self.weight("mlp_scale") * self.mlp(rms(x_BTD))
-        return x_BTD, state
+        state: MixerState | None,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], MixerState]:
+        """The stream after this block, x0 for the next, and the mixer's state after the last token.
+
+        x0 is the embedded input; `skip`, where the block has one, is added before all else.
+        """
+        x_BTD, normed_BTD, x0_BTD = mix_norm(x_BTD, x0_BTD, self.weight("mix"), *(skip or ()))
+        branch_BTD, state = self.mixer(normed_BTD, self.weight("ssm_scale"), reset_BT, state)
+        if self.mlp is None:
+            return x_BTD + branch_BTD, x0_BTD, state
+        x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
+        return x_BTD + self.mlp(normed_BTD, self.weight("mlp_scale")), x0_BTD, state
 
 
 class Skips(Gridded):
@@ -74,11 +82,11 @@ class Skips(Gridded):
         if self.source:
             self.add("skip_weight", torch.ones(len(self.source), config.dim), mix_grid(quant))
 
-    def forward(self, index: int, x_BTD: Float[Tensor, "B T D"], outputs: list[Tensor]) -> Float[Tensor, "B T D"]:
-        """`x` before block `index`, with its skip added if it has one; `outputs` are those of the blocks before."""
+    def forward(self, index: int, outputs: list[Tensor]) -> Skip | None:
+        """(output, weight) of the skip into block `index`, if it has one; `outputs` are those of the blocks before."""
         if index not in self.source:
-            return x_BTD
-        return x_BTD + self.weight("skip_weight")[self.row[index]] * outputs[self.source[index]]
+            return None
+        return outputs[self.source[index]], self.weight("skip_weight")[self.row[index]]
 
 
 class LanguageModel(Gridded):
@@ -113,8 +121,6 @@ class LanguageModel(Gridded):
         `reset_BT` marks tokens that start a document: nothing before them is seen. `state` continues a stream: a
         sequence cut anywhere and carried gives the h of the whole, up to rounding; T = 1 is a step of generation.
         """
-        if state is None:
-            state = self.initial_state(tokens_BT.shape[0])
         x_BTD = F.embedding(tokens_BT, self.weight("token_embed"))
         if hasattr(self, "embed_proj"):
             x_BTD = self.embed_proj(x_BTD)
@@ -122,7 +128,8 @@ class LanguageModel(Gridded):
         outputs: list[Tensor] = []
         carried: State = []
         for index, block in enumerate(self._blocks()):
-            x_BTD, after = block(self.skips(index, x_BTD, outputs), x0_BTD, reset_BT, state[index])
+            before = None if state is None else state[index]
+            x_BTD, x0_BTD, after = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, before)
             outputs.append(x_BTD)
             carried.append(after)
         return rms(x_BTD), carried
@@ -140,6 +147,22 @@ class LanguageModel(Gridded):
         """Whether training passes see the grids. Evaluation passes always do."""
         for module in self.gridded():
             module.quantized = on
+
+    def settle(self, dtype: torch.dtype) -> None:
+        """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""
+        for module in self.gridded():
+            Gridded.settle(module, dtype)
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Training passes inside see the weights that `settle` computed; the parameters get the gradients."""
+        for module in self.gridded():
+            module.use_settled()
+        try:
+            yield
+        finally:
+            for module in self.gridded():
+                module.release()
 
     def watch_inputs(self, on: bool) -> None:
         """Whether forward passes note how large each matrix's inputs are (`quant.scale = hessian` needs it)."""

@@ -11,15 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
+from jepamba.fused.norms import relu2_norm, rms
 from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
-
-RMS_EPS = 1e-6
-"""Epsilon of every weightless RMSNorm (spec section 1)."""
-
-
-def rms(x: Tensor) -> Tensor:
-    """`x` of any shape divided by the root mean square of its last dimension; no weight."""
-    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS)
 
 
 class Gridded(nn.Module):
@@ -28,13 +21,21 @@ class Gridded(nn.Module):
     In evaluation mode `weight` always gives the stored value, so whatever is scored is what the artifact holds. In
     training mode it does so while `quantized` is on. After `load_decoded` the parameters lie on their grids already
     (`on_grid`), and are used as they are: rounding twice could move them.
+
+    From `use_settled` to `release` training passes read values that `settle` computed once, and whose gradients are the
+    parameters' own: a rounding's straight-through gradient is that of the identity.
     """
+
+    matrices: frozenset[str] = frozenset()
+    """Parameters that enter matrix products alone: settled in the passes' own dtype."""
 
     def __init__(self) -> None:
         super().__init__()
         self.grids: dict[str, Grid] = {}
         self.quantized = False
         self.on_grid = False
+        self.leaves: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor, grid: Grid) -> None:
         """Register parameter `name` with its initial `value` and its `grid`."""
@@ -42,7 +43,9 @@ class Gridded(nn.Module):
         self.grids[name] = grid
 
     def weight(self, name: str) -> Tensor:
-        """Parameter `name` in fp32, as this pass has to see it."""
+        """Parameter `name` as this pass has to see it: fp32, or while settled a matrix in the passes' dtype."""
+        if self.training and name in self.leaves:
+            return self.leaves[name]
         value: Tensor = getattr(self, name)
         if self.on_grid or (self.training and not self.quantized):
             return value.float()
@@ -56,6 +59,35 @@ class Gridded(nn.Module):
     def importance(self, name: str) -> Tensor | None:
         """How much an error in each column of parameter `name` matters, where that is known."""
         return None
+
+    @torch.no_grad()
+    def settle(self, dtype: torch.dtype) -> None:
+        """Compute the weights of the training passes that follow, matrices in `dtype`; `use_settled` puts them in use.
+
+        The tensors stay the same from one call to the next, and so do their gradients (a captured graph needs both).
+        """
+        self.leaves = {}
+        for name, parameter in self.named_parameters(recurse=False):
+            value = self.weight(name)
+            if name in self._kept:
+                self._kept[name].copy_(value)
+                continue
+            leaf = value.detach().to(dtype if name in self.matrices else torch.float32, copy=True).requires_grad_()
+            # Micro-batches are summed in the master's precision.
+            leaf.grad_dtype = parameter.dtype
+            self._kept[name] = leaf
+
+    def use_settled(self) -> None:
+        """Training passes read what `settle` computed, and add to the parameters' gradients, until `release`."""
+        for name, leaf in self._kept.items():
+            leaf.grad = getattr(self, name).grad
+        self.leaves = self._kept
+
+    def release(self) -> None:
+        """Hand the gradients of the settled weights to the parameters, and read the parameters themselves again."""
+        for name, leaf in self.leaves.items():
+            getattr(self, name).grad = leaf.grad
+        self.leaves = {}
 
 
 def matrix_grid(shape: tuple[int, int], quant: Quant) -> Grid:
@@ -98,6 +130,8 @@ def exact_grid() -> Grid:
 class Linear(Gridded):
     """y = x Wᵀ without bias, W (out, in) on a grid."""
 
+    matrices = frozenset({"w"})
+
     input_power: Tensor
     """Mean square of each input, (in,), as noted last; a buffer, there where the grid's scale asks for it."""
 
@@ -113,16 +147,26 @@ class Linear(Gridded):
         if self.weighs:
             self.register_buffer("input_power", torch.ones(inputs))
 
-    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """x Wᵀ, W as this pass has to see it."""
-        y = F.linear(x, self.weight("w"))
+    def forward(
+        self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
+    ) -> Float[Tensor, "*batch outputs"]:
+        """scale · (x Wᵀ), W as this pass has to see it; padded with zeros to `rows` outputs, if that is more.
+
+        The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
+        """
         self.watch(x)
-        return y
+        w = self.weight("w")
+        on_weights = scale is not None and x.numel() // x.shape[-1] > w.shape[1]
+        if scale is not None and on_weights:
+            w = (scale.unsqueeze(1) * w).to(w.dtype)
+        if rows > w.shape[0]:
+            w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
+        out = F.linear(x, w)
+        return out if scale is None or on_weights else scale * out
 
     def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
         """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
-        which weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal). This pass has
-        read W before, so that the new weights count from the next one on."""
+        which weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal)."""
         if self.watching:
             self.input_power.copy_(x.detach().float().square().flatten(0, -2).mean(0))
 
@@ -142,8 +186,9 @@ class Mlp(nn.Module):
             self.gate = Linear(config.dim, config.mlp_hidden, quant)
         self.down = Linear(config.mlp_hidden, config.dim, quant, zero=True)
 
-    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """What the MLP adds to the stream, before its scale."""
-        hidden_BTM = F.silu(self.gate(x_BTD)) * self.up(x_BTD) if self.gated else F.relu(self.up(x_BTD)).square()
-        out: Tensor = self.down(rms(hidden_BTM))
+    def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
+        """What the MLP adds to the stream: `scale` times its output."""
+        up_BTM = self.up(x_BTD)
+        hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)
+        out: Tensor = self.down(hidden_BTM, scale_D)
         return out

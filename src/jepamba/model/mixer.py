@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepamba.config import Model, Quant
+from jepamba.fused.conv import conv_history, conv_silu
+from jepamba.fused.norms import gated_norm
+from jepamba.fused.sizes import MixerSizes
+from jepamba.gpu import on_gpu
 from jepamba.model.layers import Gridded, Linear, exact_grid, small_grid, vector_grid
 from jepamba.ssd import ssd
-
-GATED_NORM_EPS = 1e-5
-"""Epsilon of the gated RMSNorm before the output projection."""
 
 
 class MixerState(NamedTuple):
@@ -31,88 +32,94 @@ class MixerState(NamedTuple):
     """State of the recurrence, fp32."""
 
 
-def causal_conv(
-    x_BTC: Float[Tensor, "B T C"],
-    history_BCW: Float[Tensor, "B C W1"],
-    kernel_CW: Float[Tensor, "C W"],
-    bias_C: Float[Tensor, " C"],
-    reset_BT: Bool[Tensor, "B T"] | None,
-) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """Depthwise causal convolution that never reaches across a reset; also the history after the last token.
-
-    y_t = bias + Σ_k kernel[W−1−k] · x_{t−k}, where x before the first token is `history` and a tap is dropped when a
-    reset lies at one of the tokens t−k+1 … t.
-    """
-    taps, length = kernel_CW.shape[1], x_BTC.shape[1]
-    kernel_CW, bias_C = kernel_CW.to(x_BTC.dtype), bias_C.to(x_BTC.dtype)
-    padded_BSC = torch.cat([history_BCW.transpose(1, 2).to(x_BTC.dtype), x_BTC], dim=1)
-    if reset_BT is None:
-        y_BCT = F.conv1d(padded_BSC.transpose(1, 2), kernel_CW.unsqueeze(1), bias_C, groups=kernel_CW.shape[0])
-        return y_BCT.transpose(1, 2), padded_BSC[:, length:].transpose(1, 2)
-    # document counts the resets up to each position; history lies in document 0.
-    document_BT = reset_BT.cumsum(1)
-    document_BS = F.pad(document_BT, (taps - 1, 0))
-    y_BTC = torch.addcmul(bias_C, x_BTC, kernel_CW[:, -1])
-    for lag in range(1, taps):
-        start = taps - 1 - lag
-        same_BT1 = (document_BS[:, start : start + length] == document_BT).unsqueeze(-1)
-        y_BTC = y_BTC + padded_BSC[:, start : start + length] * same_BT1 * kernel_CW[:, taps - 1 - lag]
-    keep_BW1 = (document_BS[:, length:] == document_BT[:, -1:]).unsqueeze(-1)
-    return y_BTC, (padded_BSC[:, length:] * keep_BW1).transpose(1, 2)
-
-
 class Mamba2(Gridded):
     """A Mamba-2 mixer; parameters and initial values as in spec section 1."""
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
-        self.heads, self.headdim = config.heads, config.headdim
-        self.groups, self.d_state = config.ngroups, config.d_state
-        self.inner, self.chunk = config.inner_dim, config.chunk
-        self.channels = self.inner + 2 * self.groups * self.d_state
-        self.taps = config.conv_width
-        self.in_proj = Linear(config.dim, self.inner + self.channels + self.heads, quant)
-        self.out_proj = Linear(self.inner, config.dim, quant)
+        self.sizes = MixerSizes(config.heads, config.headdim, config.ngroups, config.d_state, config.chunk)
+        self.channels, self.taps = self.sizes.channels, config.conv_width
+        width = self.sizes.inner + self.channels + config.heads
+        # A GPU's matrix products want rows of whole 32 bytes; others run at a third of the speed (docs/performance.md).
+        self.row_width = -(-width // 16) * 16
+        self.in_proj = Linear(config.dim, width, quant)
+        self.out_proj = Linear(self.sizes.inner, config.dim, quant)
         bound = self.taps**-0.5
         self.add("conv_weight", torch.empty(self.channels, self.taps).uniform_(-bound, bound), small_grid(quant))
         self.add("conv_bias", torch.empty(self.channels).uniform_(-bound, bound), vector_grid(quant))
-        dt = torch.exp(torch.rand(self.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
+        dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
         # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so that softplus(dt_bias) is dt at the start.
         self.add("dt_bias", dt + torch.log(-torch.expm1(-dt)), exact_grid())
-        self.add("A_log", torch.empty(self.heads).uniform_(1, 16).log(), exact_grid())
-        self.add("D", torch.ones(self.heads), exact_grid())
-        self.add("norm_weight", torch.ones(self.inner), vector_grid(quant))
+        self.add("A_log", torch.empty(config.heads).uniform_(1, 16).log(), exact_grid())
+        self.add("D", torch.ones(config.heads), exact_grid())
+        self.add("norm_weight", torch.ones(self.sizes.inner), vector_grid(quant))
 
     def initial_state(self, batch: int) -> MixerState:
         """The state at a stream's start: nothing seen."""
         device = self.weight("A_log").device
         return MixerState(
             torch.zeros(batch, self.channels, self.taps - 1, device=device),
-            torch.zeros(batch, self.heads, self.headdim, self.d_state, device=device),
+            torch.zeros(batch, self.sizes.heads, self.sizes.headdim, self.sizes.d_state, device=device),
         )
 
     def forward(
-        self, u_BTD: Float[Tensor, "B T D"], reset_BT: Bool[Tensor, "B T"] | None, state: MixerState
+        self,
+        u_BTD: Float[Tensor, "B T D"],
+        scale_D: Float[Tensor, " D"],
+        reset_BT: Bool[Tensor, "B T"] | None,
+        state: MixerState | None,
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
-        """The mixed tokens and the state after the last of them."""
-        z_BTI, xBC_BTC, dt_BTH = torch.split(self.in_proj(u_BTD), [self.inner, self.channels, self.heads], dim=-1)
-        xBC_BTC, conv_BCW = causal_conv(
-            xBC_BTC, state.conv_BCW, self.weight("conv_weight"), self.weight("conv_bias"), reset_BT
+        """`scale` times the mixed tokens, and the state after the last of them; no state is a stream's start."""
+        projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda else 0)
+        mix = self._fused if self._fits(projected_BTS, state) else self._plain
+        normed_BTI, state = mix(projected_BTS, reset_BT, state)
+        out_BTD: Tensor = self.out_proj(normed_BTI, scale_D)
+        return out_BTD, state
+
+    def _fits(self, projected_BTS: Tensor, state: MixerState | None) -> bool:
+        """Whether the fused kernels serve this pass."""
+        if not on_gpu(projected_BTS) or (state is not None and any(value.requires_grad for value in state)):
+            return False
+        from jepamba.ssd.triton_launch import takes
+
+        return takes(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk)
+
+    def _fused(
+        self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        from jepamba.fused.mixer import FusedMixer
+
+        history_BCW, ssm_BHPN = (None, None) if state is None else state
+        normed_BTI, ssm_BHPN = FusedMixer.apply(  # type: ignore[no-untyped-call]
+            projected_BTS,
+            *(self.weight(name) for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")),
+            history_BCW,
+            ssm_BHPN,
+            reset_BT,
+            self.sizes,
         )
-        group = self.groups * self.d_state
-        x_BTI, B_BTC, C_BTC = torch.split(F.silu(xBC_BTC), [self.inner, group, group], dim=-1)
+        history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
+        return normed_BTI, MixerState(history_BCW, ssm_BHPN)
+
+    def _plain(
+        self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        history_BCW, ssm_BHPN = self.initial_state(len(projected_BTS)) if state is None else state
+        z_BTI, xBC_BTC, dt_BTH = self.sizes.split(projected_BTS)
+        xBC_BTC, history_BCW = conv_silu(
+            xBC_BTC, history_BCW, self.weight("conv_weight"), self.weight("conv_bias"), reset_BT
+        )
+        x_BTHP, B_BTGN, C_BTGN = self.sizes.operands(xBC_BTC)
         y_BTHP, ssm_BHPN = ssd(
-            torch.unflatten(x_BTI, -1, (self.heads, self.headdim)),
+            x_BTHP,
             F.softplus(dt_BTH.float() + self.weight("dt_bias")),
             -torch.exp(self.weight("A_log")),
-            torch.unflatten(B_BTC, -1, (self.groups, self.d_state)),
-            torch.unflatten(C_BTC, -1, (self.groups, self.d_state)),
+            B_BTGN,
+            C_BTGN,
             self.weight("D"),
-            state.ssm_BHPN,
+            ssm_BHPN,
             reset_BT,
-            chunk=self.chunk,
+            chunk=self.sizes.chunk,
         )
-        gated_BTI = y_BTHP.flatten(-2) * F.silu(z_BTI)
-        normed_BTI = F.rms_norm(gated_BTI.float(), (self.inner,), self.weight("norm_weight"), eps=GATED_NORM_EPS)
-        out_BTD: Tensor = self.out_proj(normed_BTI.to(gated_BTI.dtype))
-        return out_BTD, MixerState(conv_BCW, ssm_BHPN)
+        normed_BTI = gated_norm(y_BTHP.flatten(-2), z_BTI, self.weight("norm_weight"))
+        return normed_BTI, MixerState(history_BCW, ssm_BHPN)

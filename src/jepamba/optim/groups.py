@@ -86,11 +86,11 @@ class Optimizers:
             group["lr"] = self.config.adam_lr * scale
 
     def step(self) -> None:
-        """Update every trained parameter from its gradient, then clear the trained ones' gradients."""
+        """Update every trained parameter from its gradient, then zero the trained ones' gradients where they lie."""
         self.muon.step()
         self.adam.step()
-        self.muon.zero_grad()
-        self.adam.zero_grad()
+        self.muon.zero_grad(set_to_none=False)
+        self.adam.zero_grad(set_to_none=False)
 
     def trained(self) -> dict[str, Tensor]:
         """Every parameter that some optimizer updates, by name."""

@@ -11,17 +11,14 @@ Legend: B batch, T time, H heads, P head width, G groups (they share B and C; he
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jepamba.gpu import on_gpu
 from jepamba.ssd.chunked import ssd_chunked
 from jepamba.ssd.reference import ssd_reference
 
 __all__ = ["ssd", "ssd_chunked", "ssd_reference"]
-
-_HAS_TRITON = find_spec("triton") is not None
 
 
 def ssd(
@@ -43,10 +40,9 @@ def ssd(
     wider one. On a GPU the Triton kernels serve the sizes that they take, and plain PyTorch all others.
     """
     operator = ssd_chunked
-    if x_BTHP.is_cuda and _HAS_TRITON:
-        from jepamba.ssd import triton_launch, triton_ssd
+    if on_gpu(x_BTHP):
+        from jepamba.ssd import triton_ssd
 
-        widths_fit = x_BTHP.shape[-1] in triton_launch.WIDTHS and B_BTGN.shape[-1] in triton_launch.STATES
-        if widths_fit and chunk in triton_launch.CHUNKS and x_BTHP.dtype in triton_launch.DTYPES:
+        if triton_ssd.takes(x_BTHP.dtype, x_BTHP.shape[-1], B_BTGN.shape[-1], chunk):
             operator = triton_ssd.ssd_triton
     return operator(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN, reset_BT, chunk=chunk)

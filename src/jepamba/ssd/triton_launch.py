@@ -1,7 +1,5 @@
 """What the launches of the Triton kernels share: supported sizes, launch settings, descriptors, prepared decays."""
 
-import contextlib
-
 import torch
 import triton
 from torch import Tensor
@@ -100,10 +98,6 @@ def states_of(tensor: Tensor, block: int) -> TensorDescriptor:
     """Descriptor of a (batch, heads, chunks, P, N) tensor for blocks of P of one state."""
     n = tensor.shape[-1]
     return TensorDescriptor.from_tensor(tensor.view(-1, tensor.shape[-2], n), [1, block, n])
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def reset_bytes(reset: Tensor | None, like: Tensor) -> tuple[Tensor, int, int]:

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jepamba.gpu import on_device
 from jepamba.ssd.triton_decays import decay_gradient_kernel
 from jepamba.ssd.triton_kernels import forward_kernel, gradient_kernel, state_kernel
 from jepamba.ssd.triton_launch import (
@@ -24,7 +25,6 @@ from jepamba.ssd.triton_launch import (
     decay_tensors,
     launch,
     length,
-    on_device,
     pairs,
     reset_bytes,
     states_of,
@@ -32,10 +32,10 @@ from jepamba.ssd.triton_launch import (
     tiles,
 )
 
-__all__ = ["ssd_triton", "takes"]
+__all__ = ["run_backward", "run_forward", "ssd_triton", "takes"]
 
 
-def _run_forward(
+def run_forward(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -72,7 +72,7 @@ def _run_forward(
     return y, final, starts, decays, documents
 
 
-_forward = torch.library.custom_op("jepamba::ssd_forward", _run_forward, mutates_args=())
+_forward = torch.library.custom_op("jepamba::ssd_forward", run_forward, mutates_args=())
 
 
 @_forward.register_fake
@@ -101,7 +101,7 @@ def _(
     )
 
 
-def _run_backward(
+def run_backward(
     dy: Tensor,
     dfinal: Tensor | None,
     x: Tensor,
@@ -116,8 +116,12 @@ def _run_backward(
     decays: Tensor,
     documents: Tensor,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, A, B, C, D and the initial state; `starts` empty means that they are recomputed here."""
+    dx: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of dt, A, B, C, D and the initial state; that of x is written into `dx`, whose rows may lie apart.
+
+    `starts` empty means that the states at chunk starts are recomputed here.
+    """
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     per_group = heads // groups
@@ -142,7 +146,6 @@ def _run_backward(
     parts = (splits, batch, tokens, groups, n)
     dB = x.new_empty(parts, dtype=x.dtype if splits == 1 else torch.float32)
     dC = torch.empty_like(dB)
-    dx = x.new_empty(x.shape)
     ddt = x.new_empty(dt.shape, dtype=torch.float32)
     sums = x.new_empty(4, batch, heads, chunks * L, dtype=torch.float32)
     passing = x.new_empty(batch, heads, chunks, width, dtype=torch.float32)
@@ -175,10 +178,32 @@ def _run_backward(
         dB, dC = dB.sum(0).to(x.dtype), dC.sum(0).to(x.dtype)
     else:
         dB, dC = dB.squeeze(0), dC.squeeze(0)
-    return dx, ddt.to(dt.dtype), dA.sum(1).to(A.dtype), dB, dC, dD.sum(1).to(D.dtype), dinitial
+    return ddt.to(dt.dtype), dA.sum(1).to(A.dtype), dB, dC, dD.sum(1).to(D.dtype), dinitial
 
 
-_backward = torch.library.custom_op("jepamba::ssd_backward", _run_backward, mutates_args=())
+def _backward_of_x_too(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    starts: Tensor,
+    decays: Tensor,
+    documents: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D and the initial state."""
+    dx = x.new_empty(x.shape)
+    saved = (starts, decays, documents, chunk)
+    return dx, *run_backward(dy, dfinal, x, dt, A, B, C, D, initial, reset, *saved, dx)
+
+
+_backward = torch.library.custom_op("jepamba::ssd_backward", _backward_of_x_too, mutates_args=())
 
 
 @_backward.register_fake
@@ -228,14 +253,14 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs):  # type: ignore[no-untyped-def]
-        return _run_forward(*inputs)
+        return run_forward(*inputs)
 
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        return _gradients(ctx, *grads, run=_run_backward)
+        return _gradients(ctx, *grads, run=_backward_of_x_too)
 
 
 def ssd_triton(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.config import Run
-from jepamba.data import Corpus, Loader
+from jepamba.data import Ahead, Corpus, Loader
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
@@ -49,7 +49,8 @@ class Session:
         self.model.to(masters)
         self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device)
         data = run.data
-        self.loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset)
+        loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset)
+        self.loader = Ahead(loader, pin=place.device.type == "cuda")
         self.progress = Progress()
         if run.train.compile:
             for block in self.model.blocks:
@@ -95,7 +96,9 @@ class Session:
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():
                 parameter = self.optimizers.groups.untrained[name]
-                parameter.grad = value.to(parameter)
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(value)
             torch.set_rng_state(sections["rng"]["cpu"])
             self.loader.restore(state["loader"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:

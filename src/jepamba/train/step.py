@@ -9,38 +9,39 @@ from torch import Tensor
 
 from jepamba.data import Batch
 from jepamba.errors import UserError
-from jepamba.jepa import Terms, objective, sigreg_lambda
+from jepamba.jepa import Terms, sigreg_lambda
 from jepamba.optim import learning_rate_scale, muon_momentum
+from jepamba.train.micro import MicroPass, inputs_of, terms_of
 from jepamba.train.session import Session
 
-WATCH_EVERY = 10
-"""Steps between looks at how large each matrix's inputs are; the last micro-batch of a step is what is looked at."""
+WATCH_EVERY = 50
+"""Steps between looks at how large each matrix's inputs are, where the grids weigh by it; each costs a forward pass."""
 
 
-def training_step(session: Session, progress: float) -> dict[str, float]:
+def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
 
     Losses are means over the micro-batches, `ce` in nats per token. Moves the loader, the weights, the optimizers and
     the counters (but not the clock). Raises `UserError` before the update if the loss or its gradient is not finite.
     """
+    session = micro.session
     run = session.run
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     scale = learning_rate_scale(run.optim, progress)
     momentum = muon_momentum(run.optim, session.progress.step)
     lam = sigreg_lambda(run.jepa, progress)
     set_mode(session, progress)
-    sums = torch.zeros(len(Terms._fields), device=session.place.device)
-    for micro in range(micro_batches):
-        batch = next_batch(session)
-        last = micro == micro_batches - 1
-        session.model.watch_inputs(last and session.progress.step % WATCH_EVERY == 0)
-        terms = batch_terms(session, batch, lam, session.progress.step * micro_batches + micro)
-        (terms.total / micro_batches).backward()
-        sums += torch.stack([term.detach().float() for term in terms])
-        session.progress.tokens += batch.targets_BT.numel()
-        session.progress.bytes += text_bytes(session, batch)
-    session.model.watch_inputs(False)
-    means = dict(zip(Terms._fields, (sums / micro_batches).tolist(), strict=True))
+    if run.quant.scale == "hessian" and session.progress.step % WATCH_EVERY == 0:
+        watch(session)
+    micro.sums.zero_()
+    micro.settle()
+    with session.model.settled():
+        for index in range(micro_batches):
+            batch = next_batch(session)
+            micro(inputs_of(session, batch, lam, session.progress.step * micro_batches + index))
+            session.progress.tokens += batch.targets_BT.numel()
+            session.progress.bytes += text_bytes(session, batch)
+    means = dict(zip(Terms._fields, micro.sums.tolist(), strict=True))
     grad_norm = clip(session)
     if not math.isfinite(means["total"] + grad_norm):
         raise UserError(
@@ -77,27 +78,22 @@ def next_batch(session: Session) -> Batch:
     return session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
 
 
+@torch.no_grad()
+def watch(session: Session) -> None:
+    """Let every matrix note how large its inputs are, on the batch that comes next; nothing else moves."""
+    position, model = session.loader.state(), session.model
+    inputs = inputs_of(session, next_batch(session), 0.0, 0).moved(session.place.device)
+    session.loader.restore(position)
+    model.watch_inputs(True)
+    with session.place.autocast():
+        model(inputs.tokens_BT, inputs.reset_BT)
+    model.watch_inputs(False)
+
+
 def text_bytes(session: Session, batch: Batch) -> int:
     """Bytes of text that the targets of a batch are."""
     previous, targets = batch.inputs_BT.flatten().numpy(), batch.targets_BT.flatten().numpy()
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
-
-
-def batch_terms(session: Session, batch: Batch, lam: float, index: int) -> Terms:
-    """The loss terms of one micro-batch on the session's device; `index` numbers micro-batches over the run."""
-    device = session.place.device
-    with session.place.autocast():
-        return objective(
-            session.model,
-            session.heads,
-            session.run.jepa,
-            batch.inputs_BT.to(device, non_blocking=True),
-            batch.targets_BT.to(device, non_blocking=True),
-            batch.reset_BT.to(device, non_blocking=True) if session.run.data.reset else None,
-            lam=lam,
-            seed=session.run.train.seed,
-            step=index,
-        )
 
 
 def clip(session: Session) -> float:
@@ -117,7 +113,8 @@ def term_gradients(session: Session, progress: float) -> dict[str, float]:
     lam = sigreg_lambda(run.jepa, progress)
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
-    terms = batch_terms(session, next_batch(session), lam, session.progress.step * micro_batches)
+    inputs = inputs_of(session, next_batch(session), lam, session.progress.step * micro_batches)
+    terms = terms_of(session, inputs.moved(session.place.device))
     session.loader.restore(position)
     weighted = {
         "grad_ce": run.jepa.ce_weight * terms.token,

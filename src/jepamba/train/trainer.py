@@ -20,6 +20,7 @@ from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoi
 from jepamba.train.device import place
 from jepamba.train.finish import ARTIFACT, finish
 from jepamba.train.metrics import MetricsLog
+from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
 from jepamba.train.stop import StopRequest
@@ -82,6 +83,7 @@ class _Trainer:
     def __init__(self, run: Run, out: Path, text: Corpus, preset: str) -> None:
         self.run, self.out, self.preset = run, out, preset
         self.session = Session(run, text, place(run.train))
+        self.micro = MicroPass(self.session)
         self.metrics = MetricsLog(out / METRICS)
         self.restored = False
         self.validated = ""
@@ -136,7 +138,7 @@ class _Trainer:
             if widths.due(self.session, share):
                 self._event(widths.choose(self.session, share))
             before = done.tokens
-            record = training_step(self.session, share)
+            record = training_step(self.micro, share)
             now = time.perf_counter()
             elapsed, clock = now - clock, now
             done.seconds += elapsed
@@ -212,10 +214,11 @@ class _Trainer:
         tensors = {name: value.clone() for name, value in session.tensors().items()}
         state = copy.deepcopy(session.state())
         for _ in range(self.run.optim.ghost_steps):
-            training_step(session, 0.0)
+            training_step(self.micro, 0.0)
         moments = {name: value.clone() for name, value in session.optimizers.state().items()}
         for parameter in session.parameters():
-            parameter.grad = None
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         session.restore(tensors, state)
         if self.run.optim.ghost_keep_moments:
             session.optimizers.restore(moments)

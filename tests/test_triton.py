@@ -14,8 +14,8 @@ import torch
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed (it comes with PyTorch)"
 )
-def test_kernels_in_the_interpreter_equal_the_recurrence() -> None:
-    file = Path(__file__).parent / "gpu" / "ssd_interpreted.py"
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "gpu").glob("*_interpreted.py")), ids=lambda f: f.stem)
+def test_kernels_in_the_interpreter(file: Path) -> None:
     environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)]
     result = subprocess.run(command, env=environment, cwd=file.parents[2], capture_output=True, text=True, timeout=280)

@@ -1,0 +1,87 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
+"""Triton kernels of the latent predictor: bias with GELU, and the error against a shifted target.
+
+fp32 inside whatever the tensors' dtype; sums leave as one part per program (no atomics).
+
+Legend: N rows (tokens), M columns, r rows of a tile, k the shift in tokens.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+INV_SQRT_TAU = tl.constexpr(0.3989422804014327)
+
+
+@triton.jit
+@no_type_check
+def bias_gelu_kernel(u, bias, out, N, M, R: tl.constexpr, BLOCK: tl.constexpr):
+    """out = gelu(u + bias), the exact one: v·Φ(v)."""
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = tl.program_id(1) * R + tl.arange(0, R)
+    inside = (rows < N)[:, None] & (cols < M)[None, :]
+    at = rows.to(tl.int64)[:, None] * M + cols[None, :]
+    v = tl.load(u + at, mask=inside, other=0.0).to(tl.float32)
+    v += tl.load(bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + at, (0.5 * v * (1.0 + tl.erf(v * SQRT_HALF))).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def bias_gelu_gradient_kernel(u, bias, dout, du, parts, N, M, R: tl.constexpr, BLOCK: tl.constexpr):
+    """du, and parts (programs, M) of dbias."""
+    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    bias_C = tl.load(bias + cols, mask=cols < M, other=0.0).to(tl.float32)
+    sums = tl.zeros([R, BLOCK], tl.float32)
+    for start in range(tl.program_id(1) * R, N, tl.num_programs(1) * R):
+        rows = start + tl.arange(0, R)
+        inside = (rows < N)[:, None] & (cols < M)[None, :]
+        at = rows.to(tl.int64)[:, None] * M + cols[None, :]
+        v = tl.load(u + at, mask=inside, other=0.0).to(tl.float32) + bias_C[None, :]
+        slope = 0.5 * (1.0 + tl.erf(v * SQRT_HALF)) + v * INV_SQRT_TAU * tl.exp(-0.5 * v * v)
+        d = tl.load(dout + at, mask=inside, other=0.0).to(tl.float32) * slope
+        sums += d
+        tl.store(du + at, d.to(du.dtype.element_ty), mask=inside)
+    tl.store(parts + tl.program_id(1).to(tl.int64) * M + cols, tl.sum(sums, axis=0), mask=cols < M)
+
+
+@triton.jit
+@no_type_check
+def shifted_error_kernel(prediction, target, weight, parts, N, D, shift, BLOCK: tl.constexpr):
+    """parts (programs,) of Σ_row weight·|prediction_row − target_{row + shift}|²."""
+    cols = tl.arange(0, BLOCK)
+    inside = cols < D
+    sums = tl.zeros([BLOCK], tl.float32)
+    for row in range(tl.program_id(0), N - shift, tl.num_programs(0)):
+        row = tl.cast(row, tl.int64)
+        gap = tl.load(prediction + row * D + cols, mask=inside, other=0.0).to(tl.float32)
+        gap -= tl.load(target + (row + shift) * D + cols, mask=inside, other=0.0).to(tl.float32)
+        sums += tl.load(weight + row) * gap * gap
+    tl.store(parts + tl.program_id(0), tl.sum(sums, axis=0))
+
+
+@triton.jit
+@no_type_check
+def shifted_error_gradient_kernel(
+    prediction, target, weight, dout, dtarget_after, dprediction, dtarget,
+    N, D, shift, HAS_AFTER: tl.constexpr, LEARN_TARGET: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dprediction, and dtarget with what was left for it by others."""
+    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = cols < D
+    twice = 2.0 * tl.load(dout)
+    own = tl.load(target + row * D + cols, mask=inside, other=0.0).to(tl.float32)
+    ahead = inside & (row + shift + 0 * cols < N)
+    gap = tl.load(prediction + row * D + cols, mask=inside, other=0.0).to(tl.float32)
+    gap -= tl.load(target + (row + shift) * D + cols, mask=ahead, other=0.0).to(tl.float32)
+    d = twice * tl.load(weight + row) * gap
+    tl.store(dprediction + row * D + cols, d.to(dprediction.dtype.element_ty), mask=inside)
+    if LEARN_TARGET:
+        behind = inside & (row + 0 * cols >= shift)
+        gap = tl.load(prediction + (row - shift) * D + cols, mask=behind, other=0.0).to(tl.float32) - own
+        d = tl.where(behind, -twice * tl.load(weight + tl.maximum(row - shift, 0)) * gap, 0.0)
+        if HAS_AFTER:
+            d += tl.load(dtarget_after + row * D + cols, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dtarget + row * D + cols, d.to(dtarget.dtype.element_ty), mask=inside)

@@ -1,0 +1,105 @@
+"""A mixer's inside, between its two projections, as one differentiable function over fused kernels (GPU).
+
+The kernels read z, (x, B, C) and dt where the input projection left them, as slices of its rows, and their gradients
+are written into slices of one tensor again: nothing is split or concatenated. Kept for the backward pass: the
+projection's output, the convolution's, y and the states at chunk starts; the rest is computed anew.
+
+Legend: B batch, T time, S row of the projection's output (z, x, B, C, dt, then padding), I inner width (H heads × P),
+G groups, N state, C = I + 2·G·N channels of the convolution, W its taps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jepamba.fused.conv import conv_silu_backward, conv_silu_forward
+from jepamba.fused.norm_functions import gated_norm_backward, gated_norm_forward
+from jepamba.fused.norms import GATED_NORM_EPS
+from jepamba.fused.sizes import MixerSizes
+from jepamba.ssd.triton_ssd import run_backward, run_forward
+
+
+class FusedMixer(torch.autograd.Function):
+    """(gated and normed output (B, T, I), final state (B, H, P, N) fp32, not differentiable).
+
+    Inputs: the projection's rows; convolution's weight and bias; dt_bias, A_log, D; the gated norm's weight; the
+    convolution's history and the initial state (None at a stream's start; neither gets a gradient); resets; sizes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected_BTS: Tensor,
+        kernel_CW: Tensor,
+        bias_C: Tensor,
+        dt_bias_H: Tensor,
+        A_log_H: Tensor,
+        D_H: Tensor,
+        norm_I: Tensor,
+        history_BCW: Tensor | None,
+        initial_BHPN: Tensor | None,
+        reset_BT: Tensor | None,
+        sizes: MixerSizes,
+    ) -> tuple[Tensor, Tensor]:
+        z_BTI, raw_BTC, dt_BTH = sizes.split(projected_BTS)
+        xBC_BTC = conv_silu_forward(raw_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
+        dt_BTH = F.softplus(dt_BTH.float() + dt_bias_H)
+        A_H = -torch.exp(A_log_H.float())
+        x, B, C = sizes.operands(xBC_BTC)
+        y, final, starts, decays, documents = run_forward(
+            x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT, sizes.chunk, any(ctx.needs_input_grad)
+        )
+        y_BTI = y.flatten(-2)
+        out_BTI = gated_norm_forward(y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS)
+        ctx.save_for_backward(
+            projected_BTS, kernel_CW, bias_C, dt_bias_H, A_H, D_H, norm_I, history_BCW, initial_BHPN, reset_BT,
+            xBC_BTC, dt_BTH, y_BTI, starts, decays, documents,
+        )  # fmt: skip
+        ctx.sizes = sizes
+        ctx.mark_non_differentiable(final)
+        return out_BTI, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (
+            projected_BTS, kernel_CW, bias_C, dt_bias_H, A_H, D_H, norm_I, history_BCW, initial_BHPN, reset_BT,
+            xBC_BTC, dt_BTH, y_BTI, starts, decays, documents,
+        ) = ctx.saved_tensors  # fmt: skip
+        sizes: MixerSizes = ctx.sizes
+        z_BTI, raw_BTC, raw_dt_BTH = sizes.split(projected_BTS)
+        dprojected_BTS = torch.empty_like(projected_BTS)
+        dz_BTI, draw_BTC, draw_dt_BTH = sizes.split(dprojected_BTS)
+        dy_BTI, dnorm_I = gated_norm_backward(grads[0], y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS, dz_BTI)
+        x, B, C = sizes.operands(xBC_BTC)
+        dxBC_BTC = torch.empty_like(xBC_BTC)
+        dx, dB_slot, dC_slot = sizes.operands(dxBC_BTC)
+        ddt_BTH, dA_H, dB, dC, dD_H, _ = run_backward(
+            dy_BTI.view(x.shape), None, x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT,
+            starts, decays, documents, sizes.chunk, dx,
+        )  # fmt: skip
+        dB_slot.copy_(dB)
+        dC_slot.copy_(dC)
+        dkernel_CW, dbias_C, _ = conv_silu_backward(
+            dxBC_BTC, raw_BTC, history_BCW, kernel_CW, bias_C, reset_BT, draw_BTC
+        )
+        # The derivative of softplus is the logistic function; what is padding in the rows has no gradient.
+        ddt_BTH = ddt_BTH * torch.sigmoid(raw_dt_BTH.float() + dt_bias_H)
+        draw_dt_BTH.copy_(ddt_BTH)
+        dprojected_BTS[..., sizes.inner + sizes.channels + sizes.heads :].zero_()
+        return (
+            dprojected_BTS,
+            dkernel_CW.to(kernel_CW.dtype),
+            dbias_C.to(bias_C.dtype),
+            ddt_BTH.sum((0, 1)).to(dt_bias_H.dtype),
+            # A = −exp(A_log), so dA/dA_log = A.
+            (dA_H * A_H).to(dt_bias_H.dtype),
+            dD_H.to(D_H.dtype),
+            dnorm_I.to(norm_I.dtype),
+            None, None, None, None,
+        )  # fmt: skip

@@ -1,0 +1,131 @@
+"""One micro-batch: its loss terms, and its gradients added to what is there. On a GPU, a captured graph.
+
+The first pass runs as it is written (and compiles what is to be compiled); then the same work is captured, and every
+later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jepamba.data import Batch
+from jepamba.jepa import Draw, Terms, draw, objective
+from jepamba.train.session import Session
+
+
+class Inputs(NamedTuple):
+    """All that differs from one micro-batch to the next."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    reset_BT: Tensor | None
+    lam: Tensor
+    """λ, a scalar."""
+    draw: Draw | None
+    """What SIGReg drew."""
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in order."""
+        drawn = () if self.draw is None else self.draw
+        return [value for value in (*self[:-1], *drawn) if value is not None]
+
+    def moved(self, device: torch.device) -> Inputs:
+        """The same on `device`."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            if value is None or value.device == device:
+                return value
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+        drawn = None if self.draw is None else Draw(*map(move, self.draw))
+        tokens, targets, reset, lam = map(move, self[:-1])
+        assert tokens is not None
+        assert targets is not None
+        assert lam is not None
+        return Inputs(tokens, targets, reset, lam, drawn)
+
+
+def inputs_of(session: Session, batch: Batch, lam: float, index: int) -> Inputs:
+    """The inputs of one micro-batch, on the CPU; `index` numbers micro-batches over the run."""
+    run = session.run
+    drawn = None
+    if session.heads is not None and run.jepa.sigreg_weight > 0:
+        drawn = draw(run.jepa, run.model.dim, tuple(batch.inputs_BT.shape), run.train.seed, index)
+    reset = batch.reset_BT if run.data.reset else None
+    return Inputs(batch.inputs_BT, batch.targets_BT, reset, torch.tensor(lam), drawn)
+
+
+def terms_of(session: Session, inputs: Inputs) -> Terms:
+    """The loss terms of one micro-batch whose inputs lie on the session's device."""
+    with session.place.autocast():
+        return objective(session.model, session.heads, session.run.jepa, *inputs)
+
+
+class MicroPass:
+    """Adds the gradients and the loss terms of micro-batches up, each divided by how many there are in a step."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.sums = torch.zeros(len(Terms._fields), device=session.place.device)
+        self.share = session.run.train.tokens_per_micro / session.run.train.tokens_per_step
+        self.captures = session.place.device.type == "cuda" and session.run.train.graph
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: Inputs | None = None
+        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        """By whether the grids are seen, and the widths of the integer ones."""
+
+    def settle(self) -> None:
+        """Compute the weights of the step's passes, once for all its micro-batches."""
+        model, dtype = self.session.model, self.session.place.dtype
+        grids = model.quantized, model.quant.widths
+        if grids in self.settling:
+            self.settling[grids].replay()
+            return
+        model.settle(dtype)
+        if self.captures:
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                model.settle(dtype)
+            self.settling[grids] = graph
+
+    def __call__(self, inputs: Inputs) -> None:
+        """Add one micro-batch."""
+        inputs_there = inputs.moved(self.session.place.device) if self.inputs is None else self._into(inputs)
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.captures:
+            self._capture(inputs_there)
+        else:
+            self._run(inputs_there)
+
+    def _run(self, inputs: Inputs) -> None:
+        terms = terms_of(self.session, inputs)
+        (terms.total * self.share).backward()
+        self.sums += torch.stack([term.detach().float() for term in terms]) * self.share
+
+    def _into(self, inputs: Inputs) -> Inputs:
+        """Copy into the tensors that the graph reads."""
+        assert self.inputs is not None
+        for there, here in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
+            there.copy_(here.pin_memory(), non_blocking=True)
+        return self.inputs
+
+    def _capture(self, inputs: Inputs) -> None:
+        """Run this micro-batch, and record the graph for those that follow."""
+        self.inputs = inputs
+        stream = torch.cuda.Stream(self.session.place.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        # What the first pass used is not what the graph will use: its memory is given back.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._run(inputs)
+        self.graph = graph

@@ -1,0 +1,40 @@
+"""The latent predictor's kernels by Triton's interpreter (or on a GPU, where there is one) against plain PyTorch in
+float64: outputs and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
+
+import pytest
+import torch
+from norms_interpreted import DEVICE, DTYPES, compare, random
+from torch import Tensor
+
+from jepamba.fused import latents
+from jepamba.fused.latents import BiasGelu, ShiftedError
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", [(3, 5, 24), (1, 1, 700), (2, 9, 40)], ids=str)
+def test_bias_gelu(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    u, bias = random(*shape, dtype=dtype, seed=0), random(shape[-1], dtype=torch.float32, seed=1)
+    compare(BiasGelu.apply, latents.bias_gelu, [u, bias], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize(("shape", "k"), [((3, 7, 24), 1), ((2, 9, 40), 3), ((1, 4, 16), 3)], ids=str)
+def test_shifted_error(shape: tuple[int, int, int], k: int, dtype: torch.dtype, tolerance: float) -> None:
+    prediction, target = (random(*shape, dtype=dtype, seed=s) for s in range(2))
+    weight = random(*shape[:2], dtype=torch.float32, seed=2).abs()
+    weight[:, -k:] = 0
+    weight[0, 0] = 0
+
+    def kernels(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        error, handed = ShiftedError.apply(p, z, weight, k)
+        return ShiftedError.apply(2 * p, handed, weight, k)[0] + error, handed
+
+    def plain(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        error, handed = latents.shifted_error(p, z, weight.double(), k)
+        return latents.shifted_error(2 * p, handed, weight.double(), k)[0] + error, handed
+
+    for used in (None, (0,)):
+        compare(kernels, plain, [prediction, target], tolerance, used)
+    detached = target.detach()
+    compare(lambda p: kernels(p, detached)[0], lambda p: plain(p, detached.double())[0], [prediction], tolerance)
+    assert prediction.device.type == DEVICE

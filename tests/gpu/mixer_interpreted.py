@@ -1,0 +1,46 @@
+"""A mixer's fused inside by Triton's interpreter (or on a GPU, where there is one) against the plain one in float64:
+output, state and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
+
+import pytest
+import torch
+from norms_interpreted import DEVICE, DTYPES, compare
+from torch import Tensor
+
+from jepamba.config import Model, Quant
+from jepamba.fused.mixer import FusedMixer
+from jepamba.model.mixer import Mamba2, MixerState
+
+NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("resets", [False, True])
+def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool, resets: bool) -> None:
+    torch.manual_seed(3)
+    config = Model(vocab_size=16, dim=64, headdim=32, d_state=16, chunk=16, layers=1)
+    mixer = Mamba2(config, Quant()).to(DEVICE)
+    B, T = 2, 37
+    projected = torch.randn(B, T, mixer.row_width, device=DEVICE, dtype=dtype)
+    projected[..., mixer.sizes.inner + mixer.channels + mixer.sizes.heads :] = 0
+    reset = (torch.rand(B, T, device=DEVICE) < 0.1) if resets else None
+    state = None
+    if carried:
+        state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(B)))
+    weights = [getattr(mixer, name).detach() for name in NAMES]
+
+    def fused(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        return FusedMixer.apply(rows, *values, *(state or (None, None)), reset, mixer.sizes)
+
+    def plain(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        read = dict(zip(NAMES, values, strict=True))
+        mixer.weight = read.__getitem__  # type: ignore[method-assign]
+        before = mixer.initial_state(B) if state is None else state
+        normed, after = mixer._plain(rows, reset, MixerState(*(value.double() for value in before)))
+        return normed, after.ssm_BHPN
+
+    compare(fused, plain, [projected, *weights], tolerance, (0,))
+    with torch.no_grad():
+        ours = fused(projected, *weights)[1]
+        truth = plain(projected.double(), *(value.double() for value in weights))[1]
+    assert (ours - truth).norm() / truth.norm() < tolerance

@@ -1,0 +1,104 @@
+"""The row-wise kernels by Triton's interpreter on the CPU (or on a GPU, where there is one) against plain PyTorch in
+float64: outputs and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from jepamba.fused import norms
+from jepamba.fused.norm_functions import AddNorm, GatedNorm, MixNorm, Relu2Norm
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
+SHAPES = [(3, 5, 24), (1, 1, 64), (2, 9, 40)] + ([(4, 700, 640), (2, 33, 2560)] if DEVICE == "cuda" else [])
+
+
+def compare(
+    kernels: Callable[..., object],
+    plain: Callable[..., object],
+    inputs: list[Tensor],
+    tolerance: float,
+    used: tuple[int, ...] | None = None,
+) -> None:
+    """Both give the same outputs and, for random weights of them, the same gradients, by relative RMS."""
+
+    def run(function: Callable[..., object], values: list[Tensor]) -> list[Tensor]:
+        leaves = [value.detach().clone().requires_grad_() for value in values]
+        result = function(*leaves)
+        outputs = list(result) if isinstance(result, tuple) else [result]
+        chosen = [outputs[i] for i in used] if used is not None else outputs
+        generator = torch.Generator().manual_seed(1)
+        loss = sum((o.double() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in chosen)
+        assert isinstance(loss, Tensor)
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return [*chosen, *grads]
+
+    ours = run(kernels, inputs)
+    truth = run(plain, [value.double() for value in inputs])
+    for index, (a, b) in enumerate(zip(ours, truth, strict=True)):
+        error = (a.double() - b).norm() / b.norm().clamp_min(1e-30)
+        assert error < tolerance or b.norm() < 1e-12, f"value {index}: {error:.2e}"
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+class TestEqualPlain:
+    def test_add_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+        x, branch = (random(*shape, dtype=dtype, seed=s) for s in range(2))
+        for used in (None, (0,), (1,)):
+            compare(lambda *v: AddNorm.apply(*v, norms.RMS_EPS), norms.add_norm, [x, branch], tolerance, used)
+        compare(lambda v: AddNorm.apply(v, None, norms.RMS_EPS)[1], norms.rms, [x], tolerance)
+
+    def test_mix_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+        D = shape[-1]
+        x, x0, skip = (random(*shape, dtype=dtype, seed=s) for s in range(3))
+        mix, weight = random(2, D, dtype=torch.float32, seed=3), random(D, dtype=torch.float32, seed=4)
+
+        def kernels(*v: Tensor) -> object:
+            with_skip = v if len(v) == 5 else (*v, None, None)
+            return MixNorm.apply(*with_skip, norms.RMS_EPS)
+
+        for used in (None, (0,), (1,), (1, 2)):
+            compare(kernels, norms.mix_norm, [x, x0, mix, skip, weight], tolerance, used)
+            compare(kernels, norms.mix_norm, [x, x0, mix], tolerance, used)
+
+    def test_mix_norm_adds_up_what_x0_gets(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+        D = shape[-1]
+        x, x0 = (random(*shape, dtype=dtype, seed=s) for s in range(2))
+        mix = random(2, D, dtype=torch.float32, seed=3)
+
+        def twice(function: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callable[..., Tensor]:
+            def run(x: Tensor, x0: Tensor, mix: Tensor) -> Tensor:
+                mixed, _, handed = function(x, x0, mix)
+                return function(mixed, handed, mix)[1]
+
+            return run
+
+        compare(
+            twice(lambda x, x0, mix: MixNorm.apply(x, x0, mix, None, None, norms.RMS_EPS)),
+            twice(norms.mix_norm),
+            [x, x0, mix],
+            tolerance,
+        )
+
+    def test_gated_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+        y, z = (random(*shape, dtype=dtype, seed=s) for s in range(2))
+        weight = random(shape[-1], dtype=torch.float32, seed=2)
+        compare(lambda *v: GatedNorm.apply(*v, norms.GATED_NORM_EPS), norms.gated_norm, [y, z, weight], tolerance)
+
+    def test_relu2_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+        u = random(*shape, dtype=dtype, seed=0)
+        compare(lambda v: Relu2Norm.apply(v, norms.RMS_EPS), norms.relu2_norm, [u], tolerance)
+
+
+def test_a_row_of_zeros_has_finite_gradients() -> None:
+    u = torch.zeros(2, 3, 24, device=DEVICE, requires_grad=True)
+    (grad,) = torch.autograd.grad(Relu2Norm.apply(u, norms.RMS_EPS).sum(), u)
+    assert torch.equal(grad, torch.zeros_like(grad))

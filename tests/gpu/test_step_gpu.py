@@ -1,0 +1,82 @@
+"""The training step on a GPU: kernels against plain PyTorch, the captured graph against the same work launched."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepamba import gpu
+from jepamba.config import Run, with_settings
+from jepamba.data import Corpus, corpus
+from jepamba.presets import load_preset
+from jepamba.train import resolve
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import training_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
+    """Two micro-batches a step of a model with everything in it, on the English inside Python."""
+    run = with_settings(
+        load_preset("submission-bpe"),
+        {
+            "data.tokenizer": "bytes",
+            "data.reset": True,
+            "data.cache": str(tmp_path_factory.mktemp("cache")),
+            "data.sequence": 256,
+            "model.vocab_size": 0,
+            "model.dim": 128,
+            "model.embed_dim": 96,
+            "model.layers": 4,
+            "jepa.sigreg_projections": 64,
+            "train.tokens_per_micro": 2048,
+            "train.tokens_per_step": 4096,
+        },
+    )
+    text = corpus(run.data)
+    return resolve(run, text), text
+
+
+def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, float]]:
+    with gpu.kernels(kernels):
+        micro = MicroPass(Session(run, text, place(run.train)))
+        return [training_step(micro, 0.0) for _ in range(count)]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("overlay", ["", "+sigreg-lewm"])
+def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], reset: bool, overlay: str) -> None:
+    run, text = small
+    jepa = replace(load_preset(f"submission-bpe{overlay}").jepa, sigreg_projections=64)
+    run = replace(run, data=replace(run.data, reset=reset), jepa=jepa)
+    ours = steps(run, text, True, 6)
+    plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 6)
+    for a, b in zip(ours, plain, strict=True):
+        assert a["ce"] == pytest.approx(b["ce"], rel=5e-3)
+        assert a["jepa"] == pytest.approx(b["jepa"], rel=5e-2)
+        assert a["sigreg"] == pytest.approx(b["sigreg"], rel=5e-2)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-2)
+    assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
+
+
+def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus]) -> None:
+    run, text = small
+    replayed = steps(run, text, True, 4)
+    launched = steps(replace(run, train=replace(run.train, graph=False)), text, True, 4)
+    for a, b in zip(replayed, launched, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_the_same_run_twice_is_the_same(small: tuple[Run, Corpus], tmp_path: Path) -> None:
+    run, text = small
+    assert steps(run, text, True, 4) == steps(run, text, True, 4)
