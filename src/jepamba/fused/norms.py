@@ -61,7 +61,7 @@ def mix_norm(
             x, x0, mix, skip, skip_weight, RMS_EPS
         )
         return three
-    if skip is not None:
+    if skip is not None and skip_weight is not None:
         x = x + skip_weight * skip
     mixed = mix[0] * x + mix[1] * x0
     return mixed, rms(mixed), x0

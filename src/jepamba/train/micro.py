@@ -34,18 +34,17 @@ class Inputs(NamedTuple):
 
     def moved(self, device: torch.device) -> Inputs:
         """The same on `device`."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            if value is None or value.device == device:
-                return value
-            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
-
-        drawn = None if self.draw is None else Draw(*map(move, self.draw))
-        tokens, targets, reset, lam = map(move, self[:-1])
-        assert tokens is not None
-        assert targets is not None
-        assert lam is not None
-        return Inputs(tokens, targets, reset, lam, drawn)
+        drawn = self.draw
+        if drawn is not None:
+            chosen = None if drawn.chosen is None else _sent(drawn.chosen, device)
+            drawn = Draw(_sent(drawn.directions_EM, device), chosen)
+        return Inputs(
+            _sent(self.tokens_BT, device),
+            _sent(self.targets_BT, device),
+            None if self.reset_BT is None else _sent(self.reset_BT, device),
+            _sent(self.lam, device),
+            drawn,
+        )
 
 
 def inputs_of(session: Session, batch: Batch, lam: float, index: int) -> Inputs:
@@ -53,9 +52,14 @@ def inputs_of(session: Session, batch: Batch, lam: float, index: int) -> Inputs:
     run = session.run
     drawn = None
     if session.heads is not None and run.jepa.sigreg_weight > 0:
-        drawn = draw(run.jepa, run.model.dim, tuple(batch.inputs_BT.shape), run.train.seed, index)
+        drawn = draw(run.jepa, run.model.dim, (len(batch.inputs_BT), run.data.sequence), run.train.seed, index)
     reset = batch.reset_BT if run.data.reset else None
     return Inputs(batch.inputs_BT, batch.targets_BT, reset, torch.tensor(lam), drawn)
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`, by a copy that need not be waited for."""
+    return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
 def terms_of(session: Session, inputs: Inputs) -> Terms:
