@@ -8,7 +8,7 @@ minimum the tokens' gradients add up like independent numbers of mean 0.
 
 from __future__ import annotations
 
-import zlib
+import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +138,7 @@ def fixed_bytes(session: Session) -> float:
     """Bytes of the artifact that the widths do not change, about: all other tensors, the tokenizer, the header."""
     chosen = adjustable(session)
     bits = sum(entropy_bits(module.encode(name)) for path, module, name in session.model.places() if path not in chosen)
-    return CODED * bits / 8 + len(zlib.compress(session.corpus.tokenizer.serialize(), 9)) + HEADER_BYTES
+    return CODED * bits / 8 + len(lzma.compress(session.corpus.tokenizer.serialize(), preset=9)) + HEADER_BYTES
 
 
 def _cost(place: Place, width: int) -> tuple[float, Tensor]:
