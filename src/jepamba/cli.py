@@ -233,10 +233,17 @@ def _add_using(top: _Commands) -> None:
     inspect = top.add(
         "inspect",
         "inspect",
-        "Show what is in an artifact: parameters, grids, bytes.",
-        ["jepamba inspect runs/mine/artifact.jepa", "jepamba inspect runs/mine/artifact.jepa --json"],
+        "Show what is in an artifact: parameters, grids, bytes, errors, and what one more layer or bit would cost.",
+        [
+            "jepamba inspect runs/mine/artifact.jepa",
+            "jepamba inspect runs/mine --json",
+            "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
+        ],
     )
-    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact, or the folder of a run")
+    inspect.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare with (default: the run's newest)"
+    )
 
 
 def _add_data(top: _Commands) -> None:
