@@ -150,6 +150,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     _add_using(top)
     _add_data(top)
     _add_study(top)
+    _add_submission(top)
     return parser, top.names
 
 
@@ -298,3 +299,28 @@ def _add_study(top: _Commands) -> None:
     )
     report.add_argument("dir", type=Path, metavar="DIR")
     commands.add("plans", "study_plans", "List the shipped plans.", ["jepamba study plans"])
+
+
+def _add_submission(top: _Commands) -> None:
+    submission = top.add(
+        "submission",
+        "submission",
+        "Make the folder that a reviewer of the 16 MB challenge wants from a finished run.",
+        [
+            'jepamba submission runs/mine -o submission --name "Mamba-2, JEPA" --author "A. Name" --check',
+            "jepamba submission runs/mine -o submission --packed --validation",
+        ],
+    )
+    submission.add_argument("dir", type=Path, metavar="DIR", help="the folder of a finished run")
+    submission.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to make")
+    for field, what in (
+        ("name", "its title"),
+        ("author", "who made it"),
+        ("github-id", "the author's account"),
+        ("date", "when it was made, as it is to stand there"),
+        ("blurb", "one paragraph on what is new"),
+    ):
+        submission.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{what} (default: left blank)")
+    submission.add_argument("--packed", action="store_true", help="keep the script's code compressed, to save bytes")
+    submission.add_argument("--validation", action="store_true", help="add the validation text's tokens as a shard")
+    submission.add_argument("--check", action="store_true", help="run the script, alone, and compare its figure")

@@ -9,6 +9,7 @@ from jepamba.commands.inspecting import inspect
 from jepamba.commands.sampling import generate
 from jepamba.commands.scoring import evaluate
 from jepamba.commands.study import study_plans, study_report, study_run
+from jepamba.commands.submission import submission
 from jepamba.commands.training import demo, presets, resume, train
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "study_plans",
     "study_report",
     "study_run",
+    "submission",
     "train",
 ]
