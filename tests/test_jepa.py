@@ -49,6 +49,12 @@ def slow_error(predictions: list[Tensor], z: Tensor, reset: Tensor | None) -> fl
     return sum(per_step) / len(per_step)
 
 
+def error_of(predictions: list[Tensor], z: Tensor, reset: Tensor | None, *, detach_targets: bool) -> Tensor:
+    """The error of given predictions."""
+    given = iter(predictions)
+    return prediction_error(lambda _: next(given), len(predictions), z, reset, detach_targets=detach_targets)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("resets", ["none", "never", "some", "always"])
 def test_prediction_error_by_a_slow_loop(steps: int, resets: str) -> None:
@@ -56,7 +62,7 @@ def test_prediction_error_by_a_slow_loop(steps: int, resets: str) -> None:
     predictions = [torch.randn(3, 14, 5) for _ in range(steps)]
     share = {"none": 0.0, "never": 0.0, "some": 0.25, "always": 1.0}[resets]
     reset = None if resets == "none" else torch.rand(3, 14) < share
-    ours = prediction_error(predictions, z, reset, detach_targets=False)
+    ours = error_of(predictions, z, reset, detach_targets=False)
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(slow_error(predictions, z, reset), rel=1e-5)
     if resets == "always":
@@ -67,13 +73,13 @@ def test_a_window_too_short_for_the_last_step_is_no_accident() -> None:
     """`Run` refuses steps >= sequence; the longest roll-out that it accepts has a target."""
     z = torch.randn(2, 4, 5)
     predictions = [torch.zeros(2, 4, 5)] * 3
-    assert torch.isfinite(prediction_error(predictions, z, None, detach_targets=False))
+    assert torch.isfinite(error_of(predictions, z, None, detach_targets=False))
 
 
 def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     z, prediction = torch.randn(2, 9, 5, requires_grad=True), torch.randn(2, 9, 5, requires_grad=True)
     for detach in (False, True):
-        error = prediction_error([prediction], z, None, detach_targets=detach)
+        error = error_of([prediction], z, None, detach_targets=detach)
         to_prediction, to_z = torch.autograd.grad(error, (prediction, z), allow_unused=True)
         assert to_prediction.abs().max() > 0
         assert (to_z is None) == detach
@@ -81,7 +87,7 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     heads = disturbed_heads(Jepa(steps=2))
     z = torch.randn(2, 9, 16, requires_grad=True)
     grads = [
-        torch.autograd.grad(prediction_error(heads.rollout(z), z, None, detach_targets=detach), z)[0]
+        torch.autograd.grad(prediction_error(heads.step, heads.steps, z, None, detach_targets=detach), z)[0]
         for detach in (False, True)
     ]
     assert grads[1][:, :8].abs().amin(0).max() > 0
@@ -92,7 +98,7 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
 def test_prediction_error_is_fp32_for_bf16_latents() -> None:
     z = torch.randn(2, 9, 5).bfloat16()
     prediction = torch.randn(2, 9, 5).bfloat16()
-    error = prediction_error([prediction], z, None, detach_targets=False)
+    error = error_of([prediction], z, None, detach_targets=False)
     assert error.dtype == torch.float32
     assert error.item() == pytest.approx(slow_error([prediction], z, None), rel=1e-5)
 

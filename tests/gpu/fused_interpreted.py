@@ -115,7 +115,7 @@ def test_convolution(batch: int, length: int, channels: int, taps: int, resets: 
 
 
 @pytest.mark.usefixtures("_short_chunks")
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2),
     length=st.integers(1, 36),

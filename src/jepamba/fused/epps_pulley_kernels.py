@@ -13,6 +13,35 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+# π/2 in three parts, the first two of so few bits that up to 2^13 of them are exact in fp32.
+HALF_PI = tl.constexpr(1.5703125)
+HALF_PI_LOW = tl.constexpr(0.00048351287841796875)
+HALF_PI_LOWEST = tl.constexpr(3.13916478589249e-07)
+
+
+@triton.jit
+@no_type_check
+def _turn(angle):
+    """(cos, sin) to fp32's rounding for angles up to ±8,192 or so; beyond that less and less, but within the circle.
+
+    One reduction to ± π/4 and the two Taylor series serve both: the library's functions would cost as much as the rest
+    of the kernels together.
+    """
+    quarters = tl.floor(angle * 0.6366197723675814 + 0.5)
+    r = angle - quarters * HALF_PI - quarters * HALF_PI_LOW - quarters * HALF_PI_LOWEST
+    r = tl.clamp(r, -0.8, 0.8, propagate_nan=tl.PropagateNan.ALL)
+    square = r * r
+    sin = square * (square * (square * (1.0 / 362880.0) - 1.0 / 5040.0) + 1.0 / 120.0) - 1.0 / 6.0
+    sin = r + r * square * sin
+    cos = square * (square * (square * (1.0 / 40320.0) - 1.0 / 720.0) + 1.0 / 24.0) - 0.5
+    cos = 1.0 + square * cos
+    quadrant = quarters.to(tl.int32)
+    odd = (quadrant & 1) != 0
+    turned_cos = tl.where(odd, sin, cos)
+    turned_sin = tl.where(odd, cos, sin)
+    turned_cos = tl.where(((quadrant + 1) & 2) != 0, -turned_cos, turned_cos)
+    return turned_cos, tl.where((quadrant & 2) != 0, -turned_sin, turned_sin)
+
 
 @triton.jit
 @no_type_check
@@ -36,10 +65,9 @@ def sums_kernel(
         inside = (n < tl.minimum(part * rows + rows, N))[:, None] & (m < M)[None, :]
         x_nm = tl.load(x + (s * N + n.to(tl.int64)[:, None]) * M + m[None, :], mask=inside, other=0.0)
         # What lies outside starts as 0 and stays 0, since turning keeps the length.
-        cos = tl.where(inside, tl.cos(start * x_nm), 0.0)
-        sin = tl.sin(start * x_nm)
-        turn_cos = tl.cos(step * x_nm)
-        turn_sin = tl.sin(step * x_nm)
+        cos, sin = _turn(start * x_nm)
+        cos = tl.where(inside, cos, 0.0)
+        turn_cos, turn_sin = _turn(step * x_nm)
         new_cosines = ()
         new_sines = ()
         for k in tl.static_range(K):
@@ -74,8 +102,7 @@ def pull_kernel(
     inside = (n < N)[:, None] & (m < M)[None, :]
     at = (s * N + n.to(tl.int64)[:, None]) * M + m[None, :]
     x_nm = tl.load(x + at, mask=inside, other=0.0)
-    cos = tl.cos(step * x_nm)
-    sin = tl.sin(step * x_nm)
+    cos, sin = _turn(step * x_nm)
     real = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     imaginary = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for j in tl.range(0, K):
@@ -83,4 +110,5 @@ def pull_kernel(
         turned = real * cos - imaginary * sin + tl.load(a + at_k, mask=m < M, other=0.0)[None, :]
         imaginary = imaginary * cos + real * sin + tl.load(b + at_k, mask=m < M, other=0.0)[None, :]
         real = turned
-    tl.store(out + at, real * tl.cos(start * x_nm) - imaginary * tl.sin(start * x_nm), mask=inside)
+    cos, sin = _turn(start * x_nm)
+    tl.store(out + at, real * cos - imaginary * sin, mask=inside)

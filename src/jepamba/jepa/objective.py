@@ -60,8 +60,8 @@ def objective(
     if heads is not None:
         z_BTE = heads.project(h_BTD)
         if config.weight > 0:
-            predictions = heads.rollout(z_BTE)
-            jepa = prediction_error(predictions, z_BTE, reset_BT, detach_targets=config.detach_targets)
+            detach = config.detach_targets
+            jepa = prediction_error(heads.step, heads.steps, z_BTE, reset_BT, detach_targets=detach)
         if config.sigreg_weight > 0:
             assert drawn is not None
             statistic = sigreg(z_BTE, config, drawn)

@@ -13,6 +13,7 @@ Legend: B batch, T time, E latent width, S samples that are tested apart, N draw
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -47,8 +48,8 @@ def draw(config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int)
     `seed` and `step` decide them, so a run resumed at `step` repeats them; with `sigreg_fixed` the directions are the
     same at every step.
     """
-    of_directions = torch.Generator().manual_seed(_seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0))
-    directions = torch.randn(width, config.sigreg_projections, generator=of_directions)
+    seed_now = _seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0)
+    directions_EM = _directions(width, config.sigreg_projections, seed_now)
     per_timestep = config.sigreg_pool == "timestep"
     rows = shape[1] if per_timestep else shape[0] * shape[1]
     count = config.sigreg_timesteps if per_timestep else config.sigreg_samples
@@ -56,17 +57,26 @@ def draw(config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int)
     if 0 < count < rows:
         of_subset = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
         chosen = torch.randperm(rows, generator=of_subset)[:count].sort().values
-    return Draw(torch.nn.functional.normalize(directions, dim=0), chosen)
+    return Draw(directions_EM, chosen)
+
+
+@lru_cache(1)
+def _directions(width: int, count: int, seed: int) -> Tensor:
+    """Kept from one call to the next for runs whose directions are fixed."""
+    directions_EM = torch.randn(width, count, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(directions_EM, dim=0)
 
 
 def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) -> Float[Tensor, "S N E"]:
     """The fp32 samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
     if config.sigreg_pool == "timestep":
-        return _rows(z_BTE.transpose(0, 1), chosen).float()
+        # Chosen before it is transposed: the gradient then lies in memory as z does.
+        return (z_BTE if chosen is None else z_BTE.index_select(1, chosen)).float().transpose(0, 1)
     if config.sigreg_pool == "centered":
         z_BTE = z_BTE.float()
         z_BTE = z_BTE - z_BTE.mean(1, keepdim=True)
-    return _rows(z_BTE.flatten(0, 1), chosen).float().unsqueeze(0)
+    z_NE = z_BTE.flatten(0, 1)
+    return (z_NE if chosen is None else z_NE.index_select(0, chosen)).float().unsqueeze(0)
 
 
 def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, ""]:
@@ -76,10 +86,6 @@ def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Te
         x_SNM = z_SNE @ drawn.directions_EM
         statistic = epps_pulley(x_SNM, *knots(config, z_BTE.device)).mean()
         return statistic * z_SNE.shape[1] if config.sigreg_scale_n else statistic
-
-
-def _rows(rows: Tensor, chosen: Tensor | None) -> Tensor:
-    return rows if chosen is None else rows.index_select(0, chosen)
 
 
 def _seed_of(seed: int, step: int, stream: int) -> int:

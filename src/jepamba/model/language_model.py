@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,18 @@ from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
+
+
+class Stream(NamedTuple):
+    """What a block hands on."""
+
+    x_BTD: Tensor
+    """Its output."""
+    x0_BTD: Tensor
+    """The embedded input, for the next block."""
+    before_BTD: Tensor
+    """Its input, for a skip: read from here, its gradient costs no pass of its own (see `mix_norm`)."""
+
 
 Skip = tuple[Tensor, Tensor]
 """What a U-Net skip brings: an encoder block's output (B, T, D) and its per-channel weight (D,)."""
@@ -52,17 +65,17 @@ class Block(Gridded):
         skip: Skip | None,
         reset_BT: Bool[Tensor, "B T"] | None,
         state: MixerState | None,
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], MixerState]:
-        """The stream after this block, x0 for the next, and the mixer's state after the last token.
+    ) -> tuple[Stream, MixerState]:
+        """The stream after this block and what it was before, and the mixer's state after the last token.
 
         x0 is the embedded input; `skip`, where the block has one, is added before all else.
         """
-        x_BTD, normed_BTD, x0_BTD = mix_norm(x_BTD, x0_BTD, self.weight("mix"), *(skip or ()))
+        x_BTD, normed_BTD, *handed = mix_norm(x_BTD, x0_BTD, self.weight("mix"), *(skip or ()))
         branch_BTD, state = self.mixer(normed_BTD, self.weight("ssm_scale"), reset_BT, state)
-        if self.mlp is None:
-            return x_BTD + branch_BTD, x0_BTD, state
-        x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
-        return x_BTD + self.mlp(normed_BTD, self.weight("mlp_scale")), x0_BTD, state
+        if self.mlp is not None:
+            x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
+            branch_BTD = self.mlp(normed_BTD, self.weight("mlp_scale"))
+        return Stream(x_BTD + branch_BTD, *handed), state
 
 
 class Skips(Gridded):
@@ -129,8 +142,9 @@ class LanguageModel(Gridded):
         carried: State = []
         for index, block in enumerate(self._blocks()):
             before = None if state is None else state[index]
-            x_BTD, x0_BTD, after = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, before)
-            outputs.append(x_BTD)
+            stream, after = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, before)
+            x_BTD, x0_BTD = stream.x_BTD, stream.x0_BTD
+            outputs[-1:] = [stream.before_BTD, x_BTD] if outputs else [x_BTD]
             carried.append(after)
         return rms(x_BTD), carried
 

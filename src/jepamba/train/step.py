@@ -41,8 +41,10 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
             micro(inputs_of(session, batch, lam, session.progress.step * micro_batches + index))
             session.progress.tokens += batch.targets_BT.numel()
             session.progress.bytes += text_bytes(session, batch)
+    # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
+    norm = clip(session)
     means = dict(zip(Terms._fields, micro.sums.tolist(), strict=True))
-    grad_norm = clip(session)
+    grad_norm = norm.item()
     if not math.isfinite(means["total"] + grad_norm):
         raise UserError(
             f"step {session.progress.step + 1}: the loss is {means['total']} and its gradient's norm {grad_norm}, the "
@@ -96,11 +98,11 @@ def text_bytes(session: Session, batch: Batch) -> int:
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
 
 
-def clip(session: Session) -> float:
-    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that."""
+def clip(session: Session) -> Tensor:
+    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that, a scalar."""
     parameters = session.parameters()
     limit = session.run.optim.clip
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")).item()
+    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
 
 
 def term_gradients(session: Session, progress: float) -> dict[str, float]:
