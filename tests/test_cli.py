@@ -147,6 +147,16 @@ def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bytes"] == (run_dir / "artifact.jepa").stat().st_size
     said = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
     assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in said
+    assert "expected error" in said
+    of_run = json_of(capsys, "inspect", str(run_dir))
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    assert of_run["checkpoint"] == newest.name
+    assert of_run["masters_are_its_own"] is True
+    assert all(row["error"] is not None for row in of_run["tensors"])
+    given = ["inspect", str(run_dir / "artifact.jepa"), "--checkpoint"]
+    assert json_of(capsys, *given, str(newest)) == of_run
+    assert json_of(capsys, *given, str(run_dir)) == of_run
+    assert "error: of the stored weights against the unrounded ones" in out_of(capsys, "inspect", str(run_dir))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +233,7 @@ MISTAKES = [
     (["eval", "a.jepa", "--dta", "x"], "--data"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
+    (["inspect", "."], "no artifact.jepa here"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["data"], "COMMAND"),
     (["data", "info", "/no/such"], "/no/such"),

@@ -80,13 +80,15 @@ class MicroPass:
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Inputs | None = None
-        self.settling: dict[bool, torch.cuda.CUDAGraph] = {}
+        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        """By whether the grids are seen, and the widths of the integer ones."""
 
     def settle(self) -> None:
         """Compute the weights of the step's passes, once for all its micro-batches."""
         model, dtype = self.session.model, self.session.place.dtype
-        if model.quantized in self.settling:
-            self.settling[model.quantized].replay()
+        grids = model.quantized, model.quant.widths
+        if grids in self.settling:
+            self.settling[grids].replay()
             return
         model.settle(dtype)
         if self.captures:
@@ -94,7 +96,7 @@ class MicroPass:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 model.settle(dtype)
-            self.settling[model.quantized] = graph
+            self.settling[grids] = graph
 
     def __call__(self, inputs: Inputs) -> None:
         """Add one micro-batch."""

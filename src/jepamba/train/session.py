@@ -105,6 +105,7 @@ class Session:
             "loader": self.loader.state(),
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "train_tokens": len(self.corpus.train),
+            "widths": self.model.quant.width_of,
         }
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -120,6 +121,7 @@ class Session:
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
             progress = Progress.from_json(state["progress"])
+            self.model.set_widths(state.get("widths", {}))
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():
