@@ -20,7 +20,8 @@ from jepamba.artifact.store import load_artifact
 from jepamba.data.shards import open_shard
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
-from jepamba.evaluate.score import Score, score_plain, score_sliding
+from jepamba.evaluate.score import Score
+from jepamba.evaluate.windowed import score_plain, score_sliding
 from jepamba.text.tokenizers import Tokenizer
 
 TOLERANCE = 1e-4
