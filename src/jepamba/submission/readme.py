@@ -15,7 +15,7 @@ _PAGE = """\
 {temperature:.2f}), scored on the artifact as it was read back from disk. **{bytes_total:,} bytes**: {bytes_model:,} of
 model, {bytes_code:,} of code.
 
-| score of the artifact | BPB | nats a token | targets | bytes of text |
+| score of the artifact | BPB | nats a token | targets | bytes of decoded text |
 |---|---:|---:|---:|---:|
 {scores}
 
@@ -49,6 +49,12 @@ Objective: {objective}.
 | `config.toml` | every setting of the training run: `jepamba train config.toml` repeats it, given the data |
 | `train.log` | the training's log |
 """
+
+
+def by_decoded_bytes(score: Mapping[str, Any]) -> dict[str, Any]:
+    """`score` with the figures by decoded bytes in the place of those by original ones (where it has both)."""
+    renamed = {"bpb": "bpb_decoded", "bytes": "decoded_bytes"}
+    return {**score, **{key: score[other] for key, other in renamed.items() if other in score}}
 
 
 def readme(
@@ -86,6 +92,7 @@ def _scores(summary: Mapping[str, Any]) -> str:
     for key in ("bpb_plain", "bpb_calibrated", "bpb_sliding"):
         score = summary.get(key)
         if isinstance(score, dict):
+            score = by_decoded_bytes(score)
             rows.append(
                 f"| {score['mode']}, temperature {score['temperature']:.2f} | {score['bpb']:.4f} | "
                 f"{score['nats_per_token']:.4f} | {score['tokens']:,} | {score['bytes']:,} |"

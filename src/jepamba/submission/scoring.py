@@ -91,13 +91,13 @@ def _compared(claims: Path, score: Score) -> int:
     if not claims.exists():
         return 0
     claim = json.loads(claims.read_text(encoding="utf-8"))
-    if (claim["mode"], claim["val_tokens"], claim["val_bytes"]) != (score.mode, score.tokens, score.bytes):
+    if (claim["mode"], claim["val_tokens"], claim["val_bytes"]) != (score.mode, score.tokens, score.decoded_bytes):
         print(
             f"score.py: claimed of {claim['mode']}, {claim['val_tokens']:,} targets, {claim['val_bytes']:,} bytes; "
-            f"scored here: {score.mode}, {score.tokens:,} targets, {score.bytes:,} bytes",
+            f"scored here: {score.mode}, {score.tokens:,} targets, {score.decoded_bytes:,} bytes",
             file=sys.stderr,
         )
         return 1
-    off = abs(score.bpb - claim["val_bpb"])
-    print(f"score.py: {score.bpb:.6f} BPB, claimed {claim['val_bpb']:.6f}, off by {off:.1e}", file=sys.stderr)
+    off = abs(score.bpb_decoded - claim["val_bpb"])
+    print(f"score.py: {score.bpb_decoded:.6f} BPB, claimed {claim['val_bpb']:.6f}, off by {off:.1e}", file=sys.stderr)
     return int(off > TOLERANCE)
