@@ -108,7 +108,12 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         call()
-    return graph.replay
+
+    def replay(call: Callable[[], object] = call) -> None:
+        # The graph reads the call's tensors, so the call has to live as long.
+        graph.replay()
+
+    return replay
 
 
 def once(call: Callable[[], object], flush: Tensor) -> float:

@@ -4,8 +4,8 @@
 
 Prints a table and, last, one JSON line. Real tokens, real optimizer steps: what is timed is `training_step` itself.
 Options of its own: --bench-steps N (timed steps, default 5), --bench-paths fused,torch (interleaved; `torch` is the
-same step in plain PyTorch, without kernels and graph), and --bench-profile (a table of kernels). Everything else is a config
-flag. `first step` counts from the start of the process: imports, data, model, compilation, and the step itself.
+same step in plain PyTorch, without kernels and graph), and --bench-profile (a table of kernels). Everything else is a
+config flag. `first step` counts from the start of the process: imports, data, model, compilation, and the step itself.
 """
 
 from __future__ import annotations

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.config import Jepa, Model, Quant
-from jepamba.jepa import JepaHeads, Terms, objective, prediction_error, sigreg, sigreg_lambda, within_sequence_share
+from jepamba.jepa import (
+    JepaHeads,
+    Terms,
+    draw,
+    objective,
+    prediction_error,
+    sigreg,
+    sigreg_lambda,
+    within_sequence_share,
+)
 from jepamba.jepa.heads import PositionNorm
 from jepamba.model import LanguageModel
 
@@ -40,6 +49,12 @@ def slow_error(predictions: list[Tensor], z: Tensor, reset: Tensor | None) -> fl
     return sum(per_step) / len(per_step)
 
 
+def error_of(predictions: list[Tensor], z: Tensor, reset: Tensor | None, *, detach_targets: bool) -> Tensor:
+    """The error of given predictions."""
+    given = iter(predictions)
+    return prediction_error(lambda _: next(given), len(predictions), z, reset, detach_targets=detach_targets)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("resets", ["none", "never", "some", "always"])
 def test_prediction_error_by_a_slow_loop(steps: int, resets: str) -> None:
@@ -47,7 +62,7 @@ def test_prediction_error_by_a_slow_loop(steps: int, resets: str) -> None:
     predictions = [torch.randn(3, 14, 5) for _ in range(steps)]
     share = {"none": 0.0, "never": 0.0, "some": 0.25, "always": 1.0}[resets]
     reset = None if resets == "none" else torch.rand(3, 14) < share
-    ours = prediction_error(predictions, z, reset, detach_targets=False)
+    ours = error_of(predictions, z, reset, detach_targets=False)
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(slow_error(predictions, z, reset), rel=1e-5)
     if resets == "always":
@@ -58,13 +73,13 @@ def test_a_window_too_short_for_the_last_step_is_no_accident() -> None:
     """`Run` refuses steps >= sequence; the longest roll-out that it accepts has a target."""
     z = torch.randn(2, 4, 5)
     predictions = [torch.zeros(2, 4, 5)] * 3
-    assert torch.isfinite(prediction_error(predictions, z, None, detach_targets=False))
+    assert torch.isfinite(error_of(predictions, z, None, detach_targets=False))
 
 
 def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     z, prediction = torch.randn(2, 9, 5, requires_grad=True), torch.randn(2, 9, 5, requires_grad=True)
     for detach in (False, True):
-        error = prediction_error([prediction], z, None, detach_targets=detach)
+        error = error_of([prediction], z, None, detach_targets=detach)
         to_prediction, to_z = torch.autograd.grad(error, (prediction, z), allow_unused=True)
         assert to_prediction.abs().max() > 0
         assert (to_z is None) == detach
@@ -72,7 +87,7 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     heads = disturbed_heads(Jepa(steps=2))
     z = torch.randn(2, 9, 16, requires_grad=True)
     grads = [
-        torch.autograd.grad(prediction_error(heads.rollout(z), z, None, detach_targets=detach), z)[0]
+        torch.autograd.grad(prediction_error(heads.step, heads.steps, z, None, detach_targets=detach), z)[0]
         for detach in (False, True)
     ]
     assert grads[1][:, :8].abs().amin(0).max() > 0
@@ -83,7 +98,7 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
 def test_prediction_error_is_fp32_for_bf16_latents() -> None:
     z = torch.randn(2, 9, 5).bfloat16()
     prediction = torch.randn(2, 9, 5).bfloat16()
-    error = prediction_error([prediction], z, None, detach_targets=False)
+    error = error_of([prediction], z, None, detach_targets=False)
     assert error.dtype == torch.float32
     assert error.item() == pytest.approx(slow_error([prediction], z, None), rel=1e-5)
 
@@ -175,7 +190,8 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
         heads = disturbed_heads(config)
     torch.manual_seed(2)
     tokens, targets, reset = batch()
-    terms = objective(model, heads, config, tokens, targets, reset, lam=lam, seed=7, step=step)
+    drawn = draw(config, MODEL.dim, (3, 12), 7, step)
+    terms, _ = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), drawn)
     return terms, (model, heads, tokens, targets, reset)
 
 
@@ -191,7 +207,7 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     z_loss = logits.logsumexp(-1).square().mean()
     z = heads.projector(h)
     mse = slow_error(heads.rollout(z), z, reset)
-    statistic = sigreg(z, config, 7, 4)
+    statistic = sigreg(z, config, draw(config, MODEL.dim, (3, 12), 7, 4))
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.z_loss.item() == pytest.approx(z_loss.item(), rel=1e-5)
     assert terms.token.item() == pytest.approx((ce + 1e-2 * z_loss).item(), rel=1e-5)

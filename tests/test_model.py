@@ -199,7 +199,7 @@ def test_the_first_skip_doubles_its_input_and_is_there_only_on_request() -> None
                 model.skips.skip_weight.fill_(1.0)
         for block in model.blocks:
             block.register_forward_pre_hook(lambda module, args: given.append((args[0], args[2])))
-            block.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
+            block.register_forward_hook(lambda module, args, out: outputs.append(out[0].x_BTD))
         model(tokens_and_reset(config, 2, 9)[0])
         return given, outputs
 
@@ -500,7 +500,8 @@ def test_a_block_is_the_formula() -> None:
     x, x0 = torch.randn(1, 11, 16), torch.randn(1, 11, 16)
     reset = torch.zeros(1, 11, dtype=torch.bool)
     reset[0, 4] = True
-    y, handed, _ = block(x, x0, None, reset, None)
-    assert torch.equal(handed, x0)
+    (y, *handed), _ = block(x, x0, None, reset, None)
+    assert torch.equal(handed[0], x0)
+    assert torch.equal(handed[1], x)
     truth = oracle.block(x[0].double(), x0[0].double(), oracle.weights_of(block), config, 0, reset[0].tolist())
     assert torch.allclose(y[0].double(), truth, atol=1e-5)

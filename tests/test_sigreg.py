@@ -11,8 +11,11 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from jepamba.config import Jepa
-from jepamba.jepa import sigreg
-from jepamba.jepa.sigreg import directions, epps_pulley, knots, samples
+from jepamba.fused.epps_pulley import epps_pulley
+from jepamba.jepa import Draw, draw
+from jepamba.jepa import sigreg as sigreg_of_draw
+from jepamba.jepa.sigreg import knots
+from jepamba.jepa.sigreg import samples as chosen_samples
 from jepamba.presets import load_preset
 
 CPU = torch.device("cpu")
@@ -22,6 +25,23 @@ LEWM = load_preset("cpu+sigreg-lewm").jepa
 
 def jepa(**changes: Any) -> Jepa:
     return Jepa(**{"sigreg_projections": 64, "sigreg_scale_n": False, **changes})
+
+
+def sigreg(z: Tensor, config: Jepa, seed: int, step: int) -> Tensor:
+    return sigreg_of_draw(z, config, drawn_for(z, config, seed, step))
+
+
+def samples(z: Tensor, config: Jepa, seed: int, step: int) -> Tensor:
+    return chosen_samples(z, config, drawn_for(z, config, seed, step).chosen)
+
+
+def directions(config: Jepa, width: int, seed: int, step: int) -> Tensor:
+    return draw(config, width, (1, 1), seed, step).directions_EM
+
+
+def drawn_for(z: Tensor, config: Jepa, seed: int, step: int) -> Draw:
+    batch, length, width = z.shape
+    return draw(config, width, (batch, length), seed, step)
 
 
 def plain(x_SNM: Tensor, t_K: Tensor, w_K: Tensor) -> Tensor:
@@ -147,10 +167,10 @@ def test_pooling_penalises_a_latent_that_is_constant_in_time(pool: str) -> None:
     def ratio(config: Jepa) -> float:
         """Statistic of a constant z over that of a moving one, averaged over draws."""
         constant = moving = 0.0
-        for draw in range(12):
+        for trial in range(12):
             still = torch.randn(32, 1, 24).expand(32, 40, 24).contiguous()
-            constant += sigreg(still, config, draw, 0).item()
-            moving += sigreg(torch.randn(32, 40, 24), config, draw, 0).item()
+            constant += sigreg(still, config, trial, 0).item()
+            moving += sigreg(torch.randn(32, 40, 24), config, trial, 0).item()
         return constant / moving
 
     assert 0.8 < ratio(jepa(sigreg_pool="timestep")) < 1.25
@@ -230,6 +250,17 @@ def test_seed_and_step_decide_everything_that_is_drawn() -> None:
         before = torch.get_rng_state()
         sigreg(z, config, 3, 8)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_drawn_numbers_are_pinned() -> None:
+    """A run that is resumed by another version of the package goes on with the same directions and subset."""
+    drawn = draw(jepa(sigreg_samples=5), 3, (10, 10), 42, 7)
+    assert drawn.chosen is not None
+    assert drawn.chosen.tolist() == [21, 35, 63, 68, 95]
+    assert drawn.directions_EM[:, 0].tolist() == pytest.approx(
+        [0.6137493848800659, -0.7864894270896912, 0.06889118254184723], rel=1e-6
+    )
+    assert draw(jepa(sigreg_samples=100), 3, (10, 10), 42, 7).chosen is None
 
 
 def test_directions_are_unit_and_fixed_or_anew() -> None:

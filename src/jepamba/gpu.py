@@ -37,9 +37,9 @@ def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def programs(rows: int) -> int:
+def programs(rows: int, most: int = PROGRAMS) -> int:
     """How many programs share `rows` rows."""
-    return min(rows, PROGRAMS)
+    return min(rows, most)
 
 
 def warps(block: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepamba.fused.conv import causal_conv, conv_silu
 from jepamba.fused.cross_entropy import row_losses_torch, row_losses_triton, softcap
+from jepamba.fused.epps_pulley import epps_pulley
 
 
 def relative(ours: Tensor, truth: Tensor) -> float:
@@ -83,3 +84,26 @@ def conv_errors(
 
     names = ("y", "after", *values)
     return {n: relative(a, b) for n, a, b in zip(names, run(True), run(False), strict=True)}
+
+
+def epps_pulley_errors(
+    samples: int, draws: int, directions: int, knots: int, first: float, device: str, *, seed: int = 0
+) -> dict[str, float]:
+    """Of the statistic, its distance from the Gaussian's and the gradient, in fp32 alone, as it is used."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, draws, directions, generator=g) * 1.3 + 0.2
+    t = torch.linspace(first, 4.0, knots)
+    w = torch.rand(knots, generator=g)
+    pull = torch.randn(samples, directions, generator=g)
+
+    leaf = x.to(device).requires_grad_()
+    value = epps_pulley(leaf, t.to(device), w.to(device))
+    (grad,) = torch.autograd.grad(value, leaf, pull.to(device))
+    # The formula itself, every cosine at once. Knots are even in fp32 up to rounding; the truth has the same ones.
+    even = t[0].double() + (t[1] - t[0]).double() * torch.arange(knots)
+    wide = x.double().requires_grad_()
+    angles = wide.unsqueeze(-1) * even
+    gap = angles.cos().mean(1) - torch.exp(-(t.double() ** 2) / 2)
+    truth = (w.double() * (gap**2 + angles.sin().mean(1) ** 2)).sum(-1)
+    (true_grad,) = torch.autograd.grad(truth, wide, pull.double())
+    return {"value": relative(value, truth), "x": relative(grad, true_grad)}

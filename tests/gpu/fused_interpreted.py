@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import autograd_truth, conv_errors, cross_entropy_errors, relative
+from fused_cases import autograd_truth, conv_errors, cross_entropy_errors, epps_pulley_errors, relative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jepamba.fused import conv, cross_entropy
+from jepamba.fused import conv, cross_entropy, epps_pulley
 from jepamba.fused.cross_entropy import row_losses_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def _kernels_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (conv, cross_entropy):
+    for module in (conv, cross_entropy, epps_pulley):
         monkeypatch.setattr(module, "on_gpu", lambda _: True)
 
 
@@ -115,7 +115,7 @@ def test_convolution(batch: int, length: int, channels: int, taps: int, resets: 
 
 
 @pytest.mark.usefixtures("_short_chunks")
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2),
     length=st.integers(1, 36),
@@ -152,3 +152,25 @@ def test_convolution_between_slices_of_wider_rows() -> None:
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert first[2] is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "draws", "directions", "knots", "first"),
+    [(3, 20, 40, 17, 0.2), (1, 600, 33, 17, 0.0), (2, 5, 7, 2, 1.0), (1, 70, 5, 64, 0.0), (1, 1, 9, 3, 0.5)],
+)
+def test_epps_pulley(samples: int, draws: int, directions: int, knots: int, first: float) -> None:
+    worst = epps_pulley_errors(samples, draws, directions, knots, first, DEVICE)
+    assert {k: v for k, v in worst.items() if not v < 1e-5} == {}
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    samples=st.integers(1, 3),
+    draws=st.integers(4, 60),
+    directions=st.integers(8, 70),
+    knots=st.integers(3, 20),
+    first=st.floats(0, 1),
+)
+def test_epps_pulley_of_random_shapes(samples: int, draws: int, directions: int, knots: int, first: float) -> None:
+    worst = epps_pulley_errors(samples, draws, directions, knots, first, DEVICE)
+    assert {k: v for k, v in worst.items() if not v < 1e-5} == {}

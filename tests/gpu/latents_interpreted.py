@@ -1,6 +1,9 @@
 """The latent predictor's kernels by Triton's interpreter (or on a GPU, where there is one) against plain PyTorch in
 float64: outputs and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from norms_interpreted import DEVICE, DTYPES, compare, random
@@ -25,15 +28,17 @@ def test_shifted_error(shape: tuple[int, int, int], k: int, dtype: torch.dtype, 
     weight[:, -k:] = 0
     weight[0, 0] = 0
 
-    def kernels(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        error, handed = ShiftedError.apply(p, z, weight, k)
-        return ShiftedError.apply(2 * p, handed, weight, k)[0] + error, handed
+    def twice(function: Callable[..., tuple[Tensor, Tensor, Tensor]], weight: Tensor) -> Callable[..., Any]:
+        """The error of a prediction and of its double, both handed on by the first call."""
 
-    def plain(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        error, handed = latents.shifted_error(p, z, weight.double(), k)
-        return latents.shifted_error(2 * p, handed, weight.double(), k)[0] + error, handed
+        def run(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            error, p, z = function(p, z, weight, k)
+            return function(2 * p, z, weight, k)[0] + error, p, z
 
-    for used in (None, (0,)):
+        return run
+
+    kernels, plain = twice(ShiftedError.apply, weight), twice(latents.shifted_error, weight.double())
+    for used in (None, (0,), (1, 2)):
         compare(kernels, plain, [prediction, target], tolerance, used)
     detached = target.detach()
     compare(lambda p: kernels(p, detached)[0], lambda p: plain(p, detached.double())[0], [prediction], tolerance)

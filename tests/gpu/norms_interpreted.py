@@ -65,19 +65,21 @@ class TestEqualPlain:
             with_skip = v if len(v) == 5 else (*v, None, None)
             return MixNorm.apply(*with_skip, norms.RMS_EPS)
 
-        for used in (None, (0,), (1,), (1, 2)):
+        for used in (None, (0,), (1,), (1, 2), (1, 3)):
             compare(kernels, norms.mix_norm, [x, x0, mix, skip, weight], tolerance, used)
             compare(kernels, norms.mix_norm, [x, x0, mix], tolerance, used)
 
-    def test_mix_norm_adds_up_what_x0_gets(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    def test_mix_norm_adds_up_what_its_inputs_get(
+        self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+    ) -> None:
         D = shape[-1]
         x, x0 = (random(*shape, dtype=dtype, seed=s) for s in range(2))
         mix = random(2, D, dtype=torch.float32, seed=3)
 
-        def twice(function: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callable[..., Tensor]:
+        def twice(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
             def run(x: Tensor, x0: Tensor, mix: Tensor) -> Tensor:
-                mixed, _, handed = function(x, x0, mix)
-                return function(mixed, handed, mix)[1]
+                mixed, _, x0, x = function(x, x0, mix)
+                return function(mixed, x0, mix)[1] + x
 
             return run
 

@@ -1,9 +1,9 @@
 """Codecs: what turns a block of streams into few bytes and back.
 
-Every codec in `CODECS` is tried on every block and the smallest result wins; its name is written in the container's
-header. A better codec joins by `register`: it gets the values themselves with their names, widths and shapes, so an
-entropy coder with a model of the weights needs no other place. A compressor that is not installed is an error at
-import, never skipped.
+The smallest result wins, and its name is written in the container's header. Every codec in `CODECS` is tried on every
+block that is small or no weights; on the rest the general compressors, which take minutes, are tried where a quick one
+finds that they might win (`encode_smallest`), or when asked for. A better codec joins by `register`: it gets the values
+themselves with their names, widths and shapes. A compressor that is not installed is an error at import, never skipped.
 
 Reading trusts nothing: the decoded size is known from the stream table before decoding, and no decoder may produce, or
 ask memory for, more than that.
@@ -21,6 +21,7 @@ from typing import Literal, Protocol, runtime_checkable
 import brotli
 import zstandard
 
+from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.streams import Stream, Values, gather, pack, spread, unpack
 from jepamba.errors import UserError
 
@@ -183,6 +184,7 @@ def register(codec: Codec) -> None:
 
 
 register(ByteCodec("stored", "packed", _stored, _stored))
+register(WeightCodec())
 for _layout in ("packed", "bytes"):
     register(ByteCodec("lzma", _layout, _lzma_compress, _lzma_decompress))
     register(ByteCodec("zstd", _layout, _zstd_compress, _zstd_decompress))
@@ -199,8 +201,36 @@ def encode_all(streams: Sequence[Stream], values: Sequence[Values]) -> dict[str,
     return {codec.name: data for codec, data in zip(codecs, results, strict=True)}
 
 
-def encode_smallest(streams: Sequence[Stream], values: Sequence[Values]) -> tuple[str, bytes]:
-    """Name and bytes of the codec that makes the block smallest, the first registered among equals."""
+SMALL = 1 << 18
+"""Packed bytes of a block up to which every codec is tried."""
+
+
+def quick_bytes(streams: Sequence[Stream], values: Sequence[Values]) -> int:
+    """Bytes of the block under a quick general compressor: Zstandard, level 1, looking back over all of it.
+
+    The shorter of the two layouts. Long repetitions are found wherever they are (long-distance matching); as for single
+    values, level 1 is within 2 % of what levels 22, LZMA 9e and Brotli 11 reach on weights (docs/measuring.md).
+    """
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    layouts = (
+        b"".join(write(stream, array) for stream, array in zip(streams, values, strict=True))
+        for write in (pack, spread)
+    )
+    return min(len(compressor.compress(raw)) for raw in layouts)
+
+
+def encode_smallest(streams: Sequence[Stream], values: Sequence[Values], thorough: bool = False) -> tuple[str, bytes]:
+    """Name and bytes of the codec that makes the block smallest, the first registered among equals.
+
+    On a large block of weights the general compressors are left out unless `thorough` is set or a quick one comes
+    within 1 % of the weight codec: on weights they win by repetitions only, and it finds those as they do.
+    """
+    large = sum(stream.packed_bytes for stream in streams) > SMALL
+    if large and not thorough and all(stream.kind != "u8" for stream in streams):
+        data = CODECS[WeightCodec.name].encode(streams, values)
+        if quick_bytes(streams, values) > 1.01 * len(data):
+            return WeightCodec.name, data
     encoded = encode_all(streams, values)
     name = min(encoded, key=lambda codec: len(encoded[codec]))
     return name, encoded[name]

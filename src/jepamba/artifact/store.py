@@ -19,7 +19,7 @@ from jepamba.artifact.streams import DTYPES, Stream, Values
 from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant.grids import grid_named
+from jepamba.quant import Streams, grid_named
 from jepamba.text import Tokenizer, load_tokenizer
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -47,11 +47,13 @@ def save_artifact(
     tokenizer: Tokenizer,
     temperature: float = 1.0,
     extra: dict[str, Any] | None = None,
+    thorough: bool = False,
 ) -> int:
     """Write `model` and `tokenizer` to `path`, whole or not at all; return the file's bytes.
 
     Arguments: `run`, of which the settings of data that scoring needs are kept (those of the model are its own);
-    `temperature`, in (0.001, 1000); `extra`, JSON-ready notes.
+    `temperature`, in (0.001, 1000); `extra`, JSON-ready notes; `thorough`, to try every compressor on every
+    block, which takes minutes and has not been seen to win anything.
     Raises `UserError` for weights that are not finite, or a file that cannot be written.
     """
     blob = tokenizer.serialize()
@@ -68,7 +70,7 @@ def save_artifact(
             raise UserError(f"{path}: not written: the weights of {name} are not finite (training has diverged)")
         for part, stream in tensor.streams(name).items():
             values[stream.name] = _to_numpy(exported[name][part], stream)
-    return write_container(path, manifest.to_header(), _groups(manifest, values))
+    return write_container(path, manifest.to_header(), _groups(manifest, values), thorough)
 
 
 def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
@@ -142,12 +144,16 @@ def _to_torch(values: Values, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(values.view(np.dtype(f"i{values.itemsize}")).copy()).view(dtype)
 
 
-def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
-    grid = grid_named(tensor.grid)
-    encoded = {
-        part: _to_torch(streams[f"{name}/{part}"], dtype) for part, (_, dtype) in grid.streams(tensor.shape).items()
+def stored_streams(name: str, tensor: Tensor, streams: dict[str, Values]) -> Streams:
+    """The decoded streams of the parameter `name` as its grid knows them."""
+    return {
+        part: _to_torch(streams[f"{name}/{part}"], dtype)
+        for part, (_, dtype) in grid_named(tensor.grid).streams(tensor.shape).items()
     }
-    weight = grid.decode(encoded, tensor.shape)
+
+
+def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
+    weight = grid_named(tensor.grid).decode(stored_streams(name, tensor, streams), tensor.shape)
     if not bool(weight.isfinite().all()):
         raise UserError(f"parameter {name} holds values that are not finite")
     return weight

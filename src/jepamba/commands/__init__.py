@@ -10,6 +10,7 @@ from jepamba.commands.packing import compress, decompress
 from jepamba.commands.sampling import generate
 from jepamba.commands.scoring import evaluate
 from jepamba.commands.study import study_plans, study_report, study_run
+from jepamba.commands.submission import submission
 from jepamba.commands.training import demo, presets, resume, train
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "study_plans",
     "study_report",
     "study_run",
+    "submission",
     "train",
 ]

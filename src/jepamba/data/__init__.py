@@ -1,5 +1,6 @@
 """Data: shards, token streams, the way from text to them, and the loader of windows."""
 
+from jepamba.data.ahead import Ahead
 from jepamba.data.build import Corpus, build, build_corpus, corpus, is_shards, load_tokens
 from jepamba.data.folder import TokenFolder, open_folder
 from jepamba.data.loader import Batch, Loader
@@ -7,6 +8,7 @@ from jepamba.data.shards import open_shard, write_shard
 from jepamba.data.tokens import Tokens
 
 __all__ = [
+    "Ahead",
     "Batch",
     "Corpus",
     "Loader",

@@ -52,7 +52,7 @@ class TokenFolder:
             raise UserError(f"{self.path}: no {split!r} split; there is {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]
         shards = [open_shard(self.path / name, self.tokenizer.vocab_size) for name in expected.shards]
-        tokens = Tokens(shards, self.tokenizer, expected.text_bytes)
+        tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes)
         if len(tokens) != expected.tokens:
             raise UserError(
                 f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards hold {len(tokens)}; "

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+from jepamba.fused.cross_entropy import token_nats
 from jepamba.model import LanguageModel
 
 SLICE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 24}
@@ -33,12 +34,5 @@ def summed_nats(
     total_K = torch.zeros(len(temperatures), dtype=torch.float64)
     for logits_nV, targets_n in logit_slices(model, h_ND, targets_N):
         for index, temperature in enumerate(temperatures):
-            total_K[index] += _nats(logits_nV, targets_n, temperature).double().sum().cpu()
+            total_K[index] += token_nats(logits_nV, targets_n, temperature).double().sum().cpu()
     return total_K
-
-
-def _nats(
-    logits_nV: Float32[Tensor, "n V"], targets_n: Int64[Tensor, " n"], temperature: float
-) -> Float32[Tensor, " n"]:
-    scaled_nV = logits_nV if temperature == 1.0 else logits_nV / temperature
-    return scaled_nV.logsumexp(-1) - scaled_nV.gather(-1, targets_n.unsqueeze(-1)).squeeze(-1)

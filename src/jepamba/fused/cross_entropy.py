@@ -21,6 +21,8 @@ LONG_BLOCK = 4096
 """Columns that a program holds of such a row."""
 LONG_PROGRAMS = 1056
 """Programs that share the gradient of such rows."""
+PER_WARP, STAGES = 512, 3
+"""Columns of a warp, and rows on their way at once."""
 BOUND = 30.0
 """Logits within ± this need no maximum taken off: e^30 times any vocabulary is far from fp32's largest number."""
 
@@ -166,14 +168,14 @@ def _launch(
     columns = max(16, 1 << (vocab - 1).bit_length())
     given = {"KIND": kind, "HAS_BIAS": bias_V is not None}
     if columns <= BLOCK:
-        at_once, warps = max(1, 2048 // columns), max(4, columns // 512)
+        at_once, warps = max(1, 2048 // columns), max(4, columns // PER_WARP)
         programs = min(WARPS // warps, -(-rows // at_once))
         parts_pV = None if scale is None else raw_nV.new_empty(programs, vocab, dtype=torch.float32)
         kernels.row_kernel[(programs,)](
             raw_nV, bias, targets_n, ce_n, lse_n, ce_n if parts_pV is None else parts_pV,
             rows, vocab, cap, 1.0 / temperature, scale or 0.0, 2.0 * z_weight,
             BOUNDED=kind != "off" and cap <= BOUND * temperature, LEARN=parts_pV is not None,
-            R=at_once, BLOCK=columns, STAGES=3, num_warps=warps, **given,
+            R=at_once, BLOCK=columns, STAGES=STAGES, num_warps=warps, **given,
         )  # fmt: skip
         return parts_pV
     kernels.logsumexp_kernel[(rows,)](

@@ -65,10 +65,11 @@ def shifted_error_kernel(prediction, target, weight, parts, N, D, shift, BLOCK: 
 @triton.jit
 @no_type_check
 def shifted_error_gradient_kernel(
-    prediction, target, weight, dout, dtarget_after, dprediction, dtarget,
-    N, D, shift, HAS_AFTER: tl.constexpr, LEARN_TARGET: tl.constexpr, BLOCK: tl.constexpr,
+    prediction, target, weight, dout, dtarget_after, dprediction_after, dprediction, dtarget,
+    N, D, shift, HAS_AFTER: tl.constexpr, HAS_PREDICTION_AFTER: tl.constexpr, LEARN_TARGET: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dprediction, and dtarget with what was left for it by others."""
+    """dprediction and dtarget, with what others left for them."""
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = cols < D
     twice = 2.0 * tl.load(dout)
@@ -77,6 +78,8 @@ def shifted_error_gradient_kernel(
     gap = tl.load(prediction + row * D + cols, mask=inside, other=0.0).to(tl.float32)
     gap -= tl.load(target + (row + shift) * D + cols, mask=ahead, other=0.0).to(tl.float32)
     d = twice * tl.load(weight + row) * gap
+    if HAS_PREDICTION_AFTER:
+        d += tl.load(dprediction_after + row * D + cols, mask=inside, other=0.0).to(tl.float32)
     tl.store(dprediction + row * D + cols, d.to(dprediction.dtype.element_ty), mask=inside)
     if LEARN_TARGET:
         behind = inside & (row + 0 * cols >= shift)

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.gpu import on_device, on_gpu, programs, warps
+from jepamba.gpu import PROGRAMS, on_device, on_gpu, programs, warps
 
 ROWS, COLUMNS = 8, 512
-"""Tile of the bias-and-GELU kernels."""
+"""Tile of the bias-and-GELU kernel; its gradient takes one row at a time (docs/performance.md)."""
 
 
 def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[Tensor, "*batch M"]:
@@ -29,20 +29,20 @@ def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[
 
 def shifted_error(
     prediction_BTE: Float[Tensor, "B T E"], target_BTE: Float[Tensor, "B T E"], weight_BT: Float[Tensor, "B T"], k: int
-) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"]]:
-    """(Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, the target handed on).
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
+    """(Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, the prediction, the target).
 
-    The weight of the last k tokens of each sequence must be 0. The target is returned unchanged: who reads it from
-    here leaves its gradient to be added in the same pass.
+    The weight of the last k tokens of each sequence must be 0. Prediction and target are handed on unchanged: who
+    reads them from here leaves their gradient to be added in the same pass.
     """
     if on_gpu(prediction_BTE):
-        both: tuple[Tensor, Tensor] = ShiftedError.apply(  # type: ignore[no-untyped-call]
+        three: tuple[Tensor, Tensor, Tensor] = ShiftedError.apply(  # type: ignore[no-untyped-call]
             prediction_BTE, target_BTE.to(prediction_BTE.dtype), weight_BT, k
         )
-        return both
+        return three
     wide = torch.promote_types(prediction_BTE.dtype, torch.float32)
     gap_BSE = prediction_BTE[:, :-k].to(wide) - target_BTE[:, k:].to(wide)
-    return (gap_BSE.square().sum(-1) * weight_BT[:, :-k]).sum(), target_BTE
+    return (gap_BSE.square().sum(-1) * weight_BT[:, :-k]).sum(), prediction_BTE, target_BTE
 
 
 class BiasGelu(torch.autograd.Function):
@@ -65,26 +65,27 @@ class BiasGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         from jepamba.fused.latent_kernels import bias_gelu_gradient_kernel
+        from jepamba.fused.parts import sum_parts
 
         u, bias = ctx.saved_tensors
         M = u.shape[-1]
         N = u.numel() // M
         du = torch.empty_like(u)
         blocks = -(-M // COLUMNS)
-        count = max(1, programs(-(-N // ROWS) * blocks) // blocks)
+        count = min(N, PROGRAMS)
         parts = u.new_empty(count, M, dtype=torch.float32)
         with on_device(u):
             bias_gelu_gradient_kernel[(blocks, count)](
-                u, bias, grads[0].contiguous(), du, parts, N, M, R=ROWS, BLOCK=COLUMNS
+                u, bias, grads[0].contiguous(), du, parts, N, M, R=1, BLOCK=COLUMNS
             )
-        return du, parts.sum(0).to(bias.dtype)
+        return du, sum_parts(parts).to(bias.dtype)
 
 
 class ShiftedError(torch.autograd.Function):
     """`shifted_error` by the kernels."""
 
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         from jepamba.fused.latent_kernels import shifted_error_kernel
 
         prediction, target, weight = prediction.contiguous(), target.contiguous(), weight.float().contiguous()
@@ -99,7 +100,7 @@ class ShiftedError(torch.autograd.Function):
         ctx.save_for_backward(prediction, target, weight)
         ctx.k = k
         ctx.set_materialize_grads(False)
-        return parts.sum(), target
+        return parts.sum(), prediction, target
 
     @staticmethod
     @once_differentiable
@@ -107,9 +108,9 @@ class ShiftedError(torch.autograd.Function):
         from jepamba.fused.latent_kernels import shifted_error_gradient_kernel
 
         prediction, target, weight = ctx.saved_tensors
-        dout, after = grads
+        dout, prediction_after, after = grads
         if dout is None:
-            return None, after, None, None
+            return prediction_after, after, None, None
         D = prediction.shape[-1]
         N = prediction.numel() // D
         block = 1 << (D - 1).bit_length()
@@ -119,7 +120,9 @@ class ShiftedError(torch.autograd.Function):
         with on_device(prediction):
             shifted_error_gradient_kernel[(N,)](
                 prediction, target, weight, dout.float(), target if after is None else after.contiguous(),
+                prediction if prediction_after is None else prediction_after.contiguous(),
                 dprediction, target if dtarget is None else dtarget, N, D, ctx.k,
-                HAS_AFTER=after is not None, LEARN_TARGET=learn, BLOCK=block, num_warps=warps(block),
+                HAS_AFTER=after is not None, HAS_PREDICTION_AFTER=prediction_after is not None,
+                LEARN_TARGET=learn, BLOCK=block, num_warps=warps(block),
             )  # fmt: skip
         return dprediction, dtarget, None, None

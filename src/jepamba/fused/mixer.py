@@ -78,13 +78,10 @@ class FusedMixer(torch.autograd.Function):
         dy_BTI, dnorm_I = gated_norm_backward(grads[0], y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS, dz_BTI)
         x, B, C = sizes.operands(xBC_BTC)
         dxBC_BTC = torch.empty_like(xBC_BTC)
-        dx, dB_slot, dC_slot = sizes.operands(dxBC_BTC)
-        ddt_BTH, dA_H, dB, dC, dD_H, _ = run_backward(
+        ddt_BTH, dA_H, dD_H, _ = run_backward(
             dy_BTI.view(x.shape), None, x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT,
-            starts, decays, documents, sizes.chunk, dx,
+            starts, decays, documents, sizes.chunk, sizes.operands(dxBC_BTC),
         )  # fmt: skip
-        dB_slot.copy_(dB)
-        dC_slot.copy_(dC)
         dkernel_CW, dbias_C, _ = conv_silu_backward(
             dxBC_BTC, raw_BTC, history_BCW, kernel_CW, bias_C, reset_BT, draw_BTC
         )

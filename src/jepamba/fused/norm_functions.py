@@ -19,6 +19,7 @@ from jepamba.fused.norm_kernels import (
     relu2_norm_gradient_kernel,
     relu2_norm_kernel,
 )
+from jepamba.fused.parts import sum_parts
 from jepamba.gpu import on_device, programs, warps
 
 
@@ -66,12 +67,12 @@ class AddNorm(torch.autograd.Function):
 
 
 class MixNorm(torch.autograd.Function):
-    """(mixed, its rms norm, x0 handed on); see `norms.mix_norm`."""
+    """(mixed, its rms norm, x0 and x handed on); see `norms.mix_norm`."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, x0: Tensor, mix: Tensor, skip: Tensor | None, weight: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = x.contiguous()
         N, D, settings = _sizes(x)
         mixed, normed = torch.empty_like(x), torch.empty_like(x)
@@ -86,13 +87,13 @@ class MixNorm(torch.autograd.Function):
         ctx.save_for_backward(x, x0, mix_fp32, skip, weight_fp32, mixed)
         ctx.eps, ctx.dtypes = eps, (mix.dtype, None if weight is None else weight.dtype)
         ctx.set_materialize_grads(False)
-        return mixed, normed, x0
+        return mixed, normed, x0, x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x, x0, mix, skip, weight, mixed = ctx.saved_tensors
-        dmixed, dnormed, after = grads
+        dmixed, dnormed, after, x_after = grads
         if dnormed is None:
             dnormed = torch.zeros_like(mixed)
         N, D, settings = _sizes(x)
@@ -104,11 +105,13 @@ class MixNorm(torch.autograd.Function):
             mix_norm_gradient_kernel[(count,)](
                 x, x0, x if skip is None else skip, mix, mix if weight is None else weight, mixed,
                 x if dmixed is None else dmixed.contiguous(), dnormed.contiguous(),
-                x if after is None else after.contiguous(), dx, dx0, x if dskip is None else dskip, parts,
+                x if after is None else after.contiguous(), x if x_after is None else x_after.contiguous(),
+                dx, dx0, x if dskip is None else dskip, parts,
                 N, D, ctx.eps,
-                HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_AFTER=after is not None, **settings,
+                HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_AFTER=after is not None,
+                HAS_X_AFTER=x_after is not None, **settings | {"num_warps": max(1, settings["num_warps"] // 2)},
             )  # fmt: skip
-        sums = parts.sum(0)
+        sums = sum_parts(parts)
         mix_dtype, weight_dtype = ctx.dtypes
         return dx, dx0, sums[:2].to(mix_dtype), dskip, None if weight is None else sums[2].to(weight_dtype), None
 
@@ -128,13 +131,14 @@ def gated_norm_backward(
     """(dy, dweight in fp32); writes dz, whose rows may lie apart."""
     N, D, settings = _sizes(y)
     dy = torch.empty_like(y)
-    count = programs(N)
+    # Five for each of 132 multiprocessors: as many as its registers allow at once.
+    count = programs(N, 660)
     parts = y.new_empty(count, D, dtype=torch.float32)
     with on_device(y):
         gated_norm_gradient_kernel[(count,)](
             y, z, weight, dout.contiguous(), dy, dz, parts, z.stride(-2), dz.stride(-2), N, D, eps, **settings
         )
-    return dy, parts.sum(0)
+    return dy, sum_parts(parts)
 
 
 class GatedNorm(torch.autograd.Function):

@@ -86,10 +86,11 @@ def mix_norm_kernel(
 @triton.jit
 @no_type_check
 def mix_norm_gradient_kernel(
-    x, x0, skip, mix, weight, mixed, dmixed, dnormed, dx0_after, dx, dx0, dskip, parts,
-    N, D, eps, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_AFTER: tl.constexpr, BLOCK: tl.constexpr,
+    x, x0, skip, mix, weight, mixed, dmixed, dnormed, dx0_after, dx_after, dx, dx0, dskip, parts,
+    N, D, eps, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_AFTER: tl.constexpr,
+    HAS_X_AFTER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dx, dx0 (with what later blocks left for x0), dskip, and parts (programs, 3, D): of dmix₀, dmix₁ and dweight."""
+    """dx and dx0 (with what others left for them), dskip, and parts (programs, 3, D): of dmix₀, dmix₁ and dweight."""
     cols = tl.arange(0, BLOCK)
     inside = cols < D
     m0, m1 = tl.load(mix + cols, mask=inside, other=0.0), tl.load(mix + D + cols, mask=inside, other=0.0)
@@ -111,6 +112,8 @@ def mix_norm_gradient_kernel(
             _store(dskip, row, D, cols, inside, w * dv)
         dm0 += d * v
         dm1 += d * _load(x0, row, D, cols, inside)
+        if HAS_X_AFTER:
+            dv += _load(dx_after, row, D, cols, inside)
         _store(dx, row, D, cols, inside, dv)
         d0 = m1 * d
         if HAS_AFTER:

@@ -49,22 +49,21 @@ def mix_norm(
     mix: Float[Tensor, "2 D"],
     skip: Float[Tensor, "*batch D"] | None = None,
     skip_weight: Float[Tensor, " D"] | None = None,
-) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
-    """(mixed, rms(mixed), x0), mixed = mix₀·(x + skip_weight·skip) + mix₁·x0: a block's entrance.
+) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
+    """(mixed, rms(mixed), x0, x), mixed = mix₀·(x + skip_weight·skip) + mix₁·x0: a block's entrance.
 
-    x0 is handed on unchanged: who reads x0 from here leaves its gradient to be added in the same pass.
+    x0 and x are handed on unchanged: who reads them from here leaves their gradient to be added in the same pass.
     """
     if on_gpu(x):
         from jepamba.fused.norm_functions import MixNorm
 
-        three: tuple[Tensor, Tensor, Tensor] = MixNorm.apply(  # type: ignore[no-untyped-call]
+        four: tuple[Tensor, Tensor, Tensor, Tensor] = MixNorm.apply(  # type: ignore[no-untyped-call]
             x, x0, mix, skip, skip_weight, RMS_EPS
         )
-        return three
-    if skip is not None:
-        x = x + skip_weight * skip
-    mixed = mix[0] * x + mix[1] * x0
-    return mixed, rms(mixed), x0
+        return four
+    sum_ = x if skip is None or skip_weight is None else x + skip_weight * skip
+    mixed = mix[0] * sum_ + mix[1] * x0
+    return mixed, rms(mixed), x0, x
 
 
 def gated_norm(

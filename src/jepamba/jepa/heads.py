@@ -5,6 +5,7 @@ Legend: B batch, T time, D model width, E latent width (= D), K roll-out steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -53,38 +54,40 @@ class JepaHeads(nn.Module):
     def rollout(self, z_BTE: Float[Tensor, "B T E"]) -> list[Float[Tensor, "B T E"]]:
         """[ẑ¹, …, ẑᴷ]: position t of ẑᵏ predicts z at t + k. Each step reads the one before it."""
         predictions = []
-        current = z_BTE
         for _ in range(self.steps):
-            current = self.pred_proj(self.predict(current))
-            predictions.append(current)
+            z_BTE = self.step(z_BTE)
+            predictions.append(z_BTE)
         return predictions
 
-    def predict(self, z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
-        """One step of the predictor, before its projection."""
-        if not z_BTE.is_cuda:
-            return cast(Tensor, self.predictor(z_BTE))
-        into, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
-        return cast(Tensor, out(bias_gelu(F.linear(z_BTE, into.weight), into.bias)))
+    def step(self, z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
+        """One step of the roll-out: from z, or what was predicted for it, to one token further."""
+        if z_BTE.is_cuda:
+            into, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
+            ahead_BTE = out(bias_gelu(F.linear(z_BTE, into.weight), into.bias))
+        else:
+            ahead_BTE = self.predictor(z_BTE)
+        return cast(Tensor, self.pred_proj(ahead_BTE))
 
 
 def prediction_error(
-    predictions: list[Float[Tensor, "B T E"]],
+    step: Callable[[Tensor], Tensor],
+    steps: int,
     z_BTE: Float[Tensor, "B T E"],
     reset_BT: Bool[Tensor, "B T"] | None,
     *,
     detach_targets: bool,
 ) -> Float[Tensor, ""]:
-    """Mean over the steps k of the mean squared error between ẑᵏ_t and z_{t+k}, in fp32.
+    """Mean over k = 1 … `steps` of the mean squared error between `step` applied k times and z_{t+k}, in fp32.
 
     A target in another document than its position (a reset lies between them) is left out: it cannot be predicted.
     """
-    targets_BTE = z_BTE.detach() if detach_targets else z_BTE
+    current_BTE, targets_BTE = z_BTE, z_BTE.detach() if detach_targets else z_BTE
     document_BT = torch.zeros(z_BTE.shape[:2], device=z_BTE.device) if reset_BT is None else reset_BT.cumsum(1)
     errors = []
-    for k, prediction_BTE in enumerate(predictions, start=1):
+    for k in range(1, steps + 1):
         same_BS = (document_BT[:, :-k] == document_BT[:, k:]).float()
         weight_BT = F.pad(same_BS / (same_BS.sum().clamp_min(1) * z_BTE.shape[-1]), (0, k))
-        error, targets_BTE = shifted_error(prediction_BTE, targets_BTE, weight_BT, k)
+        error, current_BTE, targets_BTE = shifted_error(step(current_BTE), targets_BTE, weight_BT, k)
         errors.append(error)
     return torch.stack(errors).mean()
 

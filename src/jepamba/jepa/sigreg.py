@@ -13,13 +13,15 @@ Legend: B batch, T time, E latent width, S samples that are tested apart, N draw
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.config import Jepa
+from jepamba.fused.epps_pulley import epps_pulley
 
 
 def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -29,52 +31,6 @@ def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Floa
     trapezoid_K[0] /= 2
     trapezoid_K[-1] /= 2
     return t_K, trapezoid_K * torch.exp(-(t_K**2) / 2)
-
-
-class _EppsPulley(torch.autograd.Function):
-    """The statistic of every sample and direction, one knot at a time: N × M × K values never exist at once.
-
-    The knots are evenly spaced, so e^{i t_{k+1} x} is e^{i t_k x} turned by the fixed angle Δt·x: two sines and
-    cosines in all instead of K.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_SNM: Tensor, t_K: Tensor, w_K: Tensor) -> Tensor:
-        phi_K = torch.exp(-(t_K**2) / 2)
-        step = t_K[1] - t_K[0]
-        cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
-        turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-        cos_mean, sin_mean = [], []
-        for k in range(len(t_K)):
-            if k > 0:
-                cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-            cos_mean.append(cos.mean(1))
-            sin_mean.append(sin.mean(1))
-        cos_gap_KSM = torch.stack(cos_mean) - phi_K[:, None, None]
-        sin_gap_KSM = torch.stack(sin_mean)
-        ctx.save_for_backward(x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM)
-        return (w_K[:, None, None] * (cos_gap_KSM**2 + sin_gap_KSM**2)).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM = ctx.saved_tensors
-        step = t_K[1] - t_K[0]
-        cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
-        turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-        grad_x = torch.zeros_like(x_SNM)
-        for k in range(len(t_K)):
-            if k > 0:
-                cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-            pull_SM = 2 * w_K[k] * t_K[k] / x_SNM.shape[1] * grads[0]
-            grad_x += (pull_SM * sin_gap_KSM[k]).unsqueeze(1) * cos - (pull_SM * cos_gap_KSM[k]).unsqueeze(1) * sin
-        return grad_x, None, None
-
-
-def epps_pulley(
-    x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"], w_K: Float[Tensor, " K"]
-) -> Float[Tensor, "S M"]:
-    """The Epps–Pulley statistic against N(0, 1) of S × M one-dimensional samples of N draws each; no factor N."""
-    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K))  # type: ignore[no-untyped-call]
 
 
 class Draw(NamedTuple):
@@ -92,8 +48,8 @@ def draw(config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int)
     `seed` and `step` decide them, so a run resumed at `step` repeats them; with `sigreg_fixed` the directions are the
     same at every step.
     """
-    of_directions = torch.Generator().manual_seed(_seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0))
-    directions = torch.randn(width, config.sigreg_projections, generator=of_directions)
+    seed_now = _seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0)
+    directions_EM = _directions(width, config.sigreg_projections, seed_now)
     per_timestep = config.sigreg_pool == "timestep"
     rows = shape[1] if per_timestep else shape[0] * shape[1]
     count = config.sigreg_timesteps if per_timestep else config.sigreg_samples
@@ -101,18 +57,26 @@ def draw(config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int)
     if 0 < count < rows:
         of_subset = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
         chosen = torch.randperm(rows, generator=of_subset)[:count].sort().values
-    return Draw(torch.nn.functional.normalize(directions, dim=0), chosen)
+    return Draw(directions_EM, chosen)
+
+
+@lru_cache(1)
+def _directions(width: int, count: int, seed: int) -> Tensor:
+    """Kept from one call to the next for runs whose directions are fixed."""
+    directions_EM = torch.randn(width, count, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(directions_EM, dim=0)
 
 
 def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) -> Float[Tensor, "S N E"]:
     """The fp32 samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
-    z_BTE = z_BTE.float()
     if config.sigreg_pool == "timestep":
-        return (z_BTE if chosen is None else z_BTE[:, chosen]).transpose(0, 1)
+        # Chosen before it is transposed: the gradient then lies in memory as z does.
+        return (z_BTE if chosen is None else z_BTE.index_select(1, chosen)).float().transpose(0, 1)
     if config.sigreg_pool == "centered":
+        z_BTE = z_BTE.float()
         z_BTE = z_BTE - z_BTE.mean(1, keepdim=True)
     z_NE = z_BTE.flatten(0, 1)
-    return (z_NE if chosen is None else z_NE[chosen]).unsqueeze(0)
+    return (z_NE if chosen is None else z_NE.index_select(0, chosen)).float().unsqueeze(0)
 
 
 def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, ""]:

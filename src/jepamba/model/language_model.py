@@ -7,22 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from jepamba.config import Model, Quant
+from jepamba.config import ConfigError, Model, Quant
 from jepamba.fused.norms import add_norm, mix_norm, rms
 from jepamba.model.head import Head
-from jepamba.model.layers import Gridded, Linear, Mlp, mix_grid, small_grid, vector_grid
+from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, vector_grid
 from jepamba.model.loss import Losses
 from jepamba.model.mixer import Mamba2, MixerState
-from jepamba.quant.grids import Grid, Streams
+from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
+
+
+class Stream(NamedTuple):
+    """What a block hands on."""
+
+    x_BTD: Tensor
+    """Its output."""
+    x0_BTD: Tensor
+    """The embedded input, for the next block."""
+    before_BTD: Tensor
+    """Its input, for a skip: read from here, its gradient costs no pass of its own (see `mix_norm`)."""
+
 
 Skip = tuple[Tensor, Tensor]
 """What a U-Net skip brings: an encoder block's output (B, T, D) and its per-channel weight (D,)."""
@@ -39,10 +53,10 @@ class Block(Gridded):
         D = config.dim
         self.mixer = Mamba2(config, quant)
         self.add("mix", torch.stack([torch.ones(D), torch.zeros(D)]), mix_grid(quant))
-        self.add("ssm_scale", torch.ones(D), vector_grid())
+        self.add("ssm_scale", torch.ones(D), vector_grid(quant))
         self.mlp = Mlp(config, quant) if index % config.mlp_every == 0 else None
         if self.mlp is not None:
-            self.add("mlp_scale", torch.ones(D), vector_grid())
+            self.add("mlp_scale", torch.ones(D), vector_grid(quant))
 
     def forward(
         self,
@@ -51,17 +65,17 @@ class Block(Gridded):
         skip: Skip | None,
         reset_BT: Bool[Tensor, "B T"] | None,
         state: MixerState | None,
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], MixerState]:
-        """The stream after this block, x0 for the next, and the mixer's state after the last token.
+    ) -> tuple[Stream, MixerState]:
+        """The stream after this block and what it was before, and the mixer's state after the last token.
 
         x0 is the embedded input; `skip`, where the block has one, is added before all else.
         """
-        x_BTD, normed_BTD, x0_BTD = mix_norm(x_BTD, x0_BTD, self.weight("mix"), *(skip or ()))
+        x_BTD, normed_BTD, *handed = mix_norm(x_BTD, x0_BTD, self.weight("mix"), *(skip or ()))
         branch_BTD, state = self.mixer(normed_BTD, self.weight("ssm_scale"), reset_BT, state)
-        if self.mlp is None:
-            return x_BTD + branch_BTD, x0_BTD, state
-        x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
-        return x_BTD + self.mlp(normed_BTD, self.weight("mlp_scale")), x0_BTD, state
+        if self.mlp is not None:
+            x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
+            branch_BTD = self.mlp(normed_BTD, self.weight("mlp_scale"))
+        return Stream(x_BTD + branch_BTD, *handed), state
 
 
 class Skips(Gridded):
@@ -97,12 +111,13 @@ class LanguageModel(Gridded):
             raise ValueError("the model needs config.vocab_size; take it from the tokenizer")
         self.config, self.quant = config, quant
         embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
-        self.add("token_embed", embedding, small_grid(quant))
+        self.add("token_embed", embedding, embedding_grid(quant))
         if config.embed_dim != config.dim:
             self.embed_proj = Linear(config.embed_dim, config.dim, quant)
         self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.layers))
         self.skips = Skips(config, quant)
         self.head = Head(config, quant)
+        self.set_widths(quant.width_of)
 
     def initial_state(self, batch: int) -> State:
         """The state at a stream's start, for `batch` streams."""
@@ -127,8 +142,9 @@ class LanguageModel(Gridded):
         carried: State = []
         for index, block in enumerate(self._blocks()):
             before = None if state is None else state[index]
-            x_BTD, x0_BTD, after = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, before)
-            outputs.append(x_BTD)
+            stream, after = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, before)
+            x_BTD, x0_BTD = stream.x_BTD, stream.x0_BTD
+            outputs[-1:] = [stream.before_BTD, x_BTD] if outputs else [x_BTD]
             carried.append(after)
         return rms(x_BTD), carried
 
@@ -146,19 +162,41 @@ class LanguageModel(Gridded):
         for module in self.gridded():
             module.quantized = on
 
-    @contextmanager
-    def settled(self, dtype: torch.dtype) -> Iterator[None]:
-        """Training passes inside see weights that are computed once, on entry, matrices in `dtype`; see `Gridded`.
-
-        The parameters hold the gradients afterwards.
-        """
+    def settle(self, dtype: torch.dtype) -> None:
+        """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""
         for module in self.gridded():
-            module.settle(dtype)
+            Gridded.settle(module, dtype)
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Training passes inside see the weights that `settle` computed; the parameters get the gradients."""
+        for module in self.gridded():
+            module.use_settled()
         try:
             yield
         finally:
             for module in self.gridded():
                 module.release()
+
+    def watch_inputs(self, on: bool) -> None:
+        """Whether forward passes note how large each matrix's inputs are (`quant.scale = hessian` needs it)."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.watching = on and module.weighs
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Put each named parameter on the integer grid of so many bits, and remember it in `quant`.
+
+        Raises `ConfigError` for a name that is no parameter on an integer grid, or a width out of bounds.
+        """
+        self.quant = replace(self.quant, widths=tuple(f"{k}={v}" for k, v in {**self.quant.width_of, **widths}.items()))
+        places = {path: (module, name) for path, module, name in self.places()}
+        for path, width in widths.items():
+            module, name = places.get(path, (self, ""))
+            grid = module.grids.get(name)
+            if not isinstance(grid, IntGrid):
+                raise ConfigError(f"quant.widths: the model has no parameter {path[:80]!r} on an integer grid")
+            module.grids[name] = replace(grid, width=width)
 
     def gridded(self) -> Iterator[Gridded]:
         """Every module that holds parameters, this one first."""
@@ -166,17 +204,18 @@ class LanguageModel(Gridded):
 
     def named_grids(self) -> dict[str, Grid]:
         """The grid of every parameter, by its name in `named_parameters`."""
-        return {
-            f"{prefix}.{name}" if prefix else name: grid
-            for prefix, module in self.named_modules()
-            if isinstance(module, Gridded)
-            for name, grid in module.grids.items()
-        }
+        return {path: module.grids[name] for path, module, name in self.places()}
+
+    def places(self) -> Iterator[tuple[str, Gridded, str]]:
+        """Every parameter's name in `named_parameters`, the module that holds it, and its name there."""
+        for prefix, module in self.named_modules():
+            if isinstance(module, Gridded):
+                for name in module.grids:
+                    yield f"{prefix}.{name}" if prefix else name, module, name
 
     def export_weights(self) -> dict[str, Streams]:
         """The encoded streams of every parameter: all of the model that an artifact stores."""
-        grids = self.named_grids()
-        return {name: grids[name].encode(value) for name, value in self.named_parameters()}
+        return {path: module.encode(name) for path, module, name in self.places()}
 
     def load_decoded(self, weights: Mapping[str, Tensor]) -> None:
         """Put decoded weights in, by parameter name, and use them as they are from now on.

@@ -33,7 +33,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif total.is_cuda and total.dtype == torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        total.add_(torch.mm(a, b, out_dtype=torch.float32))
     else:
         total.add_(a @ b)
 

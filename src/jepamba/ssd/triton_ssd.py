@@ -116,12 +116,14 @@ def run_backward(
     decays: Tensor,
     documents: Tensor,
     chunk: int,
-    dx: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of dt, A, B, C, D and the initial state; that of x is written into `dx`, whose rows may lie apart.
+    into: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of dt, A, D and the initial state; those of x, B and C are written `into` tensors of their shapes.
 
-    `starts` empty means that the states at chunk starts are recomputed here.
+    These may be slices of the rows of (batch · time, any) matrices. `starts` empty means that the states at chunk
+    starts are recomputed here.
     """
+    dx, dB_out, dC_out = into
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     per_group = heads // groups
@@ -144,8 +146,9 @@ def run_backward(
     choices = [s for s in range(1, per_group + 1) if per_group % s == 0]
     splits = next((s for s in choices if batch * chunks * groups * s >= PROGRAMS), per_group)
     parts = (splits, batch, tokens, groups, n)
-    dB = x.new_empty(parts, dtype=x.dtype if splits == 1 else torch.float32)
-    dC = torch.empty_like(dB)
+    # Heads that are split over programs leave parts, summed in a fixed order.
+    dB = dB_out.unsqueeze(0) if splits == 1 else x.new_empty(parts, dtype=torch.float32)
+    dC = dC_out.unsqueeze(0) if splits == 1 else torch.empty_like(dB)
     ddt = x.new_empty(dt.shape, dtype=torch.float32)
     sums = x.new_empty(4, batch, heads, chunks * L, dtype=torch.float32)
     passing = x.new_empty(batch, heads, chunks, width, dtype=torch.float32)
@@ -163,7 +166,7 @@ def run_backward(
             tiles(x, L, width), decays[0], decays[1], documents,
             B_tiles, C_tiles, pairs(B_tiles), pairs(C_tiles), D, tiles(dy, L, width),
             states_of(starts, width), states_of(dends, width), tiles(dx, L, width), dB, dC, sums, passing,
-            tokens, heads, per_group, chunks, 0, dB.stride(0), sums.stride(0),
+            tokens, heads, per_group, chunks, 0, dB.stride(0), dB.stride(2), sums.stride(0),
             L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
             PAIRED=x.dtype == torch.bfloat16,
             **launch("gradient", x.dtype, L, width, n),
@@ -175,13 +178,12 @@ def run_backward(
             L=L, P=width, BLOCK=BLOCK, HAS_RESET=reset is not None,
         )  # fmt: skip
     if splits > 1:
-        dB, dC = dB.sum(0).to(x.dtype), dC.sum(0).to(x.dtype)
-    else:
-        dB, dC = dB.squeeze(0), dC.squeeze(0)
-    return ddt.to(dt.dtype), dA.sum(1).to(A.dtype), dB, dC, dD.sum(1).to(D.dtype), dinitial
+        dB_out.copy_(dB.sum(0))
+        dC_out.copy_(dC.sum(0))
+    return ddt.to(dt.dtype), dA.sum(1).to(A.dtype), dD.sum(1).to(D.dtype), dinitial
 
 
-def _backward_of_x_too(
+def _new_gradients(
     dy: Tensor,
     dfinal: Tensor | None,
     x: Tensor,
@@ -198,12 +200,13 @@ def _backward_of_x_too(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D and the initial state."""
-    dx = x.new_empty(x.shape)
+    dx, dB, dC = x.new_empty(x.shape), B.new_empty(B.shape), C.new_empty(C.shape)
     saved = (starts, decays, documents, chunk)
-    return dx, *run_backward(dy, dfinal, x, dt, A, B, C, D, initial, reset, *saved, dx)
+    ddt, dA, dD, dinitial = run_backward(dy, dfinal, x, dt, A, B, C, D, initial, reset, *saved, (dx, dB, dC))
+    return dx, ddt, dA, dB, dC, dD, dinitial
 
 
-_backward = torch.library.custom_op("jepamba::ssd_backward", _backward_of_x_too, mutates_args=())
+_backward = torch.library.custom_op("jepamba::ssd_backward", _new_gradients, mutates_args=())
 
 
 @_backward.register_fake
@@ -260,7 +263,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        return _gradients(ctx, *grads, run=_backward_of_x_too)
+        return _gradients(ctx, *grads, run=_new_gradients)
 
 
 def ssd_triton(

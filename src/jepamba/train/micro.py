@@ -1,7 +1,8 @@
 """One micro-batch: its loss terms, and its gradients added to what is there. On a GPU, a captured graph.
 
 The first pass runs as it is written (and compiles what is to be compiled); then the same work is captured, and every
-later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums.
+later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums, and the
+state that is carried from one to the next.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from jepamba.data import Batch
 from jepamba.jepa import Draw, Terms, draw, objective
+from jepamba.model import State
 from jepamba.train.session import Session
 
 
@@ -34,18 +36,17 @@ class Inputs(NamedTuple):
 
     def moved(self, device: torch.device) -> Inputs:
         """The same on `device`."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            if value is None or value.device == device:
-                return value
-            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
-
-        drawn = None if self.draw is None else Draw(*map(move, self.draw))
-        tokens, targets, reset, lam = map(move, self[:-1])
-        assert tokens is not None
-        assert targets is not None
-        assert lam is not None
-        return Inputs(tokens, targets, reset, lam, drawn)
+        drawn = self.draw
+        if drawn is not None:
+            chosen = None if drawn.chosen is None else _sent(drawn.chosen, device)
+            drawn = Draw(_sent(drawn.directions_EM, device), chosen)
+        return Inputs(
+            _sent(self.tokens_BT, device),
+            _sent(self.targets_BT, device),
+            None if self.reset_BT is None else _sent(self.reset_BT, device),
+            _sent(self.lam, device),
+            drawn,
+        )
 
 
 def inputs_of(session: Session, batch: Batch, lam: float, index: int) -> Inputs:
@@ -53,15 +54,20 @@ def inputs_of(session: Session, batch: Batch, lam: float, index: int) -> Inputs:
     run = session.run
     drawn = None
     if session.heads is not None and run.jepa.sigreg_weight > 0:
-        drawn = draw(run.jepa, run.model.dim, tuple(batch.inputs_BT.shape), run.train.seed, index)
+        drawn = draw(run.jepa, run.model.dim, (len(batch.inputs_BT), run.data.sequence), run.train.seed, index)
     reset = batch.reset_BT if run.data.reset else None
     return Inputs(batch.inputs_BT, batch.targets_BT, reset, torch.tensor(lam), drawn)
 
 
-def terms_of(session: Session, inputs: Inputs) -> Terms:
-    """The loss terms of one micro-batch whose inputs lie on the session's device."""
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`, by a copy that need not be waited for."""
+    return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
+
+
+def terms_of(session: Session, inputs: Inputs) -> tuple[Terms, State]:
+    """The loss terms of one micro-batch whose inputs lie on the session's device, and the model's state after it."""
     with session.place.autocast():
-        return objective(session.model, session.heads, session.run.jepa, *inputs)
+        return objective(session.model, session.heads, session.run.jepa, *inputs, session.carried)
 
 
 class MicroPass:
@@ -74,6 +80,23 @@ class MicroPass:
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Inputs | None = None
+        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        """By whether the grids are seen, and the widths of the integer ones."""
+
+    def settle(self) -> None:
+        """Compute the weights of the step's passes, once for all its micro-batches."""
+        model, dtype = self.session.model, self.session.place.dtype
+        grids = model.quantized, model.quant.widths
+        if grids in self.settling:
+            self.settling[grids].replay()
+            return
+        model.settle(dtype)
+        if self.captures:
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                model.settle(dtype)
+            self.settling[grids] = graph
 
     def __call__(self, inputs: Inputs) -> None:
         """Add one micro-batch."""
@@ -86,8 +109,9 @@ class MicroPass:
             self._run(inputs_there)
 
     def _run(self, inputs: Inputs) -> None:
-        terms = terms_of(self.session, inputs)
+        terms, after = terms_of(self.session, inputs)
         (terms.total * self.share).backward()
+        self.session.carry(after)
         self.sums += torch.stack([term.detach().float() for term in terms]) * self.share
 
     def _into(self, inputs: Inputs) -> Inputs:

@@ -14,6 +14,9 @@ from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.micro import MicroPass, inputs_of, terms_of
 from jepamba.train.session import Session
 
+WATCH_EVERY = 50
+"""Steps between looks at how large each matrix's inputs are, where the grids weigh by it; each costs a forward pass."""
+
 
 def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
@@ -28,15 +31,20 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     momentum = muon_momentum(run.optim, session.progress.step)
     lam = sigreg_lambda(run.jepa, progress)
     set_mode(session, progress)
+    if run.quant.scale == "hessian" and session.progress.step % WATCH_EVERY == 0:
+        watch(session)
     micro.sums.zero_()
-    with session.model.settled(session.place.dtype):
+    micro.settle()
+    with session.model.settled():
         for index in range(micro_batches):
             batch = next_batch(session)
             micro(inputs_of(session, batch, lam, session.progress.step * micro_batches + index))
             session.progress.tokens += batch.targets_BT.numel()
             session.progress.bytes += text_bytes(session, batch)
+    # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
+    norm = clip(session)
     means = dict(zip(Terms._fields, micro.sums.tolist(), strict=True))
-    grad_norm = clip(session)
+    grad_norm = norm.item()
     if not math.isfinite(means["total"] + grad_norm):
         raise UserError(
             f"step {session.progress.step + 1}: the loss is {means['total']} and its gradient's norm {grad_norm}, the "
@@ -68,8 +76,23 @@ def set_mode(session: Session, progress: float) -> None:
 
 
 def next_batch(session: Session) -> Batch:
-    """The next micro-batch of windows."""
-    return session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+    """The next micro-batch of windows; what is carried into it is emptied where it continues nothing."""
+    batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+    if not batch.continues:
+        session.carry(None)
+    return batch
+
+
+@torch.no_grad()
+def watch(session: Session) -> None:
+    """Let every matrix note how large its inputs are, on the batch that comes next; nothing else moves."""
+    position, model = session.loader.state(), session.model
+    inputs = inputs_of(session, next_batch(session), 0.0, 0).moved(session.place.device)
+    session.loader.restore(position)
+    model.watch_inputs(True)
+    with session.place.autocast():
+        model(inputs.tokens_BT, inputs.reset_BT)
+    model.watch_inputs(False)
 
 
 def text_bytes(session: Session, batch: Batch) -> int:
@@ -78,11 +101,11 @@ def text_bytes(session: Session, batch: Batch) -> int:
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
 
 
-def clip(session: Session) -> float:
-    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that."""
+def clip(session: Session) -> Tensor:
+    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that, a scalar."""
     parameters = session.parameters()
     limit = session.run.optim.clip
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")).item()
+    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
 
 
 def term_gradients(session: Session, progress: float) -> dict[str, float]:
@@ -96,7 +119,7 @@ def term_gradients(session: Session, progress: float) -> dict[str, float]:
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
     inputs = inputs_of(session, next_batch(session), lam, session.progress.step * micro_batches)
-    terms = terms_of(session, inputs.moved(session.place.device))
+    terms, _ = terms_of(session, inputs.moved(session.place.device))
     session.loader.restore(position)
     weighted = {
         "grad_ce": run.jepa.ce_weight * terms.token,

@@ -1,0 +1,250 @@
+"""The weight codec on an artifact: its size beside the general compressors', what was tried, and how long it takes.
+
+    python bench/codec.py ARTIFACT [--quick]
+
+Two tables in Markdown, two lines, and last one JSON line. Sizes are bytes of the artifact's blocks; "pooled entropy" is
+the order-0 entropy of all values of a block thrown together, for which no model is counted. Times are of one core. The
+general compressors at their highest levels take minutes on 33 million parameters; `--quick` leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jepamba.artifact.ans import WeightCodec
+from jepamba.artifact.ans.choice import OFF, Choices, choose
+from jepamba.artifact.ans.histograms import Histograms, integers_cost
+from jepamba.artifact.ans.levels import LEVELS, Levels
+from jepamba.artifact.ans.ordinals import largest, linear, low_bits, matrix, to_ordinals
+from jepamba.artifact.ans.weights import Tables
+from jepamba.artifact.codecs import CODECS, quick_bytes
+from jepamba.artifact.inspect import entropy
+from jepamba.artifact.store import open_artifact
+from jepamba.artifact.streams import Stream, Values
+
+Block = list[tuple[Stream, Values]]
+
+GENERAL = ("lzma", "zstd", "brotli")
+EVERY = (0, 1, 2, OFF)
+NONE = (OFF,)
+
+
+def title(block: Block) -> str:
+    stream = block[0][0]
+    kind = f"int{stream.bits}" if stream.kind == "int" else stream.kind
+    return f"{kind} {stream.name.rpartition('/')[2]}"
+
+
+def pooled(block: Block) -> float:
+    """Bytes of the order-0 entropy of all values of the block together."""
+    values = np.concatenate([array.reshape(-1) for _, array in block])
+    return entropy(np.unique(values, return_counts=True)[1]) * values.size / 8
+
+
+def encoded(block: Block, codec: WeightCodec | None = None) -> int:
+    return len((codec or WeightCodec()).encode([stream for stream, _ in block], [array for _, array in block]))
+
+
+def cells(*row: object) -> None:
+    print("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |")
+
+
+def compare(blocks: list[Block], quick: bool) -> dict[str, int]:
+    """Every block under every compressor; the best layout of each general one."""
+    names = ("packed", "pooled entropy", "ans", "quick zstd", *(() if quick else GENERAL))
+    cells("block", "values", *names)
+    cells(*["---"] * (len(names) + 2))
+    total = dict.fromkeys(names, 0)
+    for block in blocks:
+        streams, values = [stream for stream, _ in block], [array for _, array in block]
+        sizes = {
+            "packed": sum(stream.packed_bytes for stream in streams),
+            "pooled entropy": round(pooled(block)),
+            "ans": encoded(block),
+            "quick zstd": quick_bytes(streams, values),
+        }
+        for compressor in () if quick else GENERAL:
+            layouts = [codec for name, codec in CODECS.items() if name.startswith(compressor)]
+            sizes[compressor] = min(len(codec.encode(streams, values)) for codec in layouts)
+        cells(title(block), sum(stream.size for stream in streams), *sizes.values())
+        total = {name: total[name] + size for name, size in sizes.items()}
+    cells("all", sum(stream.size for block in blocks for stream, _ in block), *total.values())
+    return total
+
+
+def static(block: Block) -> float:
+    """A histogram for each tensor, written out in 12 bits a symbol."""
+    bits = 0.0
+    for _, array in block:
+        counts = np.unique(array, return_counts=True)[1]
+        bits += entropy(counts) * array.size + 12 * counts.size
+    return bits / 8
+
+
+def under(block: Block, context: Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]) -> float:
+    """Bytes under shared adaptive histograms in contexts (R, C) that `context` gives, with the bits that they cost.
+
+    Low bits of wide ordinals are counted as the codec codes them.
+    """
+    stream = block[0][0]
+    by_level, _, by_coarse = Tables(Choices()).of(stream)
+    bits = 0.0
+    for stream, array in block:
+        ordinals_RC = to_ordinals(stream, array).reshape(matrix(stream))
+        finest, _ = choose(Choices((0,), (0,), ()), stream, by_level, by_level, ordinals_RC)
+        context_RC, side = context(stream, finest, [(stream, array)])
+        bits += side + learn(by_level, np.clip(context_RC, 0, LEVELS - 1), ordinals_RC >> low_bits(stream))
+        if low_bits(stream):
+            bits += learn(by_coarse, ordinals_RC >> low_bits(stream), ordinals_RC & (1 << low_bits(stream)) - 1)
+    return bits / 8
+
+
+def learn(histograms: Histograms, contexts: NDArray[np.int64], symbols: NDArray[np.int64]) -> float:
+    """Bits of `symbols` in `contexts`, which the histograms learn."""
+    shape = histograms.counts.shape
+    cell = contexts.astype(np.int64) * shape[1] + symbols
+    found = np.bincount(cell.reshape(-1), minlength=shape[0] * shape[1]).reshape(shape)
+    bits = histograms.cost(found)
+    histograms.counts += 4 * found
+    return bits
+
+
+def by_scale(scales: dict[str, Values]) -> Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]:
+    """Row classes from the row's stored scale: free. Rows whose weights are alike differ by their scale only."""
+
+    def context(stream: Stream, finest: Levels, _: Block) -> tuple[NDArray[np.int64], float]:
+        scale = scales.get(stream.name.rpartition("/")[0] + "/scale")
+        rows = np.zeros(len(finest.rows_R), dtype=np.int64)
+        if scale is not None and scale.size == rows.size:
+            s = torch.from_numpy(scale.reshape(-1).view(np.int16).copy()).view(torch.bfloat16).double().numpy()
+            s = np.maximum(s, 1e-30)
+            rows = np.rint(-8 * np.log2(s / np.exp(np.log(s).mean()))).astype(np.int64)
+        halves = np.rint(finest.columns_C / 2).astype(np.int64)
+        return finest.base + rows[:, None] + 2 * halves[None], integers_cost(halves, 8)
+
+    return context
+
+
+def in_parts(parts: int) -> Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]:
+    """Row classes in quarters, column classes in quarters, anew for each of `parts` parts of the rows."""
+
+    def context(stream: Stream, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
+        magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream))).astype(np.float64)
+        quarters = np.rint(finest.rows_R / 2).astype(np.int64)
+        expected_R1 = 2.0 ** ((finest.base - 120 + 2 * quarters[:, None]) / 8) * largest(stream)
+        bits, levels = integers_cost(quarters, 8), []
+        for rows in np.array_split(np.arange(len(quarters)), min(parts, len(quarters))):
+            ratio_C = (magnitude_RC[rows] / expected_R1[rows]).mean(0)
+            columns = np.rint(4 * np.log2(np.clip(ratio_C, 2.0**-15, 1.8))).astype(np.int64)
+            bits += integers_cost(columns, 8)
+            levels.append(finest.base + 2 * quarters[rows, None] + 2 * columns[None])
+        return np.concatenate(levels), bits
+
+    return context
+
+
+def parametric(block: Block, tail: Callable[[NDArray[np.float64]], NDArray[np.float64]], unit: float) -> float:
+    """Levels as in the codec, but for each level a distribution of a given form instead of a histogram.
+
+    `tail` is the distribution function of the form at unit spread; its mean magnitude is 1 / `unit`.
+    """
+    bits = 0.0
+    for stream, array in block:
+        ordinals_RC = to_ordinals(stream, array).reshape(matrix(stream))
+        by_level, _, _ = Tables(Choices()).of(stream)
+        levels, _ = choose(Choices(EVERY, EVERY, ()), stream, by_level, by_level, ordinals_RC)
+        level_RC = levels.of_rows(0, len(ordinals_RC)).astype(np.int64)
+        numbers = linear(stream)
+        edges = np.concatenate(([-np.inf], (numbers[1:] + numbers[:-1]) / 2, [np.inf]))
+        found = np.zeros((LEVELS, numbers.size))
+        np.add.at(found, (level_RC, ordinals_RC), 1)
+        expected = 2.0 ** ((np.arange(LEVELS) - 120) / 8) * largest(stream)
+        p = np.diff(tail(edges[None] / (expected[:, None] * unit)), axis=1)
+        bits += levels.cost - float((found * np.log2(np.maximum(p, 2.0**-24))).sum())
+    return bits / 8
+
+
+def gaussian(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(torch.special.ndtr(torch.from_numpy(x)).numpy())
+
+
+def laplace(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(x < 0, np.exp(np.minimum(x, 0)) / 2, 1 - np.exp(-np.maximum(x, 0)) / 2)
+
+
+def variants(block: Block, scales: dict[str, Values]) -> dict[str, float]:
+    """What was tried on a block of weights, in bytes."""
+    plain = WeightCodec(Choices(NONE, NONE, ()))
+    levels_only = WeightCodec(Choices(EVERY, EVERY, ()))
+    tried: dict[str, float] = {
+        "static histogram per tensor, stored": static(block),
+        "learning histogram per tensor": sum(encoded([one], plain) for one in block),
+        "learning histogram, shared": encoded(block, plain),
+        "row classes": encoded(block, WeightCodec(Choices(EVERY, NONE, ()))),
+        "column classes": encoded(block, WeightCodec(Choices(NONE, EVERY, ()))),
+        "row and column classes": encoded(block, levels_only),
+        "… in eighths only": encoded(block, WeightCodec(Choices((0,), (0,), ()))),
+        "… in quarters only": encoded(block, WeightCodec(Choices((1,), (1,), ()))),
+        "… in halves only": encoded(block, WeightCodec(Choices((2,), (2,), ()))),
+        "… histograms not shared": sum(encoded([one], levels_only) for one in block),
+        "… rows from their scales, free": under(block, by_scale(scales)),
+        "… columns anew for 2 parts of the rows": under(block, in_parts(2)),
+        "… columns anew for 4 parts of the rows": under(block, in_parts(4)),
+        "… Gaussian instead of histograms": parametric(block, gaussian, (np.pi / 2) ** 0.5),
+        "… Laplace instead of histograms": parametric(block, laplace, 1.0),
+        "row and column classes, prediction": encoded(block),
+    }
+    return tried
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--quick", action="store_true", help="without lzma, zstd and brotli at their highest levels")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    opened = open_artifact(args.artifact)
+    blocks = [
+        [(stream, opened.streams[stream.name]) for stream in block.streams]
+        for block in opened.container.blocks
+        if block.streams[0].kind != "u8"
+    ]
+    total = compare(blocks, args.quick)
+    best = min(total[name] for name in (("quick zstd",) if args.quick else GENERAL))
+    print(f"\nans against the best of the others: {total['ans'] / best - 1:+.2%}")
+    print(f"ans against the pooled entropy: {total['ans'] / total['pooled entropy'] - 1:+.2%}\n")
+
+    weights = [block for block in blocks if block[0][0].kind in ("int", "fp8")]
+    scales = {name: array for name, array in opened.streams.items() if name.endswith("/scale")}
+    columns = [{"pooled entropy": pooled(block), **variants(block, scales)} for block in weights]
+    cells("model", *[title(block) for block in weights], "all")
+    cells(*["---"] * (len(weights) + 2))
+    for name in columns[0]:
+        sizes = [round(column[name]) for column in columns]
+        cells(name, *sizes, sum(sizes))
+
+    times = {"encode": 0.0, "decode": 0.0}
+    for block in blocks:
+        streams = [stream for stream, _ in block]
+        start = time.process_time()
+        data = WeightCodec().encode(streams, [array for _, array in block])
+        middle = time.process_time()
+        values = WeightCodec().decode(streams, data)
+        times["encode"] += middle - start
+        times["decode"] += time.process_time() - middle
+        assert all((a == b).all() for a, (_, b) in zip(values, block, strict=True))
+    count = sum(stream.size for block in blocks for stream, _ in block)
+    print(f"\n{count:,} values: encoded in {times['encode']:.2f} s, decoded in {times['decode']:.2f} s of one core")
+    print(json.dumps({"total": total, "tried": [title(b) for b in weights], "bytes": columns, "seconds": times}))
+
+
+if __name__ == "__main__":
+    main()

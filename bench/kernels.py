@@ -1,0 +1,166 @@
+"""Times the fused operators one by one: `python bench/kernels.py` prints a table, then one JSON line.
+
+Each is bound by its bytes: the table says how many must move (every input read once, every output written once), how
+fast they did, and what share that is of a plain copy of as many bytes, timed in the same rounds. Beside it the same
+operator in plain PyTorch. All are captured graphs, so that launches do not count; the GPU's caches are cleared before
+each call, and the median over the rounds is shown.
+
+    python bench/kernels.py [--batch 64 --length 1024 --vocab 8192 --channels 768 --rounds 30 --only NAMES]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from jepamba.fused.conv import conv_silu
+from jepamba.fused.cross_entropy import row_losses, token_nats
+from jepamba.fused.epps_pulley import epps_pulley
+from jepamba.gpu import kernels
+from jepamba.model.loss import capped_cross_entropy
+from ssd import captured, measure
+
+Parts = dict[str, tuple[Callable[[], object], int]]
+"""Calls and the bytes that each must move, by name."""
+KNOTS = 17
+EMBED = 336
+
+
+def normal(*size: int) -> Tensor:
+    return torch.randn(*size, device="cuda")
+
+
+def passes(name: str, operator: Callable[..., Tensor], leaves: list[Tensor], sizes: tuple[int, int]) -> Parts:
+    """Forward and backward of a differentiable operator; `sizes` are the bytes of the two."""
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    out = operator(*leaves)
+    pull = torch.randn_like(out)
+    return {
+        f"{name} forward": (lambda: operator(*leaves), sizes[0]),
+        f"{name} backward": (lambda: torch.autograd.grad(out, leaves, pull, retain_graph=True), sizes[1]),
+    }
+
+
+def cross_entropy(o: argparse.Namespace) -> Parts:
+    """A slice of the head: the losses and the gradient over the logits; evaluation; and the head with its products."""
+    rows = min(o.batch * o.length, (1 << 26) // o.vocab)
+    raw, bias = (normal(rows, o.vocab) * 5).bfloat16(), normal(o.vocab)
+    targets = torch.randint(0, o.vocab, (rows,), device="cuda")
+    wide = normal(rows, o.vocab)
+    features, matrix = normal(rows, EMBED).bfloat16().requires_grad_(), (normal(o.vocab, EMBED) * 0.3).requires_grad_()
+
+    def head() -> object:
+        loss = capped_cross_entropy(features, matrix, bias, targets, "poly", 15.0, 1e-4).total
+        return torch.autograd.grad(loss, [features, matrix])
+
+    size = rows * o.vocab
+    # Of the head: logits written, read and overwritten, and read for each of two products.
+    return {
+        "cross-entropy and gradient": (
+            lambda: row_losses(raw, bias, targets, "poly", 15.0, z_weight=1e-4, scale=1.0 / rows),
+            4 * size,
+        ),
+        "cross-entropy alone": (lambda: row_losses(raw, bias, targets, "poly", 15.0), 2 * size),
+        "nats of fp32 logits": (lambda: token_nats(wide, targets, 0.9), 4 * size),
+        "head, products included": (head, 10 * size),
+    }
+
+
+def convolution(o: argparse.Namespace) -> Parts:
+    """x a slice of the mixer's rows."""
+    rows = normal(o.batch, o.length, 2 * o.channels).bfloat16()
+    kernel, bias = normal(o.channels, 4), normal(o.channels)
+    x = rows[..., o.channels // 2 : o.channels // 2 + o.channels]
+    history = torch.zeros(o.batch, o.channels, 3, device="cuda", dtype=torch.bfloat16)
+    reset = torch.rand(o.batch, o.length, device="cuda") < 0.002
+    size = 2 * x.numel()
+
+    def without(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return conv_silu(x, history, kernel, bias, None)[0]
+
+    def resets(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return conv_silu(x, history, kernel, bias, reset)[0]
+
+    leaves, sizes = [x, kernel, bias], (2 * size, 3 * size)
+    return passes("convolution", without, leaves, sizes) | passes("convolution, resets", resets, leaves, sizes)
+
+
+def statistic(o: argparse.Namespace) -> Parts:
+    """Per timestep, as the submission has it, and pooled over all positions."""
+    t, w = torch.linspace(0.2, 4.0, KNOTS, device="cuda"), torch.rand(KNOTS, device="cuda")
+    parts: Parts = {}
+    for name, shape in (("timesteps", (64, o.batch, 672)), ("positions", (1, o.batch * o.length, 1024))):
+        x = normal(*shape)
+        size = 4 * x.numel()
+        parts |= passes(f"Epps-Pulley, {name}", lambda x: epps_pulley(x, t, w), [x], (size, 2 * size))
+    return parts
+
+
+def copy_of(size: int) -> Callable[[], object]:
+    """A plain copy that moves `size` bytes, half of them read."""
+    source = torch.empty(size // 2, dtype=torch.int8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return captured(lambda: target.copy_(source))
+
+
+def graph_of(name: str, call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a graph, or as it is where it cannot be captured."""
+    try:
+        return captured(call)
+    except RuntimeError as error:
+        print(f"{name}: no graph: {str(error).splitlines()[0]}")
+        torch.cuda.synchronize()
+        return call
+
+
+def bench() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"batch": 64, "length": 1024, "vocab": 8192, "channels": 768, "rounds": 30}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", default="", help="words of the names of the operators to time, separated by commas")
+    o = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this benchmark needs a CUDA GPU")
+    device = torch.cuda.get_device_name()
+    print(f"{device}, torch {torch.__version__}; batch {o.batch}, length {o.length}, vocabulary {o.vocab}")
+    print(f"{'':32s}{'ms':>9s}{'MB':>9s}{'GB/s':>9s}{'of a copy':>11s}{'plain ms':>10s}{'times':>8s}")
+    result: dict[str, dict[str, float]] = {}
+    for make in (cross_entropy, convolution, statistic):
+        calls: dict[str, dict[str, Callable[[], object]]] = {}
+        sizes: dict[str, int] = {}
+        for how, wanted in (("fused", True), ("plain", False)):
+            torch.manual_seed(0)
+            with kernels(wanted):
+                for name, (call, size) in make(o).items():
+                    if not o.only or any(word in name for word in o.only.split(",")):
+                        calls.setdefault(name, {})[how] = graph_of(f"{name}, {how}", call)
+                        sizes[name] = size
+        for name, size in sizes.items():
+            calls[name]["copy"] = copy_of(size)
+        for name, times in measure(calls, o.rounds).items():
+            size, fused = sizes[name], times["fused"]
+            result[name] = times | {"bytes": size}
+            print(
+                f"{name:32s}{fused:9.3f}{size / 1e6:9.0f}{size / fused / 1e6:9.0f}{times['copy'] / fused:11.0%}"
+                f"{times['plain']:10.3f}{times['plain'] / fused:8.1f}"
+            )
+        del calls
+        torch.cuda.empty_cache()
+    print(json.dumps({"device": device, "sizes": vars(o), "milliseconds": result}))
+
+
+def main() -> None:
+    """Everything on a stream of its own: work of the default stream cannot be captured."""
+    if not torch.cuda.is_available():
+        return bench()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        return bench()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The weight codec: asymmetric numeral systems under models of quantized weights. Read `codec.py` first."""
+
+from jepamba.artifact.ans.codec import WeightCodec
+
+__all__ = ["WeightCodec"]

@@ -1,0 +1,358 @@
+"""The weight codec: lossless for anything, as documented to the bit, and near the entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ans_reader import read
+from jepamba.artifact import inspect, load_artifact, save_artifact
+from jepamba.artifact.ans import WeightCodec
+from jepamba.artifact.ans.choice import OFF, Choices
+from jepamba.artifact.ans.coder import Reader, Writer, code_number, frequencies
+from jepamba.artifact.ans.histograms import Histograms, code_integers
+from jepamba.artifact.ans.prediction import Expectations, Prediction, allowed
+from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
+from jepamba.artifact.inspect import entropy
+from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
+from jepamba.config import Data, Model, Run, Train
+from jepamba.model import LanguageModel
+from jepamba.quant.grids import Fp8Grid, IntGrid
+from jepamba.text import ByteTokenizer
+
+KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
+CODEC = WeightCodec()
+
+
+def round_trip(streams: list[Stream], values: list[Values], codec: WeightCodec = CODEC) -> bytes:
+    data = codec.encode(streams, values)
+    assert data == codec.encode(streams, values)
+    for stream, array, again in zip(streams, values, CODEC.decode(streams, data), strict=True):
+        assert again.dtype == np.dtype(DTYPES[stream.kind])
+        assert again.shape == stream.shape
+        assert (again == array).all()
+    return data
+
+
+def any_values(kind: str, bits: int, shape: tuple[int, ...], how: str, seed: int) -> Values:
+    random = np.random.default_rng(seed)
+    limit = 2 ** (bits - 1) - 1
+    if how == "constant":
+        raw = np.full(shape, random.integers(-limit, limit + 1) if kind == "int" else random.integers(0, 2**bits))
+    elif how == "uniform":
+        low, high = (-limit, limit + 1) if kind == "int" else (0, 2**bits)
+        raw = random.integers(low, high, shape, dtype=np.int64)
+    elif kind == "int":
+        raw = np.rint(random.normal(0, limit / 3, shape)).clip(-limit, limit)
+    elif kind == "fp8":
+        raw = torch.from_numpy(random.normal(0, 100, shape)).float().to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    elif kind in ("bf16", "fp32"):
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+        number = torch.from_numpy(random.normal(1, 0.1, shape)).to(dtype)
+        raw = number.view(torch.int16 if kind == "bf16" else torch.int32).numpy()
+    else:
+        raw = random.integers(97, 123, shape)
+    if how == "zero rows" and len(shape) > 1:
+        raw = raw.copy()
+        raw[:: random.integers(1, 4)] = 0
+    return np.asarray(raw).astype(DTYPES[kind])
+
+
+HOW = ["constant", "uniform", "normal", "zero rows"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KINDS),
+            st.lists(st.integers(0, 12), max_size=3),
+            st.sampled_from(HOW),
+            st.integers(0, 2**32),
+        ),
+        max_size=5,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str, int]]) -> None:
+    """Empty streams, single values, equal values, rows of zeros, any mixture of kinds and widths in one block."""
+    streams = [Stream(f"s{i}", *kind, tuple(shape)) for i, (kind, shape, _, _) in enumerate(block)]
+    values = [any_values(*kind, tuple(shape), how, seed) for kind, shape, how, seed in block]
+    round_trip(streams, values)
+
+
+@pytest.mark.parametrize(("kind", "bits"), KINDS)
+@pytest.mark.parametrize("how", HOW)
+def test_every_kind_comes_back_at_a_real_size(kind: str, bits: int, how: str) -> None:
+    shapes = [(90, 20), (20, 90), (2, 200), (400,), (8, 8, 9), ()]
+    streams = [Stream(f"s{i}", kind, bits, shape) for i, shape in enumerate(shapes)]
+    round_trip(streams, [any_values(kind, bits, s.shape, how, i) for i, s in enumerate(streams)])
+
+
+@pytest.mark.parametrize("bits", WIDTHS["int"])
+def test_extremes_come_back(bits: int) -> None:
+    limit = 2 ** (bits - 1) - 1
+    for fill in (-limit, limit):
+        round_trip([Stream("s", "int", bits, (3, 5))], [np.full((3, 5), fill, dtype=np.int8)])
+    with pytest.raises(ValueError, match="outside"):
+        CODEC.encode([Stream("s", "int", bits, (1,))], [np.array([-limit - 1], dtype=np.int8)])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+def test_every_extreme_of_floating_point_comes_back(kind: str) -> None:
+    """Both zeros, both infinities, NaNs with any payload, the smallest and the largest."""
+    bits = WIDTHS[kind][0]
+    edge = np.array([0, 1, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1], dtype=np.uint64)
+    round_trip([Stream("s", kind, bits, (6,))], [edge.astype(DTYPES[kind])])
+
+
+def embedding(R: int, C: int, seed: int = 0) -> torch.Tensor:
+    """Rows with a few directions in common, as the rows of a trained embedding."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(4, C, generator=generator)
+    return torch.randn(R, 4, generator=generator) @ shared + torch.randn(R, C, generator=generator)
+
+
+@pytest.mark.parametrize("grid", ["int4", "int6", "fp8"])
+def test_foretold_columns_come_back_and_save_bytes(grid: str) -> None:
+    w = embedding(1500, 40)
+    if grid == "fp8":
+        stream, array = Stream("e/fp8", "fp8", 8, (1500, 40)), Fp8Grid().encode(w)["fp8"].numpy()
+    else:
+        width = int(grid[3:])
+        stream, array = Stream("e/q", "int", width, (1500, 40)), IntGrid(width).encode(w)["q"].numpy()
+    without = round_trip([stream], [array], WeightCodec(Choices(shifts=())))
+    assert len(round_trip([stream], [array])) < 0.97 * len(without)
+
+
+def test_what_is_foretold_is_exact_at_the_largest_sums() -> None:
+    """Coefficients and values as large as a file can make them: sums in double precision against Python's integers."""
+    C = 1024
+    assert allowed(1024, C)
+    assert not allowed(1025, C)
+    assert not allowed(2, C + 1)
+    random = np.random.default_rng(0)
+    coefficients = np.tril(random.integers(-(2**15), 2**15 + 255, (C, C)), -1)
+    columns = random.integers(-(2**18), 2**18, (C, 3))
+    expectations = Expectations(Prediction(5, coefficients), 3)
+    for j in range(C):
+        found = expectations.of_column(j)
+        if j in (0, 1, 15, 16, 17, 500, C - 1):
+            known = [sum(int(coefficients[j, k]) * int(columns[k, i]) for k in range(j)) for i in range(3)]
+            assert found.tolist() == known
+        expectations.learn(j, columns[j])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_documented_reader_reads_it(how: str) -> None:
+    """Every kind and width by a reader that was written from the description and shares no code."""
+    streams = [Stream(f"s{i}", kind, bits, (23, 11)) for i, (kind, bits) in enumerate(KINDS)]
+    streams += [Stream("few", "bf16", 16, (2, 50)), Stream("again", "int", 4, (9, 30)), Stream("one", "fp8", 8, (1,))]
+    streams = [Stream(s.name, s.kind, s.bits, (s.size,)) if s.kind == "u8" else s for s in streams]
+    values = [any_values(s.kind, s.bits, s.shape, how, i) for i, s in enumerate(streams)]
+    data = round_trip(streams, values)
+    assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
+
+
+def test_the_documented_reader_reads_foretold_columns_and_long_runs() -> None:
+    w = embedding(700, 24)
+    streams = [Stream("e/fp8", "fp8", 8, (700, 24)), Stream("w/q", "int", 5, (40, 900))]
+    values = [Fp8Grid().encode(w)["fp8"].numpy(), any_values("int", 5, (40, 900), "normal", 0)]
+    data = round_trip(streams, values)
+    assert len(data) < len(CODECS["brotli/bytes"].encode(streams, values))
+    assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
+
+
+def test_data_written_once_are_read_for_ever() -> None:
+    """Bytes from the day on which the format was settled. Never change them: files like these are with users."""
+    data = bytes.fromhex((Path(__file__).parent / "files/ans-block.hex").read_text())
+    i = np.arange(160)
+    expected = [
+        ((i * i * 7 + i) % 15 - 7).astype(np.int8).reshape(8, 20),
+        ((i * 37) % 256).astype(np.uint8).reshape(40, 4),
+        (0x3F80 + (i * 11) % 23).astype("<u2"),
+        (0x3F800000 + i[:5] * 12345).astype("<u4"),
+        (97 + i % 26).astype(np.uint8),
+    ]
+    streams = [
+        Stream("a", "int", 4, (8, 20)),
+        Stream("b", "fp8", 8, (40, 4)),
+        Stream("c", "bf16", 16, (160,)),
+        Stream("d", "fp32", 32, (5,)),
+        Stream("e", "u8", 8, (160,)),
+    ]
+    for array, again in zip(expected, CODEC.decode(streams, data), strict=True):
+        assert (array == again).all()
+
+
+def trained(R: int, C: int, seed: int) -> torch.Tensor:
+    """Rows and columns of different spread: what training makes of a matrix (measured: docs/measuring.md)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.randn(R, 1, generator=generator), torch.randn(1, C, generator=generator)
+    return torch.randn(R, C, generator=generator) * (0.15 * rows + 0.2 * columns).exp()
+
+
+@pytest.mark.parametrize("bits", [4, 5])
+def test_weights_come_below_their_entropy_and_every_general_compressor(bits: int) -> None:
+    values = [IntGrid(bits).encode(trained(320, 320, seed))["q"].numpy() for seed in range(2)]
+    streams = [Stream(f"{i}/q", "int", bits, array.shape) for i, array in enumerate(values)]
+    sizes = {name: len(data) for name, data in encode_all(streams, values).items()}
+    pooled = np.concatenate([array.reshape(-1) for array in values])
+    bound = entropy(np.unique(pooled, return_counts=True)[1]) * pooled.size / 8
+    ours = sizes.pop("ans")
+    assert ours < bound
+    assert ours < 0.985 * min(sizes.values())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_where_there_is_nothing_to_find_it_costs_half_a_percent_at_most(bits: int) -> None:
+    """Independent values of one distribution: no model can do better than the entropy, model cost included."""
+    random = np.random.default_rng(0)
+    if bits == 4:
+        array = np.rint(random.normal(0, 2.2, (512, 512))).clip(-7, 7).astype(np.int8)
+    else:
+        array = Fp8Grid(scaled=False).encode(torch.from_numpy(random.normal(0, 100, (512, 512))))["fp8"].numpy()
+    bound = entropy(np.unique(array, return_counts=True)[1]) * array.size / 8
+    data = round_trip([Stream("a", "int" if bits == 4 else "fp8", bits, array.shape)], [array])
+    assert bound < len(data) < 1.005 * bound
+
+
+def test_all_zero_weights_cost_nearly_nothing() -> None:
+    """A projection that starts at zero, before training."""
+    streams = [Stream(f"{i}/q", "int", 4, (640, 640)) for i in range(3)]
+    assert len(round_trip(streams, [np.zeros((640, 640), dtype=np.int8)] * 3)) < 100
+
+
+def test_choices_bound_the_writer_only() -> None:
+    array = IntGrid(4).encode(trained(300, 200, 0))["q"].numpy()
+    stream = Stream("w/q", "int", 4, array.shape)
+    sizes = [
+        len(round_trip([stream], [array], WeightCodec(Choices(rows, columns, ()))))
+        for rows, columns in (((OFF,), (OFF,)), ((1,), (OFF,)), ((OFF,), (1,)), ((1,), (1,)), ((0, 1, 2, OFF),) * 2)
+    ]
+    assert sizes[0] > sizes[1] > sizes[3] >= sizes[4]
+    assert sizes[0] > sizes[2] > sizes[3]
+
+
+@given(st.lists(st.integers(1, 2**29), min_size=1, max_size=256))
+def test_frequencies_are_exact(weights: list[int]) -> None:
+    found = frequencies(np.array(weights, dtype=np.int64))
+    size, total = len(weights), sum(weights)
+    starts = [s + sum(weights[:s]) * (2**24 - size) // total for s in range(size + 1)]
+    assert found.tolist() == [b - a for a, b in pairwise(starts)]
+    assert found.min() >= 1
+    assert found.sum() == 2**24
+
+
+@given(st.integers(1, 64), st.data())
+def test_numbers_come_back(bits: int, data: st.DataObject) -> None:
+    writer = Writer()
+    number = data.draw(st.integers(0, 2**bits - 1))
+    code_number(writer, bits, number)
+    reader = Reader(writer.finish())
+    assert code_number(reader, bits, 0) == number
+    reader.finish()
+
+
+@given(st.lists(st.integers(-40, 100), max_size=300))
+@settings(deadline=None)
+def test_integers_come_back(numbers: list[int]) -> None:
+    writer, array = Writer(), np.array(numbers, dtype=np.int64)
+    code_integers(writer, len(numbers), array, 8)
+    reader = Reader(writer.finish())
+    assert code_integers(reader, len(numbers), None, 8).tolist() == numbers
+    reader.finish()
+
+
+def test_the_estimate_of_a_histogram_is_near_what_it_takes() -> None:
+    random = np.random.default_rng(0)
+    contexts = random.integers(0, 5, 20_000).astype(np.uint16)
+    symbols = (random.integers(0, 4, 20_000) * (1 + contexts) // 2).astype(np.uint8)
+    histograms, writer = Histograms(5, 16), Writer()
+    found = np.zeros((5, 16), dtype=np.int64)
+    np.add.at(found, (contexts, symbols), 1)
+    estimate = histograms.cost(found)
+    histograms.code(writer, contexts, symbols)
+    assert abs(8 * len(writer.finish()) / estimate - 1) < 0.01
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of codecs in the order in which they are asked to encode."""
+    asked: list[str] = []
+
+    def watched(name: str, encode: Callable[..., bytes]) -> Callable[..., bytes]:
+        def watch(*args: Any) -> bytes:
+            asked.append(name)
+            return encode(*args)
+
+        return watch
+
+    for name, codec in CODECS.items():
+        fake = type("Watched", (), {"name": name, "encode": staticmethod(watched(name, codec.encode))})
+        monkeypatch.setitem(CODECS, name, fake())
+    return asked
+
+
+def large(copies: int) -> tuple[list[Stream], list[Values]]:
+    """A block of weights over the bound up to which everything is tried, of matrices that are alike or not."""
+    arrays = [IntGrid(4).encode(trained(512, 320, min(seed, 4 - copies)))["q"].numpy() for seed in range(4)]
+    return [Stream(f"{i}/q", "int", 4, array.shape) for i, array in enumerate(arrays)], arrays
+
+
+def test_slow_compressors_are_left_out_where_they_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, values = large(copies=1)
+    thorough = encode_smallest(streams, values, thorough=True)
+    asked = counted(monkeypatch)
+    assert encode_smallest(streams, values) == thorough
+    assert set(asked) == {"ans"}
+    assert thorough[0] == "ans"
+
+
+def test_slow_compressors_are_tried_where_they_can_win() -> None:
+    """Repeated matrices: no entropy coder sees them, so that the quick pass must."""
+    streams, values = large(copies=4)
+    name, data = encode_smallest(streams, values)
+    assert name.split("/")[0] in ("lzma", "zstd", "brotli")
+    assert (name, len(data)) == min(
+        ((name, len(data)) for name, data in encode_all(streams, values).items()), key=lambda pair: pair[1]
+    )
+
+
+def test_the_artifact_of_a_model_is_in_it(tmp_path: Path) -> None:
+    run = Run(
+        data=Data(tokenizer="bytes", sequence=8),
+        model=Model(vocab_size=256, embed_dim=64, dim=64, layers=2, d_state=16, headdim=16, mlp_mult=2.0, chunk=8),
+        train=Train(steps=1, tokens_per_step=8, tokens_per_micro=8),
+    )
+    torch.manual_seed(0)
+    model = LanguageModel(run.model, run.quant)
+    size = save_artifact(tmp_path / "a.jepa", model, run, ByteTokenizer())
+    assert save_artifact(tmp_path / "b.jepa", model, run, ByteTokenizer(), thorough=True) == size
+    rows = {row["kind"]: row["codec"] for row in inspect(tmp_path / "a.jepa")["blocks"]}
+    assert rows["int"] == rows["fp8"] == "ans"
+    tokens = torch.arange(16).reshape(1, 16)
+    with torch.no_grad():
+        found, _ = load_artifact(tmp_path / "a.jepa").model(tokens, None)
+        live, _ = model.eval()(tokens, None)
+    assert torch.equal(found, live)
+
+
+def test_an_artifact_from_before_this_codec_loads() -> None:
+    """Written when there were general compressors only, with its logits of then."""
+    path = Path(__file__).parent / "files/artifact-0.1.jepa"
+    assert inspect(path)["codecs"] == ["brotli/bytes", "brotli/packed", "lzma/bytes", "stored/packed"]
+    artifact = load_artifact(path)
+    tokens = torch.tensor([list(b"The quick brown fox")])
+    with torch.no_grad():
+        h, _ = artifact.model(tokens, None)
+        logits = artifact.model.logits(h)
+    expected = torch.tensor([-0.0927808, 0.1379239, 0.3494675, 0.1522304, 0.5037838])
+    assert torch.allclose(logits[0, -1, :5], expected, atol=1e-5)
+    assert artifact.temperature == 0.9

@@ -1,0 +1,159 @@
+"""Hostile data for the weight codec, with no checksum before it: one line, no hang, no more memory than declared."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from typing import Any
+
+import constriction
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepamba.artifact.ans import WeightCodec
+from jepamba.artifact.ans.coder import END, END_BITS, Writer, code_number
+from jepamba.artifact.ans.histograms import Histograms
+from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
+from jepamba.errors import UserError
+
+KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
+CODEC = WeightCodec()
+
+
+def block() -> tuple[list[Stream], list[Values]]:
+    """Every kind of model: foretold columns, levels, and floating-point numbers of two widths."""
+    random = np.random.default_rng(0)
+    streams = [
+        Stream("e/q", "int", 6, (150, 12)),
+        Stream("w/fp8", "fp8", 8, (30, 50)),
+        Stream("w/scale", "bf16", 16, (30,)),
+        Stream("d/value", "fp32", 32, (5,)),
+    ]
+    alike = random.normal(0, 5, (150, 1)) @ random.normal(1, 1, (1, 12)) + random.normal(0, 2, (150, 12))
+    arrays = [np.rint(alike).clip(-31, 31), random.integers(0, 250, (30, 50)), 0x3F80 + random.integers(0, 99, 30)]
+    arrays.append(random.integers(0, 2**32, 5))
+    return streams, [array.astype(DTYPES[stream.kind]) for stream, array in zip(streams, arrays, strict=True)]
+
+
+def refused_or_of_the_declared_shape(streams: list[Stream], data: bytes) -> bool:
+    message = ""
+    try:
+        values = CODEC.decode(streams, data)
+    except UserError as error:
+        message = str(error)
+    if message:
+        assert "\n" not in message
+        return True
+    assert [array.shape for array in values] == [stream.shape for stream in streams]
+    return False
+
+
+def test_flipped_bytes_and_every_truncation() -> None:
+    """The data must end in the state in which the writer began: most changes show, though some are other weights."""
+    streams, values = block()
+    data = CODEC.encode(streams, values)
+    refused, places = 0, range(0, len(data), 61)
+    for at in places:
+        changed = bytearray(data)
+        changed[at] ^= 0x41
+        refused += refused_or_of_the_declared_shape(streams, bytes(changed))
+    assert refused > 0.9 * len(places)
+    for length in range(0, len(data), 4 * 25 + 1):
+        assert refused_or_of_the_declared_shape(streams, data[:length])
+    for longer in (data + bytes(4), data + b"\1\0\0\0", bytes(4) + data, data + data, data[4:] + data[:4]):
+        assert refused_or_of_the_declared_shape(streams, longer)
+
+
+@given(st.binary(max_size=400), st.sampled_from(KINDS), st.lists(st.integers(0, 40), max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_garbage_is_refused_in_one_line(data: bytes, kind: tuple[str, int], shape: list[int]) -> None:
+    refused_or_of_the_declared_shape([Stream("s", *kind, tuple(shape))], data)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2**32)), max_size=40), st.sampled_from(KINDS))
+@settings(max_examples=200, deadline=None)
+def test_any_numbers_where_the_plan_stands_are_refused_or_read(
+    numbers: list[tuple[int, int]], kind: tuple[str, int]
+) -> None:
+    """Garbage that is well-formed as far as the coder goes: an attacker's bases, steps, classes and coefficients."""
+    writer = Writer()
+    for bits, number in numbers:
+        code_number(writer, bits, number % 2**bits)
+    refused_or_of_the_declared_shape([Stream("s", *kind, (30, 7))], writer.finish())
+
+
+def test_a_value_off_the_grid_is_refused() -> None:
+    """A floating-point number of more bits than it has room for."""
+    writer = Writer()
+    code_number(writer, 5, 0)  # no low bits
+    code_number(writer, 17, 0x10000 - 5)
+    code_number(writer, 8, 9)
+    symbols = np.full(4, 9, dtype=np.uint8)
+    Histograms(1, 10).code(writer, np.zeros(4, dtype=np.uint16), symbols)
+    with pytest.raises(UserError, match="outside"):
+        CODEC.decode([Stream("s", "bf16", 16, (4,))], writer.finish())
+
+
+@pytest.mark.parametrize("low", [16, 31])
+def test_more_low_bits_than_bits_are_refused(low: int) -> None:
+    writer = Writer()
+    code_number(writer, 5, low)
+    with pytest.raises(UserError, match="low bits"):
+        CODEC.decode([Stream("s", "bf16", 16, (4,))], writer.finish())
+
+
+def test_few_bytes_do_not_take_much_time_or_memory() -> None:
+    """The largest stream that is foretold, from data that are used up at once."""
+    writer = Writer()
+    code_number(writer, 1, 1)
+    stream = Stream("s", "int", 4, (8192, 362))
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(UserError):
+            CODEC.decode([stream], writer.finish())
+        assert tracemalloc.get_traced_memory()[1] < 16 * stream.size  # columns in double precision, and what is decoded
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - start < 60  # no hang
+
+
+def test_a_panic_of_the_library_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """`PanicException` is no `Exception`: a real one, of a model that cannot be."""
+    streams, values = block()
+    data = CODEC.encode(streams, values)
+    broken = constriction.stream.model.QuantizedGaussian(-5, 5)
+
+    class Panicking:
+        def __init__(self, words: Any) -> None:
+            self.inner = constriction.stream.stack.AnsCoder(words)
+
+        def decode(self, model: Any, count: int) -> Any:
+            return self.inner.decode(broken, np.zeros(2), np.full(2, -1.0))
+
+    monkeypatch.setattr("jepamba.artifact.ans.coder._decoder", Panicking)
+    with pytest.raises(UserError, match="damaged"):
+        CODEC.decode(streams, data)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_is_no_damage(monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]) -> None:
+    class Interrupted:
+        def __init__(self, words: Any) -> None:
+            pass
+
+        def decode(self, model: Any, count: int) -> Any:
+            raise raised
+
+    streams, values = block()
+    data = CODEC.encode(streams, values)
+    monkeypatch.setattr("jepamba.artifact.ans.coder._decoder", Interrupted)
+    with pytest.raises(raised):
+        CODEC.decode(streams, data)
+
+
+def test_the_end_mark_is_no_number_that_empty_data_give() -> None:
+    assert 0 < END < 2**END_BITS
+    assert refused_or_of_the_declared_shape([Stream("s", "int", 4, (7,))], b"")
