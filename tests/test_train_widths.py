@@ -75,7 +75,7 @@ def events(out: Path) -> list[tuple[int, str]]:
 
 def test_a_run_chooses_widths_once_keeps_them_and_keeps_to_its_budget(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["artifact_bytes"] <= BUDGET
+    assert 0.97 * BUDGET < summary["artifact_bytes"] <= BUDGET
     assert (whole / "artifact.jepa").stat().st_size == summary["artifact_bytes"]
     chosen = [(step, what) for step, what in events(whole) if what.startswith("bits chosen")]
     assert [step for step, _ in chosen] == [4]  # half of 8 steps
@@ -193,8 +193,8 @@ def test_given_widths_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Pat
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"quant\.budget_bytes = 5,000: with 2 bits for every matrix"):
-        train(with_settings(small, {"quant.budget_bytes": 5000}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"quant\.budget_bytes = 2,000: with 2 bits for every matrix"):
+        train(with_settings(small, {"quant.budget_bytes": 2000}), tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 

@@ -529,7 +529,7 @@ def _build(cls: type, room: str, section: Mapping[str, Any]) -> Any:
     hints = _hints(cls)
     converted: dict[str, Any] = {}
     for key, value in section.items():
-        _require(key in hints, f"unknown setting {room}.{key}")
+        _require(key in hints, f"unknown setting {room}.{' '.join(key.split())[:60]}")
         converted[key] = _convert(f"{room}.{key}", hints[key], value)
     return cls(**converted)
 

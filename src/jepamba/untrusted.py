@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from jepamba.errors import UserError
 
 
-def open_untrusted(path: Path, what: str, limit: int | None = None) -> BinaryIO:
+def open_untrusted(path: Path, what: str, limit: int | None = None) -> BufferedReader:
     """`path`, which is meant to be `what` ("the artifact"), open for reading.
 
     Raises `UserError` naming the file if it cannot be read, is a folder, a pipe or a device, or has more than `limit`

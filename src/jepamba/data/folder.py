@@ -15,9 +15,12 @@ from jepamba.data.shards import open_shard
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.text.tokenizers import Tokenizer, load_tokenizer
+from jepamba.untrusted import read_untrusted
 
 META = "meta.json"
 FORMAT = "jepamba tokens 1"
+_MOST_BYTES = 64 << 20
+"""Of the description, and of the tokenizer."""
 TOKENIZER_FILE = {"bytes": "tokenizer.bytes", "sentencepiece": "tokenizer.model"}
 
 
@@ -79,10 +82,9 @@ def open_folder(path: str | Path) -> TokenFolder:
         file = folder / TOKENIZER_FILE[kind]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder / META}: damaged ({type(error).__name__}: {error}); build the folder again") from None
+    blob = read_untrusted(file, "the tokenizer of the shards", _MOST_BYTES)
     try:
-        tokenizer = load_tokenizer(kind, file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the tokenizer of the shards ({error.strerror})") from None
+        tokenizer = load_tokenizer(kind, blob)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if tokenizer.fingerprint != fingerprint:
@@ -106,10 +108,9 @@ def describe(tokenizer: Tokenizer, splits: Mapping[str, Split]) -> str:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    text = read_untrusted(file, "the description of the shards", _MOST_BYTES)
     try:
-        meta = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        meta = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{file}: damaged, not JSON; build the folder again") from None
     if not isinstance(meta, dict):

@@ -59,7 +59,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, state) of one checkpoint. Raises `UserError` if it is damaged; nothing is half loaded."""
     try:
-        state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MOST_STATE))
+        state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MOST_STATE).decode("utf-8"))
         if not isinstance(state, dict) or state.get("sha256") != _sha256(path / TENSORS):
             raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}")
         return load_file(path / TENSORS), state

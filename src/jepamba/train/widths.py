@@ -9,6 +9,7 @@ minimum the tokens' gradients add up like independent numbers of mean 0.
 from __future__ import annotations
 
 import lzma
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,6 @@ from jepamba.train.step import next_batch, set_mode
 
 BATCHES = 8
 """Micro-batches of training text on which the gradients are measured."""
-HEADER_BYTES = 2048
-"""Of an artifact's header, about."""
-CODED = 1.005
-"""Bytes of a coded stream for each byte of its order-0 entropy."""
 
 
 def due(session: Session, progress: float) -> bool:
@@ -42,21 +39,30 @@ def due(session: Session, progress: float) -> bool:
 
 
 def check(session: Session) -> None:
-    """Raise `UserError` if the budget is too small even for the fewest bits, as far as fresh weights can tell."""
+    """Raise `UserError` if not even the fewest bits can keep to the budget, as far as fresh weights can tell."""
     budget = session.run.quant.budget_bytes
     if budget > 0:
-        least = sum(_cost(place, MIN_WIDTH)[0] for place in adjustable(session).values()) + fixed_bytes(session)
+        matrices = sum(_cost(place, MIN_WIDTH)[0] for place in adjustable(session).values())
+        least = matrices + len(lzma.compress(session.corpus.tokenizer.serialize(), preset=9))
         if least > budget:
             raise UserError(
-                f"quant.budget_bytes = {budget:,}: with {MIN_WIDTH} bits for every matrix the artifact still takes "
-                f"about {least:,.0f} bytes; give it more, or make the model smaller"
+                f"quant.budget_bytes = {budget:,}: with {MIN_WIDTH} bits for every matrix, these and the tokenizer "
+                f"alone take about {least:,.0f} bytes; give it more, or make the model smaller"
             )
 
 
 def choose(session: Session, progress: float) -> str:
-    """Choose the widths for the budget and put them into the model; one sentence for the log."""
-    budget = session.run.quant.budget_bytes
-    widths = choose_widths(measure(session, progress), budget - fixed_bytes(session))
+    """Choose the widths for the budget and put them into the model; one sentence for the log.
+
+    Entropy says what a width adds or saves; what the artifact takes beside that, the codec's own gains included, is
+    found by packing it as it is now.
+    """
+    budget, options = session.run.quant.budget_bytes, measure(session, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        size = _pack(session, Path(folder, "artifact.jepa"))
+    now = _widths(session)
+    spent = sum(option.bytes for name, given in options.items() for option in given if option.width == now[name])
+    widths = choose_widths(options, budget - (size - spent))
     session.model.set_widths(widths)
     return f"bits chosen for {budget:,} bytes: {_listed(widths)}"
 
@@ -134,13 +140,6 @@ def fisher(session: Session, progress: float, names: Sequence[str]) -> dict[str,
     return sums
 
 
-def fixed_bytes(session: Session) -> float:
-    """Bytes of the artifact that the widths do not change, about: all other tensors, the tokenizer, the header."""
-    chosen = adjustable(session)
-    bits = sum(entropy_bits(module.encode(name)) for path, module, name in session.model.places() if path not in chosen)
-    return CODED * bits / 8 + len(lzma.compress(session.corpus.tokenizer.serialize(), preset=9)) + HEADER_BYTES
-
-
 def _cost(place: Place, width: int) -> tuple[float, Tensor]:
     """Bytes of a parameter on the grid of `width` bits, about, and the error of each of its values there."""
     module, name = place
@@ -148,7 +147,7 @@ def _cost(place: Place, width: int) -> tuple[float, Tensor]:
     assert isinstance(grid, IntGrid)
     grid = replace(grid, width=width)
     streams = grid.encode(value, module.importance(name))
-    return CODED * entropy_bits(streams) / 8, grid.decode(streams, tuple(value.shape)) - value
+    return entropy_bits(streams) / 8, grid.decode(streams, tuple(value.shape)) - value
 
 
 def _widths(session: Session) -> dict[str, int]:
@@ -157,7 +156,7 @@ def _widths(session: Session) -> dict[str, int]:
 
 
 def _pack(session: Session, path: Path) -> int:
-    with Progress("fitting the artifact into its budget"):
+    with Progress("packing, for the budget"):
         return save_artifact(path, session.model, session.run, session.corpus.tokenizer)
 
 
