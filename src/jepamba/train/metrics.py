@@ -6,17 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jepamba.train.tracking import Tracker
+
 
 class MetricsLog:
-    """Appends records to a file. A resumed run first drops the records of steps that it will take again."""
+    """Appends records to a file, and passes them on to `tracker`. A resumed run first drops the records of steps that
+    it will take again."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, tracker: Tracker | None = None) -> None:
+        self.path, self.tracker = path, tracker
 
     def append(self, kind: str, step: int, **values: Any) -> None:
         """Add one record; it is in the file when this returns."""
         with self.path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        if self.tracker is not None:
+            self.tracker.log(kind, step, values)
+            if values.get("final"):
+                self.tracker.finish()
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, and a last line that a crash cut short."""

@@ -24,6 +24,7 @@ from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
 from jepamba.train.stop import StopRequest
+from jepamba.train.tracking import track
 
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.toml", "metrics.jsonl", "summary.json", "checkpoints"
 
@@ -84,7 +85,7 @@ class _Trainer:
         self.run, self.out, self.preset = run, out, preset
         self.session = Session(run, text, place(run.train))
         self.micro = MicroPass(self.session)
-        self.metrics = MetricsLog(out / METRICS)
+        self.metrics = MetricsLog(out / METRICS, track(run, out))
         self.restored = False
         self.validated = ""
 
