@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "seed": {},
     "torch": {"train.graph": False},
+    "fp8": {"train.products": "fp8"},
     "conv_untrained": {"optim.train_conv": False},
     "bf16_masters": {"train.masters": "bf16"},
     "ssm_decay": {"optim.decay_ssm": True},

@@ -162,6 +162,15 @@ class LanguageModel(Gridded):
         for module in self.gridded():
             module.quantized = on
 
+    def use_fp8(self) -> None:
+        """The blocks' matrix products of passes over settled weights are FP8 from now on; embedding and head's are not.
+
+        Before the first `settle`.
+        """
+        for module in self.blocks.modules():
+            if isinstance(module, Linear):
+                module.fp8 = True
+
     def settle(self, dtype: torch.dtype) -> None:
         """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""
         for module in self.gridded():

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
+from jepamba.fused.fp8 import Weight8, fp8_linear
 from jepamba.fused.norms import relu2_norm, rms
-from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
+from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
 class Gridded(nn.Module):
@@ -69,6 +70,7 @@ class Gridded(nn.Module):
         self.leaves = {}
         for name, parameter in self.named_parameters(recurse=False):
             value = self.weight(name)
+            self.settle_further(name, value)
             if name in self._kept:
                 self._kept[name].copy_(value)
                 continue
@@ -76,6 +78,9 @@ class Gridded(nn.Module):
             # Micro-batches are summed in the master's precision.
             leaf.grad_dtype = parameter.dtype
             self._kept[name] = leaf
+
+    def settle_further(self, name: str, value: Tensor) -> None:
+        """What else the passes need of parameter `name`, whose settled value in fp32 this is."""
 
     def use_settled(self) -> None:
         """Training passes read what `settle` computed, and add to the parameters' gradients, until `release`."""
@@ -128,7 +133,10 @@ def exact_grid() -> Grid:
 
 
 class Linear(Gridded):
-    """y = x Wᵀ without bias, W (out, in) on a grid."""
+    """y = x Wᵀ without bias, W (out, in) on a grid.
+
+    With `fp8`, passes over settled weights multiply in FP8 (`jepamba.fused.fp8`), where the sizes allow it.
+    """
 
     matrices = frozenset({"w"})
 
@@ -144,12 +152,14 @@ class Linear(Gridded):
         self.add("w", value, matrix_grid((outputs, inputs), quant))
         self.weighs = quant.scale == "hessian" and isinstance(self.grids["w"], IntGrid)
         self.watching = False
+        self.fp8 = False
+        self.weight8: Weight8 | None = None
         if self.weighs:
             self.register_buffer("input_power", torch.ones(inputs))
 
     def forward(
         self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
-    ) -> Float[Tensor, "*batch outputs"]:
+    ) -> Float[Tensor, "*batch padded"]:
         """scale · (x Wᵀ), W as this pass has to see it; padded with zeros to `rows` outputs, if that is more.
 
         The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
@@ -161,8 +171,23 @@ class Linear(Gridded):
             w = (scale.unsqueeze(1) * w).to(w.dtype)
         if rows > w.shape[0]:
             w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
-        out = F.linear(x, w)
+        if self.weight8 is not None and self.training and self.leaves and self.weight8.takes(x, w.shape[0]):
+            out = fp8_linear(x, w, self.weight8, scale if on_weights else None)
+        else:
+            out = F.linear(x, w)
         return out if scale is None or on_weights else scale * out
+
+    def settle_further(self, name: str, value: Tensor) -> None:
+        """With `fp8`, the weights of those products: exactly, where they are on a grid that FP8 holds."""
+        if not self.fp8:
+            return
+        if self.weight8 is None:
+            self.weight8 = Weight8.empty(value.shape[0], value.shape[1], value.device)
+        grid, top = self.grids[name], FP8_MAX
+        if isinstance(grid, IntGrid) and grid.groups(value.shape[1]) == 1 and (self.quantized or self.on_grid):
+            # Every row of such a grid has its largest integer somewhere.
+            top = grid.limit if grid.limit <= FP8_INTEGERS else FP8_MAX
+        self.weight8.fill(value, top)
 
     def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
         """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
