@@ -10,9 +10,10 @@ from torch import Tensor
 
 from jepamba.config import ConfigError, Model, Quant, Run, Train, with_settings
 from jepamba.errors import UserError
-from jepamba.fused import fp8
+from jepamba.fused import fp8, fp8_mlp
+from jepamba.fused.norms import relu2_norm
 from jepamba.model import LanguageModel
-from jepamba.model.layers import Linear
+from jepamba.model.layers import Linear, Mlp
 from jepamba.train.device import place
 
 TINY: dict[str, Any] = {
@@ -100,7 +101,8 @@ def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.
         calls.append(tuple(codes_OK.shape))
         return truth(a, codes_OK, scale_O)
 
-    monkeypatch.setattr(fp8, "product", counted)
+    for module in (fp8, fp8_mlp):
+        monkeypatch.setattr(module, "product", counted)
     torch.manual_seed(1)
     model = LanguageModel(Model(**TINY), Quant(large=1))
     for name, value in model.named_parameters():
@@ -146,6 +148,29 @@ def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.
         assert (grad - plain[name]).norm() < 0.2 * plain[name].norm(), name
     every, of_all = (torch.cat([found[name].flatten() for name in plain]) for found in (ours, plain))
     assert (every - of_all).norm() < 0.05 * of_all.norm()
+
+
+def test_the_fused_mlp_is_its_parts() -> None:
+    """Output and every gradient, to the bit."""
+    mlp = Mlp(Model(**TINY), Quant(large=1)).train()
+    torch.nn.init.normal_(mlp.down.w, std=0.3)
+    for linear in (mlp.up, mlp.down):
+        settled(linear)
+        linear.use_settled()
+    x, scale, dy = torch.randn(2, 50, 32).bfloat16(), torch.rand(32), torch.randn(2, 50, 32).bfloat16()
+
+    def run(function: Any) -> list[Tensor]:
+        inputs = [x.clone().requires_grad_(), scale.clone().requires_grad_()]
+        out = function(*inputs)
+        weights = [linear.leaves["w"] for linear in (mlp.up, mlp.down)]
+        return [out, *torch.autograd.grad(out, inputs + weights, dy)]
+
+    whole = run(mlp)
+    parts = run(lambda x, scale: mlp.down(relu2_norm(mlp.up(x)), scale))
+    for ours, apart in zip(whole, parts, strict=True):
+        assert torch.equal(ours, apart)
+    assert whole[0].grad_fn is not None
+    assert "Fp8Mlp" in whole[0].grad_fn.name()
 
 
 def test_it_is_refused_where_it_cannot_be() -> None:

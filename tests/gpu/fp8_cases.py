@@ -7,8 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from jepamba.config import Quant
-from jepamba.model.layers import Linear
+from jepamba.config import Model, Quant
+from jepamba.fused.fp8 import Rounded, round_rows_plain
+from jepamba.fused.fp8_mlp import hidden_gradient_triton, hidden_rounded_triton
+from jepamba.fused.norms import RMS_EPS
+from jepamba.model.layers import Linear, Mlp
 
 ROUNDED = 3e-2
 """Relative RMS error of a product with one factor rounded to e4m3. From 1 to 2 its values lie 2⁻³ apart: the error is
@@ -16,6 +19,8 @@ ROUNDED = 3e-2
 top of it, bf16 and the accumulators' own rounding."""
 BOTH = 4.5e-2
 """With both factors rounded: √2 times that."""
+MLP = 6e-2
+"""Of an MLP, whose second product reads what the first one's error, doubled by the square, has moved already."""
 BF16 = 5e-3
 """A product of bf16 numbers, rounded to bf16."""
 
@@ -75,6 +80,63 @@ def linear_errors(
     if scale_O is not None:
         found["dscale"] = relative(cast(Tensor, scale_O.grad), grads[2])
     return found
+
+
+def hidden_errors(rows: int, width: int, dtype: torch.dtype, device: str) -> dict[str, float]:
+    """The kernels between an MLP's products against the same in separate steps, in float64 up to the rounding."""
+    generator = torch.Generator().manual_seed(rows)
+    u, dh = (torch.randn(rows, width, generator=generator).to(device, dtype) for _ in range(2))
+    u *= torch.logspace(-3, 3, rows, device=device).to(dtype).unsqueeze(1)
+    u[rows // 2] = -1.0
+    factor = torch.logspace(-1, 1, width, device=device)
+    leaf = u.double().requires_grad_()
+    h64 = torch.nn.functional.rms_norm(leaf.relu().square(), (width,), eps=RMS_EPS)
+    h64.backward(dh.double())
+    du64 = cast(Tensor, leaf.grad)
+    ours, forward = hidden_gradient_triton(u, dh, factor), hidden_rounded_triton(u)
+    assert ours.h_NM.dtype == ours.du_NM.dtype == dtype
+    # By row: their gradients are of very different size.
+    unit = du64.norm(dim=1, keepdim=True)
+    unit += unit == 0
+    again, apart = round_rows_plain(ours.h_NM, None), round_rows_plain(ours.du_NM, factor)
+    return {
+        "h": relative(ours.h_NM, h64.detach()),
+        "du": relative(ours.du_NM / unit, du64 / unit),
+        "h in fp8": relative(unrounded(forward), unrounded(again)),
+        "du in fp8": relative(unrounded(ours.rounded) / unit, unrounded(apart) / unit),
+    }
+
+
+def unrounded(value: Rounded) -> Tensor:
+    return value.codes_NK.double() * value.scale_N1
+
+
+def mlp_errors(tokens: int, width: int, hidden: int, device: str) -> dict[str, float]:
+    """Relative RMS errors of an MLP on INT4, its scale on the weights, in output and every gradient."""
+    mlp = Mlp(Model(dim=width, headdim=16, mlp_mult=hidden / width), Quant(large=64))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        mlp.down.w.copy_(torch.randn(width, hidden, generator=generator) * hidden**-0.5)
+    mlp.to(device).train()
+    for linear in (mlp.up, mlp.down):
+        linear.quantized = linear.fp8 = True
+        linear.settle(torch.bfloat16)
+        linear.use_settled()
+    x, dy = (torch.randn(2, tokens // 2, width, generator=generator).to(device).bfloat16() for _ in range(2))
+    scale = (torch.rand(width, generator=generator) + 0.5).to(device)
+    inputs = [x.requires_grad_(), scale.requires_grad_()]
+    y = mlp(*inputs)
+    y.backward(dy)
+    truth = [value.detach().double().requires_grad_() for value in (*inputs, _on_grid(mlp.up), _on_grid(mlp.down))]
+    x64, scale64, up64, down64 = truth
+    h64 = torch.nn.functional.rms_norm((x64 @ up64.t()).relu().square(), (hidden,), eps=RMS_EPS)
+    y64 = scale64 * (h64 @ down64.t())
+    y64.backward(dy.double())
+    grads = [*(value.grad for value in inputs), mlp.up.leaves["w"].grad, mlp.down.leaves["w"].grad]
+    names = ("dx", "dscale", "dup", "ddown")
+    pairs = zip(names, grads, truth, strict=True)
+    found = {name: relative(cast(Tensor, ours), cast(Tensor, exact.grad)) for name, ours, exact in pairs}
+    return {"y": relative(y.detach(), y64.detach()), **found}
 
 
 def beyond(errors: dict[str, float], rounded: float, few: bool) -> dict[str, float]:

@@ -3,7 +3,7 @@ products of what was rounded against float64. `tests/test_triton.py` runs this f
 
 import pytest
 import torch
-from fp8_cases import BOTH, ROUNDED, beyond, linear_errors, relative
+from fp8_cases import BOTH, MLP, ROUNDED, beyond, hidden_errors, linear_errors, mlp_errors, relative, unrounded
 from torch import Tensor
 
 from jepamba.config import Quant
@@ -39,7 +39,7 @@ def test_the_kernel_rounds_as_pytorch_does(shape: tuple[int, int], dtype: torch.
 def test_rounding_errs_by_as_much_as_is_said() -> None:
     x = torch.randn(64, 640, generator=torch.Generator().manual_seed(0)).bfloat16().to(DEVICE)
     rounded = round_rows_triton(x, None)
-    back = rounded.codes_NK.double() * rounded.scale_N1.double()
+    back = unrounded(rounded)
     assert 0.022 < relative(back, x.double()) < 0.027
     assert torch.equal(back[:, :1].sign(), x[:, :1].double().sign())
 
@@ -70,3 +70,18 @@ def test_products_of_weights_that_fp8_rounds(bits: int, quantized: bool) -> None
     errors = linear_errors(130, 64, 59, Quant(bits=bits, large=64), DEVICE, scaled=True, quantized=quantized)
     assert beyond(errors, BOTH, few=False) == {}
     assert max(errors["y"], errors["dx"]) > ROUNDED
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (3, 700), (4, 2560)], ids=str)
+def test_the_mlps_kernels_round_what_they_compute(shape: tuple[int, int]) -> None:
+    errors = hidden_errors(*shape, torch.float32, DEVICE)
+    # The last bit of what is rounded may differ, and then so may its code.
+    bounds = {"h": 1e-5, "du": 1e-5, "h in fp8": 3e-3, "du in fp8": 1e-6}
+    assert {name: error for name, error in errors.items() if not error < bounds[name]} == {}
+
+
+@pytest.mark.parametrize(("tokens", "width", "hidden"), [(66, 32, 64), (258, 64, 128)])
+def test_an_mlp(tokens: int, width: int, hidden: int) -> None:
+    errors = mlp_errors(tokens, width, hidden, DEVICE)
+    assert {name: error for name, error in errors.items() if not error < MLP} == {}
+    assert min(errors.values()) > 1e-2

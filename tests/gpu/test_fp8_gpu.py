@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fp8_cases import BF16, BOTH, ROUNDED, beyond, linear_errors, settled_linear
+from fp8_cases import BF16, BOTH, MLP, ROUNDED, beyond, hidden_errors, linear_errors, mlp_errors, settled_linear
 from torch import Tensor
 
 from jepamba.config import Quant, Run, with_settings
@@ -50,6 +50,20 @@ def test_products(tokens: int, inputs: int, outputs: int, bits: int, quantized: 
     errors = linear_errors(tokens, inputs, outputs, quant, "cuda", scaled=outputs % 16 == 0, quantized=quantized)
     rounded = ROUNDED if quantized and bits <= 5 else BOTH
     assert beyond(errors, rounded, few=tokens <= inputs) == {}
+
+
+@pytest.mark.parametrize("shape", [(700, 2560), (33, 640), (5, 7000), (3, 48)], ids=str)
+def test_the_mlps_kernels_round_what_they_compute(shape: tuple[int, int]) -> None:
+    errors = hidden_errors(*shape, torch.bfloat16, "cuda")
+    # The forward kernel computes h once and the backward kernel again, in the same order: the same bf16.
+    bounds = {"h": BF16, "du": BF16, "h in fp8": 1e-3, "du in fp8": 1e-6}
+    assert {name: error for name, error in errors.items() if not error < bounds[name]} == {}
+
+
+@pytest.mark.parametrize(("tokens", "width", "hidden"), [(4096, 640, 2560), (300, 64, 256)])
+def test_an_mlp(tokens: int, width: int, hidden: int) -> None:
+    errors = mlp_errors(tokens, width, hidden, "cuda")
+    assert {name: error for name, error in errors.items() if not error < MLP} == {}
 
 
 def test_the_hardwares_product_is_that_of_the_same_numbers() -> None:

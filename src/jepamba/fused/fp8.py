@@ -67,25 +67,33 @@ class Weight8(NamedTuple):
         self.codes_KO[:, : len(w)].copy_(codes_RK.t())
         self.scale_O[: len(w)].copy_(scale_R1.squeeze(1))
 
-    def takes(self, x: Tensor, outputs: int) -> bool:
-        """Whether x Wᵀ with so many outputs can be such a product."""
-        return outputs == len(self.codes_OK) and x.shape[-1] % MULTIPLE == 0
+    def factor(self, w: Float[Tensor, "O K"], scale: Float[Tensor, " outputs"] | None = None) -> Factor | None:
+        """This matrix as a factor, its rows times `scale`; None if it has not the sizes that products take.
+
+        `w` is the same matrix, scaled and with all rows of the product.
+        """
+        if w.shape != self.codes_OK.shape or w.shape[1] % MULTIPLE:
+            return None
+        scale_O = self.scale_O
+        if scale is not None:
+            scale_O = scale_O * F.pad(scale.detach().float(), (0, len(scale_O) - len(scale)))
+        return Factor(w, self.codes_OK, self.codes_KO, scale_O, self.ones_K)
 
 
-def fp8_linear(
-    x: Float[Tensor, "*batch K"],
-    w: Float[Tensor, "O K"],
-    weight: Weight8,
-    scale: Float[Tensor, " outputs"] | None = None,
-) -> Float[Tensor, "*batch O"]:
-    """scale · (x Wᵀ) in bf16, W as `weight` holds it (`outputs` rows of it may be its own, the others are 0).
+class Factor(NamedTuple):
+    """A matrix W (O, K) as a product reads it."""
 
-    `w` is the same matrix, scaled and padded already: it takes the gradient, and its values are not read.
-    """
-    factor_O = weight.scale_O
-    if scale is not None:
-        factor_O = factor_O * F.pad(scale.detach().float(), (0, len(factor_O) - len(scale)))
-    return cast(Tensor, Fp8Linear.apply(x.to(torch.bfloat16), w, *weight[:2], factor_O, weight.ones_K))  # type: ignore[no-untyped-call]
+    w: Tensor
+    """Takes the gradient; its values are not read."""
+    codes_OK: Tensor
+    codes_KO: Tensor
+    scale_O: Tensor
+    ones_K: Tensor
+
+
+def fp8_linear(x: Float[Tensor, "*batch K"], factor: Factor) -> Float[Tensor, "*batch O"]:
+    """x Wᵀ in bf16."""
+    return cast(Tensor, Fp8Linear.apply(x.to(torch.bfloat16), *factor))  # type: ignore[no-untyped-call]
 
 
 def round_rows(x_NK: Float[Tensor, "N K"], factor_K: Float[Tensor, " K"] | None = None) -> Rounded:
@@ -142,22 +150,22 @@ class Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, codes_OK: Tensor, codes_KO: Tensor, factor_O: Tensor, ones_K: Tensor
+        ctx: Any, x: Tensor, w: Tensor, codes_OK: Tensor, codes_KO: Tensor, scale_O: Tensor, ones_K: Tensor
     ) -> Tensor:
         x_NK = x.flatten(0, -2).contiguous()
-        ctx.save_for_backward(x_NK, codes_KO, factor_O, ones_K)
+        ctx.save_for_backward(x_NK, codes_KO, scale_O, ones_K)
         ctx.dtype = w.dtype
-        y_NO = product(round_rows(x_NK), codes_OK, factor_O)
+        y_NO = product(round_rows(x_NK), codes_OK, scale_O)
         return y_NO.view(*x.shape[:-1], len(codes_OK))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        x_NK, codes_KO, factor_O, ones_K = ctx.saved_tensors
+        x_NK, codes_KO, scale_O, ones_K = ctx.saved_tensors
         dy_NO = grads[0].flatten(0, -2).contiguous()
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx_NK = product(round_rows(dy_NO, factor_O), codes_KO, ones_K)
+            dx_NK = product(round_rows(dy_NO, scale_O), codes_KO, ones_K)
             dx = dx_NK.view(*grads[0].shape[:-1], len(codes_KO))
         if ctx.needs_input_grad[1]:
             dw = (dy_NO.t() @ x_NK).to(ctx.dtype)

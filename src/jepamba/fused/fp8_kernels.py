@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
-"""The Triton kernel that rounds rows to FP8: read once, written once.
+"""The Triton kernels that round rows to FP8, alone or in the pass that computes them: read once, written once.
 
 Legend: N rows (tokens), K columns (padded to BLOCK), R rows of a tile.
 """
@@ -33,3 +33,36 @@ def round_rows_kernel(
     power, inverse = power_scale(tl.max(tl.abs(v), axis=1))
     tl.store(scale + rows, power, mask=rows < N)
     tl.store(codes + at, (v * inverse[:, None]).to(codes.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def relu2_norm_round_kernel(u, codes, scale, D, eps, BLOCK: tl.constexpr):
+    """codes·scale ≈ h = a·r with a = relu(u)², as `relu2_norm_kernel` would leave it; h itself is not written."""
+    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = cols < D
+    a = tl.maximum(tl.load(u + row * D + cols, mask=inside, other=0.0).to(tl.float32), 0.0)
+    a *= a
+    h = (a * tl.rsqrt(tl.sum(a * a, axis=0) / D + eps)).to(u.dtype.element_ty).to(tl.float32)
+    power, inverse = power_scale(tl.max(h, axis=0))
+    tl.store(scale + row, power)
+    tl.store(codes + row * D + cols, (h * inverse).to(codes.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def relu2_norm_gradient_round_kernel(u, dh, factor, h, du, codes, scale, D, eps, BLOCK: tl.constexpr):
+    """h again, du, and codes·scale ≈ du·factor."""
+    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    at, inside = row * D + cols, cols < D
+    relu = tl.maximum(tl.load(u + at, mask=inside, other=0.0).to(tl.float32), 0.0)
+    a = relu * relu
+    r = tl.rsqrt(tl.sum(a * a, axis=0) / D + eps)
+    tl.store(h + at, (a * r).to(h.dtype.element_ty), mask=inside)
+    d = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
+    d = 2.0 * relu * r * (d - a * (r * r * tl.sum(d * a, axis=0) / D))
+    tl.store(du + at, d.to(du.dtype.element_ty), mask=inside)
+    v = d.to(du.dtype.element_ty).to(tl.float32) * tl.load(factor + cols, mask=inside, other=0.0)
+    power, inverse = power_scale(tl.max(tl.abs(v), axis=0))
+    tl.store(scale + row, power)
+    tl.store(codes + at, (v * inverse).to(codes.dtype.element_ty), mask=inside)

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
-from jepamba.fused.fp8 import Weight8, fp8_linear
+from jepamba.fused.fp8 import Factor, Weight8, fp8_linear
+from jepamba.fused.fp8_mlp import fp8_mlp
 from jepamba.fused.norms import relu2_norm, rms
 from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
@@ -165,17 +166,28 @@ class Linear(Gridded):
         The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
         """
         self.watch(x)
+        w, factor, left = self.factor(x.numel() // x.shape[-1], scale, rows)
+        out = F.linear(x, w) if factor is None else fp8_linear(x, factor)
+        return out if left is None else left * out
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether this pass multiplies in FP8, if the sizes allow it."""
+        return self.weight8 is not None and self.training and bool(self.leaves)
+
+    def factor(
+        self, tokens: int, scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
+    ) -> tuple[Float[Tensor, "padded inputs"], Factor | None, Float[Tensor, " outputs"] | None]:
+        """(W scaled and padded, the same in FP8 if the product is to be so, the scale if it is left to be applied)."""
         w = self.weight("w")
-        on_weights = scale is not None and x.numel() // x.shape[-1] > w.shape[1]
+        on_weights = scale is not None and tokens > w.shape[1]
         if scale is not None and on_weights:
             w = (scale.unsqueeze(1) * w).to(w.dtype)
         if rows > w.shape[0]:
             w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
-        if self.weight8 is not None and self.training and self.leaves and self.weight8.takes(x, w.shape[0]):
-            out = fp8_linear(x, w, self.weight8, scale if on_weights else None)
-        else:
-            out = F.linear(x, w)
-        return out if scale is None or on_weights else scale * out
+        weight8 = self.weight8 if self.in_fp8 else None
+        factor = None if weight8 is None else weight8.factor(w, scale if on_weights else None)
+        return w, factor, None if on_weights else scale
 
     def settle_further(self, name: str, value: Tensor) -> None:
         """With `fp8`, the weights of those products: exactly, where they are on a grid that FP8 holds."""
@@ -213,6 +225,11 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
         """What the MLP adds to the stream: `scale` times its output."""
+        if not self.gated and self.up.in_fp8 and self.down.in_fp8:
+            tokens = x_BTD.shape[:-1].numel()
+            (_, up, _), (_, down, left) = self.up.factor(tokens), self.down.factor(tokens, scale_D)
+            if up is not None and down is not None and left is None:
+                return fp8_mlp(x_BTD, up, down)
         up_BTM = self.up(x_BTD)
         hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)
         out: Tensor = self.down(hidden_BTM, scale_D)
