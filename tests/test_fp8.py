@@ -93,7 +93,8 @@ def test_settling_again_keeps_the_tensors_and_renews_what_is_in_them() -> None:
     assert torch.equal(held(weight, 32), 4.0 * before)
 
 
-def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mixers", [False, True])
+def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.MonkeyPatch, mixers: bool) -> None:
     calls: list[tuple[int, ...]] = []
     truth = fp8.product
 
@@ -126,7 +127,7 @@ def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.
     with model.settled():
         loss_bf16 = pass_loss()
     plain = gradients()
-    model.use_fp8()
+    model.use_fp8(mixers=mixers)
     model.settle(torch.bfloat16)
     pass_loss()
     gradients()
@@ -139,8 +140,8 @@ def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.
         model.train()
         loss_fp8 = pass_loss()
     ours = gradients()
-    # Per block out_proj; up and down in the first; forward and backward. The input projection has no whole 16s here.
-    assert sorted(calls) == sorted([(32, 32)] * 4 + [(64, 32), (32, 64)] * 2)
+    # The first block's up and down, forward and backward; in each block out_proj (in_proj has no whole 16s here).
+    assert sorted(calls) == sorted([(64, 32), (32, 64)] * 2 + [(32, 32)] * (4 if mixers else 0))
     assert loss_fp8 != loss_bf16
     assert abs(loss_fp8 - loss_bf16) < 5e-3 * loss_bf16
     assert ours.keys() == plain.keys()
@@ -176,5 +177,5 @@ def test_the_fused_mlp_is_its_parts() -> None:
 def test_it_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(UserError, match=r"train\.products = fp8 needs a GPU.*on the CPU.*--train\.products bf16"):
         place(Train(steps=1, device="cpu", products="fp8"))
-    with pytest.raises(ConfigError, match=r"train\.products = fp8 with train\.precision = fp32"):
-        with_settings(Run(), {"train.products": "fp8", "train.precision": "fp32"})
+    with pytest.raises(ConfigError, match=r"train\.products = fp8-mlp with train\.precision = fp32"):
+        with_settings(Run(), {"train.products": "fp8-mlp", "train.precision": "fp32"})

@@ -55,8 +55,8 @@ def test_products(tokens: int, inputs: int, outputs: int, bits: int, quantized: 
 @pytest.mark.parametrize("shape", [(700, 2560), (33, 640), (5, 7000), (3, 48)], ids=str)
 def test_the_mlps_kernels_round_what_they_compute(shape: tuple[int, int]) -> None:
     errors = hidden_errors(*shape, torch.bfloat16, "cuda")
-    # The forward kernel computes h once and the backward kernel again, in the same order: the same bf16.
-    bounds = {"h": BF16, "du": BF16, "h in fp8": 1e-3, "du in fp8": 1e-6}
+    # Forward and backward kernel each compute h: where its last bit differs, its code may.
+    bounds = {"h": BF16, "du": BF16, "h in fp8": 1e-2, "du in fp8": 1e-6}
     assert {name: error for name, error in errors.items() if not error < bounds[name]} == {}
 
 

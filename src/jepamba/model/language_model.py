@@ -162,14 +162,15 @@ class LanguageModel(Gridded):
         for module in self.gridded():
             module.quantized = on
 
-    def use_fp8(self) -> None:
-        """The blocks' matrix products of passes over settled weights are FP8 from now on; embedding and head's are not.
+    def use_fp8(self, *, mixers: bool) -> None:
+        """The products of the MLPs, or of `mixers` too, are FP8 from now on in passes over settled weights.
 
         Before the first `settle`.
         """
-        for module in self.blocks.modules():
-            if isinstance(module, Linear):
-                module.fp8 = True
+        for block in self._blocks():
+            for module in (block if mixers else block.mlp or nn.Module()).modules():
+                if isinstance(module, Linear):
+                    module.fp8 = True
 
     def settle(self, dtype: torch.dtype) -> None:
         """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""

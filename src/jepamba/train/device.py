@@ -51,17 +51,17 @@ def place(config: Train) -> Place:
         torch.set_num_threads(config.threads)
     on_gpu = available and config.device != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
-    if config.products == "fp8" and (not on_gpu or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
+    if config.products != "bf16" and (not on_gpu or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
         found = f"{torch.cuda.get_device_name(device)} has less" if on_gpu else "this run computes on the CPU"
         raise UserError(
-            "train.products = fp8 needs a GPU of compute capability 8.9 or more, and "
-            f"{found}; use --train.products bf16"
+            f"train.products = {config.products} needs a GPU of compute capability 8.9 or more, and {found}; "
+            "use --train.products bf16"
         )
     chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     reason = "as asked" if config.precision != "auto" else ("tensor cores" if on_gpu else "exact and resumable")
-    products = ", the blocks' products in fp8" if config.products == "fp8" else ""
+    products = "" if config.products == "bf16" else f", products in {config.products}"
     return Place(
         device, dtype, f"computing on {name} in {chosen} ({reason}){products}; master weights in {config.masters}"
     )
