@@ -6,12 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fp8_cases import BF16, BOTH, MLP, ROUNDED, beyond, hidden_errors, linear_errors, mlp_errors, settled_linear
+from fp8_cases import (
+    BF16,
+    BOTH,
+    MLP,
+    ROUNDED,
+    beyond,
+    hidden_errors,
+    linear_errors,
+    mlp_errors,
+    relative,
+    settled_linear,
+    unrounded,
+)
 from torch import Tensor
 
 from jepamba.config import Quant, Run, with_settings
 from jepamba.data import Corpus, corpus
-from jepamba.fused.fp8 import product, round_rows_plain, round_rows_triton
+from jepamba.fused import fp8
+from jepamba.fused.fp8 import round_rows_plain, round_rows_triton
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import FP8_CAPABILITY, place
@@ -66,16 +79,21 @@ def test_an_mlp(tokens: int, width: int, hidden: int) -> None:
     assert {name: error for name, error in errors.items() if not error < MLP} == {}
 
 
-def test_the_hardwares_product_is_that_of_the_same_numbers() -> None:
-    """Apart from the rounding to FP8, which both have: accumulators and the rounding to bf16."""
+@pytest.mark.parametrize(("fast", "bound"), [(False, BF16), (True, 2e-2)])
+def test_the_hardwares_product_is_that_of_the_same_numbers(
+    fast: bool, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apart from the rounding to FP8, which both have: bf16, and the accumulators' fewer bits where they are fast."""
+    monkeypatch.setattr(fp8, "FAST_ACCUMULATION", fast)
     linear = settled_linear(2560, 640, Quant(large=64), "cuda")
     assert linear.weight8 is not None
     x = round_rows_triton(torch.randn(512, 2560, device="cuda").relu().square().bfloat16(), None)
-    ours = product(x, linear.weight8.codes_OK, linear.weight8.scale_O)
-    truth = (x.codes_NK.double() * x.scale_N1) @ (linear.weight8.codes_OK.double().t() * linear.weight8.scale_O)
+    ours = fp8.product(x, linear.weight8.codes_OK, linear.weight8.scale_O)
+    truth = unrounded(x) @ (linear.weight8.codes_OK.double().t() * linear.weight8.scale_O)
     kept = truth.norm(dim=0) > 0
     error = (ours.double() - truth)[:, kept].norm(dim=0) / truth[:, kept].norm(dim=0)
-    assert error.max() < BF16
+    assert kept.sum() == 639
+    assert error.max() < bound
 
 
 def test_a_captured_product_reads_what_was_settled_last() -> None:
@@ -96,7 +114,7 @@ def test_a_captured_product_reads_what_was_settled_last() -> None:
         captured = run()
     graph.replay()
     before = captured.clone()
-    assert torch.equal(before, run())
+    assert relative(before, run().double()) < BF16
     with torch.no_grad():
         linear.w.mul_(-2.0)
     linear.release()
@@ -153,8 +171,9 @@ def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], grids: d
         steps(replace(run, train=replace(run.train, graph=False)), small[1], 4),
     )
     for a, b in zip(replayed, launched, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        # Where the last bit of a sum differs, a code may, and that is 2⁻³ of a value.
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
 
 
 def test_the_same_run_twice_is_the_same(small: tuple[Run, Corpus]) -> None:
