@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from pydoc_data import topics
 from typing import Any
 
 import pytest
@@ -9,12 +11,18 @@ import torch
 from torch import Tensor
 
 from jepamba.config import ConfigError, Model, Quant, Run, Train, with_settings
+from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.fused import fp8, fp8_mlp
 from jepamba.fused.norms import relu2_norm
 from jepamba.model import LanguageModel
 from jepamba.model.layers import Linear, Mlp
-from jepamba.train.device import place
+from jepamba.presets import load_preset
+from jepamba.train import resolve
+from jepamba.train.device import Place, place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import training_step
 
 TINY: dict[str, Any] = {
     "vocab_size": 37,
@@ -172,6 +180,45 @@ def test_the_fused_mlp_is_its_parts() -> None:
         assert torch.equal(ours, apart)
     assert whole[0].grad_fn is not None
     assert "Fp8Mlp" in whole[0].grad_fn.name()
+
+
+def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
+    """The products emulated: the same codes, multiplied in fp32."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("\0".join(body for _, body in sorted(topics.topics.items())[40:80]))
+    run = with_settings(
+        load_preset("submission-bpe"),
+        {
+            "data.tokenizer": "bytes",
+            "data.train": str(mine),
+            "data.sequence": 32,
+            "model.vocab_size": 0,
+            "model.dim": 64,
+            "model.embed_dim": 48,
+            "model.headdim": 16,
+            "model.d_state": 8,
+            "model.layers": 2,
+            "jepa.sigreg_projections": 16,
+            "train.tokens_per_micro": 256,
+            "train.tokens_per_step": 512,
+        },
+    )
+    text = corpus(run.data)
+
+    def losses(products: str) -> list[float]:
+        session = Session(
+            resolve(with_settings(run, {"train.products": products}), text),
+            text,
+            Place(torch.device("cpu"), torch.bfloat16, "asked by hand: `place` refuses FP8 on a CPU"),
+        )
+        micro = MicroPass(session)
+        return [training_step(micro, 0.0)["ce"] for _ in range(4)]
+
+    bf16, mlp, both = losses("bf16"), losses("fp8-mlp"), losses("fp8")
+    assert bf16[-1] < bf16[0] - 0.2
+    for ours in (mlp, both):
+        assert ours == pytest.approx(bf16, rel=1e-2)
+    assert len({tuple(values) for values in (bf16, mlp, both)}) == 3
 
 
 def test_it_is_refused_where_it_cannot_be() -> None:
