@@ -28,8 +28,8 @@ from .worker import Tally, show, work
 
 SHARE = 12_500
 """Inputs of each reader that one process takes."""
-STALLED = 60.0
-"""A process that stays on one input for so many seconds is ended."""
+STALLED = 1200
+"""A process that is on one input at so many looks, 50 ms apart, is ended: a minute in which this one could look."""
 
 
 def main() -> int:
@@ -80,13 +80,12 @@ def _process(args: argparse.Namespace, readers: list[str], start: int, stop: int
         words += ["--range", str(start), str(stop), str(position.fileno())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         process = subprocess.Popen(words, stdout=output, pass_fds=[position.fileno()], env=environment)
-        last, since = b"", time.monotonic()
+        last, looks = b"", 0
         while process.poll() is None:
             time.sleep(0.05)
             at = os.pread(position.fileno(), 200, 0)
-            if at != last:
-                last, since = at, time.monotonic()
-            if time.monotonic() - since > STALLED:
+            last, looks = at, looks + 1 if at == last else 0
+            if looks > STALLED:
                 process.kill()
         output.seek(0)
         if process.returncode == 0:
@@ -123,9 +122,10 @@ def summary(tallies: dict[str, Tally], seed: int, seconds: float, cores: int) ->
 {table}
 
 "Anything else" would be an exception other than the program's own refusal, an invalid result, a warning, more than 5
-seconds, memory over twice that of the undamaged file, a process that died, code that was run or imported, or a file
-opened outside the input's folder or for writing. Memory is the process's peak over what it had before the input, by the
-same figure of the undamaged file, 1 MiB added to that for the allocator's pages. An input is made again by its name:
+seconds of the processor (or a minute without an end), memory over twice that of the undamaged file, a process that
+died, code that was run or imported, or a file opened outside the input's folder or for writing. Memory is the process's
+peak over what it had before the input, by the same figure of the undamaged file; 1 MiB is added to that for the
+allocator's pages, and the bytes by which the input is the larger file. An input is made again by its name:
 `python -m tests.fuzz --show NAME`.
 
 ## The commonest refusals

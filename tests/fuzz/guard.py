@@ -19,7 +19,7 @@ from jepamba.errors import UserError
 from .readers import Case, Reader
 
 SECONDS = 5.0
-"""A case that takes longer hangs."""
+"""A case that takes more of the processor's time hangs. (One that only waits is ended by the parent process.)"""
 SLACK = 1 << 20
 """Bytes that count as taken by the undamaged file besides what it takes: pages and pools of the allocators."""
 ADDRESS_SPACE = 1 << 30
@@ -104,7 +104,7 @@ class Guard:
         self.put(case)
         before = _reset_peak()
         self._watching = watching
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -118,7 +118,7 @@ class Guard:
             if isinstance(error, KeyboardInterrupt):
                 raise
             kind, what = "crash", f"{type(error).__name__}: {_class(str(error), self.folder)}"
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         return End(kind, what, seconds, max(0, _peak() - before))
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
