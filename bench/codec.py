@@ -99,7 +99,7 @@ def under(block: Block, context: Callable[[Stream, Levels, Block], tuple[NDArray
     bits = 0.0
     for stream, array in block:
         ordinals_RC = to_ordinals(stream, array).reshape(matrix(stream))
-        finest, _ = choose(Choices((0,), (0,), ()), stream, by_level, by_level, ordinals_RC)
+        finest, _ = choose(Choices((0,), (0,), False), stream, by_level, by_level, ordinals_RC)
         context_RC, side = context(stream, finest, [(stream, array)])
         bits += side + learn(by_level, np.clip(context_RC, 0, LEVELS - 1), ordinals_RC >> low_bits(stream))
         if low_bits(stream):
@@ -160,7 +160,7 @@ def parametric(block: Block, tail: Callable[[NDArray[np.float64]], NDArray[np.fl
     for stream, array in block:
         ordinals_RC = to_ordinals(stream, array).reshape(matrix(stream))
         by_level, _, _ = Tables(Choices()).of(stream)
-        levels, _ = choose(Choices(EVERY, EVERY, ()), stream, by_level, by_level, ordinals_RC)
+        levels, _ = choose(Choices(EVERY, EVERY, False), stream, by_level, by_level, ordinals_RC)
         level_RC = levels.of_rows(0, len(ordinals_RC)).astype(np.int64)
         numbers = linear(stream)
         edges = np.concatenate(([-np.inf], (numbers[1:] + numbers[:-1]) / 2, [np.inf]))
@@ -182,18 +182,18 @@ def laplace(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def variants(block: Block, scales: dict[str, Values]) -> dict[str, float]:
     """What was tried on a block of weights, in bytes."""
-    plain = WeightCodec(Choices(NONE, NONE, ()))
-    levels_only = WeightCodec(Choices(EVERY, EVERY, ()))
+    plain = WeightCodec(Choices(NONE, NONE, False))
+    levels_only = WeightCodec(Choices(EVERY, EVERY, False))
     tried: dict[str, float] = {
         "static histogram per tensor, stored": static(block),
         "learning histogram per tensor": sum(encoded([one], plain) for one in block),
         "learning histogram, shared": encoded(block, plain),
-        "row classes": encoded(block, WeightCodec(Choices(EVERY, NONE, ()))),
-        "column classes": encoded(block, WeightCodec(Choices(NONE, EVERY, ()))),
+        "row classes": encoded(block, WeightCodec(Choices(EVERY, NONE, False))),
+        "column classes": encoded(block, WeightCodec(Choices(NONE, EVERY, False))),
         "row and column classes": encoded(block, levels_only),
-        "… in eighths only": encoded(block, WeightCodec(Choices((0,), (0,), ()))),
-        "… in quarters only": encoded(block, WeightCodec(Choices((1,), (1,), ()))),
-        "… in halves only": encoded(block, WeightCodec(Choices((2,), (2,), ()))),
+        "… in eighths only": encoded(block, WeightCodec(Choices((0,), (0,), False))),
+        "… in quarters only": encoded(block, WeightCodec(Choices((1,), (1,), False))),
+        "… in halves only": encoded(block, WeightCodec(Choices((2,), (2,), False))),
         "… histograms not shared": sum(encoded([one], levels_only) for one in block),
         "… rows from their scales, free": under(block, by_scale(scales)),
         "… columns anew for 2 parts of the rows": under(block, in_parts(2)),

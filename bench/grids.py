@@ -7,7 +7,7 @@ Prints a Markdown table and, last, one JSON line. Each run is scored on the arti
 1. The last column but one is the run without rounding, rounded once, at its end, instead. A run that is finished (its
 JSON is in --bench-out) is not repeated. Options of its own: --bench-out DIR, --bench-only NAME,NAME,
 --bench-tokens N (targets of the validation text that are scored, default 131072; 0: all). Everything else is a config
-flag.
+flag. There is no ghost warm-up.
 """
 
 from __future__ import annotations

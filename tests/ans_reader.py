@@ -105,7 +105,9 @@ class Reading:
         return out
 
     def weights(self, stream: Stream, R: int, C: int, top: int, numbers: Any, largest: int) -> list[int]:
-        foretold = 2 <= C <= 1024 and R * C * C <= 1 << 30 and bool(self.number(1))
+        L, N = min(R, C), max(R, C)
+        J = max(1, (1 << 16) // N)
+        foretold = J < L <= 1024 and bool(self.number(1))
         base, p, q = self.number(7), self.number(2), self.number(2)
         r = self.integers(R, 8) if p < 3 else [0] * R
         c = self.integers(C, 8) if q < 3 else [0] * C
@@ -117,16 +119,19 @@ class Reading:
                 out += self.split(stream, top, 0, [at for row in level[start : start + step] for at in row])
             return out
         t = self.number(4)
-        b = iter(self.integers(C * (C - 1) // 2, 16))
+        coefficients = iter(self.integers(sum(j - j % J for j in range(L)), 16))
+        b = [[next(coefficients) for _ in range(j - j % J)] for j in range(L)]
         u = largest << t
-        columns: list[list[int]] = []
-        for j in range(C):
-            coefficients = [next(b) for _ in range(j)]
-            m = [sum(k * numbers[col[i]] for k, col in zip(coefficients, columns, strict=True)) for i in range(R)]
-            size = [min(14, (28 * abs(m[i]) + u) // (2 * u)) for i in range(R)]
-            coded = self.split(stream, top, 1, [32 * size[i] + level[i][j] // 4 for i in range(R)])
-            columns.append([top - o if m[i] < 0 else o for i, o in enumerate(coded)])
-        return [columns[j][i] for i in range(R) for j in range(C)]
+        lines: list[list[int]] = []
+        for start in range(0, L, J):
+            panel = range(start, min(L, start + J))
+            m = [sum(b[j][k] * numbers[lines[k][i]] for k in range(start)) for j in panel for i in range(N)]
+            at = [level[i][j] if R >= C else level[j][i] for j in panel for i in range(N)]
+            size = [min(14, (28 * abs(e) + u) // (2 * u)) for e in m]
+            coded = self.split(stream, top, 1, [128 * x + y for x, y in zip(size, at, strict=True)])
+            turned = [top - o if e < 0 else o for o, e in zip(coded, m, strict=True)]
+            lines += [turned[i * N : (i + 1) * N] for i in range(len(panel))]
+        return [lines[j][i] if R >= C else lines[i][j] for i in range(R) for j in range(C)]
 
     def split(self, stream: Stream, top: int, which: int, contexts: list[int]) -> list[int]:
         low = max(0, stream.bits - 6)

@@ -19,7 +19,7 @@ from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.choice import OFF, Choices
 from jepamba.artifact.ans.coder import Reader, Writer, code_number, frequencies
 from jepamba.artifact.ans.histograms import Histograms, code_integers
-from jepamba.artifact.ans.prediction import Expectations, Prediction, allowed
+from jepamba.artifact.ans.prediction import Expectations, Prediction, allowed, earlier, panel
 from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
 from jepamba.artifact.inspect import entropy
 from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
@@ -121,33 +121,43 @@ def embedding(R: int, C: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", ["int4", "int6", "fp8"])
-def test_foretold_columns_come_back_and_save_bytes(grid: str) -> None:
-    w = embedding(1500, 40)
+@pytest.mark.parametrize("wide", [False, True])
+def test_foretold_lines_come_back_and_save_bytes(grid: str, wide: bool) -> None:
+    """The columns of a tall matrix, the rows of a wide one."""
+    w = embedding(3000, 60).T.contiguous() if wide else embedding(3000, 60)
     if grid == "fp8":
-        stream, array = Stream("e/fp8", "fp8", 8, (1500, 40)), Fp8Grid().encode(w)["fp8"].numpy()
+        stream, array = Stream("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Grid().encode(w)["fp8"].numpy()
     else:
         width = int(grid[3:])
-        stream, array = Stream("e/q", "int", width, (1500, 40)), IntGrid(width).encode(w)["q"].numpy()
-    without = round_trip([stream], [array], WeightCodec(Choices(shifts=())))
-    assert len(round_trip([stream], [array])) < 0.97 * len(without)
+        stream, array = Stream("e/q", "int", width, tuple(w.shape)), IntGrid(width).encode(w)["q"].numpy()
+    without = round_trip([stream], [array], WeightCodec(Choices(prediction=False)))
+    assert len(round_trip([stream], [array])) < 0.98 * len(without)
 
 
-def test_what_is_foretold_is_exact_at_the_largest_sums() -> None:
-    """Coefficients and values as large as a file can make them: sums in double precision against Python's integers."""
-    C = 1024
-    assert allowed(1024, C)
-    assert not allowed(1025, C)
-    assert not allowed(2, C + 1)
+@pytest.mark.parametrize(("reach", "largest", "kind"), [(100, 100, np.float32), (2**15 + 255, 2**18, np.float64)])
+def test_what_is_foretold_is_exact_at_the_largest_sums(reach: int, largest: int, kind: Any) -> None:
+    """Coefficients and values as large as a file can make them, and as large as single precision allows."""
+    L, N = 1024, 3000
+    assert panel(N) == 21
+    assert allowed(L, N)
+    assert not allowed(L + 1, N)
+    assert not allowed(21, N)
     random = np.random.default_rng(0)
-    coefficients = np.tril(random.integers(-(2**15), 2**15 + 255, (C, C)), -1)
-    columns = random.integers(-(2**18), 2**18, (C, 3))
-    expectations = Expectations(Prediction(5, coefficients), 3)
-    for j in range(C):
-        found = expectations.of_column(j)
-        if j in (0, 1, 15, 16, 17, 500, C - 1):
-            known = [sum(int(coefficients[j, k]) * int(columns[k, i]) for k in range(j)) for i in range(3)]
-            assert found.tolist() == known
-        expectations.learn(j, columns[j])
+    coefficients = random.integers(-reach, reach + 1, (L, L)) * earlier(L, N)
+    coefficients[-1, : L // 2] = reach
+    lines = random.integers(-largest, largest + 1, (L, N))
+    lines[: L // 2, 0] = largest
+    expectations = Expectations(Prediction(5, coefficients), N, largest)
+    assert expectations._known_LN.dtype == kind
+    for start in range(0, L, panel(N)):
+        part = slice(start, min(L, start + panel(N)))
+        found = expectations.of(part)
+        if start in (0, 21, 42) or part.stop == L:
+            for i in (0, 1, N - 1):
+                for j in (part.start, part.stop - 1):
+                    known = sum(int(coefficients[j, k]) * int(lines[k, i]) for k in range(start))
+                    assert int(found[j - start, i]) == known
+        expectations.learn(part, lines[part])
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -161,12 +171,12 @@ def test_the_documented_reader_reads_it(how: str) -> None:
     assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
 
 
-def test_the_documented_reader_reads_foretold_columns_and_long_runs() -> None:
-    w = embedding(700, 24)
-    streams = [Stream("e/fp8", "fp8", 8, (700, 24)), Stream("w/q", "int", 5, (40, 900))]
-    values = [Fp8Grid().encode(w)["fp8"].numpy(), any_values("int", 5, (40, 900), "normal", 0)]
+def test_the_documented_reader_reads_foretold_lines() -> None:
+    w = embedding(1200, 60)
+    streams = [Stream("e/fp8", "fp8", 8, (1200, 60)), Stream("w/q", "int", 4, (60, 1200))]
+    values = [Fp8Grid().encode(w)["fp8"].numpy(), IntGrid(4).encode(w.T)["q"].numpy()]
     data = round_trip(streams, values)
-    assert len(data) < len(CODECS["brotli/bytes"].encode(streams, values))
+    assert len(data) < len(round_trip(streams, values, WeightCodec(Choices(prediction=False))))
     assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
 
 
@@ -234,7 +244,7 @@ def test_choices_bound_the_writer_only() -> None:
     array = IntGrid(4).encode(trained(300, 200, 0))["q"].numpy()
     stream = Stream("w/q", "int", 4, array.shape)
     sizes = [
-        len(round_trip([stream], [array], WeightCodec(Choices(rows, columns, ()))))
+        len(round_trip([stream], [array], WeightCodec(Choices(rows, columns, prediction=False))))
         for rows, columns in (((OFF,), (OFF,)), ((1,), (OFF,)), ((OFF,), (1,)), ((1,), (1,)), ((0, 1, 2, OFF),) * 2)
     ]
     assert sizes[0] > sizes[1] > sizes[3] >= sizes[4]

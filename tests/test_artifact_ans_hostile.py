@@ -23,7 +23,7 @@ CODEC = WeightCodec()
 
 
 def block() -> tuple[list[Stream], list[Values]]:
-    """Every kind of model: foretold columns, levels, and floating-point numbers of two widths."""
+    """Every kind of model: levels, low bits, and floating-point numbers of two widths."""
     random = np.random.default_rng(0)
     streams = [
         Stream("e/q", "int", 6, (150, 12)),
@@ -108,13 +108,13 @@ def test_few_bytes_do_not_take_much_time_or_memory() -> None:
     """The largest stream that is foretold, from data that are used up at once."""
     writer = Writer()
     code_number(writer, 1, 1)
-    stream = Stream("s", "int", 4, (8192, 362))
+    stream = Stream("s", "int", 4, (8192, 512))
     tracemalloc.start()
     start = time.process_time()
     try:
         with pytest.raises(UserError):
             CODEC.decode([stream], writer.finish())
-        assert tracemalloc.get_traced_memory()[1] < 16 * stream.size  # columns in double precision, and what is decoded
+        assert tracemalloc.get_traced_memory()[1] < 16 * stream.size  # lines in single precision, and what is decoded
     finally:
         tracemalloc.stop()
     assert time.process_time() - start < 60  # no hang

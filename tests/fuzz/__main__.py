@@ -125,7 +125,7 @@ def summary(tallies: dict[str, Tally], seed: int, seconds: float, cores: int) ->
 seconds of the processor (or a minute without an end), memory over twice that of the undamaged file, a process that
 died, code that was run or imported, or a file opened outside the input's folder or for writing. Memory is the process's
 peak over what it had before the input, by the same figure of the undamaged file; 1 MiB is added to that for the
-allocator's pages, and the bytes by which the input is the larger file. An input is made again by its name:
+allocator's pages, and twice the bytes by which the input is the larger file. An input is made again by its name:
 `python -m tests.fuzz --show NAME`.
 
 ## The commonest refusals

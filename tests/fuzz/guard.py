@@ -45,7 +45,8 @@ class End:
     bytes: int
     """Memory at its peak, less what there was before."""
     ratio: float = 0.0
-    """That, by what the undamaged file takes (with `SLACK`, and the bytes by which this file is larger)."""
+    """That, by what the undamaged file takes (with `SLACK`, and twice the bytes by which this file is larger: a
+    sound one takes itself and what is decoded from it)."""
 
 
 class Guard:
@@ -81,7 +82,7 @@ class Guard:
         finally:
             self._watching = False
         size = sum(map(len, case.values()))
-        end = replace(end, ratio=end.bytes / (self.undamaged[seed] + max(0, size - self._sizes[seed]) + SLACK))
+        end = replace(end, ratio=end.bytes / (self.undamaged[seed] + 2 * max(0, size - self._sizes[seed]) + SLACK))
         if end.kind not in ("refused", "read"):
             return end
         if self._breaches:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jepamba.commands.common import columns
 from jepamba.errors import UserError
+from jepamba.progress import Progress
 
 
 def inspect(args: Namespace) -> int:
@@ -16,7 +17,8 @@ def inspect(args: Namespace) -> int:
     from jepamba.artifact import inspect as inspect_artifact
 
     artifact, checkpoint = _places(args.artifact, args.checkpoint)
-    found = inspect_artifact(artifact, _masters(checkpoint) if checkpoint else None)
+    with Progress("reading the artifact"):
+        found = inspect_artifact(artifact, _masters(checkpoint) if checkpoint else None)
     if args.json:
         print(json.dumps({**found, "checkpoint": checkpoint.name if checkpoint else None}))
         return 0

@@ -1,4 +1,4 @@
-"""What a writer chooses for a matrix of weights: its levels, and whether columns are foretold. No reader needs this.
+"""What a writer chooses for a matrix of weights: its levels, and whether lines are foretold. No reader needs this.
 
 Shapes: R rows, C columns; A symbols; `cells` pairs of a row's and a column's class.
 """
@@ -12,11 +12,12 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from jepamba.artifact.ans import regression
 from jepamba.artifact.ans.coder import Counts, Symbols
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.levels import FULL, LEVELS, OFF, Levels
 from jepamba.artifact.ans.ordinals import Ordinals, largest, linear, low_bits, turned
-from jepamba.artifact.ans.prediction import LEVEL_SHIFT, Prediction, allowed, prediction_cost, sizes
+from jepamba.artifact.ans.prediction import Prediction, lines, prediction_cost, sizes
 from jepamba.artifact.streams import Stream
 
 
@@ -26,8 +27,7 @@ class Choices:
 
     row_steps: tuple[int, ...] = (0, 1, 2, OFF)
     column_steps: tuple[int, ...] = (0, 1, 2, OFF)
-    shifts: tuple[int, ...] = (5, 6)
-    """Of coefficients of prediction; none: nothing is predicted."""
+    prediction: bool = True
 
 
 EVERYTHING = Choices()
@@ -38,23 +38,21 @@ def choose(
 ) -> tuple[Levels, Prediction | None]:
     """What costs least: levels alone, under `by_level`, or a prediction and the levels of what remains, `by_both`.
 
-    A prediction takes several times as long to decode, and must save half a percent.
+    A prediction takes longer to decode, and must save a thousandth.
     """
     low, full = low_bits(stream), largest(stream)
     linear_RC = linear(stream)[ordinals_RC].astype(np.float64)
     cost, levels = _levels(choices, by_level, ordinals_RC >> low, _fit(np.abs(linear_RC), full))
-    best: tuple[float, Levels, Prediction | None] = (0.995 * cost, levels, None)
-    b_CC = _regress(linear_RC) if choices.shifts and allowed(*linear_RC.shape) else None
-    if b_CC is None:
+    prediction = regression.fit(lines(linear_RC)) if choices.prediction else None
+    if prediction is None:
         return levels, None
-    for shift in choices.shifts:
-        prediction = Prediction(shift, np.clip(np.rint(b_CC * (1 << shift)), -127, 127).astype(np.int64))
-        m_RC = linear_RC @ prediction.coefficients_CC.T.astype(np.float64)
-        symbols_RC = turned(stream, ordinals_RC, m_RC < 0) >> low
-        finest = _fit(np.abs(linear_RC - m_RC / (1 << shift)), full)
-        cost, levels = _levels(choices, by_both, symbols_RC, finest, sizes(m_RC.astype(np.int64), shift, full))
-        best = min(best, (cost + prediction_cost(prediction), levels, prediction), key=lambda option: option[0])
-    return best[1], best[2]
+    m_RC = lines(prediction.coefficients_LL.astype(np.float64) @ lines(linear_RC), back_to=linear_RC.shape)
+    symbols_RC = turned(stream, ordinals_RC, m_RC < 0) >> low
+    finest = _fit(np.abs(linear_RC - m_RC / (1 << prediction.shift)), full)
+    size_RC = sizes(m_RC.astype(np.int64), prediction.shift, full)
+    foretold_cost, foretold_levels = _levels(choices, by_both, symbols_RC, finest, size_RC)
+    foretold_cost += prediction_cost(prediction, max(linear_RC.shape))
+    return (foretold_levels, prediction) if foretold_cost < 0.999 * cost else (levels, None)
 
 
 def _fit(magnitudes_RC: NDArray[np.float64], full: float) -> Levels:
@@ -105,14 +103,13 @@ def _levels(
     """
     rows, row_of = np.unique(finest.rows_R, return_inverse=True)
     columns, column_of = np.unique(finest.columns_C, return_inverse=True)
-    alphabet, shift = histograms.counts.shape[1], 0 if size_RC is None else LEVEL_SHIFT
-    outers = len(histograms.counts) // (LEVELS >> shift)
+    alphabet, outers = histograms.counts.shape[1], len(histograms.counts) // LEVELS
     counts = _count(symbols_RC, row_of * columns.size, column_of, size_RC, (outers, rows.size * columns.size, alphabet))
     distinct = Levels(finest.base, 0, 0, rows, columns)
     options = []
     for row_step, column_step in product(choices.row_steps, choices.column_steps):
-        found = np.zeros((LEVELS >> shift, outers, alphabet), dtype=np.int64)
-        level = _coarser(distinct, row_step, column_step).of_rows(0, rows.size).reshape(-1) >> shift
+        found = np.zeros((LEVELS, outers, alphabet), dtype=np.int64)
+        level = _coarser(distinct, row_step, column_step).of_rows(0, rows.size).reshape(-1)
         np.add.at(found, level, counts)
         levels = _coarser(finest, row_step, column_step)
         options.append((histograms.cost(found.swapaxes(0, 1).reshape(-1, alphabet)) + levels.cost, levels))
@@ -136,21 +133,3 @@ def _count(
             cell = cell + size_RC[part] * cells
         counts += np.bincount((cell * alphabet + symbols_RC[part]).reshape(-1), minlength=counts.size)
     return counts.reshape(shape).swapaxes(0, 1)
-
-
-def _regress(linear_RC: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Least-squares coefficients b_CC of each column on those before; None where too little would be gained by any.
-
-    All regressions at once: with S = L·Lᵀ the Gram matrix, row j of L⁻¹ over its diagonal element is (−b_j, 1).
-    """
-    R, C = linear_RC.shape
-    if R < 2 * C:  # as many coefficients as weights, or more
-        return None
-    S_CC = linear_RC.T @ linear_RC
-    spread_C = np.sqrt(np.maximum(np.diag(S_CC), 1e-30))
-    by_chance = C * (C - 1) / 2 / R  # Σ of squared correlations, were the columns independent
-    if (np.tril(S_CC / np.outer(spread_C, spread_C), -1) ** 2).sum() < 2 * by_chance:
-        return None
-    ridge = 1e-3 * float(np.trace(S_CC)) / C + 1e-30
-    inverse_CC = np.linalg.inv(np.linalg.cholesky(S_CC + ridge * np.eye(C)))
-    return np.asarray(-np.tril(inverse_CC, -1) / np.diag(inverse_CC)[:, None])

@@ -1,16 +1,20 @@
-"""Columns foretold by the columns before them: what the rows of an embedding have in common.
+"""Lines of a matrix foretold by the lines before them: directions that an embedding or a projection prefers.
 
-Of column j the value in row i is expected to be m = Σ b_jk·v_ik over k < j, with v the linear numbers of `ordinals` and
-b whole multiples of 2^−shift, one set for all rows. The sums are of integers below 2^53 in double precision: exact, in
-whatever order a machine adds them. The expectation is the context of the value: its size in steps of a fourteenth of
-the grid's largest value; where it is negative, the values are coded upside down.
+Lines are the columns of a matrix or, where these are fewer, its rows. With v the linear numbers of `ordinals`, the
+value of line j at place i is expected to be m = Σ b_jk·v_ki over earlier lines k, with whole multiples of 2^−shift for
+b, the same at every place. Lines are coded in panels; earlier are those of earlier panels. The sums are of integers
+that floating point holds exactly, in whatever order a machine adds them.
 
-Shapes: R rows, C columns; J columns of a panel.
+The expectation is part of the value's context: its size in steps of a fourteenth of the grid's largest value. Where it
+is negative, the value is coded upside down.
+
+Shapes: L lines of N values; J lines of a panel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,70 +25,83 @@ from jepamba.artifact.ans.histograms import code_integers, integers_cost
 STEPS = 14
 """A size of this many steps is the grid's largest value, or more."""
 SIZES = STEPS + 1
-LEVEL_SHIFT = 2
-"""Levels go together with sizes in halves instead of eighths."""
-PANEL = 16
-"""Columns for which the sums over all earlier panels are taken at once."""
-MAX_COLUMNS = 1024
-MAX_WORK = 1 << 30
-"""Of R·C², multiplications to decode: what a reader is willing to do, about half a second."""
+MAX_LINES = 1024
+_PANEL = 1 << 16
+"""Values of a panel, nearly."""
 _COEFFICIENT_BITS = 16
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """b_jk = coefficients_CC[j, k] · 2^−shift, zero for k >= j."""
+    """b_jk = coefficients_LL[j, k] · 2^−shift; zero unless line k comes in a panel before that of line j."""
 
     shift: int
-    coefficients_CC: NDArray[np.int64]
+    coefficients_LL: NDArray[np.int64]
 
 
-def allowed(R: int, C: int) -> bool:
-    """Whether a matrix of this shape can be predicted."""
-    return 2 <= C <= MAX_COLUMNS and R * C * C <= MAX_WORK
+def lines(matrix_RC: NDArray[Any], back_to: tuple[int, ...] | None = None) -> NDArray[Any]:
+    """The lines (L, N) of a matrix; or, from lines, the matrix of the shape `back_to`."""
+    R, C = back_to or matrix_RC.shape
+    return matrix_RC.T if R >= C else matrix_RC
 
 
-def code_prediction(coder: Coder, C: int, prediction: Prediction | None) -> Prediction:
-    """The shift, and the coefficients of column after column."""
-    below = np.tril_indices(C, -1)
+def panel(N: int) -> int:
+    """Lines of a panel."""
+    return max(1, _PANEL // N)
+
+
+def allowed(L: int, N: int) -> bool:
+    """Whether lines can be foretold: there are not too many, and not all are in one panel."""
+    return panel(N) < L <= MAX_LINES
+
+
+def earlier(L: int, N: int) -> NDArray[np.bool_]:
+    """Which lines foretell which, (L, L): [j, k] where line k comes in a panel before that of line j."""
+    number = np.arange(L) // panel(N)
+    return number[:, None] > number[None]
+
+
+def code_prediction(coder: Coder, L: int, N: int, prediction: Prediction | None) -> Prediction:
+    """The shift, and the coefficients of line after line."""
+    where = earlier(L, N)
     shift = code_number(coder, 4, prediction.shift if prediction else 0)
-    known = prediction.coefficients_CC[below] if prediction else None
-    coefficients_CC = np.zeros((C, C), dtype=np.int64)
-    coefficients_CC[below] = code_integers(coder, below[0].size, known, _COEFFICIENT_BITS)
-    return Prediction(shift, coefficients_CC)
+    known = prediction.coefficients_LL[where] if prediction else None
+    coefficients_LL = np.zeros((L, L), dtype=np.int64)
+    coefficients_LL[where] = code_integers(coder, int(where.sum()), known, _COEFFICIENT_BITS)
+    return Prediction(shift, coefficients_LL)
 
 
-def prediction_cost(prediction: Prediction) -> float:
+def prediction_cost(prediction: Prediction, N: int) -> float:
     """Bits that `code_prediction` takes, nearly."""
-    C = len(prediction.coefficients_CC)
-    return integers_cost(prediction.coefficients_CC[np.tril_indices(C, -1)], _COEFFICIENT_BITS)
+    coefficients_LL = prediction.coefficients_LL
+    return integers_cost(coefficients_LL[earlier(len(coefficients_LL), N)], _COEFFICIENT_BITS)
 
 
 class Expectations:
-    """The sums for one column after the other, as the columns become known."""
+    """The sums for one panel after the other, as the lines become known. `largest` bounds |v|."""
 
-    def __init__(self, prediction: Prediction, R: int) -> None:
-        self._prediction = prediction
-        self._coefficients_CC = prediction.coefficients_CC.astype(np.float64)
-        self._known_CR = np.zeros((len(self._coefficients_CC), R))
-        self._panel_JR = np.zeros((PANEL, R))
+    def __init__(self, prediction: Prediction, N: int, largest: int) -> None:
+        L = len(prediction.coefficients_LL)
+        sum_of_all = int(np.abs(prediction.coefficients_LL).max()) * largest * L
+        assert sum_of_all < 1 << 53
+        # Integers that single precision holds are twice as fast, and need half the room.
+        single = sum_of_all < 1 << 24
+        self._int = np.dtype(np.int32 if single else np.int64)
+        self._coefficients_LL = prediction.coefficients_LL.astype(np.float32 if single else np.float64)
+        self._known_LN = np.zeros((L, N), dtype=self._coefficients_LL.dtype)
 
-    def of_column(self, j: int) -> NDArray[np.int64]:
-        """m of column j in every row, in steps of 2^−shift, (R,). Columns before j must have been added, in order."""
-        first = j - j % PANEL
-        if j == first:
-            self._panel_JR = self._coefficients_CC[j : j + PANEL, :j] @ self._known_CR[:j]
-        inner_R = self._coefficients_CC[j, first:j] @ self._known_CR[first:j]
-        m_R: NDArray[np.int64] = np.rint(self._panel_JR[j - first] + inner_R).astype(np.int64)
-        return m_R
+    def of(self, panel: slice) -> NDArray[Any]:
+        """m of the lines of a panel, in steps of 2^−shift, (J, N). The lines before it must be known."""
+        m_JN: NDArray[Any] = self._coefficients_LL[panel, : panel.start] @ self._known_LN[: panel.start]
+        return m_JN.astype(self._int)
 
-    def learn(self, j: int, linear_R: NDArray[np.int64]) -> None:
-        """Make column j known."""
-        self._known_CR[j] = linear_R
+    def learn(self, panel: slice, linear_JN: NDArray[np.int64]) -> None:
+        """Make the lines of a panel known."""
+        self._known_LN[panel] = linear_JN
 
 
-def sizes(m: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.int64]:
+def sizes(m: NDArray[Any], shift: int, largest: int) -> NDArray[Any]:
     """Sizes of expectations in fourteenths of `largest`, rounded to the nearest, half up; at most 14."""
     unit = largest << shift
-    steps: NDArray[np.int64] = np.minimum((2 * STEPS * np.abs(m) + unit) // (2 * unit), STEPS)
+    steps: NDArray[Any] = np.minimum((2 * STEPS * np.abs(m) + unit) // (2 * unit), STEPS)
     return steps

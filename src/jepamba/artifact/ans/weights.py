@@ -1,11 +1,11 @@
 """Weights on a grid: each under a histogram of the values that were expected to be as large as it is.
 
 An ordinal is split into a coarse symbol of at most 64 values and up to two low bits. The context of the coarse symbol
-is the weight's level (`levels`), in some matrices together with what its row foretells of it (`prediction`); that of
-the low bits is the coarse symbol. Histograms are shared by all streams of one kind and width in a block, and go on
+is the weight's level (`levels`), in some matrices together with what other lines foretell of it (`prediction`); that
+of the low bits is the coarse symbol. Histograms are shared by all streams of one kind and width in a block, and go on
 learning from one to the next.
 
-Shapes: R rows, C columns.
+Shapes: R rows, C columns; L lines of N values, J lines of a panel.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Tables:
         if (stream.kind, stream.bits) not in self._made:
             self._made[stream.kind, stream.bits] = (
                 Histograms(lv.LEVELS, alphabet),
-                Histograms(pr.SIZES * (lv.LEVELS >> pr.LEVEL_SHIFT), alphabet),
+                Histograms(pr.SIZES * lv.LEVELS, alphabet),
                 Histograms(alphabet, 1 << low),
             )
         return self._made[stream.kind, stream.bits]
@@ -54,11 +54,12 @@ def code_weights(coder: Coder, tables: Tables, stream: Stream, ordinals: Ordinal
     levels, prediction = None, None
     if ordinals_RC is not None:
         levels, prediction = choose(tables.choices, stream, by_level, by_both, ordinals_RC)
-    predicted = pr.allowed(R, C) and bool(code_number(coder, 1, int(prediction is not None)))
+    L, N = min(R, C), max(R, C)
+    foretold = pr.allowed(L, N) and bool(code_number(coder, 1, int(prediction is not None)))
     levels = lv.code_levels(coder, R, C, levels)
-    if predicted:
-        prediction = pr.code_prediction(coder, C, prediction)
-        return _code_columns(coder, tables, stream, levels, prediction, ordinals_RC).reshape(-1)
+    if foretold:
+        prediction = pr.code_prediction(coder, L, N, prediction)
+        return _code_lines(coder, tables, stream, levels, prediction, ordinals_RC).reshape(-1)
     pieces = []
     rows = max(1, PIECE // C)
     for start in range(0, R, rows):
@@ -68,7 +69,7 @@ def code_weights(coder: Coder, tables: Tables, stream: Stream, ordinals: Ordinal
     return np.concatenate(pieces)
 
 
-def _code_columns(
+def _code_lines(
     coder: Coder,
     tables: Tables,
     stream: Stream,
@@ -76,21 +77,25 @@ def _code_columns(
     prediction: pr.Prediction,
     ordinals_RC: Ordinals | None,
 ) -> Ordinals:
-    """Column after column, each foretold by those before; upside down where the expectation is negative."""
+    """Panel after panel of lines, each foretold by those before; upside down where the expectation is negative."""
     R, C = matrix(stream)
+    L, N = min(R, C), max(R, C)
     _, by_both, _ = tables.of(stream)
     number_of = linear(stream)
-    expectations = pr.Expectations(prediction, R)
-    level_RC = levels.of_rows(0, R) >> pr.LEVEL_SHIFT
-    coded_RC = np.empty((R, C), dtype=np.uint8)
-    for j in range(C):
-        m_R = expectations.of_column(j)
-        size_R = pr.sizes(m_R, prediction.shift, largest(stream))
-        known = None if ordinals_RC is None else turned(stream, ordinals_RC[:, j], m_R < 0)
-        context = (size_R * (lv.LEVELS >> pr.LEVEL_SHIFT) + level_RC[:, j]).astype(np.uint16)
-        coded_RC[:, j] = turned(stream, _code_split(coder, tables, stream, by_both, context, known), m_R < 0)
-        expectations.learn(j, number_of[np.minimum(coded_RC[:, j], top(stream))])
-    return coded_RC
+    expectations = pr.Expectations(prediction, N, int(number_of.max()))
+    level_LN = pr.lines(levels.of_rows(0, R))
+    ordinals_LN = None if ordinals_RC is None else pr.lines(ordinals_RC)
+    coded_LN = np.empty((L, N), dtype=np.uint8)
+    for start in range(0, L, pr.panel(N)):
+        panel = slice(start, start + pr.panel(N))
+        m_JN = expectations.of(panel)
+        size_JN = pr.sizes(m_JN, prediction.shift, largest(stream))
+        context = (size_JN * lv.LEVELS + level_LN[panel]).astype(np.uint16).reshape(-1)
+        known = None if ordinals_LN is None else turned(stream, ordinals_LN[panel], m_JN < 0).reshape(-1)
+        coded = _code_split(coder, tables, stream, by_both, context, known).reshape(m_JN.shape)
+        coded_LN[panel] = turned(stream, coded, m_JN < 0)
+        expectations.learn(panel, number_of[np.minimum(coded_LN[panel], top(stream))])
+    return pr.lines(coded_LN, back_to=(R, C))
 
 
 def _code_split(
