@@ -3,7 +3,8 @@
     python bench/evaluate.py runs/mine/artifact.jepa --data val.txt --tokens 200000 --sliding-tokens 16384
 
 Runs on the GPU where there is one. Every way is run once untimed on a short part, then `--rounds` times, in turn; times
-are medians, of elapsed time on a GPU, of processor time on a CPU, which other programs disturb less. Plain and carried scores are of the first `--tokens` targets. Sliding windows cost many times as much, so
+are medians, of elapsed time on a GPU, of processor time on a CPU, which other programs disturb less. Plain and
+carried scores are of the first `--tokens` targets. Sliding windows cost many times as much, so
 that they are run on the first `--sliding-tokens` targets alone: times are compared by the target, and bits per byte on
 that part, which the other two are scored on as well. `--sequence` changes the length of the windows (default: as
 trained). Prints a table and, last, one JSON line.
