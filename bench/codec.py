@@ -133,6 +133,15 @@ def by_scale(scales: dict[str, Values]) -> Callable[[Stream, Levels, Block], tup
     return context
 
 
+def beside_the_left(stream: Stream, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
+    """Levels in halves, and beside each the size of the left neighbour, in quarters of the largest value."""
+    magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream)))
+    quarter_RC = np.roll(4 * magnitude_RC // (largest(stream) + 1), 1, axis=1).clip(0, 3)
+    rows, columns = (np.rint(classes / 4).astype(np.int64) for classes in (finest.rows_R, finest.columns_C))
+    level_RC = np.clip(finest.base // 4 + rows[:, None] + columns[None], 0, LEVELS // 4 - 1)
+    return 4 * level_RC + quarter_RC, integers_cost(rows, 8) + integers_cost(columns, 8)
+
+
 def in_parts(parts: int) -> Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]:
     """Row classes in quarters, column classes in quarters, anew for each of `parts` parts of the rows."""
 
@@ -196,11 +205,12 @@ def variants(block: Block, scales: dict[str, Values]) -> dict[str, float]:
         "… in halves only": encoded(block, WeightCodec(Choices((2,), (2,), False))),
         "… histograms not shared": sum(encoded([one], levels_only) for one in block),
         "… rows from their scales, free": under(block, by_scale(scales)),
+        "… in halves, beside the left neighbour's size": under(block, beside_the_left),
         "… columns anew for 2 parts of the rows": under(block, in_parts(2)),
         "… columns anew for 4 parts of the rows": under(block, in_parts(4)),
         "… Gaussian instead of histograms": parametric(block, gaussian, (np.pi / 2) ** 0.5),
         "… Laplace instead of histograms": parametric(block, laplace, 1.0),
-        "row and column classes, prediction": encoded(block),
+        "row and column classes, lines foretold": encoded(block),
     }
     return tried
 

@@ -138,10 +138,11 @@ def test_foretold_lines_come_back_and_save_bytes(grid: str, wide: bool) -> None:
 def test_what_is_foretold_is_exact_at_the_largest_sums(reach: int, largest: int, kind: Any) -> None:
     """Coefficients and values as large as a file can make them, and as large as single precision allows."""
     L, N = 1024, 3000
-    assert panel(N) == 21
+    assert panel(L, N) == 21
+    assert panel(60, N) == 1
     assert allowed(L, N)
     assert not allowed(L + 1, N)
-    assert not allowed(21, N)
+    assert not allowed(1, N)
     random = np.random.default_rng(0)
     coefficients = random.integers(-reach, reach + 1, (L, L)) * earlier(L, N)
     coefficients[-1, : L // 2] = reach
@@ -149,8 +150,8 @@ def test_what_is_foretold_is_exact_at_the_largest_sums(reach: int, largest: int,
     lines[: L // 2, 0] = largest
     expectations = Expectations(Prediction(5, coefficients), N, largest)
     assert expectations._known_LN.dtype == kind
-    for start in range(0, L, panel(N)):
-        part = slice(start, min(L, start + panel(N)))
+    for start in range(0, L, panel(L, N)):
+        part = slice(start, min(L, start + panel(L, N)))
         found = expectations.of(part)
         if start in (0, 21, 42) or part.stop == L:
             for i in (0, 1, N - 1):

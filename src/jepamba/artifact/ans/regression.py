@@ -50,7 +50,7 @@ def _ridge(S_LL: NDArray[np.float64], N: int, ridge: float) -> NDArray[np.float6
     K_LL = np.linalg.cholesky(S_LL + ridge * np.eye(L))
     inverse_LL = np.linalg.inv(K_LL)
     b_LL = np.zeros((L, L))
-    step = panel(N)
+    step = panel(L, N)
     for p in range(step, L, step):
         b_LL[p : p + step, :p] = K_LL[p : p + step, :p] @ inverse_LL[:p, :p]
     return b_LL
