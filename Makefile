@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints-dev.txt
 demo: $(STAMP)
 	$(BIN)/jepamba demo
 
+# Two processes of one thread each: most tests are too small for more threads.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # On a machine with a CUDA GPU, with the package and its dependencies in PYTHON.
 test-gpu:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 from jepamba import commands
 from jepamba.cli import build_parser, main
@@ -81,12 +82,48 @@ def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixt
     assert found["mode"] == "plain"
     assert found["bytes"] == text.stat().st_size
     assert found["bpb"] == pytest.approx(found["nats_per_token"] * found["tokens"] / math.log(2) / found["bytes"])
+    # Bytes mode or our own BPE: the text comes back as it was.
+    assert (found["bpb_decoded"], found["decoded_bytes"]) == (found["bpb"], found["bytes"])
+    assert (found["counted"], found["reset"]) == ("original", True)
     assert found["temperature"] == json.loads((run_dir / "summary.json").read_text())["temperature"]
     sliding = json_of(capsys, "eval", artifact, "--data", str(text), "--sliding", "16", "--temperature", "2")
     assert (sliding["tokens"], sliding["bytes"]) == (found["tokens"], found["bytes"])
     assert sliding["temperature"] == 2.0
     assert sliding["mode"] != "plain"
     assert "bits per byte" in out_of(capsys, "eval", artifact, "--data", str(text))
+    carried = json_of(capsys, "eval", artifact, "--data", str(text), "--carry")
+    assert (carried["tokens"], carried["mode"], carried["reset"]) == (found["tokens"], "carried", True)
+    assert carried["nats_per_token"] != found["nats_per_token"]
+    assert not json_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")["reset"]
+    shown = out_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")
+    assert "state carried, not reset at documents" in shown
+
+
+def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model with the library's own normaliser: two spaces come back as one."""
+    text, model = tmp_path / "text.txt", tmp_path / "given"
+    pages = [page.read_text() for page in sorted((run_dir.parent / "text").glob("*.txt"))]
+    text.write_text("\0".join(page.replace(" ", "  ") for page in pages))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(pages).split("\n")), model_prefix=str(model), model_type="bpe",
+        vocab_size=400, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=3,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    out = tmp_path / "run"
+    settings = [word if word != "bytes" else f"{model}.model" for word in TINY]
+    assert main(["train", "quick", *settings, "--data.train", str(text), "--train.steps", "3", "--out", str(out)]) == 0
+    capsys.readouterr()
+    artifact = str(out / "artifact.jepa")
+    found = json_of(capsys, "eval", artifact, "--data", str(text))
+    assert found["bytes"] == len(text.read_bytes()) - (len(pages) - 1) > found["decoded_bytes"]
+    assert found["counted"] == "original"
+    assert found["bpb"] * found["bytes"] == pytest.approx(found["bpb_decoded"] * found["decoded_bytes"])
+    shown = out_of(capsys, "eval", artifact, "--data", str(text))
+    assert f"{found['bpb']:.4f} bits per byte" in shown
+    assert f"{found['bpb_decoded']:.4f} bits per byte of the text that the tokenizer gives back" in shown
+    assert "by decoded bytes" in (out / "report.html").read_text()
 
 
 def test_eval_takes_shards(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +147,16 @@ def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bytes"] == (run_dir / "artifact.jepa").stat().st_size
     said = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
     assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in said
+    assert "expected error" in said
+    of_run = json_of(capsys, "inspect", str(run_dir))
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    assert of_run["checkpoint"] == newest.name
+    assert of_run["masters_are_its_own"] is True
+    assert all(row["error"] is not None for row in of_run["tensors"])
+    given = ["inspect", str(run_dir / "artifact.jepa"), "--checkpoint"]
+    assert json_of(capsys, *given, str(newest)) == of_run
+    assert json_of(capsys, *given, str(run_dir)) == of_run
+    assert "error: of the stored weights against the unrounded ones" in out_of(capsys, "inspect", str(run_dir))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +233,7 @@ MISTAKES = [
     (["eval", "a.jepa", "--dta", "x"], "--data"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
+    (["inspect", "."], "no artifact.jepa here"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["data"], "COMMAND"),
     (["data", "info", "/no/such"], "/no/such"),

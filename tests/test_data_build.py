@@ -400,7 +400,7 @@ def test_a_folder_that_lost_something_is_refused(tmp_path: Path) -> None:
     (out / "tokenizer.bytes").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.bytes"):
         open_folder(out)
-    with pytest.raises(UserError, match=r"meta\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"meta\.json: cannot read"):
         open_folder(tmp_path)
     (tmp_path / "meta.json").write_text('{"name": "not ours"}')
     assert not is_folder(tmp_path)

@@ -158,7 +158,53 @@ def test_positions_of_other_data_are_refused(change: dict[str, int]) -> None:
     assert equal(loader.next(40), other.next(40))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 400), st.integers(1, 20), st.integers(1, 6))
+def test_rows_walk_along_their_own_stretches(length: int, sequence: int, rows: int) -> None:
+    if length < rows * sequence + 1:
+        with pytest.raises(UserError, match="parallel streams" if length > sequence else "less than one window"):
+            Loader(positions(length), sequence, 0, shuffle=False, rows=rows)
+        return
+    loader = Loader(positions(length), sequence, 0, shuffle=False, rows=rows)
+    each = (length - 1) // sequence // rows
+    for epoch in range(2):
+        before: Batch | None = None
+        seen: list[int] = []
+        for step in range(each):
+            batch = loader.next(rows)
+            assert batch.continues == (step > 0)
+            if before is not None:
+                # The first token of each row is the last target of the same row before.
+                assert torch.equal(batch.inputs_BT[:, 0], before.targets_BT[:, -1])
+            seen += starts(batch)
+            before = batch
+        assert sorted(seen) == list(range(0, rows * each * sequence, sequence))
+        assert loader.epoch_float == epoch + 1
+
+
+def test_restored_rows_go_on_alike() -> None:
+    for skip in range(12):
+        loader = Loader(positions(150), 8, 0, shuffle=False, rows=3)
+        for _ in range(skip):
+            loader.next(3)
+        other = Loader(positions(150), 8, 0, shuffle=False, rows=3)
+        other.restore(json.loads(json.dumps(loader.state())))
+        for _ in range(8):
+            expected, batch = loader.next(3), other.next(3)
+            assert equal(batch, expected)
+            assert batch.continues == expected.continues
+    with pytest.raises(UserError, match="rows = 3, here it is 2"):
+        Loader(positions(150), 8, 0, shuffle=False, rows=2).restore(loader.state())
+    with pytest.raises(UserError, match="damaged"):
+        loader.restore(loader.state() | {"position": 4})
+    assert not Loader(positions(150), 8, 0, shuffle=False).next(3).continues
+
+
 def test_wrong_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="shuffled"):
+        Loader(positions(150), 8, 0, shuffle=True, rows=3)
+    with pytest.raises(ValueError, match="batch of 2"):
+        Loader(positions(150), 8, 0, shuffle=False, rows=3).next(2)
     with pytest.raises(ValueError, match="windows of 0"):
         Loader(positions(150), 0, 7)
     with pytest.raises(ValueError, match="batch of 0"):

@@ -177,9 +177,12 @@ def test_wrong_byte_accounting_is_refused_by_piece(
         return honest(previous, targets) + (np.asarray(targets) == wrong)
 
     monkeypatch.setattr(bpe, "target_bytes", target_bytes)
-    with pytest.raises(UserError, match=f"token {wrong} decodes to") as caught:
+    with pytest.raises(UserError, match=f"position {first} of the stream") as caught:
         score_plain(model, tokens, 64)
-    assert f"target {first} " in str(caught.value)
+    piece = bpe.decode([wrong])
+    assert f"token {wrong}, which decodes to {piece!r}, counts {len(piece) + 1} bytes and has {len(piece)}" in str(
+        caught.value
+    )
 
 
 def test_the_model_is_left_as_it_was() -> None:

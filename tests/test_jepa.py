@@ -191,7 +191,7 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     torch.manual_seed(2)
     tokens, targets, reset = batch()
     drawn = draw(config, MODEL.dim, (3, 12), 7, step)
-    terms = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), drawn)
+    terms, _ = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), drawn)
     return terms, (model, heads, tokens, targets, reset)
 
 

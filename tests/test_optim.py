@@ -276,7 +276,7 @@ def test_the_convolution_is_trained() -> None:
     step_once(modules, optimizers)
     for name, p in modules.named_parameters():
         assert not torch.equal(p, before[name]), name
-        assert p.grad is None, name
+        assert p.grad is None or not p.grad.any(), name
 
 
 def test_an_untrained_convolution_stays_and_its_gradient_piles_up() -> None:
@@ -296,7 +296,9 @@ def test_an_untrained_convolution_stays_and_its_gradient_piles_up() -> None:
     for name, p in conv.items():
         assert torch.equal(p, before[name])
     assert norms == pytest.approx([norms[0], 2 * norms[0], 3 * norms[0]])
-    assert all(p.grad is None for name, p in modules.named_parameters() if name not in conv)
+    for name, p in modules.named_parameters():
+        # Cleared where they lie: a captured graph goes on adding to the same tensors.
+        assert name in conv or p.grad is None or not p.grad.any(), name
 
 
 def test_adam_is_adam() -> None:

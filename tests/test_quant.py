@@ -15,10 +15,11 @@ from torch import Tensor
 from jepamba.config import Model, Quant
 from jepamba.model import LanguageModel
 from jepamba.presets import load_preset
-from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, fake, grid_named
-from jepamba.quant.grids import rows
+from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, fake, grid_named, rows
 
-GRIDS: list[Grid] = [grid_named(name) for name in ("int4", "int5", "int6", "fp8-row", "fp8", "bf16", "fp32")]
+INTEGERS = [f"int{width}" for width in range(2, 9)]
+CLIPPED = ["int2-clip", "int4-clip", "int8-clip", "int4-hessian", "int3-g8", "int4-clip-g16", "int5-hessian-g7"]
+GRIDS: list[Grid] = [grid_named(name) for name in (*INTEGERS, *CLIPPED, "fp8-row", "fp8", "bf16", "fp32")]
 
 
 def ids(grid: Grid) -> str:
@@ -55,7 +56,7 @@ def through(w: Tensor, grid: Grid) -> Tensor:
     return grid.decode(grid.encode(w), tuple(w.shape))
 
 
-@pytest.mark.parametrize("width", [4, 5, 6])
+@pytest.mark.parametrize("width", range(2, 9))
 def test_integer_grid_by_its_formula(width: int) -> None:
     w = torch.randn(7, 33) * torch.logspace(-6, 4, 7).unsqueeze(1)
     limit = 2 ** (width - 1) - 1
@@ -69,7 +70,7 @@ def test_integer_grid_by_its_formula(width: int) -> None:
             exact = w[r, c].item() / scale
             q = max(-limit, min(limit, round(exact)))
             assert streams["q"][r, c].item() == q or abs(abs(exact - math.floor(exact)) - 0.5) < 1e-5
-            assert decoded[r, c].item() == streams["q"][r, c].item() * scale  # exact: 5 + 8 bits
+            assert decoded[r, c].item() == streams["q"][r, c].item() * scale  # exact: 7 + 8 bits
         assert streams["q"][r].abs().max() == limit
         assert decoded[r].unique().numel() <= 2**width - 1
         half = scale / 2 * (1 + 1e-5) + 0.004 * limit * scale  # the largest may be clipped by the scale's rounding
@@ -78,7 +79,7 @@ def test_integer_grid_by_its_formula(width: int) -> None:
     assert (streams["q"] < 0).any()
 
 
-@given(st.integers(4, 6), st.integers(-30, 30), st.integers(0, 10**6))
+@given(st.integers(2, 8), st.integers(-30, 30), st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_integer_rows_have_few_values_and_survive_a_second_pass(width: int, exponent: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -209,7 +210,7 @@ def test_the_gradient_goes_straight_through(grid: Grid) -> None:
 def test_declared_streams_and_bits_are_the_encoded_ones(grid: Grid, shape: tuple[int, ...]) -> None:
     streams = grid.encode(torch.randn(shape))
     assert {name: (tuple(value.shape), value.dtype) for name, value in streams.items()} == grid.streams(shape)
-    width = {"q": int(grid.name[3:]) if grid.name.startswith("int") else 0, "fp8": 8, "scale": 16}
+    width = {"q": int(grid.name[3]) if grid.name.startswith("int") else 0, "fp8": 8, "scale": 16}
     bits = sum(
         value.numel() * width.get(name, 8 * value.element_size() if name == "value" else 0)
         for name, value in streams.items()
@@ -228,8 +229,20 @@ def test_names_lead_back_to_grids() -> None:
     for grid in GRIDS:
         assert grid_named(grid.name) == grid
         assert isinstance(grid, Grid)
-    with pytest.raises(KeyError):
-        grid_named("int3")
+    for unknown in (
+        "int1",
+        "int9",
+        "int4-",
+        "int4-max",
+        "int4-g0",
+        "int4-g08",
+        "int4-g1234567",
+        "int4-g8-clip",
+        "",
+        "INT4",
+    ):
+        with pytest.raises(KeyError):
+            grid_named(unknown)
 
 
 # The model and its grids.
@@ -273,10 +286,12 @@ def outputs(model: LanguageModel) -> Tensor:
         Quant(bits=5, large=1),
         Quant(bits=6, large=10**9),
         Quant(large=512, fp8_scale="none", vectors="fp8"),
+        Quant(large=512, bits=3, scale="clip", group=8, embedding="int6", vectors="int8"),
+        Quant(large=512, scale="hessian", vectors="fp8-row", widths=("embed_proj.w=2", "blocks.1.mixer.in_proj.w=7")),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("changes", [{}, {"tie": 0}, {"tie": 2, "mlp": "swiglu"}, {"tie": 3, "embed_dim": 32}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"tie": 0}, {"tie": 2, "mlp": "swiglu"}, {"tie": 3, "embed_dim": 28}], ids=str)
 def test_the_live_model_in_evaluation_is_the_loaded_artifact_to_the_bit(changes: dict[str, Any], quant: Quant) -> None:
     live = trained_looking(quant, **changes)
     torch.manual_seed(99)
@@ -369,18 +384,30 @@ def expected_grid(name: str, value: Tensor, quant: Quant) -> str:
     fp8 = "fp8-row" if quant.fp8_scale == "row" else "fp8"
     if leaf in ("A_log", "dt_bias", "D"):
         return "fp32"
-    if leaf in ("token_embed", "correction", "conv_weight"):
+    vector = quant.vectors if quant.vectors in ("fp8-row", "int8") else "bf16"
+    integer = f"{'' if quant.scale == 'absmax' else '-' + quant.scale}{f'-g{quant.group}' if quant.group else ''}"
+    if leaf in ("token_embed", "correction"):
+        return fp8 if quant.embedding == "fp8" else quant.embedding + integer
+    if leaf == "conv_weight":
         return fp8
     if leaf in ("mix", "skip_weight"):
-        return "bf16" if quant.vectors == "bf16" else "fp8"
+        return "fp8" if quant.vectors == "fp8" else vector
     if value.ndim == 1:
-        return "bf16"
-    return f"int{quant.bits}" if value.numel() >= quant.large else fp8
+        return vector
+    return f"int{quant.bits}{integer}" if value.numel() >= quant.large else fp8
 
 
 @pytest.mark.parametrize(
     "quant",
-    [Quant(), Quant(bits=6, large=600), Quant(bits=5, fp8_scale="none"), Quant(vectors="fp8"), Quant(large=1)],
+    [
+        Quant(),
+        Quant(bits=6, large=600),
+        Quant(bits=5, fp8_scale="none"),
+        Quant(vectors="fp8"),
+        Quant(large=1),
+        Quant(bits=2, large=600, scale="clip", embedding="int6", vectors="int8"),
+        Quant(bits=8, scale="hessian", group=16, embedding="int4", vectors="fp8-row"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("tie", [0, 1, 2, 3])

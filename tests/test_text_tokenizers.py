@@ -251,6 +251,21 @@ def test_every_truncation_is_refused_or_a_smaller_model() -> None:
     assert len(refused) > 20
 
 
+def test_damaged_bytes_are_refused_or_another_model() -> None:
+    """Changed bytes make another model, or none, or one whose pieces are not even text."""
+    blob, random, said = trained(300).serialize(), np.random.default_rng(0), set()
+    for _ in range(600):
+        damaged = np.frombuffer(blob, dtype=np.uint8).copy()
+        damaged[random.integers(len(blob), size=2)] = random.integers(256, size=2)
+        try:
+            SentencePieceTokenizer(damaged.tobytes())
+        except UserError as error:
+            said.add(str(error))
+    assert not any("\n" in line for line in said)
+    assert any("damaged or none at all" in line for line in said)
+    assert any("a piece that is no UTF-8" in line for line in said)
+
+
 def test_unknown_kind_and_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown kind"):
         load_tokenizer("words", b"")

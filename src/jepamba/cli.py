@@ -148,8 +148,10 @@ def build_parser() -> tuple[Parser, list[str]]:
     top = _Commands(parser)
     _add_training(top)
     _add_using(top)
+    _add_packing(top)
     _add_data(top)
     _add_study(top)
+    _add_submission(top)
     return parser, top.names
 
 
@@ -201,6 +203,7 @@ def _add_using(top: _Commands) -> None:
         "Score text with an artifact, in bits per byte.",
         [
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt",
+            "jepamba eval runs/mine/artifact.jepa --data held-out.txt --carry",
             "jepamba eval runs/mine/artifact.jepa --data shards/ --sliding 16 --json",
         ],
     )
@@ -209,6 +212,10 @@ def _add_using(top: _Commands) -> None:
     evaluate.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
     evaluate.add_argument("--split", default="val", metavar="S", help="split of a folder of shards (default: val)")
     evaluate.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="sliding windows with this stride")
+    evaluate.add_argument("--carry", action="store_true", help="carry the state: one pass, each token read once")
+    evaluate.add_argument(
+        "--no-reset", action="store_true", help="do not forget the state where a document starts (default: as trained)"
+    )
     evaluate.add_argument(
         "--temperature", type=float, metavar="T", help="divide the logits by T (default: the artifact's own)"
     )
@@ -233,10 +240,42 @@ def _add_using(top: _Commands) -> None:
     inspect = top.add(
         "inspect",
         "inspect",
-        "Show what is in an artifact: parameters, grids, bytes.",
-        ["jepamba inspect runs/mine/artifact.jepa", "jepamba inspect runs/mine/artifact.jepa --json"],
+        "Show what is in an artifact: parameters, grids, bytes, errors, and what one more layer or bit would cost.",
+        [
+            "jepamba inspect runs/mine/artifact.jepa",
+            "jepamba inspect runs/mine --json",
+            "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
+        ],
     )
-    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact, or the folder of a run")
+    inspect.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare with (default: the run's newest)"
+    )
+
+
+def _add_packing(top: _Commands) -> None:
+    compress = top.add(
+        "compress",
+        "compress",
+        "Compress any file with an artifact's model, without loss.",
+        [
+            "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc",
+            "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc --lanes 1 --json",
+        ],
+    )
+    decompress = top.add(
+        "decompress",
+        "decompress",
+        "Restore a file that `jepamba compress` wrote, to the byte.",
+        ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
+    )
+    for command in (compress, decompress):
+        command.add_argument("file", type=Path, metavar="FILE")
+        command.add_argument("--model", type=Path, required=True, metavar="ARTIFACT", help="the same for both")
+        command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    compress.add_argument(
+        "--lanes", type=int, default=0, metavar="N", help="stretches read at once (default: by size); fewer are slower"
+    )
 
 
 def _add_data(top: _Commands) -> None:
@@ -291,3 +330,28 @@ def _add_study(top: _Commands) -> None:
     )
     report.add_argument("dir", type=Path, metavar="DIR")
     commands.add("plans", "study_plans", "List the shipped plans.", ["jepamba study plans"])
+
+
+def _add_submission(top: _Commands) -> None:
+    submission = top.add(
+        "submission",
+        "submission",
+        "Make the folder that a reviewer of the 16 MB challenge wants from a finished run.",
+        [
+            'jepamba submission runs/mine -o submission --name "Mamba-2, JEPA" --author "A. Name" --check',
+            "jepamba submission runs/mine -o submission --packed --validation",
+        ],
+    )
+    submission.add_argument("dir", type=Path, metavar="DIR", help="the folder of a finished run")
+    submission.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to make")
+    for field, what in (
+        ("name", "its title"),
+        ("author", "who made it"),
+        ("github-id", "the author's account"),
+        ("date", "when it was made, as it is to stand there"),
+        ("blurb", "one paragraph on what is new"),
+    ):
+        submission.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{what} (default: left blank)")
+    submission.add_argument("--packed", action="store_true", help="keep the script's code compressed, to save bytes")
+    submission.add_argument("--validation", action="store_true", help="add the validation text's tokens as a shard")
+    submission.add_argument("--check", action="store_true", help="run the script, alone, and compare its figure")

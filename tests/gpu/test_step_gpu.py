@@ -52,10 +52,14 @@ def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, f
         return [training_step(micro, 0.0) for _ in range(count)]
 
 
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("overlay", ["", "+sigreg-lewm"])
-def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], reset: bool, overlay: str) -> None:
+def test_kernels_give_the_losses_of_plain_pytorch(
+    small: tuple[Run, Corpus], reset: bool, overlay: str, carry: bool
+) -> None:
     run, text = small
+    run = with_settings(run, {"train.carry_state": carry, "data.shuffle": False})
     jepa = replace(load_preset(f"submission-bpe{overlay}").jepa, sigreg_projections=64)
     run = replace(run, data=replace(run.data, reset=reset), jepa=jepa)
     ours = steps(run, text, True, 6)
@@ -68,8 +72,10 @@ def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], res
     assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
 
 
-def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus]) -> None:
+@pytest.mark.parametrize("carry", [False, True])
+def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: bool) -> None:
     run, text = small
+    run = with_settings(run, {"train.carry_state": carry, "data.shuffle": False})
     replayed = steps(run, text, True, 4)
     launched = steps(replace(run, train=replace(run.train, graph=False)), text, True, 4)
     for a, b in zip(replayed, launched, strict=True):

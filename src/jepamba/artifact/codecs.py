@@ -80,19 +80,19 @@ _LZMA_DICTIONARY = 16 << 20
 """Largest distance that LZMA looks back, which bounds the memory that a hostile file can ask for."""
 
 
-def _lzma_filters(dictionary: int) -> list[dict[str, int]]:
-    """xz's preset 9e as a raw LZMA2 stream: the .xz container's checks would repeat the artifact's own checksum."""
+def _lzma_filters(size: int) -> list[dict[str, int]]:
+    """xz's preset 9e as a raw LZMA2 stream for `size` bytes: the .xz container's checks would repeat the artifact's own
+    checksum. Neither side looks back further than there are bytes, which bounds the memory of both."""
+    dictionary = min(_LZMA_DICTIONARY, max(1 << 16, 1 << size.bit_length()))
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
 
 
 def _lzma_compress(raw: bytes) -> bytes:
-    # A writer may look back less far than its reader could: no more memory than the data need.
-    dictionary = min(_LZMA_DICTIONARY, max(1 << 16, 1 << len(raw).bit_length()))
-    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_lzma_filters(dictionary))
+    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_lzma_filters(len(raw)))
 
 
 def _lzma_decompress(data: bytes, size: int) -> bytes:
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(_LZMA_DICTIONARY))
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(size))
     try:
         raw = decoder.decompress(data, max_length=size)
         while not decoder.eof and len(raw) <= size:  # the end marker may still be due
@@ -127,12 +127,29 @@ def _zstd_decompress(data: bytes, size: int) -> bytes:
         raise UserError("zstd data are damaged") from error
 
 
+def _brotli_window(size: int) -> int:
+    """How far brotli looks back in `size` bytes, log2."""
+    return min(24, max(16, size.bit_length()))
+
+
+def _stated_window(data: bytes) -> int:
+    """The window that a brotli stream asks its reader to keep, log2 (RFC 7932, section 9.1); 25 if it is none."""
+    head = data[0] if data else 0x11
+    if head & 1 == 0:
+        return 16
+    if head & 0x0E:
+        return 17 + (head >> 1 & 7)
+    return {0: 17, 1: 25}.get(head >> 4 & 7, 8 + (head >> 4 & 7))
+
+
 def _brotli_compress(raw: bytes) -> bytes:
-    compressed: bytes = brotli.compress(raw, quality=11, lgwin=min(24, max(16, len(raw).bit_length())))
+    compressed: bytes = brotli.compress(raw, quality=11, lgwin=_brotli_window(len(raw)))
     return compressed
 
 
 def _brotli_decompress(data: bytes, size: int) -> bytes:
+    if _stated_window(data) > _brotli_window(size):
+        raise UserError(f"brotli data ask for more memory than the {size:,} declared bytes need")
     decoder = brotli.Decompressor()
     pieces, total, pending = [], 0, data
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from jepamba.artifact.codecs import CODECS, encode_smallest
 from jepamba.artifact.jsonfile import parse, take, take_count
 from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
 from jepamba.errors import UserError
+from jepamba.untrusted import read_untrusted
 
 MAGIC = b"\x89JPA\r\n\x1a\n"
 """As in PNG (RFC 2083, section 3.1): a transfer that rewrites line ends or drops the eighth bit destroys it."""
@@ -151,27 +151,13 @@ def read_container(path: Path) -> tuple[dict[str, Any], dict[str, Values]]:
 
 def open_container(path: Path) -> Container:
     """The container at `path`, checked up to its stream table. Raises `UserError` for any fault, naming the file."""
-    content = _read(path)
+    content = read_untrusted(path, "the artifact", MAX_FILE_BYTES)
     try:
         header, payload = _split(content)
         blocks = _tables(header, len(payload))
     except UserError as error:
         raise refusal(path, str(error)) from error
     return Container(path, header, blocks, payload, len(content))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        # Non-blocking: opening a named pipe must not wait for a writer.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise refusal(path, "it is no ordinary file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise refusal(path, f"{status.st_size:,} bytes, the format allows {MAX_FILE_BYTES:,}")
-            return file.read(status.st_size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the artifact: {error.strerror}") from error
 
 
 def _split(content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from jepamba.artifact.manifest import Tensor
-from jepamba.artifact.store import open_artifact
-from jepamba.artifact.streams import Values
+from jepamba.artifact.manifest import Tensor, expected_tensors
+from jepamba.artifact.store import Opened, open_artifact, stored_streams
+from jepamba.artifact.streams import Stream, Values
+from jepamba.errors import UserError
 from jepamba.model import part_of
+from jepamba.quant import MAX_WIDTH, Grid, IntGrid, Streams, grid_named
+from jepamba.quant.entropy import entropy, entropy_bits
+
+LIMIT_BYTES = 16_000_000
+"""Of code and artifact together in a valid submission (spec section 8)."""
+
+Masters = Mapping[str, torch.Tensor]
+"""The unrounded weights by parameter name; under the module's name with `.input_power`, what its grid weighs by."""
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
     """A JSON-ready description of the artifact at `path`. Raises `UserError` if it is not sound.
 
     `bytes` is the file's size and `compressed_bytes` that of the streams in it; `blocks` says which codec each group of
-    streams is in, `codecs` the distinct ones. `parameters` counts the model's; `tensors` has a row per parameter:
-    name, part, shape, grid, `values`, `bytes_packed` (scales included, before compression), `bits_per_value` (packed),
-    `entropy` (order 0, bits per value, of what its grid stores: the least that a codec blind to context needs, scales
-    excluded), `zeros` (share of values that are 0) and `clipped` (share at the grid's largest magnitude; null
-    for plain floating point). `parts` has the totals by part of the model; `bytes_by_part`
-    their packed bytes, and those of the tokenizer, which add up to `packed_bytes`.
+    streams is in, `codecs` the distinct ones. `parameters` counts the model's; `tensors` has a row per parameter, see
+    `_row`. `parts` has the totals by part of the model; `bytes_by_part` their packed bytes, and those of the tokenizer,
+    which add up to `packed_bytes`. `costs` says what one more layer or bit would take, see `_costs`.
+
+    With `masters`, the weights before rounding, rows have the rounding's true error; `masters_are_its_own` says whether
+    rounding them gives this very artifact. Raises `UserError` for masters of another model.
     """
     opened = open_artifact(Path(path))
     container, manifest, streams = opened.container, opened.manifest, opened.streams
-    tensors = [_row(name, tensor, streams) for name, tensor in manifest.tensors.items()]
+    if masters is not None:
+        _check_masters(masters, manifest.tensors)
+    shares = _shares(opened)
+    tensors = [_row(name, tensor, streams, shares, masters) for name, tensor in manifest.tensors.items()]
     blocks = [
         {
             "codec": block.codec,
@@ -53,6 +68,8 @@ def inspect(path: Path) -> dict[str, Any]:
             "tokenizer": manifest.tokenizer_bytes,
         },
         "tensors": tensors,
+        "costs": _costs(opened, tensors),
+        "masters_are_its_own": None if masters is None else all(row.pop("same") for row in tensors),
         "temperature": manifest.temperature,
         "tokenizer": {**header["tokenizer"], "vocab": opened.tokenizer.vocab_size},
         "config": header["config"],
@@ -60,13 +77,53 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def _row(name: str, tensor: Tensor, streams: dict[str, Values]) -> dict[str, Any]:
+def _check_masters(masters: Masters, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name not in masters or tuple(masters[name].shape) != tensor.shape:
+            raise UserError(
+                f"the checkpoint is not of the artifact's model: {name} is missing there or of another shape"
+            )
+
+
+def _shares(opened: Opened) -> dict[str, float]:
+    """Bytes of each stream in the file: its block's, by the order-0 entropy of the block's streams."""
+    shares: dict[str, float] = {}
+    for block in opened.container.blocks:
+        # A constant stream has no entropy, but is not free either.
+        bits = {s.name: entropy_bits({"": _tensor(opened.streams[s.name])}) + 1.0 for s in block.streams}
+        total = sum(bits.values())
+        shares |= {name: block.length * own / total for name, own in bits.items()}
+    return shares
+
+
+def _tensor(values: Values) -> torch.Tensor:
+    return torch.from_numpy(values.copy())
+
+
+def _row(
+    name: str, tensor: Tensor, streams: dict[str, Values], shares: dict[str, float], masters: Masters | None
+) -> dict[str, Any]:
+    """One parameter: name, part, shape, grid, `values`, and
+
+    `bytes_packed`, scales included, before compression, and `bits_per_value` of that; `bytes_coded`, its share of the
+    compressed file, and `bits_coded` a value of that; `entropy` (order 0, bits per value, of what its grid stores: the
+    least that a codec blind to context needs, scales excluded); `zeros` (share of values that are 0) and `clipped`
+    (share at the grid's largest magnitude; null for plain floating point).
+
+    `expected_error`: RMS of the rounding error over the RMS of the weights, if errors were spread evenly over each
+    grid step (step / √12); what clipping loses is not in it. `error`: the same as it is, and `one_more_bit`, the
+    bytes that one more bit for its integers would take; both need the masters, without which `error` is null and
+    `one_more_bit` what a step that much finer costs at high resolution.
+    """
     described = tensor.streams(name)
     packed = sum(stream.packed_bytes for stream in described.values())
     role = next(part for part in ("q", "fp8", "value") if part in described)
     values = streams[f"{name}/{role}"]
     _, counts = np.unique(values, return_counts=True)
-    return {
+    coded = sum(shares[stream.name] for stream in described.values())
+    grid, encoded = grid_named(tensor.grid), stored_streams(name, tensor, streams)
+    weight = grid.decode(encoded, tensor.shape)
+    row = {
         "name": name,
         "part": part_of(name),
         "shape": list(tensor.shape),
@@ -74,27 +131,96 @@ def _row(name: str, tensor: Tensor, streams: dict[str, Values]) -> dict[str, Any
         "values": tensor.values,
         "bytes_packed": packed,
         "bits_per_value": 8 * packed / tensor.values,
+        "bytes_coded": coded,
+        "bits_coded": 8 * coded / tensor.values,
         "entropy": entropy(counts),
-        **_use(described[role].kind, described[role].bits, values),
+        **_use(described[role], values),
+        "expected_error": _relative(_steps(grid, encoded, weight) / math.sqrt(12), weight),
+        "error": None,
     }
+    master = importance = None
+    if masters is not None:
+        master, importance = masters[name].float(), masters.get(f"{name.rpartition('.')[0]}.input_power")
+        row["error"] = _relative(weight - master, master)
+        again = grid.encode(master, importance)
+        row["same"] = all(torch.equal(again[part], value) for part, value in encoded.items())
+    return row | {"one_more_bit": _one_more_bit(grid, encoded, coded, master, importance)}
 
 
-def entropy(counts: NDArray[np.integer]) -> float:
-    """Order-0 entropy in bits per symbol of symbols that occur `counts` (N,) times: −Σ p·log2 p (Shannon 1948)."""
-    p = counts[counts > 0] / counts.sum()
-    return max(0.0, float(-(p * np.log2(p)).sum()))
-
-
-def _use(kind: str, bits: int, values: Values) -> dict[str, float | None]:
+def _use(stream: Stream, values: Values) -> dict[str, float | None]:
     """Shares of zeros and of values at the largest magnitude of the grid."""
-    if kind == "int":
-        magnitude, top = np.abs(values), 2 ** (bits - 1) - 1
-    elif kind == "fp8":
+    if stream.kind == "int":
+        magnitude, top = np.abs(values), 2 ** (stream.bits - 1) - 1
+    elif stream.kind == "fp8":
         magnitude, top = values & 0x7F, 0x7E  # e4m3 without its sign; 0x7e is 448, 0x7f is NaN
     else:
-        sign = 1 << (bits - 1)
+        sign = 1 << (stream.bits - 1)
         return {"zeros": float(((values & (sign - 1)) == 0).mean()), "clipped": None}
     return {"zeros": float((magnitude == 0).mean()), "clipped": float((magnitude == top).mean())}
+
+
+_MANTISSA = {"fp8": 3, "fp8-row": 3, "bf16": 7, "fp32": 23}
+_SMALLEST_EXPONENT = {"fp8": -6, "fp8-row": -6, "bf16": -126, "fp32": -126}
+
+
+def _steps(grid: Grid, streams: Streams, weight: torch.Tensor) -> torch.Tensor:
+    """The distance of neighbouring grid values around each stored one, in the weight's shape."""
+    if isinstance(grid, IntGrid):
+        return grid.decode({**streams, "q": torch.ones_like(streams["q"])}, tuple(weight.shape))
+    unit = weight.abs().double()
+    scale = torch.ones(1, dtype=torch.float64)
+    if "scale" in streams:
+        scale = (
+            streams["scale"].double().reshape(-1, *[1] * (weight.ndim - 1))
+            if weight.ndim > 1
+            else streams["scale"].double()
+        )
+        unit = unit / torch.where(scale > 0, scale, 1.0)
+    exponent = torch.frexp(unit).exponent - 1
+    exponent = torch.where(unit > 0, exponent, _SMALLEST_EXPONENT[grid.name]).clamp_min(_SMALLEST_EXPONENT[grid.name])
+    return torch.ldexp(scale.expand(weight.shape), exponent - _MANTISSA[grid.name])
+
+
+def _relative(error: torch.Tensor, weight: torch.Tensor) -> float:
+    """Norm of the error over the norm of the weights; 0 where there is no error."""
+    size, lost = float(weight.double().norm()), float(error.double().norm())
+    return lost / size if size > 0 else float(lost > 0)
+
+
+def _one_more_bit(
+    grid: Grid, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
+) -> float | None:
+    """Bytes that one more bit takes: by the entropy of the masters on that grid, coded as well as now; or, without
+    them, log2 of how much finer the step is for each value. None where there is no wider integer grid."""
+    if not isinstance(grid, IntGrid) or grid.width == MAX_WIDTH:
+        return None
+    wider = replace(grid, width=grid.width + 1)
+    if master is None:
+        return streams["q"].numel() * math.log2(wider.limit / grid.limit) / 8
+    now = entropy_bits(streams)
+    return coded * (entropy_bits(wider.encode(master, importance)) / now - 1) if now > 0 else 0.0
+
+
+def _costs(opened: Opened, tensors: list[dict[str, Any]]) -> dict[str, float]:
+    """Bytes that the file would grow by: `one_more_layer`, a block like the mean of those that are there (of those
+    with an MLP, if the next one has one), and the skip that it may bring; `one_more_bit` for every integer tensor.
+    `room` is what is left of 16,000,000 bytes, less the code."""
+    config = opened.manifest.run.model
+    deeper = replace(config, layers=config.layers + 1)
+    sizes = {row["name"]: row["bytes_coded"] / row["values"] for row in tensors}
+    cost = 0.0
+    for name, tensor in expected_tensors(deeper, replace(opened.manifest.run.quant, widths=())).items():
+        if name in sizes:
+            grown = tensor.values - opened.manifest.tensors[name].values  # the skips
+            cost += grown * sizes[name]
+        else:
+            leaf = name.partition(".")[2].partition(".")[2]
+            alike = [
+                size for other, size in sizes.items() if other.endswith(f".{leaf}") and other.startswith("blocks.")
+            ]
+            cost += tensor.values * sum(alike) / len(alike) if alike else tensor.values * 2.0
+    bits = sum(row["one_more_bit"] for row in tensors if row["one_more_bit"] is not None)
+    return {"one_more_layer": cost, "one_more_bit": bits, "room": float(LIMIT_BYTES - opened.container.file_bytes)}
 
 
 def _parts(tensors: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

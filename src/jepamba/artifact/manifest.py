@@ -19,7 +19,7 @@ from jepamba.artifact.streams import WIDTHS, Stream
 from jepamba.config import Model, Quant, Run, from_dict, to_dict
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant.grids import FloatGrid, Grid, IntGrid, grid_named
+from jepamba.quant import FloatGrid, Grid, IntGrid, grid_named
 from jepamba.text import Tokenizer
 
 TOKENIZER_STREAM = "tokenizer"
@@ -34,6 +34,18 @@ MAX_STATE = 1 << 24
 """Values of one block's recurrent state: a file may be small and still ask for any amount of memory here."""
 MAX_CHUNK = 4096
 """The chunked operator makes chunk × chunk matrices."""
+
+ADDED: dict[str, dict[str, Any]] = {
+    "quant": {
+        "scale": "absmax",
+        "group": 0,
+        "budget_bytes": 0,
+        "budget_after": 0.5,
+        "widths": [],
+        "embedding": "fp8",
+    }
+}
+"""Settings younger than the format, with the values that leave the model of an older file as it was."""
 
 _KEPT_DATA = ("tokenizer", "byte_separator", "sequence", "reset")
 
@@ -165,8 +177,9 @@ def _run(config: dict[str, Any]) -> Run:
     if data.keys() != set(_KEPT_DATA):
         raise UserError(f"its configuration must have {', '.join(_KEPT_DATA)} under data and no other")
     take_count(data, "sequence", MAX_SEQUENCE, "configuration")
+    config = {room: ADDED.get(room, {}) | take(config, room, dict, "configuration") for room in config}
     for room, cls in (("model", Model), ("quant", Quant)):
-        absent = {f.name for f in dataclasses.fields(cls)} - take(config, room, dict, "configuration").keys()
+        absent = {f.name for f in dataclasses.fields(cls)} - config[room].keys()
         if absent:
             raise UserError(f"its configuration lacks {room}.{min(absent)}")
     try:

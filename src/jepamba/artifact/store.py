@@ -19,7 +19,7 @@ from jepamba.artifact.streams import DTYPES, Stream, Values
 from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant.grids import grid_named
+from jepamba.quant import Streams, grid_named
 from jepamba.text import Tokenizer, load_tokenizer
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -144,12 +144,16 @@ def _to_torch(values: Values, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(values.view(np.dtype(f"i{values.itemsize}")).copy()).view(dtype)
 
 
-def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
-    grid = grid_named(tensor.grid)
-    encoded = {
-        part: _to_torch(streams[f"{name}/{part}"], dtype) for part, (_, dtype) in grid.streams(tensor.shape).items()
+def stored_streams(name: str, tensor: Tensor, streams: dict[str, Values]) -> Streams:
+    """The decoded streams of the parameter `name` as its grid knows them."""
+    return {
+        part: _to_torch(streams[f"{name}/{part}"], dtype)
+        for part, (_, dtype) in grid_named(tensor.grid).streams(tensor.shape).items()
     }
-    weight = grid.decode(encoded, tensor.shape)
+
+
+def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
+    weight = grid_named(tensor.grid).decode(stored_streams(name, tensor, streams), tensor.shape)
     if not bool(weight.isfinite().all()):
         raise UserError(f"parameter {name} holds values that are not finite")
     return weight

@@ -1,9 +1,9 @@
 """Streams: the named arrays of raw values that a container stores, and how their bits lie in bytes.
 
-A stream holds integers of 4, 5, 6, 8, 16 or 32 bits: quantized weights as signed integers, floating-point numbers as
+A stream holds integers of 2 to 8, 16 or 32 bits: quantized weights as signed integers, floating-point numbers as
 their raw bit patterns, a file (the tokenizer) as its bytes. Two layouts turn a stream into bytes:
 
-- `packed`: values of 4, 5 or 6 bits side by side, most significant bit first, the last byte filled with zero bits;
+- `packed`: integers of 2 to 8 bits side by side, most significant bit first, the last byte filled with zero bits;
   wider values little-endian. The smallest form before compression.
 - `bytes`: one byte for every value narrower than 8 bits, so that a byte-oriented compressor sees whole values; wider
   values split into byte planes, all lowest bytes first, the highest bytes last.
@@ -24,7 +24,13 @@ from jepamba.errors import UserError
 Values = NDArray[Any]
 """The values of a stream in its dtype: int8 for `int`, else unsigned integers."""
 
-WIDTHS: dict[str, tuple[int, ...]] = {"int": (4, 5, 6), "u8": (8,), "fp8": (8,), "bf16": (16,), "fp32": (32,)}
+WIDTHS: dict[str, tuple[int, ...]] = {
+    "int": (2, 3, 4, 5, 6, 7, 8),
+    "u8": (8,),
+    "fp8": (8,),
+    "bf16": (16,),
+    "fp32": (32,),
+}
 """Widths in bits that each kind of stream can have."""
 
 DTYPES: dict[str, str] = {"int": "|i1", "u8": "|u1", "fp8": "|u1", "bf16": "<u2", "fp32": "<u4"}

@@ -4,34 +4,92 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 from jepamba.commands.common import columns
+from jepamba.errors import UserError
+from jepamba.progress import Progress
 
 
 def inspect(args: Namespace) -> int:
-    """`jepamba inspect`: tensors, grids and bytes of an artifact."""
+    """`jepamba inspect`: tensors, grids, bytes and errors of an artifact, or of a run's with its newest checkpoint."""
     from jepamba.artifact import inspect as inspect_artifact
 
-    found = inspect_artifact(args.artifact)
+    artifact, checkpoint = _places(args.artifact, args.checkpoint)
+    with Progress("reading the artifact"):
+        found = inspect_artifact(artifact, _masters(checkpoint) if checkpoint else None)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps({**found, "checkpoint": checkpoint.name if checkpoint else None}))
         return 0
-    heads = ["tensor", "shape", "grid", "bytes packed", "bits a value", "entropy"]
+    print(_table(found))
+    print(_sentences(found, checkpoint))
+    return 0
+
+
+def _places(given: Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
+    """The artifact and the checkpoint to compare it with, if there is one."""
+    from jepamba.train.checkpoint import checkpoints
+    from jepamba.train.finish import ARTIFACT
+    from jepamba.train.trainer import CHECKPOINTS
+
+    if checkpoint is not None:
+        inside = checkpoints(checkpoint) or checkpoints(checkpoint / CHECKPOINTS)
+        checkpoint = inside[-1] if inside else checkpoint
+    if not given.is_dir():
+        return given, checkpoint
+    if not (given / ARTIFACT).exists():
+        raise UserError(f"{given}: no {ARTIFACT} here; `jepamba resume {given}` finishes a run that was interrupted")
+    found = checkpoints(given / CHECKPOINTS)
+    return given / ARTIFACT, checkpoint or (found[-1] if found else None)
+
+
+def _masters(checkpoint: Path) -> dict[str, Any]:
+    from jepamba.train.checkpoint import load_checkpoint
+
+    prefix = "weights/model."
+    tensors, _ = load_checkpoint(checkpoint)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _table(found: dict[str, Any]) -> str:
+    measured = any(row["error"] is not None for row in found["tensors"])
+    heads = ["tensor", "shape", "grid", "bytes", "bits a value", "entropy", "clipped"]
+    heads += ["error" if measured else "expected error", "one more bit"]
     rows = [
         [
             row["name"],
             "×".join(map(str, row["shape"])),
             row["grid"],
-            f"{row['bytes_packed']:,}",
-            f"{row['bits_per_value']:.2f}",
+            f"{row['bytes_coded']:,.0f}",
+            f"{row['bits_coded']:.2f}",
             f"{row['entropy']:.2f}",
+            "" if row["clipped"] is None else f"{row['clipped']:.2%}",
+            f"{row['error'] if measured else row['expected_error']:.2%}",
+            "" if row["one_more_bit"] is None else f"{row['one_more_bit']:,.0f}",
         ]
         for row in found["tensors"]
     ]
-    print(columns([heads, *rows]))
-    print(
-        f"\n{found['parameters']:,} parameters in {found['bytes']:,} bytes ({', '.join(found['codecs'])}); "
+    return columns([heads, *rows])
+
+
+def _sentences(found: dict[str, Any], checkpoint: Path | None) -> str:
+    costs = found["costs"]
+    lines = [
+        "",
+        f"{found['parameters']:,} parameters in {found['bytes']:,} bytes ({', '.join(found['codecs'])}); "
         f"temperature {found['temperature']:.2f}; tokenizer: {found['tokenizer']['kind']} of "
-        f"{found['tokenizer']['vocab']:,} symbols"
-    )
-    return 0
+        f"{found['tokenizer']['vocab']:,} symbols",
+        f"one more layer would take {costs['one_more_layer']:,.0f} bytes, one more bit for every integer "
+        f"{costs['one_more_bit']:,.0f}; to 16,000,000 bytes there are {costs['room']:,.0f}, less the code's",
+    ]
+    if checkpoint is None:
+        lines.append("expected error: step / √12, without what clipping loses; give the run's folder for the true one")
+    elif found["masters_are_its_own"]:
+        lines.append(f"error: of the stored weights against the unrounded ones in {checkpoint.name}")
+    else:
+        lines.append(
+            f"error: against {checkpoint.name}, which does not round to this artifact: what training changed between "
+            "the two is in it"
+        )
+    return "\n".join(lines)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jepamba.commands.common import device
+from jepamba.errors import UserError
 from jepamba.progress import Progress, duration
+
+if TYPE_CHECKING:
+    from jepamba.evaluate import Score
 
 
 def evaluate(args: Namespace) -> int:
@@ -17,25 +21,41 @@ def evaluate(args: Namespace) -> int:
 
     from jepamba.artifact import load_artifact
     from jepamba.data import load_tokens
-    from jepamba.evaluate import score_plain, score_sliding
+    from jepamba.evaluate import score_carried, score_plain, score_sliding
 
+    if args.carry and args.sliding:
+        raise UserError("--carry and --sliding: the state is either carried or built anew in each window; choose one")
     artifact = load_artifact(args.artifact, device=device())
     data = replace(artifact.run.data, column=args.column)
     temperature = artifact.temperature if args.temperature is None else args.temperature
     with Progress("reading the text") as report:
         tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
     with Progress("scoring") as report:
-        common: dict[str, Any] = {"temperature": temperature, "reset": data.reset, "progress": report}
+        reset = data.reset and not args.no_reset
+        common: dict[str, Any] = {"temperature": temperature, "reset": reset, "progress": report}
         if args.sliding:
             score = score_sliding(artifact.model, tokens, data.sequence, stride=args.sliding, **common)
+        elif args.carry:
+            score = score_carried(artifact.model, tokens, data.sequence, **common)
         else:
             score = score_plain(artifact.model, tokens, data.sequence, **common)
-    if args.json:
-        print(json.dumps(asdict(score)))
-    else:
-        print(
-            f"{score.bpb:.4f} bits per byte  ({score.mode} windows of {data.sequence}, temperature "
-            f"{score.temperature:.2f})\n{score.nats_per_token:.4f} nats per token over {score.tokens:,} tokens, "
-            f"{score.bytes:,} bytes, in {duration(score.seconds)}"
-        )
+    print(json.dumps(asdict(score)) if args.json else _described(score, data.sequence))
     return 0
+
+
+def _described(score: Score, sequence: int) -> str:
+    """The score in a few lines, every figure with its unit."""
+    how = "state carried" if score.mode == "carried" else f"{score.mode} windows of {sequence}"
+    if not score.reset:
+        how += ", not reset at documents"
+    lines = [f"{score.bpb:.4f} bits per byte  ({how}, temperature {score.temperature:.2f})"]
+    if score.bytes != score.decoded_bytes:
+        lines.append(
+            f"{score.bpb_decoded:.4f} bits per byte of the text that the tokenizer gives back: {score.decoded_bytes:,} "
+            f"bytes of {score.bytes:,}"
+        )
+    lines.append(
+        f"{score.nats_per_token:.4f} nats per token over {score.tokens:,} tokens, {score.bytes:,} bytes, in "
+        f"{duration(score.seconds)}"
+    )
+    return "\n".join(lines)

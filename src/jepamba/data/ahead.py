@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-import torch
-
 from jepamba.data.loader import Batch, Loader
 
 
@@ -61,5 +59,8 @@ class Ahead:
         if not self.pin:
             return batch
         return replace(
-            batch, **{name: v.pin_memory() for name, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+            batch,
+            inputs_BT=batch.inputs_BT.pin_memory(),
+            targets_BT=batch.targets_BT.pin_memory(),
+            reset_BT=batch.reset_BT.pin_memory(),
         )

@@ -15,9 +15,12 @@ from jepamba.data.shards import open_shard
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.text.tokenizers import Tokenizer, load_tokenizer
+from jepamba.untrusted import read_untrusted
 
 META = "meta.json"
 FORMAT = "jepamba tokens 1"
+_MOST_BYTES = 64 << 20
+"""Of the description, and of the tokenizer."""
 TOKENIZER_FILE = {"bytes": "tokenizer.bytes", "sentencepiece": "tokenizer.model"}
 
 
@@ -49,7 +52,7 @@ class TokenFolder:
             raise UserError(f"{self.path}: no {split!r} split; there is {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]
         shards = [open_shard(self.path / name, self.tokenizer.vocab_size) for name in expected.shards]
-        tokens = Tokens(shards, self.tokenizer, expected.text_bytes)
+        tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes)
         if len(tokens) != expected.tokens:
             raise UserError(
                 f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards hold {len(tokens)}; "
@@ -79,10 +82,9 @@ def open_folder(path: str | Path) -> TokenFolder:
         file = folder / TOKENIZER_FILE[kind]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder / META}: damaged ({type(error).__name__}: {error}); build the folder again") from None
+    blob = read_untrusted(file, "the tokenizer of the shards", _MOST_BYTES)
     try:
-        tokenizer = load_tokenizer(kind, file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the tokenizer of the shards ({error.strerror})") from None
+        tokenizer = load_tokenizer(kind, blob)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if tokenizer.fingerprint != fingerprint:
@@ -106,10 +108,9 @@ def describe(tokenizer: Tokenizer, splits: Mapping[str, Split]) -> str:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    text = read_untrusted(file, "the description of the shards", _MOST_BYTES)
     try:
-        meta = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        meta = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{file}: damaged, not JSON; build the folder again") from None
     if not isinstance(meta, dict):
@@ -120,7 +121,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _split(values: Mapping[str, Any]) -> Split:
     names = tuple(_text(name) for name in values["shards"])
     for name in names:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ValueError(f"a shard named {name!r}")
     counts = {key: values[key] for key in ("documents", "text_bytes", "decoded_bytes", "tokens")}
     for key, value in counts.items():

@@ -27,6 +27,8 @@ class Batch:
     """The inputs shifted by one: what each position is to predict."""
     reset_BT: Bool[Tensor, "B T"]
     """True where a document starts, that is, where the recurrent state is to be forgotten."""
+    continues: bool = False
+    """Whether each row continues the same row of the batch before it."""
 
 
 class Loader:
@@ -34,18 +36,27 @@ class Loader:
 
     Arguments: `tokens`; `sequence`, T; `seed` of the order; `shuffle`: a new permutation each epoch, and windows cut at
     a new offset, so that no place is always a window's edge; off: in order, from the first token. `reset`: mark where
-    documents start. Raises `UserError` if the stream is shorter than one window and its last target.
+    documents start. `rows`, not with `shuffle`: batches have so many rows, each of which walks along its own stretch of
+    the stream, window by window; the stretches are equal, and what is left over at the stream's end is not read.
+    Raises `UserError` if the stream is shorter than one window, or one for each of the `rows`, and its last target.
     """
 
-    def __init__(self, tokens: Tokens, sequence: int, seed: int, shuffle: bool = True, reset: bool = True) -> None:
-        if sequence < 1:
-            raise ValueError(f"windows of {sequence} tokens")
+    def __init__(
+        self, tokens: Tokens, sequence: int, seed: int, shuffle: bool = True, reset: bool = True, rows: int = 0
+    ) -> None:
+        if sequence < 1 or rows < 0 or (rows and shuffle):
+            raise ValueError(f"windows of {sequence} tokens in {rows} rows, shuffled: {shuffle}")
         if len(tokens) < sequence + 1:
             raise UserError(
                 f"the text has {len(tokens)} tokens, less than one window of {sequence} and its last target: "
                 "give more text or a smaller data.sequence"
             )
-        self.tokens, self.sequence, self.seed, self.shuffle = tokens, sequence, seed, shuffle
+        if len(tokens) < rows * sequence + 1:
+            raise UserError(
+                f"the text has {len(tokens)} tokens, too few for {rows} parallel streams with a window of {sequence} "
+                "each: give more text or a smaller train.tokens_per_micro"
+            )
+        self.tokens, self.sequence, self.seed, self.shuffle, self.rows = tokens, sequence, seed, shuffle, rows
         self._bos = tokens.bos_id if reset else None
         self._open(0, 0)
 
@@ -58,6 +69,9 @@ class Loader:
             offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
         count = (spare - offset) // self.sequence
         starts = offset + self.sequence * np.arange(count, dtype=np.int64)
+        if self.rows:
+            # Row by row in each batch: the first window of every stretch, then the second of every stretch.
+            starts = starts[: count - count % self.rows].reshape(self.rows, -1).T.flatten()
         self._starts: NDArray[np.int64] = random.permutation(starts) if self.shuffle else starts
         self._epoch, self._position = epoch, position
 
@@ -73,8 +87,9 @@ class Loader:
 
     def next(self, count: int) -> Batch:
         """The next `count` windows, across the ends of epochs."""
-        if count < 1:
+        if count < 1 or (self.rows and count != self.rows):
             raise ValueError(f"a batch of {count} windows")
+        continues = self.rows > 0 and 0 < self._position < self.windows
         windows = np.empty((count, self.sequence + 1), dtype=np.int64)
         for row in range(count):
             if self._position == self.windows:
@@ -85,7 +100,7 @@ class Loader:
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
-        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT)
+        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT, continues)
 
     def state(self) -> dict[str, int]:
         """The position, for `restore` of a loader over the same tokens with the same settings."""
@@ -96,6 +111,7 @@ class Loader:
             "sequence": self.sequence,
             "seed": self.seed,
             "shuffle": int(self.shuffle),
+            **({"rows": self.rows} if self.rows else {}),
         }
 
     def restore(self, state: Mapping[str, int]) -> None:
@@ -106,7 +122,7 @@ class Loader:
         here = self.state()
         if set(state) != set(here) or not all(type(value) is int for value in state.values()):
             raise UserError("the position in the data is damaged")
-        for name in ("tokens", "sequence", "seed", "shuffle"):
+        for name in here.keys() - {"epoch", "position"}:
             if state[name] != here[name]:
                 raise UserError(
                     f"the position in the data was saved with {name} = {state[name]}, here it is {here[name]}: "
@@ -116,7 +132,7 @@ class Loader:
         if not 0 <= epoch < 2**31:
             raise UserError("the position in the data is damaged")
         self._open(epoch, 0)
-        if not 0 <= position <= self.windows:
+        if not 0 <= position <= self.windows or (self.rows and position % self.rows):
             self._open(here["epoch"], here["position"])
             raise UserError("the position in the data is damaged")
         self._position = position

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
+from jepamba.untrusted import open_untrusted
 
 MAGIC = 20240520
 VERSION = 1
@@ -65,12 +66,8 @@ def open_shard(path: str | Path, vocab_size: int) -> NDArray[np.uint16]:
     count, size or a token is wrong.
     """
     file = Path(path)
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            raw = stream.read(HEADER_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the shard ({error.strerror})") from None
+    with open_untrusted(file, "the shard") as stream:
+        size, raw = os.fstat(stream.fileno()).st_size, stream.read(HEADER_BYTES)
     if len(raw) < HEADER_BYTES:
         raise UserError(f"{path}: not a shard: {size} bytes, shorter than its header of {HEADER_BYTES}")
     magic, version, count = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))

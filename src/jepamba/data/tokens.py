@@ -19,15 +19,20 @@ _AT_ONCE = 1 << 22
 class Tokens:
     """Shards as one stream, with the tokenizer that made them.
 
-    Arguments: `shards`, arrays (N_i,) of tokens, in order; `tokenizer`; `text_bytes`, the bytes of the original text
-    where that was recorded (a tokenizer that normalises gives back fewer or more).
+    Arguments: `shards`, arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the tokens were
+    made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode to (others
+    than `text_bytes` where the tokenizer normalises).
     """
 
     def __init__(
-        self, shards: Sequence[NDArray[np.uint16]], tokenizer: Tokenizer, text_bytes: int | None = None
+        self,
+        shards: Sequence[NDArray[np.uint16]],
+        tokenizer: Tokenizer,
+        text_bytes: int | None = None,
+        recorded_bytes: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.text_bytes = text_bytes
+        self.text_bytes, self.recorded_bytes = text_bytes, recorded_bytes
         self._shards = [shard for shard in shards if shard.size]
         self._starts = [0]
         for shard in self._shards:

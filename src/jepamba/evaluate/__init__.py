@@ -1,23 +1,29 @@
 """What a model is worth: bits per byte, the temperature, diagnostics, and the compressors to compare with.
 
-Read `score.py` first, then `windows.py` and `likelihood.py`.
+Read `score.py` first, then `windowed.py` and `carried.py`, and `accounting.py` for what a byte is.
 """
 
+from jepamba.evaluate.accounting import TextBytes, counted_bytes, text_bytes
 from jepamba.evaluate.baselines import Baseline, compressors
+from jepamba.evaluate.carried import score_carried
 from jepamba.evaluate.diagnostics import diagnostics
-from jepamba.evaluate.score import Score, counted_bytes, score_plain, score_plain_at, score_sliding
+from jepamba.evaluate.score import Score
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.temperature import calibrate
+from jepamba.evaluate.windowed import score_plain, score_plain_at, score_sliding
 
 __all__ = [
     "Baseline",
     "Score",
+    "TextBytes",
     "calibrate",
     "compressors",
     "counted_bytes",
     "diagnostics",
+    "score_carried",
     "score_plain",
     "score_plain_at",
     "score_sliding",
     "stored",
+    "text_bytes",
 ]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jepamba.gpu import on_device, on_gpu
 
-TUNED = {"forward": {"CHUNK": 64, "BLOCK": 128, "AHEAD": 8}, "backward": {"CHUNK": 128, "BLOCK": 128, "AHEAD": 4}}
+TUNED = {"forward": {"CHUNK": 64, "BLOCK": 128, "AHEAD": 8}, "backward": {"CHUNK": 256, "BLOCK": 128, "AHEAD": 8}}
 """Tokens and channels of a program, and tokens on their way at once."""
 WARPS = 2
 MOST_TAPS = 8
@@ -149,6 +149,7 @@ def conv_silu_backward(
 ) -> tuple[Float[Tensor, "C W"], Float[Tensor, " C"], Float[Tensor, "B C W1"] | None]:
     """Writes dx, which may be a slice of wider rows; (fp32 gradients of kernel and bias, that of a history)."""
     from jepamba.fused import conv_kernels
+    from jepamba.fused.parts import sum_parts
 
     batch, length, channels = x_BTC.shape
     taps = kernel_CW.shape[1]
@@ -164,7 +165,7 @@ def conv_silu_backward(
             length, channels, *dout_BTC.stride()[:2], *x_BTC.stride()[:2], *flags.stride()[:2], *dx_BTC.stride()[:2],
             W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
         )  # fmt: skip
-    sums = parts.sum(0)
+    sums = sum_parts(parts)
     return sums[:taps].flip(0).T, sums[taps], dhistory if history_BCW is not None else None
 
 

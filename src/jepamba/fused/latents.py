@@ -65,6 +65,7 @@ class BiasGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         from jepamba.fused.latent_kernels import bias_gelu_gradient_kernel
+        from jepamba.fused.parts import sum_parts
 
         u, bias = ctx.saved_tensors
         M = u.shape[-1]
@@ -77,7 +78,7 @@ class BiasGelu(torch.autograd.Function):
             bias_gelu_gradient_kernel[(blocks, count)](
                 u, bias, grads[0].contiguous(), du, parts, N, M, R=1, BLOCK=COLUMNS
             )
-        return du, parts.sum(0).to(bias.dtype)
+        return du, sum_parts(parts).to(bias.dtype)
 
 
 class ShiftedError(torch.autograd.Function):

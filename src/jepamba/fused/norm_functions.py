@@ -19,6 +19,7 @@ from jepamba.fused.norm_kernels import (
     relu2_norm_gradient_kernel,
     relu2_norm_kernel,
 )
+from jepamba.fused.parts import sum_parts
 from jepamba.gpu import on_device, programs, warps
 
 
@@ -110,7 +111,7 @@ class MixNorm(torch.autograd.Function):
                 HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_AFTER=after is not None,
                 HAS_X_AFTER=x_after is not None, **settings | {"num_warps": max(1, settings["num_warps"] // 2)},
             )  # fmt: skip
-        sums = parts.sum(0)
+        sums = sum_parts(parts)
         mix_dtype, weight_dtype = ctx.dtypes
         return dx, dx0, sums[:2].to(mix_dtype), dskip, None if weight is None else sums[2].to(weight_dtype), None
 
@@ -137,7 +138,7 @@ def gated_norm_backward(
         gated_norm_gradient_kernel[(count,)](
             y, z, weight, dout.contiguous(), dy, dz, parts, z.stride(-2), dz.stride(-2), N, D, eps, **settings
         )
-    return dy, parts.sum(0)
+    return dy, sum_parts(parts)
 
 
 class GatedNorm(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor
 from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Draw, sigreg
-from jepamba.model import LanguageModel
+from jepamba.model import LanguageModel, State
 
 
 class Terms(NamedTuple):
@@ -48,12 +48,14 @@ def objective(
     reset_BT: Bool[Tensor, "B T"] | None,
     lam: Float[Tensor, ""],
     drawn: Draw | None,
-) -> Terms:
-    """All loss terms of one batch; `lam` is λ now, `drawn` what SIGReg drew (needed where its weight is not 0).
+    state: State | None = None,
+) -> tuple[Terms, State]:
+    """All loss terms of one batch, and the model's state after it; it starts from `state`, if that is given.
 
-    A latent term with weight 0 is not computed and reads 0.
+    `lam` is λ now, `drawn` what SIGReg drew (needed where its weight is not 0). A latent term with weight 0 is not
+    computed and reads 0.
     """
-    h_BTD, _ = model(tokens_BT, reset_BT)
+    h_BTD, state = model(tokens_BT, reset_BT, state)
     losses = model.loss(h_BTD, targets_BT, config.z_loss)
     zero = losses.ce.new_zeros(())
     jepa = statistic = zero
@@ -66,4 +68,4 @@ def objective(
             assert drawn is not None
             statistic = sigreg(z_BTE, config, drawn)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
-    return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic)
+    return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic), state

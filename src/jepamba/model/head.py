@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.fused.cross_entropy import softcap
-from jepamba.model.layers import Gridded, Linear, small_grid, vector_grid
+from jepamba.model.layers import Gridded, Linear, embedding_grid, vector_grid
 from jepamba.model.loss import Losses, capped_cross_entropy
 
 
@@ -29,8 +29,8 @@ class Head(Gridded):
         elif self.tie == 3 or config.embed_dim != config.dim:
             self.embed_proj_rev = Linear(config.dim, config.embed_dim, quant)
         if self.tie == 2:
-            self.add("correction", torch.zeros(config.vocab_size, config.embed_dim), small_grid(quant))
-        self.add("vocab_bias", torch.zeros(config.vocab_size), vector_grid())
+            self.add("correction", torch.zeros(config.vocab_size, config.embed_dim), embedding_grid(quant))
+        self.add("vocab_bias", torch.zeros(config.vocab_size), vector_grid(quant))
 
     def features(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
         """What is multiplied with the output matrix."""

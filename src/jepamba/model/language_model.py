@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from jepamba.config import Model, Quant
+from jepamba.config import ConfigError, Model, Quant
 from jepamba.fused.norms import add_norm, mix_norm, rms
 from jepamba.model.head import Head
-from jepamba.model.layers import Gridded, Linear, Mlp, mix_grid, small_grid, vector_grid
+from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, vector_grid
 from jepamba.model.loss import Losses
 from jepamba.model.mixer import Mamba2, MixerState
-from jepamba.quant.grids import Grid, Streams
+from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
@@ -52,10 +53,10 @@ class Block(Gridded):
         D = config.dim
         self.mixer = Mamba2(config, quant)
         self.add("mix", torch.stack([torch.ones(D), torch.zeros(D)]), mix_grid(quant))
-        self.add("ssm_scale", torch.ones(D), vector_grid())
+        self.add("ssm_scale", torch.ones(D), vector_grid(quant))
         self.mlp = Mlp(config, quant) if index % config.mlp_every == 0 else None
         if self.mlp is not None:
-            self.add("mlp_scale", torch.ones(D), vector_grid())
+            self.add("mlp_scale", torch.ones(D), vector_grid(quant))
 
     def forward(
         self,
@@ -110,12 +111,13 @@ class LanguageModel(Gridded):
             raise ValueError("the model needs config.vocab_size; take it from the tokenizer")
         self.config, self.quant = config, quant
         embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
-        self.add("token_embed", embedding, small_grid(quant))
+        self.add("token_embed", embedding, embedding_grid(quant))
         if config.embed_dim != config.dim:
             self.embed_proj = Linear(config.embed_dim, config.dim, quant)
         self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.layers))
         self.skips = Skips(config, quant)
         self.head = Head(config, quant)
+        self.set_widths(quant.width_of)
 
     def initial_state(self, batch: int) -> State:
         """The state at a stream's start, for `batch` streams."""
@@ -176,23 +178,44 @@ class LanguageModel(Gridded):
             for module in self.gridded():
                 module.release()
 
+    def watch_inputs(self, on: bool) -> None:
+        """Whether forward passes note how large each matrix's inputs are (`quant.scale = hessian` needs it)."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.watching = on and module.weighs
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Put each named parameter on the integer grid of so many bits, and remember it in `quant`.
+
+        Raises `ConfigError` for a name that is no parameter on an integer grid, or a width out of bounds.
+        """
+        self.quant = replace(self.quant, widths=tuple(f"{k}={v}" for k, v in {**self.quant.width_of, **widths}.items()))
+        places = {path: (module, name) for path, module, name in self.places()}
+        for path, width in widths.items():
+            module, name = places.get(path, (self, ""))
+            grid = module.grids.get(name)
+            if not isinstance(grid, IntGrid):
+                raise ConfigError(f"quant.widths: the model has no parameter {path[:80]!r} on an integer grid")
+            module.grids[name] = replace(grid, width=width)
+
     def gridded(self) -> Iterator[Gridded]:
         """Every module that holds parameters, this one first."""
         return (module for module in self.modules() if isinstance(module, Gridded))
 
     def named_grids(self) -> dict[str, Grid]:
         """The grid of every parameter, by its name in `named_parameters`."""
-        return {
-            f"{prefix}.{name}" if prefix else name: grid
-            for prefix, module in self.named_modules()
-            if isinstance(module, Gridded)
-            for name, grid in module.grids.items()
-        }
+        return {path: module.grids[name] for path, module, name in self.places()}
+
+    def places(self) -> Iterator[tuple[str, Gridded, str]]:
+        """Every parameter's name in `named_parameters`, the module that holds it, and its name there."""
+        for prefix, module in self.named_modules():
+            if isinstance(module, Gridded):
+                for name in module.grids:
+                    yield f"{prefix}.{name}" if prefix else name, module, name
 
     def export_weights(self) -> dict[str, Streams]:
         """The encoded streams of every parameter: all of the model that an artifact stores."""
-        grids = self.named_grids()
-        return {name: grids[name].encode(value) for name, value in self.named_parameters()}
+        return {path: module.encode(name) for path, module, name in self.places()}
 
     def load_decoded(self, weights: Mapping[str, Tensor]) -> None:
         """Put decoded weights in, by parameter name, and use them as they are from now on.

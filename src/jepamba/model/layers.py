@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
 from jepamba.fused.norms import relu2_norm, rms
-from jepamba.quant.grids import FloatGrid, Fp8Grid, Grid, IntGrid, fake
+from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
 class Gridded(nn.Module):
@@ -49,7 +49,16 @@ class Gridded(nn.Module):
         value: Tensor = getattr(self, name)
         if self.on_grid or (self.training and not self.quantized):
             return value.float()
-        return fake(value.float(), self.grids[name])
+        return fake(value.float(), self.grids[name], self.importance(name))
+
+    def encode(self, name: str) -> Streams:
+        """The streams of parameter `name`: what an artifact stores of it."""
+        value: Tensor = getattr(self, name)
+        return self.grids[name].encode(value, self.importance(name))
+
+    def importance(self, name: str) -> Tensor | None:
+        """How much an error in each column of parameter `name` matters, where that is known."""
+        return None
 
     @torch.no_grad()
     def settle(self, dtype: torch.dtype) -> None:
@@ -83,22 +92,34 @@ class Gridded(nn.Module):
 
 def matrix_grid(shape: tuple[int, int], quant: Quant) -> Grid:
     """The grid of a weight matrix: integers where it is large, FP8 where it is small (spec section 3)."""
-    return IntGrid(quant.bits) if shape[0] * shape[1] >= quant.large else small_grid(quant)
+    large = not quant.exact and shape[0] * shape[1] >= quant.large
+    return IntGrid(quant.bits, quant.scale, quant.group) if large else small_grid(quant)
+
+
+def embedding_grid(quant: Quant) -> Grid:
+    """The grid of the embedding and the tie correction: FP8, or integers."""
+    if quant.exact or quant.embedding == "fp8":
+        return small_grid(quant)
+    return IntGrid(int(quant.embedding.removeprefix("int")), quant.scale, quant.group)
 
 
 def small_grid(quant: Quant) -> Grid:
-    """The grid of the embedding, the tie correction, convolutions and small matrices: FP8."""
-    return Fp8Grid(scaled=quant.fp8_scale == "row")
+    """The grid of convolutions and small matrices: FP8."""
+    return exact_grid() if quant.exact else Fp8Grid(scaled=quant.fp8_scale == "row")
 
 
-def vector_grid() -> Grid:
-    """The grid of biases, norm weights and residual scales: BF16."""
-    return FloatGrid(torch.bfloat16)
+def vector_grid(quant: Quant) -> Grid:
+    """The grid of biases, norm weights and residual scales: BF16, or eight bits with a scale."""
+    if quant.exact:
+        return exact_grid()
+    scaled: dict[str, Grid] = {"fp8-row": Fp8Grid(scaled=True), "int8": IntGrid(8)}
+    return scaled.get(quant.vectors, FloatGrid(torch.bfloat16))
 
 
 def mix_grid(quant: Quant) -> Grid:
-    """The grid of residual mixes and U-Net skips: BF16, or unscaled FP8 as the submission had it (its defect 8)."""
-    return vector_grid() if quant.vectors == "bf16" else Fp8Grid(scaled=False)
+    """The grid of residual mixes and U-Net skips: as other vectors, or unscaled FP8 as the submission had it (its
+    defect 8)."""
+    return Fp8Grid(scaled=False) if quant.vectors == "fp8" and not quant.exact else vector_grid(quant)
 
 
 def exact_grid() -> Grid:
@@ -111,6 +132,9 @@ class Linear(Gridded):
 
     matrices = frozenset({"w"})
 
+    input_power: Tensor
+    """Mean square of each input, (in,), as noted last; a buffer, there where the grid's scale asks for it."""
+
     def __init__(self, inputs: int, outputs: int, quant: Quant, *, zero: bool = False) -> None:
         super().__init__()
         value = torch.zeros(outputs, inputs)
@@ -118,6 +142,10 @@ class Linear(Gridded):
             # PyTorch's own default for nn.Linear: uniform within 1/sqrt(inputs).
             nn.init.uniform_(value, -(inputs**-0.5), inputs**-0.5)
         self.add("w", value, matrix_grid((outputs, inputs), quant))
+        self.weighs = quant.scale == "hessian" and isinstance(self.grids["w"], IntGrid)
+        self.watching = False
+        if self.weighs:
+            self.register_buffer("input_power", torch.ones(inputs))
 
     def forward(
         self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
@@ -126,6 +154,7 @@ class Linear(Gridded):
 
         The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
         """
+        self.watch(x)
         w = self.weight("w")
         on_weights = scale is not None and x.numel() // x.shape[-1] > w.shape[1]
         if scale is not None and on_weights:
@@ -134,6 +163,16 @@ class Linear(Gridded):
             w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
         out = F.linear(x, w)
         return out if scale is None or on_weights else scale * out
+
+    def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
+        """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
+        which weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal)."""
+        if self.watching:
+            self.input_power.copy_(x.detach().float().square().flatten(0, -2).mean(0))
+
+    def importance(self, name: str) -> Tensor | None:
+        """The mean squares of the inputs that `watch` noted last; ones before."""
+        return self.input_power if self.weighs else None
 
 
 class Mlp(nn.Module):

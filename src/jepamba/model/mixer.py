@@ -46,13 +46,13 @@ class Mamba2(Gridded):
         self.out_proj = Linear(self.sizes.inner, config.dim, quant)
         bound = self.taps**-0.5
         self.add("conv_weight", torch.empty(self.channels, self.taps).uniform_(-bound, bound), small_grid(quant))
-        self.add("conv_bias", torch.empty(self.channels).uniform_(-bound, bound), vector_grid())
+        self.add("conv_bias", torch.empty(self.channels).uniform_(-bound, bound), vector_grid(quant))
         dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
         # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so that softplus(dt_bias) is dt at the start.
         self.add("dt_bias", dt + torch.log(-torch.expm1(-dt)), exact_grid())
         self.add("A_log", torch.empty(config.heads).uniform_(1, 16).log(), exact_grid())
         self.add("D", torch.ones(config.heads), exact_grid())
-        self.add("norm_weight", torch.ones(self.sizes.inner), vector_grid())
+        self.add("norm_weight", torch.ones(self.sizes.inner), vector_grid(quant))
 
     def initial_state(self, batch: int) -> MixerState:
         """The state at a stream's start: nothing seen."""

@@ -94,6 +94,9 @@ def _figures(metrics: Metrics, found: Record) -> list[tuple[str, str]]:
         "BPB, plain windows": _mapping(found, "bpb_plain").get("bpb"),
         "BPB, sliding windows": _mapping(found, "bpb_sliding").get("bpb"),
     }
+    plain = _mapping(found, "bpb_plain")
+    if plain.get("bpb_decoded") != plain.get("bpb"):
+        bpb["BPB, plain windows, by decoded bytes"] = plain.get("bpb_decoded")
     if not found and metrics.vals:
         bpb = {"BPB at the last validation": metrics.vals[-1].get("bpb")}
     counts = {

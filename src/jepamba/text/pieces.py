@@ -2,7 +2,8 @@
 
 Where a model's pieces stand for spaces, "▁" (U+2581) does: in a piece, "▁" is one byte of text, except that a leading
 one counts nothing right after a control token, where a model puts it in front of a document of its own accord (spec
-section 3). `decode` and `target_bytes` share one table, so that they cannot disagree.
+section 3). What is counted comes from the pieces' names by this rule, what is decoded from the library's own decoder:
+two sources, so that comparing them means something.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class SentencePieceTokenizer:
     """A SentencePiece model (BPE or unigram), with or without byte fallback.
 
     Arguments: `blob`, the bytes of a `.model` file. Raises `UserError` if they are no valid model, or one with more
-    than 65,536 pieces, without BOS, or with whitespace as a suffix.
+    than 65,536 pieces, without BOS, with whitespace as a suffix, or with a piece that its library decodes to other text
+    than the piece's name (a model with denormalisation rules may have some).
 
     `encode` gives the library's ids, with two exceptions that keep text whole. A document that starts with a space gets
     one more "▁" if the model adds none itself, because the first one counts nothing. The character "▁" itself, which
@@ -51,8 +53,12 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(b"sentencepiece" + self._blob).hexdigest()
         _require(self.vocab_size <= 65536, f"has {self.vocab_size} pieces; tokens are 16 bit, at most 65,536")
         _require(self.bos_id >= 0, "has no BOS piece (<s>), which starts each document; train it with bos_id = 1")
-        self._read_pieces()
-        self._learn_habits()
+        try:
+            self._read_pieces()
+            self._learn_habits()
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"SentencePiece model is damaged, its own pieces make no text: {reason}") from None
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         """The ids of `text`, without BOS. Raises `UserError` for text that has no UTF-8 form."""
@@ -91,6 +97,10 @@ class SentencePieceTokenizer:
         previous, targets = checked(previous_N, self.vocab_size), checked(targets_N, self.vocab_size)
         return self._lengths[targets] - (self._control[previous] & self._leads[targets])
 
+    def spell(self, raw: bytes) -> NDArray[np.uint16]:
+        """`raw`, text or not, in byte pieces; bytes for which the model has no piece are left out."""
+        return np.array([self._byte_ids[byte] for byte in raw if byte in self._byte_ids], dtype=np.uint16)
+
     def serialize(self) -> bytes:
         """The bytes of the `.model` file."""
         return self._blob
@@ -102,28 +112,45 @@ class SentencePieceTokenizer:
     def _read_pieces(self) -> None:
         model = self._processor
         ids = range(self.vocab_size)
-        pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        try:
+            pieces: list[str] = [model.id_to_piece(index) for index in ids]
+        except UnicodeDecodeError:
+            raise UserError("SentencePiece model has a piece that is no UTF-8") from None
         # As in the published accounting, an unknown or unused piece stands for no text either.
         silent = [model.is_control(index) or model.is_unknown(index) or model.is_unused(index) for index in ids]
         is_byte = [bool(model.is_byte(index)) for index in ids]
         self.control_ids = frozenset(index for index in ids if silent[index])
         self._control = np.array(silent, dtype=np.bool_)
-        text = [
-            b"" if silent[index] else _byte_value(pieces[index]) if is_byte[index] else _piece_bytes(pieces[index])
-            for index in ids
-        ]
         leads = [pieces[index].startswith(SPACE) and not silent[index] and not is_byte[index] for index in ids]
         self._leads = np.array(leads, dtype=np.bool_)
-        self._lengths = np.array([len(raw) for raw in text], dtype=np.int64)
+        named = [b"" if silent[i] else _byte_value(pieces[i]) if is_byte[i] else _named(pieces[i]) for i in ids]
+        self._lengths = np.array([len(raw) for raw in named], dtype=np.int64)
+        text = self._decoded(named, [index for index in ids if not silent[index] and not is_byte[index]])
+        wrong = next((index for index in ids if text[index] != named[index]), 0)
+        _require(
+            text[wrong] == named[wrong],
+            f"decodes its piece {wrong}, {pieces[wrong]!r}, to {text[wrong]!r}, which would count "
+            f"{self._lengths[wrong]} bytes; train one without denormalisation rules",
+        )
         self._bytes = text + [raw[1:] if lead else raw for raw, lead in zip(text, leads, strict=True)]
         self._any_text = next((index for index in ids if not silent[index]), -1)
         _require(self._any_text >= 0, "has no piece that stands for text")
         self._crossing = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
-        byte_ids = {text[index]: index for index in ids if is_byte[index]}
-        spelled = [byte_ids.get(_SPACE_BYTES[k : k + 1]) for k in range(len(_SPACE_BYTES))]
-        known = [index for index in spelled if index is not None]
-        self._space_as_bytes = np.array(known, dtype=np.uint16)
+        self._byte_ids = {text[index][0]: index for index in ids if is_byte[index]}
+        self._space_as_bytes = self.spell(_SPACE_BYTES)
         self._space_id = pieces.index(SPACE) if SPACE in pieces else None
+
+    def _decoded(self, named: list[bytes], spelled: list[int]) -> list[bytes]:
+        """`named`, those of `spelled` replaced by what the library decodes them to in the middle of a text."""
+        text = list(named)
+        decode = self._processor.decode
+        # The library drops a space at the start of what it decodes, so that something has to come before.
+        first = next((index for index, raw in enumerate(named) if raw and decode([index])), None)
+        if first is not None:
+            before = decode([first])
+            for index, both in zip(spelled, decode([[first, index] for index in spelled]), strict=True):
+                text[index] = both.removeprefix(before).encode("utf-8")
+        return text
 
     def _learn_habits(self) -> None:
         """Find out by trial what the model does to spaces: its normaliser is not part of the library's interface."""
@@ -177,7 +204,8 @@ def _load(blob: bytes) -> sentencepiece.SentencePieceProcessor:
     return processor
 
 
-def _piece_bytes(piece: str) -> bytes:
+def _named(piece: str) -> bytes:
+    """The text that a piece's name stands for."""
     return piece.replace(SPACE, " ").encode("utf-8")
 
 

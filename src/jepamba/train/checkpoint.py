@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepamba.errors import UserError
+from jepamba.untrusted import open_untrusted, read_untrusted
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 _PREFIX = "step-"
+_MOST_STATE = 1 << 20
+"""Bytes of the JSON, which has some hundred."""
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
@@ -55,18 +58,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, state) of one checkpoint. Raises `UserError` if it is damaged; nothing is half loaded."""
-    remedy = f"delete {path} to resume from the one before it"
     try:
-        state = json.loads((path / STATE).read_bytes())
+        state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MOST_STATE).decode("utf-8"))
         if not isinstance(state, dict) or state.get("sha256") != _sha256(path / TENSORS):
-            raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}; {remedy}")
+            raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}")
         return load_file(path / TENSORS), state
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise UserError(f"{path}: not a complete checkpoint ({error}); {remedy}") from None
+    except (UserError, OSError, ValueError, RecursionError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path}: not a complete checkpoint ({reason}); delete it to resume from the one before it"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_untrusted(path, "a checkpoint's tensors") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -69,6 +69,7 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
             - sum(p.numel() for p in session.model.parameters()),
             "parts": parts(session.modules.named_parameters()),
         },
+        "widths": session.model.quant.width_of,
         "bytes_by_part": packed["bytes_by_part"],
         "diagnostics": found,
         "samples": _samples(session, out / ARTIFACT),

@@ -1,7 +1,8 @@
 """One micro-batch: its loss terms, and its gradients added to what is there. On a GPU, a captured graph.
 
 The first pass runs as it is written (and compiles what is to be compiled); then the same work is captured, and every
-later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums.
+later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums, and the
+state that is carried from one to the next.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from jepamba.data import Batch
 from jepamba.jepa import Draw, Terms, draw, objective
+from jepamba.model import State
 from jepamba.train.session import Session
 
 
@@ -62,10 +64,10 @@ def _sent(value: Tensor, device: torch.device) -> Tensor:
     return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
 
 
-def terms_of(session: Session, inputs: Inputs) -> Terms:
-    """The loss terms of one micro-batch whose inputs lie on the session's device."""
+def terms_of(session: Session, inputs: Inputs) -> tuple[Terms, State]:
+    """The loss terms of one micro-batch whose inputs lie on the session's device, and the model's state after it."""
     with session.place.autocast():
-        return objective(session.model, session.heads, session.run.jepa, *inputs)
+        return objective(session.model, session.heads, session.run.jepa, *inputs, session.carried)
 
 
 class MicroPass:
@@ -78,13 +80,15 @@ class MicroPass:
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Inputs | None = None
-        self.settling: dict[bool, torch.cuda.CUDAGraph] = {}
+        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        """By whether the grids are seen, and the widths of the integer ones."""
 
     def settle(self) -> None:
         """Compute the weights of the step's passes, once for all its micro-batches."""
         model, dtype = self.session.model, self.session.place.dtype
-        if model.quantized in self.settling:
-            self.settling[model.quantized].replay()
+        grids = model.quantized, model.quant.widths
+        if grids in self.settling:
+            self.settling[grids].replay()
             return
         model.settle(dtype)
         if self.captures:
@@ -92,7 +96,7 @@ class MicroPass:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 model.settle(dtype)
-            self.settling[model.quantized] = graph
+            self.settling[grids] = graph
 
     def __call__(self, inputs: Inputs) -> None:
         """Add one micro-batch."""
@@ -105,8 +109,9 @@ class MicroPass:
             self._run(inputs_there)
 
     def _run(self, inputs: Inputs) -> None:
-        terms = terms_of(self.session, inputs)
+        terms, after = terms_of(self.session, inputs)
         (terms.total * self.share).backward()
+        self.session.carry(after)
         self.sums += torch.stack([term.detach().float() for term in terms]) * self.share
 
     def _into(self, inputs: Inputs) -> Inputs:

@@ -12,7 +12,7 @@ from jepamba.config import Run
 from jepamba.data import Ahead, Corpus, Loader
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
-from jepamba.model import LanguageModel
+from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
 from jepamba.train.device import Place
 
@@ -29,6 +29,16 @@ class Progress:
     """Targets trained on."""
     bytes: int = 0
     """Bytes of text that those targets are."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        """The counters in a checkpoint. Raises `TypeError` or `ValueError` for what no run can have counted."""
+        progress = cls(**values)
+        for name, start in asdict(cls()).items():
+            value = getattr(progress, name)
+            if type(value) is not type(start) or not 0 <= value < 2**63:
+                raise ValueError(f"progress.{name} = {str(value)[:40]}")
+        return progress
 
 
 class Session:
@@ -49,8 +59,11 @@ class Session:
         self.model.to(masters)
         self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device)
         data = run.data
-        loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset)
+        rows = run.train.tokens_per_micro // data.sequence if run.train.carry_state else 0
+        loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset, rows)
         self.loader = Ahead(loader, pin=place.device.type == "cuda")
+        self.carried: State | None = self.model.initial_state(rows) if rows else None
+        """With `train.carry_state`, what each row of the next micro-batch starts from; the same tensors all along."""
         self.progress = Progress()
         if run.train.compile:
             for block in self.model.blocks:
@@ -60,13 +73,30 @@ class Session:
         """Every parameter, kept and training-only."""
         return list(self.modules.parameters())
 
+    def carry(self, state: State | None) -> None:
+        """Hand `state` (None: an empty one) on to the next micro-batch, detached; nothing without `train.carry_state`.
+
+        Only after the backward pass of what started from the state before: its tensors are overwritten.
+        """
+        for block, kept in enumerate(self.carried or []):
+            for index, value in enumerate(kept):
+                value.zero_() if state is None else value.copy_(state[block][index].detach())
+
+    def _carried(self) -> dict[str, Tensor]:
+        return {
+            f"{block}.{name}": value
+            for block, state in enumerate(self.carried or [])
+            for name, value in zip(state._fields, state, strict=True)
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that must survive a restart and is a tensor, by name."""
         weights = {f"weights/{name}": value for name, value in self.modules.state_dict().items()}
         optimizers = {f"optim/{name}": value for name, value in self.optimizers.state().items()}
         # Gradients outlive a step only where `optim.train_conv` is off and nothing clears them.
         piled = {f"grad/{name}": p.grad for name, p in self.optimizers.groups.untrained.items() if p.grad is not None}
-        return weights | optimizers | piled | {"rng/cpu": torch.get_rng_state()}
+        carried = {f"carried/{name}": value for name, value in self._carried().items()}
+        return weights | optimizers | piled | carried | {"rng/cpu": torch.get_rng_state()}
 
     def state(self) -> dict[str, Any]:
         """Everything that must survive a restart and is not a tensor, as JSON; with what the data must still be."""
@@ -75,6 +105,7 @@ class Session:
             "loader": self.loader.state(),
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "train_tokens": len(self.corpus.train),
+            "widths": self.model.quant.width_of,
         }
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -84,12 +115,13 @@ class Session:
             raise UserError(
                 "the training data or its tokenizer is not what this run started with; put it back to resume"
             )
-        sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "grad": {}, "rng": {}}
+        sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "grad": {}, "carried": {}, "rng": {}}
         try:
             for name, value in tensors.items():
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
-            progress = Progress(**state["progress"])
+            progress = Progress.from_json(state["progress"])
+            self.model.set_widths(state.get("widths", {}))
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():
@@ -97,8 +129,16 @@ class Session:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad.copy_(value)
+            for name, kept in self._carried().items():
+                value = sections["carried"][name]
+                if value.shape != kept.shape:
+                    raise ValueError(
+                        f"the carried state {name} has shape {tuple(value.shape)}, not {tuple(kept.shape)}"
+                    )
+                kept.copy_(value)
             torch.set_rng_state(sections["rng"]["cpu"])
             self.loader.restore(state["loader"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the checkpoint does not fit this run's config: {str(error).splitlines()[0]}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the checkpoint does not fit this run's config: {reason}") from None
         self.progress = progress

@@ -14,6 +14,9 @@ from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.micro import MicroPass, inputs_of, terms_of
 from jepamba.train.session import Session
 
+WATCH_EVERY = 50
+"""Steps between looks at how large each matrix's inputs are, where the grids weigh by it; each costs a forward pass."""
+
 
 def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
@@ -28,6 +31,8 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     momentum = muon_momentum(run.optim, session.progress.step)
     lam = sigreg_lambda(run.jepa, progress)
     set_mode(session, progress)
+    if run.quant.scale == "hessian" and session.progress.step % WATCH_EVERY == 0:
+        watch(session)
     micro.sums.zero_()
     micro.settle()
     with session.model.settled():
@@ -71,8 +76,23 @@ def set_mode(session: Session, progress: float) -> None:
 
 
 def next_batch(session: Session) -> Batch:
-    """The next micro-batch of windows."""
-    return session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+    """The next micro-batch of windows; what is carried into it is emptied where it continues nothing."""
+    batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+    if not batch.continues:
+        session.carry(None)
+    return batch
+
+
+@torch.no_grad()
+def watch(session: Session) -> None:
+    """Let every matrix note how large its inputs are, on the batch that comes next; nothing else moves."""
+    position, model = session.loader.state(), session.model
+    inputs = inputs_of(session, next_batch(session), 0.0, 0).moved(session.place.device)
+    session.loader.restore(position)
+    model.watch_inputs(True)
+    with session.place.autocast():
+        model(inputs.tokens_BT, inputs.reset_BT)
+    model.watch_inputs(False)
 
 
 def text_bytes(session: Session, batch: Batch) -> int:
@@ -99,7 +119,7 @@ def term_gradients(session: Session, progress: float) -> dict[str, float]:
     micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
     inputs = inputs_of(session, next_batch(session), lam, session.progress.step * micro_batches)
-    terms = terms_of(session, inputs.moved(session.place.device))
+    terms, _ = terms_of(session, inputs.moved(session.place.device))
     session.loader.restore(position)
     weighted = {
         "grad_ce": run.jepa.ce_weight * terms.token,

@@ -15,9 +15,10 @@ from jepamba.errors import UserError
 from jepamba.evaluate import score_plain
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, Report
+from jepamba.train import widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from jepamba.train.device import place
-from jepamba.train.finish import finish
+from jepamba.train.finish import ARTIFACT, finish
 from jepamba.train.metrics import MetricsLog
 from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
@@ -99,6 +100,7 @@ class _Trainer:
     def run_to_end(self) -> dict[str, Any]:
         """Train until the budget is spent, then pack, score and report."""
         self._event(self.session.place.why)
+        widths.check(self.session)
         with StopRequest() as stop:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup()
@@ -107,13 +109,15 @@ class _Trainer:
             # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
             self._checkpoint()
             stop.raise_if_asked()
+        for said in widths.fit(self.session, self.out / ARTIFACT):
+            self._event(said)
         summary = finish(self.session, self.out, self.preset)
         final = summary["bpb_plain"]
         self.metrics.append(
             "val",
             self.session.progress.step,
             seconds=self.session.progress.seconds,
-            **{key: final[key] for key in ("bpb", "nats_per_token", "tokens", "bytes", "mode")},
+            **{key: final[key] for key in ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")},
             final=True,
         )
         return summary
@@ -131,6 +135,8 @@ class _Trainer:
         while (share := self.share()) < 1.0:
             if budget.terms_every > 0 and done.step % budget.terms_every == 0:
                 self.metrics.append("terms", done.step, **term_gradients(self.session, share))
+            if widths.due(self.session, share):
+                self._event(widths.choose(self.session, share))
             before = done.tokens
             record = training_step(self.micro, share)
             now = time.perf_counter()
@@ -194,6 +200,7 @@ class _Trainer:
             done.step,
             seconds=done.seconds,
             bpb=score.bpb,
+            bpb_decoded=score.bpb_decoded,
             nats_per_token=score.nats_per_token,
             tokens=score.tokens,
             bytes=score.bytes,

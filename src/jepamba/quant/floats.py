@@ -1,0 +1,86 @@
+"""Grids of floating-point formats: FP8 with or without a scale a row, BF16, fp32.
+
+Shapes: R rows of C values, as in `protocol`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jepamba.quant.protocol import Streams, divisor, rows
+
+FP8_MAX = 448.0
+"""Largest finite value of FP8 e4m3 (OCP 8-bit floating point specification, 2023)."""
+
+
+@dataclass(frozen=True)
+class Fp8Grid:
+    """FP8 e4m3, with one BF16 scale per row (`scaled`) or as it is, which is coarse near 1 and loses small values."""
+
+    scaled: bool = True
+
+    @property
+    def name(self) -> str:
+        """`fp8-row` or `fp8`."""
+        return "fp8-row" if self.scaled else "fp8"
+
+    def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
+        """The streams of `w`, any shape: `fp8` (R, C), the raw bits as uint8, and with `scaled` `scale` (R,) BF16."""
+        w_RC = w.detach().float().reshape(rows(tuple(w.shape)))
+        if not self.scaled:
+            return {"fp8": w_RC.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8)}
+        scale_R1 = (w_RC.abs().amax(dim=1, keepdim=True) / FP8_MAX).to(torch.bfloat16)
+        unit_RC = (w_RC / divisor(scale_R1.float())).clamp(-FP8_MAX, FP8_MAX)
+        return {"fp8": unit_RC.to(torch.float8_e4m3fn).view(torch.uint8), "scale": scale_R1.squeeze(1)}
+
+    def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
+        """The fp32 tensor of `shape` that the streams stand for."""
+        w_RC = streams["fp8"].view(torch.float8_e4m3fn).float()
+        if self.scaled:
+            w_RC = w_RC * streams["scale"].float().unsqueeze(1)
+        return w_RC.reshape(shape)
+
+    def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each stream of a tensor of `shape`."""
+        R, C = rows(shape)
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"fp8": ((R, C), torch.uint8)}
+        if self.scaled:
+            expected["scale"] = ((R,), torch.bfloat16)
+        return expected
+
+    def bits(self, shape: tuple[int, ...]) -> int:
+        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
+        R, C = rows(shape)
+        return R * C * 8 + (R * 16 if self.scaled else 0)
+
+
+@dataclass(frozen=True)
+class FloatGrid:
+    """A plain floating-point format: BF16 or fp32."""
+
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """`bf16` or `fp32`."""
+        return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+
+    def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
+        """The streams of `w`, any shape: `value`, of the tensor's own shape."""
+        return {"value": w.detach().to(self.dtype)}
+
+    def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
+        """The fp32 tensor of `shape` that the streams stand for."""
+        return streams["value"].float().reshape(shape)
+
+    def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each stream of a tensor of `shape`."""
+        return {"value": (shape, self.dtype)}
+
+    def bits(self, shape: tuple[int, ...]) -> int:
+        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
+        R, C = rows(shape)
+        return R * C * (16 if self.dtype == torch.bfloat16 else 32)

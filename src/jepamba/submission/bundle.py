@@ -1,0 +1,337 @@
+"""One Python file out of a package: a function of it and all that this function needs, as readable source.
+
+The file is cut into sections, one a module. Its head runs the function and ends, so that Python never comes to the
+sections; when a module is imported, its section is compiled with the line numbers of the file. Tracebacks, `inspect`
+and Triton, which reads the source of its kernels, therefore work as in the package.
+
+Only what can be reached goes in: starting from the function, every top-level definition whose name is used by one that
+is in, and every statement at top level that is no definition. Docstrings are left out, comments within code stay.
+Annotations are never evaluated (PEP 563), and an import from this package, or of jaxtyping, that only they need is
+left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import lzma
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+REQUIRED = frozenset({"torch", "numpy", "sentencepiece"})
+"""Third-party packages that a bundle always needs; others are imported if they are there (a codec that the artifact
+does not use may be missing)."""
+MARK = "# ==== "
+"""What a section starts with; the module's name follows."""
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+_HEAD = '''\
+{comment}
+from __future__ import annotations
+
+import __future__
+import importlib.abc
+import importlib.machinery
+import linecache
+import sys
+from pathlib import Path
+
+
+class Missing:
+    """Stands for a package that is not there and that this artifact may not need."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *args, **kwargs):
+        raise SystemExit(f"score.py: this artifact needs the package {{self.name}}; install it")
+
+
+class Sections(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the package {root} from sections of text; a package without a section is empty."""
+
+    def __init__(self, file, text):
+        self.file, self.sections, name = file, {{}}, None
+        lines = text.splitlines(keepends=True)
+        linecache.cache[file] = len(text), None, lines, file
+        for number, line in enumerate(lines, 1):
+            if line.startswith("{mark}"):
+                name = line.removeprefix("{mark}").strip()
+                self.sections[name] = "\\n" * number
+            elif name:
+                self.sections[name] += line
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] != "{root}":
+            return None
+        package = any(other.startswith(name + ".") for other in self.sections)
+        if not package and name not in self.sections:
+            raise ModuleNotFoundError(name)
+        return importlib.machinery.ModuleSpec(name, self, origin=self.file, is_package=package)
+
+    def exec_module(self, module):
+        flags = __future__.annotations.compiler_flag
+        code = compile(self.sections.get(module.__name__, ""), self.file, "exec", flags, dont_inherit=True)
+        module.Missing = Missing
+        exec(code, module.__dict__)
+
+
+if __name__ == "__main__":
+{text}
+    sys.meta_path.insert(0, Sections(file, text))
+    from {module} import {function}
+
+    sys.exit({function}({arguments}))
+'''
+_READABLE = """\
+    file = __file__
+    text = Path(file).read_text(encoding="utf-8")\
+"""
+_PACKED = """\
+    import base64
+    import lzma
+
+    # The sections, readable: python -c 'import base64, lzma, re; print(lzma.decompress(base64.b85decode(
+    #   re.search(r"PACKED = r\\"(.*)\\"", open("score.py").read())[1])).decode())'
+    file = __file__ + ", unpacked"
+    PACKED = r"{packed}"
+    text = lzma.decompress(base64.b85decode(PACKED)).decode("utf-8")\
+"""
+
+
+def bundle(module: str, function: str, arguments: str = "", comment: str = "", packed: bool = False) -> str:
+    """The source of a program that is `sys.exit(function(arguments))`, with all of its package that it needs.
+
+    Arguments: `module`, where `function` is defined; `arguments`, Python source; `comment`, lines that start with `#`;
+    `packed`, keep the sections compressed, in about a third of the bytes and no longer readable as they stand.
+    """
+    found = _reached(module, function)
+    sections = "\n\n".join(f"{MARK}{name}\n{_section(_module(name), found[name])}" for name in sorted(found))
+    text = _READABLE
+    if packed:
+        # The alphabet of base 85 has neither quotes nor backslashes.
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+        data = lzma.compress(sections.encode(), check=lzma.CHECK_CRC32, filters=filters)
+        text = _PACKED.format(packed=base64.b85encode(data).decode("ascii"))
+    root = module.partition(".")[0]
+    names = {"module": module, "function": function, "arguments": arguments, "root": root, "mark": MARK}
+    program = _HEAD.format(comment=comment, text=text, **names) + ("" if packed else f"\n\n{sections}")
+    ast.parse(program)
+    return program
+
+
+def third_party(source: str) -> set[str]:
+    """The top-level packages that `source` imports anywhere, the standard library's and its own left out."""
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.add(node.module.partition(".")[0])
+    return {name for name in imported if name not in sys.stdlib_module_names and name != __package__.partition(".")[0]}
+
+
+@dataclass
+class _Module:
+    """A module's source and what each of its top-level statements binds."""
+
+    name: str
+    lines: list[str]
+    body: list[ast.stmt]
+    binds: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
+    runs: list[ast.stmt] = field(default_factory=list)
+    """Statements that are no definition: they are always in."""
+
+
+@cache
+def _module(name: str) -> _Module:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(name)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    module = _Module(name, source.splitlines(), ast.parse(source).body)
+    for statement in module.body:
+        bound = list(_bound(statement))
+        for each in bound:
+            module.binds[each].append(statement)
+        if not bound and not _is_docstring(statement):
+            module.runs.append(statement)
+    return module
+
+
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    """The names that a definition, an assignment or an import binds; nothing for any other statement."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield statement.name
+    elif isinstance(statement, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in statement.names)
+    elif isinstance(statement, ast.Assign | ast.AnnAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
+
+
+def _reached(module: str, function: str) -> dict[str, set[str]]:
+    """The names that are needed, by module, from `function` on."""
+    root = module.partition(".")[0]
+    found: dict[str, set[str]] = {}
+    waiting = [_origin(module, function)]
+    while waiting:
+        where, name = waiting.pop()
+        here = _module(where)
+        new = [] if where in found else here.runs
+        known = found.setdefault(where, set())
+        # A module that is imported as such: any of it may be used.
+        for each in {name} - known if name else here.binds.keys() - known:
+            known.add(each)
+            new = [*new, *here.binds[each]]
+        for statement in new:
+            if isinstance(statement, ast.ImportFrom) and _own(statement, root):
+                continue  # resolved where it is used
+            for used, only_annotated in _used(statement):
+                binders = here.binds.get(used, [])
+                imported = [item for item in binders if isinstance(item, ast.ImportFrom)]
+                if not binders or (only_annotated and any(_left_out(item, root) for item in imported)):
+                    continue
+                own = next((item for item in imported if _own(item, root)), None)
+                if own is not None and own.module:
+                    waiting.append(_origin(own.module, _aliased(own, used)))
+                waiting.append((where, used))
+            for node in ast.walk(statement):
+                if isinstance(node, ast.ImportFrom) and node.module and _own(node, root):
+                    waiting += [_origin(node.module, alias.name) for alias in node.names]
+    return found
+
+
+def _own(statement: ast.ImportFrom, root: str) -> bool:
+    return (statement.module or "").partition(".")[0] == root
+
+
+def _left_out(statement: ast.ImportFrom, root: str) -> bool:
+    return _own(statement, root) or (statement.module or "").partition(".")[0] == "jaxtyping"
+
+
+def _aliased(statement: ast.ImportFrom, bound: str) -> str:
+    return next(alias.name for alias in statement.names if (alias.asname or alias.name) == bound)
+
+
+@cache
+def _origin(module: str, name: str) -> tuple[str, str]:
+    """(module, name) of where `name`, importable from `module`, is defined; a submodule is defined in itself, as ""."""
+    here = _module(module)
+    for statement in here.binds.get(name, []):
+        if isinstance(statement, ast.ImportFrom) and statement.module and _own(statement, module.partition(".")[0]):
+            return _origin(statement.module, _aliased(statement, name))
+    if name not in here.binds:
+        return f"{module}.{name}", ""
+    return module, name
+
+
+def _used(statement: ast.stmt) -> Iterator[tuple[str, bool]]:
+    """Every name that `statement` reads, and whether an annotation is all that does."""
+    annotated = {id(node) for part in _annotations(statement) for node in ast.walk(part)}
+    reads: dict[str, bool] = {}
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name):
+            reads[node.id] = reads.get(node.id, True) and id(node) in annotated
+        elif isinstance(node, ast.Global):
+            reads |= dict.fromkeys(node.names, False)
+    yield from reads.items()
+
+
+def _annotations(statement: ast.stmt) -> Iterator[ast.expr]:
+    for node in ast.walk(statement):
+        if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
+            yield node.annotation
+        elif isinstance(node, _Function) and node.returns is not None:
+            yield node.returns
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _section(module: _Module, names: set[str]) -> str:
+    """The source of the needed statements of `module`, in order."""
+    root = module.name.partition(".")[0]
+    imports, code = [], []
+    for statement in module.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            imports += _imports(statement, names, root)
+        elif statement in module.runs or names & set(_bound(statement)):
+            code.append(_source(statement, module.lines, root))
+    return "\n".join(imports) + ("\n\n" if imports else "") + "\n\n".join(code) + "\n"
+
+
+def _imports(statement: ast.Import | ast.ImportFrom, names: set[str], root: str) -> list[str]:
+    """The import of what is needed, each name from the module that defines it."""
+    wanted = [alias for alias in statement.names if (alias.asname or alias.name.partition(".")[0]) in names]
+    if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+        return []
+    if isinstance(statement, ast.ImportFrom) and _own(statement, root):
+        return [_import_of(statement.module or "", alias) for alias in wanted]
+    if not wanted:
+        return []
+    kept = ast.Import(wanted) if isinstance(statement, ast.Import) else ast.ImportFrom(statement.module, wanted, 0)
+    line = ast.unparse(kept)
+    package = (kept.module or "" if isinstance(kept, ast.ImportFrom) else wanted[0].name).partition(".")[0]
+    if package in REQUIRED or package in sys.stdlib_module_names:
+        return [line]
+    bound = " = ".join(alias.asname or alias.name.partition(".")[0] for alias in wanted)
+    return ["try:", f"    {line}", "except ImportError:", f'    {bound} = Missing("{package}")']
+
+
+def _import_of(module: str, alias: ast.alias) -> str:
+    where, name = _origin(module, alias.name)
+    bound = alias.asname or alias.name
+    if not name:
+        where, _, name = where.rpartition(".")
+    return f"from {where} import {name}" + (f" as {bound}" if bound != name else "")
+
+
+def _source(statement: ast.stmt, lines: list[str], root: str) -> str:
+    """A statement as it is written, with the comment above it, without docstrings, its own imports resolved."""
+    decorators = statement.decorator_list if isinstance(statement, _Function | ast.ClassDef) else []
+    first = min([statement.lineno, *(decorator.lineno for decorator in decorators)]) - 1
+    while first > 0 and lines[first - 1].startswith("#"):
+        first -= 1
+    changed: dict[int, list[str]] = {}
+    for node in ast.walk(statement):
+        body = getattr(node, "body", [])
+        for inner in body if isinstance(body, list) else []:
+            indent = " " * inner.col_offset
+            if _is_docstring(inner):
+                _replace(changed, inner, [indent + "pass"] if len(body) == 1 else [])
+            elif isinstance(inner, ast.ImportFrom) and _own(inner, root):
+                _replace(changed, inner, [indent + _import_of(inner.module or "", alias) for alias in inner.names])
+    kept: list[str] = []
+    for number in range(first, statement.end_lineno or statement.lineno):
+        kept += changed.get(number, [lines[number]])
+    return "\n".join(_without_double_blanks(kept))
+
+
+def _replace(changed: dict[int, list[str]], statement: ast.stmt, lines: list[str]) -> None:
+    for number in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
+        changed[number] = []
+    changed[statement.lineno - 1] = lines
+
+
+def _without_double_blanks(lines: list[str]) -> list[str]:
+    """`lines`, none blank after a blank one or after a line that opens a block."""
+    kept: list[str] = []
+    for line in lines:
+        if line.strip() or (kept and kept[-1].strip() and not kept[-1].endswith(":")):
+            kept.append(line)
+    return kept

@@ -1,0 +1,202 @@
+"""The folder that a reviewer of the 16 MB challenge gets: figures, log, artifact, and the script that scores it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jepamba import __version__
+from jepamba.artifact.container import open_container
+from jepamba.config import Run, with_settings
+from jepamba.data import Tokens, corpus, write_shard
+from jepamba.errors import UserError
+from jepamba.presets import dump_toml, load_preset
+from jepamba.progress import Progress
+from jepamba.study.records import Metrics, read_metrics, read_summary
+from jepamba.submission.bundle import bundle
+from jepamba.submission.readme import by_decoded_bytes, readme
+from jepamba.submission.scoring import TOLERANCE
+
+LIMIT_BYTES = 16_000_000
+"""Of code and model together (spec section 8)."""
+SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
+PACKAGES = {"ans": "constriction", "brotli": "brotli", "zstd": "zstandard"}
+"""What decodes a codec that Python itself cannot."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What only the author knows."""
+
+    name: str = ""
+    author: str = ""
+    github_id: str = ""
+    date: str = ""
+    blurb: str = ""
+
+
+def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = False, validation: bool = False) -> Path:
+    """Make the folder `out` from the finished run in `run_dir`; the folder.
+
+    Arguments: `packed`, keep the script's code compressed; `validation`, add the validation text's tokens as a shard.
+    Raises `UserError` for a run that is not finished, a folder that is there already, or more than 16,000,000 bytes
+    of code and model; nothing is left behind then.
+    """
+    summary, metrics = read_summary(run_dir), read_metrics(run_dir / "metrics.jsonl")
+    artifact = run_dir / "artifact.jepa"
+    if summary is None or not artifact.exists():
+        raise UserError(f"{run_dir}: no finished run here; `jepamba resume {run_dir}` finishes one")
+    if out.exists():
+        raise UserError(f"{out} is already there; choose another -o, or delete it")
+    run = load_preset(str(run_dir / "config.toml"))
+    headline = _headline(summary)
+    packages = _packages(artifact)
+    script = _script(headline, packages, packed).encode("utf-8")
+    model_bytes = artifact.stat().st_size
+    total = len(script) + model_bytes
+    if total > LIMIT_BYTES:
+        raise UserError(_too_large(headline, packages, model_bytes, packed))
+    claims = _claims(about, run, summary, headline, len(script), model_bytes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        building = Path(name, "submission")
+        building.mkdir()
+        (building / SCRIPT).write_bytes(script)
+        shutil.copyfile(artifact, building / artifact.name)
+        (building / CLAIMS).write_text(json.dumps(claims, indent=1) + "\n", encoding="utf-8")
+        (building / "README.md").write_text(
+            readme(claims, run, summary, packages, packed, VALIDATION if validation else ""), encoding="utf-8"
+        )
+        (building / "train.log").write_text(_log(metrics), encoding="utf-8")
+        (building / "config.toml").write_text(dump_toml(_without_places(run)), encoding="utf-8")
+        if validation:
+            write_validation(run, building / VALIDATION)
+        building.rename(out)
+    return out
+
+
+def check(out: Path, run_dir: Path) -> dict[str, Any]:
+    """Run the script of the submission `out` in a process of its own, on the run's validation tokens; what it prints.
+
+    The process sees neither this package nor the environment. Raises `UserError` where the figure is not reproduced.
+    """
+    run = load_preset(str(run_dir / "config.toml"))
+    with tempfile.TemporaryDirectory() as name, Progress("scoring with the submission's own script"):
+        shard = out / VALIDATION
+        if not shard.exists():
+            shard = Path(name, VALIDATION)
+            write_validation(run, shard)
+        command = [sys.executable, "-I", str((out / SCRIPT).resolve()), "--data", str(shard.resolve())]
+        done = subprocess.run(command, cwd=name, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"{out / SCRIPT} does not give the claimed figure: {' '.join(done.stderr.split())[-400:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {**found, "within": TOLERANCE}
+
+
+def write_validation(run: Run, path: Path) -> None:
+    """The validation tokens of `run` as one shard at `path`."""
+    with Progress("reading the text") as report:
+        tokens: Tokens = corpus(run.data, progress=report).val
+    write_shard(path, tokens.read(0, len(tokens)))
+
+
+def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The score that stands for the run: sliding windows if they saw all of the text, else plain ones; calibrated.
+
+    By decoded bytes, as the challenge counts them: shards, from which `score.py` scores, do not know others.
+    """
+    try:
+        calibrated, sliding = summary["bpb_calibrated"], summary["bpb_sliding"]
+        whole = sliding is not None and sliding["tokens"] == calibrated["tokens"]
+        chosen = by_decoded_bytes(sliding if whole else calibrated)
+        return {
+            key: chosen[key] for key in ("bpb", "nats_per_token", "tokens", "bytes", "mode", "temperature", "seconds")
+        }
+    except (KeyError, TypeError):
+        raise UserError("summary.json is not that of a finished run; `jepamba resume` writes it again") from None
+
+
+def _packages(artifact: Path) -> list[str]:
+    """Packages that decode the artifact's blocks."""
+    codecs = {block.codec.partition("/")[0] for block in open_container(artifact).blocks}
+    return sorted(PACKAGES[codec] for codec in codecs & PACKAGES.keys())
+
+
+def _script(headline: Mapping[str, Any], packages: list[str], packed: bool) -> str:
+    stride = int(headline["mode"].removeprefix("sliding-")) if headline["mode"].startswith("sliding-") else 0
+    needs = ", ".join(["torch", "numpy", "sentencepiece", *packages])
+    comment = (
+        f"# Scores artifact.jepa beside it in bits per byte: python {SCRIPT} --data FOLDER_OF_VALIDATION_SHARDS\n"
+        f"# Needs {needs}. Made by jepamba {__version__} from its own source, which is below, one section a module."
+    )
+    return bundle("jepamba.submission.scoring", "main", f"__file__, {stride}", comment, packed)
+
+
+def _too_large(headline: Mapping[str, Any], packages: list[str], model_bytes: int, packed: bool) -> str:
+    code = len(_script(headline, packages, packed).encode("utf-8"))
+    total = code + model_bytes
+    said = (
+        f"the submission would have {total:,} bytes ({model_bytes:,} of model, {code:,} of code), "
+        f"{total - LIMIT_BYTES:,} over the {LIMIT_BYTES:,} that are allowed"
+    )
+    smaller = len(_script(headline, packages, True).encode("utf-8"))
+    if smaller + model_bytes <= LIMIT_BYTES:
+        return f"{said}; --packed makes the code {code - smaller:,} bytes smaller, which is enough"
+    return f"{said}; train with quant.budget_bytes = {LIMIT_BYTES - smaller:,} and use --packed"
+
+
+def _claims(
+    about: About, run: Run, summary: Mapping[str, Any], headline: Mapping[str, Any], code_bytes: int, model_bytes: int
+) -> dict[str, Any]:
+    return {
+        **vars(about),
+        "val_bpb": headline["bpb"],
+        "val_loss": headline["nats_per_token"],
+        "mode": headline["mode"],
+        "temperature": headline["temperature"],
+        "val_tokens": headline["tokens"],
+        "val_bytes": headline["bytes"],
+        "eval_seconds": headline["seconds"],
+        "bytes_total": code_bytes + model_bytes,
+        "bytes_code": code_bytes,
+        "bytes_model": model_bytes,
+        "seconds": summary.get("seconds"),
+        "steps": summary.get("steps"),
+        "train_tokens": summary.get("tokens"),
+        "parameters": (summary.get("parameters") or {}).get("kept"),
+        "seed": run.train.seed,
+        "device": (summary.get("environment") or {}).get("device"),
+        "torch": (summary.get("environment") or {}).get("torch"),
+        "jepamba": __version__,
+    }
+
+
+def _without_places(run: Run) -> Run:
+    """`run` with files by their names alone: where they lay on the author's machine helps nobody."""
+    named = {f"data.{key}": getattr(run.data, key) for key in ("train", "val", "tokenizer")}
+    return with_settings(run, {key: Path(value).name for key, value in named.items() if value} | {"data.cache": ""})
+
+
+def _log(metrics: Metrics) -> str:
+    """The log as text, in the order in which things happened."""
+    lines = []
+    for record in sorted([*metrics.events, *metrics.steps, *metrics.vals], key=lambda record: record["step"]):
+        kind, step = record["kind"], record["step"]
+        if kind == "event":
+            lines.append(f"step {step}: {record.get('what')}")
+        elif kind == "val":
+            lines.append(
+                f"step {step}: val_bpb {by_decoded_bytes(record).get('bpb')} val_loss {record.get('nats_per_token')}"
+            )
+        else:
+            figures = ("ce", "loss", "grad_norm", "lr_scale", "tokens", "seconds", "tokens_per_s")
+            lines.append(f"step {step}: " + " ".join(f"{key} {record[key]:.6g}" for key in figures if key in record))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,103 @@
+"""The program of a submission's `score.py`: score the artifact beside it, and compare with what was claimed.
+
+It is bundled into one file (`bundle.py`), and so may import only what needs nothing but PyTorch, NumPy, SentencePiece
+and the artifact's codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jepamba.artifact.store import load_artifact
+from jepamba.data.shards import open_shard
+from jepamba.data.tokens import Tokens
+from jepamba.errors import UserError
+from jepamba.evaluate.score import Score
+from jepamba.evaluate.windowed import score_plain, score_sliding
+from jepamba.text.tokenizers import Tokenizer
+
+TOLERANCE = 1e-4
+"""Bits per byte by which the claim may be off: other hardware rounds otherwise."""
+
+
+def main(script: str, stride: int) -> int:
+    """Score the artifact beside `script` on `--data`, in sliding windows of `stride` (0: plain ones); the exit code.
+
+    Prints one JSON object: the score, and the bytes of model and code. 0: the score is what submission.json claims, or
+    there is no claim; 1: it is not; 2: a mistake, with one line that says which.
+    """
+    folder = Path(script).parent
+    parser = argparse.ArgumentParser(description="Bits per byte of the artifact beside this script.")
+    parser.add_argument("--data", required=True, nargs="+", type=Path, help="*_val_*.bin shards, their folder, or text")
+    parser.add_argument("--artifact", type=Path, default=folder / "artifact.jepa")
+    parser.add_argument("--sliding", type=int, default=stride, help=f"stride; 0: plain windows (default: {stride})")
+    parser.add_argument("--batch", type=int, default=0, help="tokens of a forward pass (default: by the device)")
+    args = parser.parse_args()
+    try:
+        score = score_data(args.artifact, args.data, args.sliding, args.batch)
+    except UserError as error:
+        print(f"score.py: {error}", file=sys.stderr)
+        return 2
+    code, model = Path(script).stat().st_size, args.artifact.stat().st_size
+    print(json.dumps({**asdict(score), "bytes_model": model, "bytes_code": code, "bytes_total": model + code}))
+    return _compared(folder / "submission.json", score)
+
+
+def score_data(artifact: Path, data: list[Path], stride: int, batch: int = 0) -> Score:
+    """The score of `artifact` on `data` at its own temperature, on a GPU if there is one. Raises `UserError`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_artifact(artifact, device=device)
+    tokens = read_tokens(data, loaded.tokenizer)
+    sequence, reset, temperature = loaded.run.data.sequence, loaded.run.data.reset, loaded.temperature
+    batch = batch or (1 << 18 if device == "cuda" else 1 << 14)
+    if stride == 0:
+        return score_plain(loaded.model, tokens, sequence, temperature=temperature, reset=reset, tokens_per_batch=batch)
+    return score_sliding(
+        loaded.model, tokens, sequence, stride=stride, temperature=temperature, reset=reset, tokens_per_batch=batch
+    )
+
+
+def read_tokens(paths: list[Path], tokenizer: Tokenizer) -> Tokens:
+    """The tokens of shards (files, or a folder's `*_val_*.bin`), or of UTF-8 text, as it is or packed as .xz, whose
+    documents a NUL separates."""
+    files = [file for path in paths for file in (sorted(path.glob("*_val_*.bin")) if path.is_dir() else [path])]
+    if not files:
+        raise UserError(f"{paths[0]}: no *_val_*.bin shard in it")
+    if all(file.suffix == ".bin" for file in files):
+        return Tokens([open_shard(file, tokenizer.vocab_size) for file in files], tokenizer)
+    parts, size = [], 0
+    for file in files:
+        try:
+            raw = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+            texts = raw.decode("utf-8-sig").split("\0")
+        except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read as text ({error})") from None
+        size += len(raw) - raw.count(b"\0")
+        for text in filter(None, texts):
+            parts += [np.array([tokenizer.bos_id], dtype=np.uint16), tokenizer.encode(text)]
+    return Tokens([np.concatenate(parts)] if parts else [], tokenizer, size)
+
+
+def _compared(claims: Path, score: Score) -> int:
+    """The exit code for a score beside what was claimed, and a sentence about it."""
+    if not claims.exists():
+        return 0
+    claim = json.loads(claims.read_text(encoding="utf-8"))
+    if (claim["mode"], claim["val_tokens"], claim["val_bytes"]) != (score.mode, score.tokens, score.decoded_bytes):
+        print(
+            f"score.py: claimed of {claim['mode']}, {claim['val_tokens']:,} targets, {claim['val_bytes']:,} bytes; "
+            f"scored here: {score.mode}, {score.tokens:,} targets, {score.decoded_bytes:,} bytes",
+            file=sys.stderr,
+        )
+        return 1
+    off = abs(score.bpb_decoded - claim["val_bpb"])
+    print(f"score.py: {score.bpb_decoded:.6f} BPB, claimed {claim['val_bpb']:.6f}, off by {off:.1e}", file=sys.stderr)
+    return int(off > TOLERANCE)

@@ -1,0 +1,99 @@
+"""Grids on a GPU: searched scales and changed widths under captured graphs, and a submission's script with kernels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepamba.config import Run, with_settings
+from jepamba.data import Corpus, corpus
+from jepamba.presets import load_preset
+from jepamba.quant import grid_named
+from jepamba.submission import About, check, write_submission
+from jepamba.train import resolve, train
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import training_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
+    """Two micro-batches a step of a small model whose grids use everything, on the English inside Python."""
+    run = with_settings(
+        load_preset("submission-bpe"),
+        {
+            "data.tokenizer": "bytes",
+            "data.reset": True,
+            "data.cache": str(tmp_path_factory.mktemp("cache")),
+            "data.sequence": 256,
+            "model.vocab_size": 0,
+            "model.dim": 128,
+            "model.embed_dim": 96,
+            "model.layers": 4,
+            "jepa.weight": 0.0,
+            "jepa.sigreg_weight": 0.0,
+            "quant.scale": "hessian",
+            "quant.group": 64,
+            "quant.embedding": "int6",
+            "quant.vectors": "int8",
+            "quant.budget_bytes": 220_000,
+            "optim.ghost_steps": 0,
+            "train.steps": 12,
+            "train.tokens_per_micro": 2048,
+            "train.tokens_per_step": 4096,
+            "eval.stride": 0,
+            "eval.sample_tokens": 4,
+        },
+    )
+    text = corpus(run.data)
+    return resolve(run, text), text
+
+
+@pytest.mark.parametrize("name", ["int4", "int4-clip", "int3-clip-g64", "int5-hessian-g48", "int2-hessian", "int8"])
+def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
+    w, importance = torch.randn(300, 200), torch.rand(200) + 0.1
+    grid = grid_named(name)
+    here, there = grid.encode(w, importance), grid.encode(w.cuda(), importance.cuda())
+    for stream, value in here.items():
+        # Sums are rounded otherwise: two scales of nearly equal error may change places.
+        assert (there[stream].cpu() == value).float().mean() > 0.99, stream
+    on_cpu = grid.decode({stream: value.cpu() for stream, value in there.items()}, (300, 200))
+    assert torch.equal(grid.decode(there, (300, 200)).cpu(), on_cpu)
+
+
+def losses(run: Run, text: Corpus, changed: dict[str, int]) -> list[float]:
+    """Cross-entropies of six steps, with other widths from the fourth on."""
+    session = Session(run, text, place(run.train))
+    micro = MicroPass(session)
+    before = [training_step(micro, 0.0)["ce"] for _ in range(3)]
+    session.model.set_widths(changed)
+    return before + [training_step(micro, 0.0)["ce"] for _ in range(3)]
+
+
+def test_widths_changed_between_replays_are_what_the_next_pass_sees(small: tuple[Run, Corpus]) -> None:
+    run, text = small
+    coarse = {f"blocks.{block}.mixer.in_proj.w": 2 for block in range(4)}
+    replayed = losses(run, text, coarse)
+    launched = losses(replace(run, train=replace(run.train, graph=False)), text, coarse)
+    assert replayed == pytest.approx(launched, rel=1e-4)
+    unchanged = losses(run, text, {})
+    assert replayed[:3] == pytest.approx(unchanged[:3], rel=1e-5)
+    assert abs(replayed[3] - unchanged[3]) > 1e-3
+
+
+def test_the_script_of_a_submission_scores_on_the_gpu(small: tuple[Run, Corpus], tmp_path: Path) -> None:
+    run, _ = small
+    summary = train(run, tmp_path / "run")
+    assert summary["artifact_bytes"] <= 220_000
+    for packed in (False, True):
+        out = write_submission(tmp_path / "run", tmp_path / f"out{packed}", About(), packed=packed)
+        found = check(out, tmp_path / "run")
+        assert found["bpb"] == pytest.approx(summary["bpb_calibrated"]["bpb"], abs=1e-4)

@@ -1,0 +1,203 @@
+"""Compression: any bytes come back, and the file is as small as the model says, whatever machine time it is given."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compress_cases import KINDS, ODD, TEXT, artifact_at, coded, tokenizer_named
+from jepamba.artifact import load_artifact
+from jepamba.cli import main
+from jepamba.compress import Compressor, compressor, lanes, packed
+from jepamba.compress.lanes import Batch, Cut, cut, levels, nats, weights
+from jepamba.compress.tokens import to_ids
+from jepamba.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@functools.cache
+def _opened(folder: Path, name: str) -> Compressor:
+    return Compressor.open(artifact_at(folder / f"{name}.jepa", tokenizer_named(name), TEXT))
+
+
+def parallel_nats(model: Compressor, ids: np.ndarray, plan: Cut) -> float:
+    """What the tokens cost by the parallel pass over all lanes: the oracle of the recurrent steps."""
+    artifact, longest = model.artifact, plan.length(0)
+    targets = torch.full((plan.lanes, longest), -100)
+    for lane, row in enumerate(targets):
+        row[: plan.length(lane)] = torch.from_numpy(ids[plan.start(lane) : plan.start(lane + 1)].astype(np.int64))
+    inputs = torch.cat([torch.full((plan.lanes, 1), artifact.tokenizer.bos_id), targets[:, :-1].clamp_min(0)], 1)
+    with torch.no_grad():
+        h, _ = artifact.model(inputs, inputs == artifact.tokenizer.bos_id)
+        logits = artifact.model.logits(h).double() / artifact.temperature
+        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+
+
+@pytest.mark.parametrize(("name", "size"), [("trained", 5_000), ("normalising", 20_000)])
+def test_a_file_comes_back_and_is_as_large_as_the_model_says(
+    folder: Path, name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "WIDTH", 160)  # one batch, for speed
+    model, data = _opened(folder, name), TEXT[:size]
+    found = model.compress(data, lanes=160)
+    ids, plan = to_ids(model.artifact.tokenizer, data), Cut(found.tokens, 160)
+    assert (found.tokens, found.lanes) == (len(ids), 160)
+    assert model.decompress(found.content) == data
+    size_of_tokens = len(found.content) - packed.OVERHEAD - 4 - found.corrections_bytes
+    assert 0 <= size_of_tokens - found.model_bpb * size / 8 <= 0.001 * size_of_tokens + 8
+    assert found.nats == pytest.approx(parallel_nats(model, ids, plan), rel=1e-5)
+    assert found.bpb == 8 * len(found.content) / size
+    assert found.bpb < 6
+    # A tokenizer that keeps text whole needs no corrections; one that drops line ends needs some, and they are cheap.
+    assert (found.corrections > 0) == (found.corrections_bytes > 0) == (name == "normalising")
+    assert found.corrections_bytes < 0.05 * len(found.content)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_odd_bytes_come_back(folder: Path, name: str) -> None:
+    model = _opened(folder, name)
+    for data in ODD:
+        assert model.decompress(coded(model, data)) == data
+
+
+def test_what_the_model_would_make_larger_is_stored(folder: Path) -> None:
+    model, noise = _opened(folder, "trained"), np.random.default_rng(0).bytes(2000)
+    found = model.compress(noise, 64)
+    assert (found.tokens, found.lanes, len(found.content)) == (0, 0, 2000 + packed.OVERHEAD)
+    assert model.decompress(found.content) == noise
+    assert model.decompress(model.compress(b"").content) == b""
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 200, 1024])
+def test_lanes_cover_every_token_once(count: int) -> None:
+    plan = Cut(5000, count)
+    assert [plan.start(0), plan.start(count)] == [0, 5000]
+    lengths = [plan.length(lane) for lane in range(count)]
+    assert sum(lengths) == 5000
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) - min(lengths) <= 1
+    assert [lane for batch in plan.batches for lane in batch] == list(range(count))
+    assert max(len(batch) for batch in plan.batches) <= lanes.WIDTH
+
+
+def test_the_number_of_lanes_follows_the_size() -> None:
+    assert [cut(n).lanes for n in (1, 1023, 5000, 60_000, 277_000, 10**9)] == [1, 1, 9, 16, 67, 1024]
+
+
+@pytest.mark.parametrize("count", [1, 3, 33])
+@pytest.mark.parametrize("reset", [True, False])
+def test_any_number_of_lanes(folder: Path, count: int, reset: bool) -> None:
+    model = _opened(folder, "trained")
+    if not reset:
+        model = Compressor.open(artifact_at(folder / "on.jepa", tokenizer_named("trained"), TEXT, reset=False))
+    data = TEXT[:60] + b"\0" + TEXT[700:760]
+    assert model.decompress(coded(model, data, count)) == data
+
+
+@pytest.mark.parametrize("count", [-1, 1025, 401])
+def test_lanes_out_of_range_are_refused(folder: Path, count: int) -> None:
+    with pytest.raises(UserError, match="lanes"):
+        _opened(folder, "bytes").compress(TEXT[:400], count)
+
+
+def test_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressor, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match="at most 100"):
+        _opened(folder, "bytes").compress(bytes(101))
+
+
+def test_the_same_in_every_process_and_with_any_number_of_threads(folder: Path, tmp_path: Path) -> None:
+    """Three batches of lanes, by the command on one thread, and here on 1 and on 3."""
+    model, threads = _opened(folder, "trained"), torch.get_num_threads()
+    (tmp_path / "in").write_bytes(TEXT[:3000])
+    subprocess.run(
+        [sys.executable, "-m", "jepamba", "compress", tmp_path / "in", "--model", folder / "trained.jepa", "-o",
+         tmp_path / "out", "--lanes", "80"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
+    )  # fmt: skip
+    content = (tmp_path / "out").read_bytes()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert model.compress(TEXT[:3000], 80).content == content
+            assert model.decompress(content) == TEXT[:3000]
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_command_s_files_and_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, source, out, back = folder / "normalising.jepa", tmp_path / "in", tmp_path / "out", tmp_path / "back"
+    _opened(folder, "normalising")
+    source.write_bytes(TEXT[:3000])
+    words = ["--model", str(model), "--json", "-o"]
+    assert main(["compress", str(source), *words, str(out), "--lanes", "64"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["compressed_bytes"] == out.stat().st_size
+    assert found["bpb"] == 8 * out.stat().st_size / 3000
+    assert found["lanes"] == 64
+    assert main(["decompress", str(out), *words, str(back)]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == 3000
+    assert back.read_bytes() == TEXT[:3000]
+    assert main(["compress", str(source), "--model", str(model), "-o", str(out), "--lanes", "64"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    for path in (source, model):
+        assert main(["compress", str(source), *words, str(path)]) == 2
+        assert "another name" in capsys.readouterr().err
+    assert main(["decompress", str(source), *words, str(back)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["compress", str(tmp_path / "absent"), *words, str(back)]) == 2
+
+
+def test_rounding_of_probabilities() -> None:
+    """Levels are whole 64ths of a nat under the largest; the cost of that is far below what a score is read to."""
+    logits = torch.randn(50, 3000, generator=torch.Generator().manual_seed(1)) * 3
+    found = levels(logits)
+    assert found.min() == 0
+    assert torch.equal(found, ((logits.max(1, keepdim=True).values - logits) * 64).round().long().clamp_max(1065))
+    p = torch.from_numpy(weights(found))
+    assert torch.equal(p, p.round())
+    assert p.min() >= 1
+    p /= p.sum(1, keepdim=True)
+    exact = logits.double().softmax(1)
+    assert (exact * (exact / p).log()).sum(1).max() < 3e-5
+    targets = np.arange(50)
+    expected = -logits.double().log_softmax(1)[range(50), range(50)].sum()
+    assert nats(logits, targets) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_values_that_are_no_numbers_still_have_levels() -> None:
+    found = levels(torch.tensor([[math.inf, 1.0, -math.inf], [math.nan, 0.0, 1.0]]))
+    assert ((found >= 0) & (found <= 1065)).all()
+
+
+def test_a_batch_reads_as_the_parallel_pass_does(folder: Path) -> None:
+    model = _opened(folder, "trained").artifact
+    ids = np.random.default_rng(0).integers(0, 300, (3, 20))
+    ids[1, 7] = model.tokenizer.bos_id
+    batch = Batch(model, 3)
+    with torch.no_grad():
+        steps = torch.stack([batch.step(column.copy()) for column in ids.T], 1)
+        whole = torch.from_numpy(ids)
+        h, _ = model.model(whole, whole == model.tokenizer.bos_id)
+        assert (steps - model.model.logits(h) / model.temperature).abs().max() < 1e-4
+
+
+def test_the_sha256_is_the_artifact_s(folder: Path) -> None:
+    model = _opened(folder, "bytes")
+    assert model.sha256 == hashlib.sha256((folder / "bytes.jepa").read_bytes()).digest()
+    assert load_artifact(folder / "bytes.jepa").temperature == pytest.approx(0.9)

@@ -1,0 +1,253 @@
+"""Submissions: the script alone, in a bare process and a bare folder, gives the figure that the run claimed."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data import topics
+
+import pytest
+import torch
+
+from jepamba.artifact import load_artifact
+from jepamba.artifact.container import open_container
+from jepamba.cli import main
+from jepamba.config import from_dict
+from jepamba.data import write_shard
+from jepamba.errors import UserError
+from jepamba.submission import About, check, folder, scoring, write_submission
+from jepamba.submission.bundle import third_party
+from jepamba.train import train
+
+ABOUT = About(name="A test", author="A. Name", blurb="Nothing new.")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on pieces of its own, scored in sliding windows, with a validation text of its own."""
+    place = tmp_path_factory.mktemp("submission")
+    bodies = [body for _, body in sorted(topics.topics.items())]
+    (place / "train.txt").write_text("\0".join(bodies[:30]), encoding="utf-8")
+    (place / "val.txt").write_text("\0".join(bodies[30:36]), encoding="utf-8")
+    run = from_dict(
+        {
+            "data": {
+                "train": str(place / "train.txt"),
+                "val": str(place / "val.txt"),
+                "vocab": 400,
+                "sequence": 64,
+                "cache": str(place / "cache"),
+            },
+            "model": {"embed_dim": 24, "dim": 32, "layers": 3, "headdim": 16, "d_state": 8, "chunk": 16}
+            | {"mlp_mult": 2.0},
+            "quant": {"large": 512, "scale": "hessian", "group": 16, "embedding": "int6"},
+            "jepa": {"steps": 1, "sigreg_projections": 16},
+            "train": {"steps": 30, "tokens_per_step": 512, "tokens_per_micro": 512, "seed": 3},
+            "eval": {"stride": 32, "calibrate_tokens": 2048, "diagnostics_tokens": 0, "sample_tokens": 2}
+            | {"prompts": ["The "]},
+        }
+    )
+    train(run, place / "run", preset="small")
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def made(run_dir: Path) -> Path:
+    return write_submission(run_dir, run_dir.parent / "made", ABOUT)
+
+
+def alone(script: Path, *words: str, missing: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the script where no jepamba can be imported, from an empty folder, without the environment.
+
+    Without `site`, Python does not see the package that was installed for development.
+    """
+    packages = str(Path(torch.__file__).parents[1])
+    code = (
+        f"import sys; sys.path.append({packages!r}); sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "import importlib.util, runpy\n"
+        "assert importlib.util.find_spec('jepamba') is None\n"
+        f"sys.argv = {[str(script), *words]!r}\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    empty = script.parent / "empty"
+    empty.mkdir(exist_ok=True)
+    command = [sys.executable, "-I", "-S", "-c", code]
+    return subprocess.run(command, cwd=empty, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+def test_the_script_alone_reproduces_the_figure_from_text(run_dir: Path, made: Path, tmp_path: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    claims = json.loads((made / "submission.json").read_text())
+    assert claims["val_bpb"] == summary["bpb_sliding"]["bpb"]
+    assert claims["mode"] == "sliding-32"
+    for name in ("score.py", "artifact.jepa", "submission.json"):
+        shutil.copy(made / name, tmp_path / name)
+    codecs = {block.codec.partition("/")[0] for block in open_container(made / "artifact.jepa").blocks}
+    unneeded = tuple(name for codec, name in folder.PACKAGES.items() if codec not in codecs)
+    done = alone(tmp_path / "score.py", "--data", str(run_dir.parent / "val.txt"), missing=unneeded)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["bpb"] == pytest.approx(claims["val_bpb"], abs=1e-4)
+    assert (found["tokens"], found["bytes"]) == (claims["val_tokens"], claims["val_bytes"])
+    assert found["bytes_total"] == claims["bytes_total"] == found["bytes_code"] + found["bytes_model"]
+    assert "off by" in done.stderr
+
+
+def test_the_claim_is_by_decoded_bytes() -> None:
+    """A run whose tokenizer normalises has two figures; shards alone, which the script may be given, tell only one."""
+    score = {"bpb": 1.0, "bpb_decoded": 1.25, "bytes": 100, "decoded_bytes": 80, "nats_per_token": 2.0, "tokens": 40}
+    score |= {"mode": "plain", "temperature": 1.0, "seconds": 1.0, "counted": "original", "reset": True}
+    headline = folder._headline({"bpb_calibrated": score, "bpb_sliding": None})
+    assert (headline["bpb"], headline["bytes"]) == (1.25, 80)
+    older = {key: value for key, value in score.items() if "decoded" not in key}
+    assert folder._headline({"bpb_calibrated": older, "bpb_sliding": None})["bpb"] == 1.0
+
+
+def scored(made: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> int:
+    """The exit code of the script's program, run here."""
+    monkeypatch.setattr(sys, "argv", ["score.py", "--data", str(data)])
+    return scoring.main(str(made / "score.py"), 32)
+
+
+def test_a_false_claim_and_another_text_are_noticed(
+    run_dir: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("score.py", "artifact.jepa", "submission.json"):
+        shutil.copy(made / name, tmp_path / name)
+    claims = json.loads((made / "submission.json").read_text())
+    assert scored(tmp_path, monkeypatch, run_dir.parent / "val.txt") == 0
+    (tmp_path / "submission.json").write_text(json.dumps({**claims, "val_bpb": claims["val_bpb"] - 0.0002}))
+    assert scored(tmp_path, monkeypatch, run_dir.parent / "val.txt") == 1
+    assert "off by 2.0e-04" in capsys.readouterr().err
+    other = tmp_path / "other.txt"
+    other.write_text("Some other text.\n" * 40)
+    assert scored(tmp_path, monkeypatch, other) == 1
+    assert f"claimed of sliding-32, {claims['val_tokens']:,} targets" in capsys.readouterr().err
+    (tmp_path / "submission.json").unlink()
+    assert scored(tmp_path, monkeypatch, other) == 0  # nothing is claimed
+    capsys.readouterr()
+    for bad, complaint in ((b"\xff\xfe", "cannot be read as text"), (b"", "fewer than 2 tokens")):
+        other.write_bytes(bad)
+        assert scored(tmp_path, monkeypatch, other) == 2
+        assert complaint in capsys.readouterr().err
+    damaged = bytearray((made / "artifact.jepa").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "artifact.jepa").write_bytes(damaged)
+    assert scored(tmp_path, monkeypatch, other) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("score.py: ")
+    assert said.count("\n") == 1
+    assert "checksum" in said
+
+
+def test_packed_text_and_folders_of_shards_are_the_same_tokens(run_dir: Path, tmp_path: Path) -> None:
+    tokenizer = load_artifact(run_dir / "artifact.jepa").tokenizer
+    text = run_dir.parent / "val.txt"
+    (tmp_path / "val.txt.xz").write_bytes(lzma.compress(text.read_bytes()))
+    plain, packed = (scoring.read_tokens([path], tokenizer) for path in (text, tmp_path / "val.txt.xz"))
+    write_shard(tmp_path / "a_val_0.bin", plain.read(0, 100))
+    write_shard(tmp_path / "a_val_1.bin", plain.read(100, len(plain)))
+    shards = scoring.read_tokens([tmp_path], tokenizer)
+    assert plain.read(0, len(plain)).tolist() == packed.read(0, len(packed)).tolist()
+    assert plain.read(0, len(plain)).tolist() == shards.read(0, len(shards)).tolist()
+    assert plain.text_bytes == len(text.read_bytes().replace(b"\0", b""))
+    with pytest.raises(UserError, match=r"no .*_val_.*bin shard in it"):
+        scoring.read_tokens([run_dir], tokenizer)
+
+
+def test_packed_with_its_validation_shard_it_is_checked(run_dir: Path, made: Path, tmp_path: Path) -> None:
+    out = write_submission(run_dir, tmp_path / "packed", ABOUT, packed=True, validation=True)
+    found = check(out, run_dir)
+    claims = json.loads((out / "submission.json").read_text())
+    assert found["bpb"] == pytest.approx(claims["val_bpb"], abs=1e-4)
+    assert (out / "score.py").stat().st_size == claims["bytes_code"] < 0.4 * (made / "score.py").stat().st_size
+    assert (out / folder.VALIDATION).exists()
+    assert f"--data {folder.VALIDATION}" in (out / "README.md").read_text()
+
+
+def test_the_folder_holds_what_a_reviewer_wants_and_nothing_private(run_dir: Path, made: Path) -> None:
+    names = {"README.md", "submission.json", "score.py", "artifact.jepa", "config.toml", "train.log"}
+    assert {path.name for path in made.iterdir() if path.is_file()} == names
+    claims = json.loads((made / "submission.json").read_text())
+    assert claims["author"] == "A. Name"
+    assert claims["date"] == ""
+    assert claims["bytes_model"] == (made / "artifact.jepa").stat().st_size
+    assert claims["bytes_code"] == (made / "score.py").stat().st_size
+    page = (made / "README.md").read_text()
+    assert f"**{claims['val_bpb']:.4f} bits per byte**" in page
+    assert f"{claims['bytes_total']:,} bytes" in page
+    log = (made / "train.log").read_text()
+    assert log.count("grad_norm") == 30
+    assert "step 30: val_bpb" in log
+    for name in names - {"artifact.jepa"}:
+        assert str(run_dir.parent) not in (made / name).read_text(), name
+
+
+def test_the_script_needs_only_what_it_may(made: Path) -> None:
+    source = (made / "score.py").read_text()
+    codecs = set(folder.PACKAGES.values())
+    assert {"torch", "numpy", "sentencepiece"} <= third_party(source)
+    assert third_party(source) <= {"torch", "numpy", "sentencepiece", "triton"} | codecs
+    assert "def save_artifact" not in source  # what scoring does not need is not in it
+    assert "jaxtyping" not in source
+
+
+def test_every_module_in_the_script_can_be_imported_and_read(made: Path) -> None:
+    """Triton compiles its kernels from their source, which it gets as `inspect` does."""
+    pytest.importorskip("triton")
+    code = (
+        "import importlib, inspect, sys\n"
+        f"text, names = open({str(made / 'score.py')!r}).read(), {{'__name__': 'head'}}\n"
+        "exec(text.partition('\\n# ==== ')[0], names)\n"
+        f"sections = names['Sections']({str(made / 'score.py')!r}, text)\n"
+        "sys.meta_path.insert(0, sections)\n"
+        "for name in sections.sections:\n"
+        "    module = importlib.import_module(name)\n"
+        "    for value in vars(module).values():\n"
+        "        value = getattr(value, 'fn', value)  # a Triton kernel's function\n"
+        "        if inspect.isfunction(value) and value.__module__ == name:\n"
+        "            source = inspect.getsource(value)\n"
+        "            assert f'def {value.__name__}(' in source or 'lambda' in source, (name, value)\n"
+        "print(len(sections.sections))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def test_too_many_bytes_are_refused_and_nothing_is_left(
+    run_dir: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claims = json.loads((made / "submission.json").read_text())
+    words = ["submission", str(run_dir), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_total"] - 1)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "1 over the" in said
+    assert "--packed makes the code" in said
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_model"] + 1000)
+    assert main([*words, "--packed"]) == 2
+    assert "train with quant.budget_bytes = " in capsys.readouterr().err
+    monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_total"])
+    assert main([*words, "--json"]) == 0
+    same = {key: value for key, value in json.loads(capsys.readouterr().out).items() if key in claims}
+    assert same == {**claims, **vars(About())}
+
+
+def test_refusals(run_dir: Path, made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is already there"):
+        write_submission(run_dir, made, ABOUT)
+    with pytest.raises(UserError, match="no finished run here"):
+        write_submission(tmp_path, tmp_path / "out", ABOUT)
+    broken = tmp_path / "run"
+    shutil.copytree(run_dir, broken)
+    (broken / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"summary\.json is not that of a finished run"):
+        write_submission(broken, tmp_path / "out", ABOUT)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,168 @@
+"""Truncated back-propagation through time: each window starts where the window before it in the text ended."""
+
+from __future__ import annotations
+
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import torch
+
+from jepamba.config import ConfigError, Run, from_dict, with_settings
+from jepamba.data import corpus
+from jepamba.errors import UserError
+from jepamba.model import State
+from jepamba.train import resolve
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import term_gradients, training_step
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four rows of windows of 16 bytes, three micro-batches a step, nothing but the cross-entropy."""
+    folder = tmp_path_factory.mktemp("text")
+    text = folder / "topics.txt"
+    text.write_text("\0".join(body[:60] for _, body in sorted(topics.topics.items())[:70]))
+    return from_dict(
+        {
+            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 16, "cache": str(folder / "cache")}
+            | {"shuffle": False},
+            "model": {"embed_dim": 8, "dim": 16, "layers": 2, "headdim": 8, "d_state": 4, "chunk": 8, "mlp_mult": 1.0},
+            "jepa": {"weight": 0.0, "sigreg_weight": 0.0},
+            "optim": {"clip": 0.0},
+            "quant": {"qat_fraction": 0.0},
+            "train": {"steps": 9, "tokens_per_step": 192, "tokens_per_micro": 64, "carry_state": True, "threads": 1},
+        }
+    )
+
+
+def session_of(run: Run, **settings: Any) -> Session:
+    run = with_settings(run, {name.replace("__", "."): value for name, value in settings.items()})
+    text = corpus(run.data)
+    return Session(resolve(run, text), text, place(run.train))
+
+
+def step_of(session: Session) -> dict[str, float]:
+    return training_step(MicroPass(session), 0.0)
+
+
+def stretches(session: Session, start: int, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets (rows, windows · sequence) from window `start` of every stretch on, read by hand."""
+    tokens, sequence = session.corpus.train, session.run.data.sequence
+    rows = session.run.train.tokens_per_micro // sequence
+    each = (len(tokens) - 1) // sequence // rows
+    found = []
+    for row in range(rows):
+        first = (row * each + start) * sequence
+        found.append(torch.from_numpy(tokens.read(first, first + windows * sequence + 1).astype("int64")))
+    both = torch.stack(found)
+    return both[:, :-1], both[:, 1:]
+
+
+def ce_of(session: Session, inputs: torch.Tensor, targets: torch.Tensor, state: State | None) -> tuple[Any, State]:
+    reset = inputs == 0 if session.run.data.reset else None
+    h, state = session.model(inputs, reset, state)
+    return session.model.loss(h, targets, session.run.jepa.z_loss), state
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_step_reads_its_stretches_as_if_they_were_one_window(run: Run, reset: bool) -> None:
+    session = session_of(run, data__reset=reset)
+    session.model.train()
+    inputs, targets = stretches(session, 0, 3)
+    assert (inputs == 0).any(), "no document starts here: resets would not be tested"
+    expected, after = ce_of(session, inputs, targets, None)
+    assert step_of(session)["ce"] == pytest.approx(float(expected.ce), rel=1e-5)
+    assert session.carried is not None
+    for kept, state in zip(session.carried, after, strict=True):
+        for value, wanted in zip(kept, state, strict=True):
+            assert torch.allclose(value, wanted, atol=1e-5)
+            assert value.abs().max() > 0
+            assert not value.requires_grad
+
+
+def test_the_state_crosses_steps_and_the_gradient_does_not_cross_windows(run: Run) -> None:
+    session, twin = session_of(run), session_of(run)
+    state: State | None = None
+    for step in range(3):
+        twin.model.load_state_dict(session.model.state_dict())
+        twin.model.train()
+        twin.model.zero_grad()
+        total = 0.0
+        for micro in range(3):
+            losses, state = ce_of(twin, *stretches(twin, 3 * step + micro, 1), state)
+            (losses.total / 3).backward()
+            total += float(losses.ce) / 3
+            state = [type(block)(*(value.detach() for value in block)) for block in state]
+        norm = torch.stack([p.grad.norm() for p in twin.model.parameters() if p.grad is not None]).norm()
+        record = step_of(session)
+        assert record["ce"] == pytest.approx(total, rel=1e-5)
+        assert record["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_without_it_every_window_starts_empty(run: Run) -> None:
+    carrying, plain = session_of(run), session_of(run, train__carry_state=False)
+    assert plain.carried is None
+    assert step_of(carrying)["ce"] != step_of(plain)["ce"]
+
+
+def test_an_epoch_starts_empty(run: Run) -> None:
+    """What is carried into an epoch's first step makes no difference, and into any other it does."""
+    session = session_of(run)
+    state = session.loader.state()
+    first, last = {"epoch": 1, "position": 0}, {"epoch": 0, "position": session.loader.loader.windows}
+    for position, matters in ((first, False), (last, False), ({"epoch": 1, "position": 4}, True)):
+        losses = []
+        for nonsense in (0.0, 5.0):
+            other = session_of(run)
+            other.loader.restore(state | position)
+            assert other.carried is not None
+            for block in other.carried:
+                for value in block:
+                    value.fill_(nonsense)
+            losses.append(step_of(other)["ce"])
+        assert (losses[0] != losses[1]) is matters
+
+
+def test_measuring_the_terms_leaves_the_state(run: Run) -> None:
+    session = session_of(run)
+    step_of(session)
+    assert session.carried is not None
+    before = [value.clone() for block in session.carried for value in block]
+    position = session.loader.state()
+    assert term_gradients(session, 0.0)["grad_ce"] > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, (v for block in session.carried for v in block), strict=True))
+    assert session.loader.state() == position
+
+
+def test_a_checkpoint_holds_the_state(run: Run) -> None:
+    session = session_of(run)
+    for _ in range(2):
+        step_of(session)
+    tensors = {name: value.clone() for name, value in session.tensors().items()}
+    state = session.state()
+    expected = [step_of(session) for _ in range(4)]
+    assert sum(name.startswith("carried/") for name in tensors) == 4
+    other = session_of(run)
+    other.restore(tensors, state)
+    assert [step_of(other) for _ in range(4)] == expected
+    # An empty state instead would be another run.
+    emptied = {name: torch.zeros_like(v) if name.startswith("carried/") else v for name, v in tensors.items()}
+    other = session_of(run)
+    other.restore(emptied, state)
+    assert step_of(other)["ce"] != expected[0]["ce"]
+    missing = {name: value for name, value in tensors.items() if name != "carried/1.ssm_BHPN"}
+    with pytest.raises(UserError, match="does not fit"):
+        session_of(run).restore(missing, state)
+    short = tensors | {"carried/1.ssm_BHPN": tensors["carried/1.ssm_BHPN"][:1]}
+    with pytest.raises(UserError, match=r"carried state 1.ssm_BHPN has shape"):
+        session_of(run).restore(short, state)
+
+
+def test_senseless_combinations_are_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"train.carry_state.*data.shuffle = false"):
+        with_settings(run, {"data.shuffle": True})
+    with pytest.raises(UserError, match=r"too few for 512 parallel streams.*tokens_per_micro"):
+        session_of(run, train__tokens_per_step=8192, train__tokens_per_micro=8192)

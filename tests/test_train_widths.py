@@ -1,0 +1,206 @@
+"""Mixed widths in training: chosen by measured damage, kept by checkpoint, artifact and resume, and in the budget."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import torch
+
+from jepamba.artifact import load_artifact, save_artifact
+from jepamba.config import Run, from_dict, with_settings
+from jepamba.data import corpus
+from jepamba.errors import UserError
+from jepamba.quant import IntGrid
+from jepamba.train import resolve, resume, train, widths
+from jepamba.train.checkpoint import checkpoints, load_checkpoint
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import training_step
+
+BUDGET = 10_000
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\0".join(body for _, body in sorted(topics.topics.items())[:20]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(text: Path) -> Run:
+    return from_dict(
+        {
+            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(text.parent / "cache")},
+            "model": {"embed_dim": 16, "dim": 32, "layers": 2, "headdim": 16, "d_state": 8, "chunk": 16}
+            | {"mlp_mult": 2.0},
+            "jepa": {"weight": 0.0, "sigreg_weight": 0.0},
+            "quant": {"large": 512, "scale": "hessian", "budget_bytes": BUDGET, "embedding": "int6"},
+            "train": {
+                "steps": 8,
+                "tokens_per_step": 256,
+                "tokens_per_micro": 128,
+                "seed": 3,
+                "checkpoint_seconds": 0.0,
+            },
+            "eval": {"calibrate_tokens": 512, "diagnostics_tokens": 0, "sample_tokens": 4, "prompts": ["The "]},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(small: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a checkpoint of every step."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(with_settings(small, {"train.checkpoint_every": 1, "train.keep_checkpoints": 20}), out)
+    return out
+
+
+def opened(run: Run) -> Session:
+    text = corpus(run.data)
+    return Session(resolve(run, text), text, place(run.train))
+
+
+def events(out: Path) -> list[tuple[int, str]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["what"]) for line in lines if line["kind"] == "event"]
+
+
+def test_a_run_chooses_widths_once_keeps_them_and_keeps_to_its_budget(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert 0.97 * BUDGET < summary["artifact_bytes"] <= BUDGET
+    assert (whole / "artifact.jepa").stat().st_size == summary["artifact_bytes"]
+    chosen = [(step, what) for step, what in events(whole) if what.startswith("bits chosen")]
+    assert [step for step, _ in chosen] == [4]  # half of 8 steps
+    states = {path.name: load_checkpoint(path)[1]["widths"] for path in checkpoints(whole / "checkpoints")}
+    assert states["step-000000004"] == {}
+    trained = states["step-000000005"]
+    assert len(set(trained.values())) > 1  # mixed indeed
+    assert trained == states["step-000000008"]
+    assert all(f"{name} {width}" in chosen[0][1] for name, width in trained.items())
+    artifact = load_artifact(whole / "artifact.jepa")
+    grids = artifact.model.named_grids()
+    assert artifact.run.quant.width_of == summary["widths"]
+    for name, width in summary["widths"].items():
+        grid = grids[name]
+        assert isinstance(grid, IntGrid)
+        assert (grid.width, grid.scale) == (width, "hessian")
+        assert width <= trained[name]
+    assert {name for name, grid in grids.items() if isinstance(grid, IntGrid)} == summary["widths"].keys()
+
+
+@pytest.mark.parametrize("cut", [3, 6])
+def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_path: Path, cut: int) -> None:
+    out = tmp_path / "cut"
+    shutil.copytree(whole, out)
+    for name in ("artifact.jepa", "summary.json"):
+        (out / name).unlink()
+    for path in checkpoints(out / "checkpoints")[cut:]:
+        shutil.rmtree(path)
+    again = resume(out)
+    assert again["widths"] == json.loads((whole / "summary.json").read_text())["widths"]
+    assert (out / "artifact.jepa").read_bytes() == (whole / "artifact.jepa").read_bytes()
+
+
+def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(small: Run, tmp_path: Path) -> None:
+    session = opened(small)
+    micro = MicroPass(session)
+    for _ in range(3):
+        training_step(micro, 0.9)
+    widths.choose(session, 0.9)
+    training_step(micro, 0.95)
+    path = tmp_path / "a.jepa"
+    save_artifact(path, session.model, session.run, session.corpus.tokenizer)
+    tokens = torch.randint(256, (2, 40))
+    with torch.no_grad():
+        session.model.train()
+        trained_on = session.model.logits(session.model(tokens)[0])
+        loaded = load_artifact(path).model
+        assert torch.equal(loaded.logits(loaded(tokens)[0]), trained_on)
+
+
+def test_measuring_moves_nothing(small: Run) -> None:
+    session = opened(small)
+    training_step(MicroPass(session), 0.6)
+    state = json.dumps(session.state())
+    tensors = {name: value.clone() for name, value in session.tensors().items()}
+    first, second = widths.measure(session, 0.6), widths.measure(session, 0.6)
+    assert first == second
+    assert json.dumps(session.state()) == state
+    assert all(torch.equal(value, tensors[name]) for name, value in session.tensors().items())
+    assert not any(p.grad is not None and p.grad.any() for p in session.parameters())
+
+
+def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
+    """Each tensor rounded alone to 2 bits: the loss rises by about what was predicted, and most where it was."""
+    session = opened(
+        with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
+    )
+    micro = MicroPass(session)
+    for _ in range(150):
+        training_step(micro, 0.5)
+    options = widths.measure(session, 0.5)
+    predicted = {name: given[0].damage for name, given in options.items()}
+    assert all(a.damage > b.damage for given in options.values() for a, b in itertools.pairwise(given))
+    rise = {name: _loss(session, name) - _loss(session, "") for name in predicted}
+    order = torch.tensor(list(predicted.values())).argsort().argsort().double()
+    found = torch.tensor(list(rise.values())).argsort().argsort().double()
+    assert torch.corrcoef(torch.stack([order, found]))[0, 1] > 0.7  # Spearman's rank correlation
+    ratios = torch.tensor([rise[name] / predicted[name] for name in predicted])
+    assert 0.5 < ratios.median() < 2.0
+
+
+def _loss(session: Session, rounded: str) -> float:
+    """The loss on a fixed text with the parameter `rounded` on 2 bits and all others as they are."""
+    model = session.model.train()
+    held = {}
+    for path, (module, name) in widths.adjustable(session).items():
+        if path == rounded:
+            held[path] = module.get_parameter(name).data
+            grid = IntGrid(2, "clip")
+            module.get_parameter(name).data = grid.decode(grid.encode(held[path]), tuple(held[path].shape))
+    ids = torch.from_numpy(session.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
+    with torch.no_grad():
+        loss = model.loss(model(ids[:, :-1])[0], ids[:, 1:], 0.0).ce.item()
+    for path, (module, name) in widths.adjustable(session).items():
+        if path in held:
+            module.get_parameter(name).data = held[path]
+    return loss
+
+
+def test_without_qat_widths_are_chosen_when_packing(small: Run, tmp_path: Path) -> None:
+    summary = train(with_settings(small, {"quant.qat_fraction": 0.0}), tmp_path / "run")
+    assert summary["artifact_bytes"] <= BUDGET
+    assert [step for step, what in events(tmp_path / "run") if what.startswith("bits chosen")] == [8]
+
+
+def test_given_widths_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"quant.widths": ["embed_proj.w=8", "blocks.0.mlp.up.w=8"], "quant.bits": 8}
+    roomy = train(with_settings(small, given | {"quant.budget_bytes": 10**6}), tmp_path / "roomy")
+    assert roomy["widths"] == {"embed_proj.w": 8, "blocks.0.mlp.up.w": 8}
+    assert not any("bits" in what for _, what in events(tmp_path / "roomy"))
+    tight = train(with_settings(small, given), tmp_path / "tight")
+    assert tight["artifact_bytes"] <= BUDGET < roomy["artifact_bytes"]
+    assert any("bits were lowered after training" in what for _, what in events(tmp_path / "tight"))
+    assert not any("bits chosen" in what for _, what in events(tmp_path / "tight"))
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"quant\.budget_bytes = 2,000: with 2 bits for every matrix"):
+        train(with_settings(small, {"quant.budget_bytes": 2000}), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_checkpoint_of_impossible_widths_is_refused(small: Run) -> None:
+    session = opened(small)
+    for bad in ({"nothing": 4}, {"embed_proj.w": 9}, {"embed_proj.w": "x"}, ["embed_proj.w"], 3):
+        state = json.loads(json.dumps({**session.state(), "widths": bad}))
+        with pytest.raises(UserError):
+            session.restore(session.tensors(), state)
