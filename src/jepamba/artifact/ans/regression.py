@@ -19,7 +19,7 @@ def fit(v_LN: NDArray[np.float64]) -> Prediction | None:
     more than a coefficient's own uncertainty (1/√N) makes most coefficients 0. What is left is measured.
     """
     L, N = v_LN.shape
-    if not allowed(L, N) or N < max(2 * L, _FEW):  # too few values for so many coefficients
+    if not allowed(L, N) or max(2 * L, _FEW) > N:  # too few values for so many coefficients
         return None
     S_LL = v_LN @ v_LN.T / N
     spread_L = np.sqrt(np.where(np.diag(S_LL) > 0, np.diag(S_LL), 1.0))
