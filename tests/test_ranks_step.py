@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from spawn import together
 
 from jepamba.config import Run, from_dict, with_settings
 from jepamba.data import corpus
@@ -19,6 +18,7 @@ from jepamba.train.device import place
 from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
+from spawn import together
 
 STEPS = 3
 # Seven windows, which no number of ranks but seven deals evenly, all of them in one pass.
