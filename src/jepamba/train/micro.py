@@ -5,13 +5,16 @@ Legend: S samples of SIGReg, K its knots, M its directions; B, T as everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from jepamba.jepa import Terms, objective, sigreg_sums
 from jepamba.model import State
 from jepamba.train.captured import Captured
-from jepamba.train.inputs import Inputs, StepInputs
+from jepamba.train.inputs import Inputs, StepInputs, sent
 from jepamba.train.session import Session
 
 
@@ -36,36 +39,32 @@ def terms_of(session: Session, inputs: Inputs, sums_SK2M: Tensor | None = None) 
 
 
 class MicroPass:
-    """Adds the gradients and the loss terms of micro-batches up, each weighed by its share of the step.
-
-    On a GPU each is a replayed graph; of every size of micro-batch one (there are two at most).
-    """
+    """Adds the gradients and the loss terms of micro-batches up, each weighed by its share of the step; and what
+    follows them, the clip and the update. On a GPU each of these is a replayed graph."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.sums = torch.zeros(len(Terms._fields), device=session.place.device)
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
-        self._passes = Captured(self._run, session.place.device, self.captures)
-        self._looks = Captured(self._look, session.place.device, self.captures)
+        self.norm = torch.zeros(1, device=session.place.device)
+        """The norm of all gradients together, before the clip."""
         self.sample_SK2M: Tensor | None = None
         """With `sigreg_sample = "step"`: the sums of cosines and sines over the step."""
-        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        self._pass = Fed(self._run, session.place.device, self.captures)
+        self._look = Fed(self._run_look, session.place.device, self.captures)
+        self.clip = Captured(self._clip, self.captures)
+        """Scales all gradients so that their norm is at most `optim.clip`."""
+        self.update = Captured(session.optimizers.step, self.captures)
+        self.settling: dict[tuple[bool, tuple[str, ...]], Captured] = {}
         """By whether the grids are seen, and the widths of the integer ones."""
 
     def settle(self) -> None:
         """Compute the weights of the step's passes, once for all its micro-batches."""
         model, dtype = self.session.model, self.session.place.dtype
         grids = model.quantized, model.quant.widths
-        if grids in self.settling:
-            self.settling[grids].replay()
-            return
-        model.settle(dtype)
-        if self.captures:
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                model.settle(dtype)
-            self.settling[grids] = graph
+        if grids not in self.settling:
+            self.settling[grids] = Captured(lambda: model.settle(dtype), self.captures)
+        self.settling[grids]()
 
     def __call__(self, step: StepInputs) -> None:
         """Add all of a step's micro-batches."""
@@ -73,7 +72,7 @@ class MicroPass:
         if self.session.heads is not None and jepa.sigreg_weight > 0 and jepa.sigreg_sample == "step":
             self._find_sample(step)
         for inputs in step:
-            self._passes(inputs)
+            self._pass(inputs)
 
     def _run(self, inputs: Inputs) -> None:
         terms, after = terms_of(self.session, inputs, self.sample_SK2M)
@@ -95,14 +94,14 @@ class MicroPass:
         self.sample_SK2M.zero_()
         before = [[value.clone() for value in state] for state in session.carried or []]
         for inputs in step:
-            self._looks(inputs)
+            self._look(inputs)
         session.ranks.sum_(self.sample_SK2M)
         for state, kept in zip(session.carried or [], before, strict=True):
             for value, old in zip(state, kept, strict=True):
                 value.copy_(old)
 
     @torch.no_grad()
-    def _look(self, inputs: Inputs) -> None:
+    def _run_look(self, inputs: Inputs) -> None:
         session = self.session
         assert self.sample_SK2M is not None
         assert session.heads is not None
@@ -112,3 +111,32 @@ class MicroPass:
             z_BTE = session.heads.project(h_BTD)
         self.sample_SK2M += sigreg_sums(z_BTE, session.run.jepa, inputs.draw)
         session.carry(after)
+
+    def _clip(self) -> None:
+        limit = self.session.run.optim.clip
+        parameters = self.session.parameters()
+        self.norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
+
+
+class Fed:
+    """Captured work on one micro-batch after another: a graph for each size of them (a rank has two sizes at most)."""
+
+    def __init__(self, work: Callable[[Inputs], None], device: torch.device, captures: bool) -> None:
+        self.work, self.device, self.captures = work, device, captures
+        self.pool = torch.cuda.graph_pool_handle() if captures else None
+        self._graphs: dict[tuple[torch.Size, ...], tuple[Captured, Inputs]] = {}
+
+    def __call__(self, inputs: Inputs) -> None:
+        """Do the work on `inputs`."""
+        if not self.captures:
+            self.work(inputs.mapped(lambda value: sent(value, self.device)))
+            return
+        shapes = tuple(value.shape for value in inputs.tensors())
+        if shapes not in self._graphs:
+            # Copies: what comes later is written over them.
+            own = inputs.mapped(lambda value: sent(value, self.device).clone())
+            self._graphs[shapes] = Captured(partial(self.work, own), True, self.pool), own
+        captured, own = self._graphs[shapes]
+        for there, here in zip(own.tensors(), inputs.tensors(), strict=True):
+            there.copy_(sent(here, self.device), non_blocking=True)
+        captured()

@@ -42,19 +42,18 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
         micro(StepInputs(session, batch, lam))
     ranks.sum_each_([p.grad for p in session.parameters() if p.grad is not None])
     # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
-    norm = clip(session)
-    means, text = reduced(micro, text_bytes(session, batch))
+    micro.clip()
+    means, grad_norm, text = reduced(micro, text_bytes(session, batch))
     session.progress.tokens += session.deal.windows * run.data.sequence
     session.progress.bytes += text
     total = run.jepa.ce_weight * means["token"] + run.jepa.weight * means["jepa"] + lam * means["sigreg"]
-    grad_norm = norm.item()
     if not math.isfinite(total + grad_norm):
         raise UserError(
             f"step {session.progress.step + 1}: the loss is {total} and its gradient's norm {grad_norm}, the "
             "weights are as they were; lower optim.muon_lr or optim.adam_lr and start again"
         )
     session.optimizers.schedule(scale, momentum)
-    session.optimizers.step()
+    micro.update()
     session.progress.step += 1
     return {
         "loss": total,
@@ -78,13 +77,14 @@ def set_mode(session: Session, progress: float) -> None:
     session.model.set_quantized(fraction > 0 and progress >= 1.0 - fraction)
 
 
-def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], int]:
-    """The step's loss terms by name, and the bytes of its text, over all ranks."""
+def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
+    """The step's loss terms by name, over all ranks; the gradient's norm; the bytes of all ranks' `text`."""
     ranks, wide = micro.session.ranks, micro.sums.double()
     # The statistic of a sample is known to every rank that has a part of it.
     wide[Terms._fields.index("sigreg")] /= ranks.size
-    *means, total = ranks.sum_(torch.cat([wide, wide.new_full((1,), float(text))])).tolist()
-    return dict(zip(Terms._fields, means, strict=True)), int(total)
+    summed = ranks.sum_(torch.cat([wide, wide.new_full((1,), float(text))]))
+    *means, everything, norm = torch.cat([summed, micro.norm.double()]).tolist()
+    return dict(zip(Terms._fields, means, strict=True)), norm, int(everything)
 
 
 def leave_piles_to_the_chief(session: Session) -> None:
@@ -118,13 +118,6 @@ def text_bytes(session: Session, batch: Batch) -> int:
     """Bytes of text that the targets of a batch are."""
     previous, targets = batch.inputs_BT.flatten().numpy(), batch.targets_BT.flatten().numpy()
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
-
-
-def clip(session: Session) -> Tensor:
-    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that, a scalar."""
-    parameters = session.parameters()
-    limit = session.run.optim.clip
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
 
 
 def term_gradients(session: Session, progress: float) -> dict[str, float]:
