@@ -21,9 +21,9 @@ def tokens_up_to(limit: int, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(limit, size=count).astype(np.uint16)
 
 
-def refusal(path: Path, vocab_size: int = 65536) -> str:
+def refusal(path: Path, vocab_size: int = 65536, whole: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        open_shard(path, vocab_size)
+        open_shard(path, vocab_size, whole)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -85,14 +85,46 @@ def test_missing_shards_and_folders_are_refused(tmp_path: Path) -> None:
     refusal(tmp_path / "folder.bin")
 
 
-def test_range_is_checked_to_the_last_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_check_looks_at_the_last_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "_CHECKED_AT_ONCE", 7)
     for position in (0, 6, 7, 13, 19):
         tokens = np.zeros(20, dtype=np.uint16)
         tokens[position] = 256
         write_shard(tmp_path / "a.bin", tokens)
-        assert f"token 256 at position {position}," in refusal(tmp_path / "a.bin", 256)
-        assert open_shard(tmp_path / "a.bin", 257)[position] == 256
+        assert f"token 256 at position {position}," in refusal(tmp_path / "a.bin", 256, whole=True)
+        assert open_shard(tmp_path / "a.bin", 257, whole=True)[position] == 256
+
+
+def test_a_shard_is_looked_at_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening looks at the beginning alone, reading at what is read, and says where in which file."""
+    monkeypatch.setattr(shards_module, "CHECKED_AT_OPENING", 8)
+    write_shard(tmp_path / "good_train_0.bin", np.arange(20))
+    tokens = np.zeros(20, dtype=np.uint16)
+    tokens[7] = 300
+    write_shard(tmp_path / "bad_train_0.bin", tokens)
+    assert "token 300 at position 7," in refusal(tmp_path / "bad_train_0.bin", 256)
+    tokens[7], tokens[8] = 0, 300
+    write_shard(tmp_path / "bad_train_0.bin", tokens)
+    shards = [open_shard(tmp_path / f"{name}_train_0.bin", 256) for name in ("good", "bad")]
+    stream = Tokens(shards, ByteTokenizer())
+    assert stream.read(0, 28).tolist() == [*range(20), *[0] * 8]
+    assert stream.read(29, 40).tolist() == [0] * 11
+    for start, stop in ((28, 29), (0, 40), (15, 30)):
+        with pytest.raises(UserError, match=r"bad_train_0\.bin: token 300 at position 8, .* has 256 symbols"):
+            stream.read(start, stop)
+    with pytest.raises(UserError, match=r"the tokens: token 300 at position 1,"):
+        Tokens([np.array([1, 300], dtype=np.uint16)], ByteTokenizer()).read(0, 2)
+
+
+def test_memory_that_is_given_back_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepamba.data.tokens._MAPPED_AT_MOST", 1 << 17)
+    whole = tokens_up_to(256, 300_000)
+    write_shard(tmp_path / "a.bin", whole)
+    stream = Tokens([open_shard(tmp_path / "a.bin", 256), tokens_up_to(256, 10)], ByteTokenizer())
+    before = stream.read(10, 20)
+    for start in range(0, 300_000, 10_000):
+        assert np.array_equal(stream.read(start, start + 10_000), whole[start : start + 10_000])
+    assert np.array_equal(before, whole[10:20])
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,8 +14,12 @@ from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepamba.data.order import Permutation
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
+
+SHUFFLE = 2
+"""Counts up when the same seed gives another order than before: a position in an order is of no use in another."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,43 @@ class Loader:
     def _open(self, epoch: int, position: int) -> None:
         """Go to window `position` of `epoch`."""
         spare = len(self.tokens) - 1
-        offset = 0
+        self._offset = 0
         if self.shuffle:
             random = np.random.default_rng((self.seed, epoch))
-            offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
-        count = (spare - offset) // self.sequence
-        starts = offset + self.sequence * np.arange(count, dtype=np.int64)
+            self._offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
+        self._windows = (spare - self._offset) // self.sequence
         if self.rows:
-            # Row by row in each batch: the first window of every stretch, then the second of every stretch.
-            starts = starts[: count - count % self.rows].reshape(self.rows, -1).T.flatten()
-        self._starts: NDArray[np.int64] = random.permutation(starts) if self.shuffle else starts
+            self._windows -= self._windows % self.rows
+        # Computed place by place: a list of all windows would take gigabytes for a large corpus.
+        self._order = Permutation(self._windows, (self.seed, epoch, 1)) if self.shuffle else None
         self._epoch, self._position = epoch, position
 
     @property
     def windows(self) -> int:
         """Windows of the current epoch (one more or less than another epoch's, where shuffled)."""
-        return len(self._starts)
+        return self._windows
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        """Where the next `count` windows start (B,), across the ends of epochs; the position moves behind them."""
+        parts = []
+        while count:
+            if self._position == self._windows:
+                self._open(self._epoch + 1, 0)
+            taken = min(count, self._windows - self._position)
+            parts.append(self._starts(np.arange(self._position, self._position + taken)))
+            self._position += taken
+            count -= taken
+        return np.concatenate(parts)
+
+    def _starts(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the windows at `places` (B,) of the current epoch's order start."""
+        windows = places
+        if self._order is not None:
+            windows = self._order(places)
+        elif self.rows:
+            # Row by row in each batch: the first window of every stretch, then the second of every stretch.
+            windows = places % self.rows * (self._windows // self.rows) + places // self.rows
+        return self._offset + self.sequence * windows
 
     @property
     def epoch_float(self) -> float:
@@ -91,12 +116,8 @@ class Loader:
             raise ValueError(f"a batch of {count} windows")
         continues = self.rows > 0 and 0 < self._position < self.windows
         windows = np.empty((count, self.sequence + 1), dtype=np.int64)
-        for row in range(count):
-            if self._position == self.windows:
-                self._open(self._epoch + 1, 0)
-            start = int(self._starts[self._position])
+        for row, start in enumerate(self._take(count).tolist()):
             windows[row] = self.tokens.read(start, start + self.sequence + 1)
-            self._position += 1
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
@@ -110,7 +131,7 @@ class Loader:
             "tokens": len(self.tokens),
             "sequence": self.sequence,
             "seed": self.seed,
-            "shuffle": int(self.shuffle),
+            "shuffle": SHUFFLE if self.shuffle else 0,
             **({"rows": self.rows} if self.rows else {}),
         }
 

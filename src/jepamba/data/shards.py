@@ -5,6 +5,7 @@ Header: magic 20240520, version 1, token count, zeros.
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ VERSION = 1
 HEADER_BYTES = 1024
 SHARD_TOKENS = 100_000_000
 """Longer token streams are split into several shards."""
+CHECKED_AT_OPENING = 1 << 16
+"""Tokens at a shard's start that are checked when it is opened, so that the wrong tokenizer is found out early."""
 _CHECKED_AT_ONCE = 1 << 24
 
 
@@ -59,11 +62,12 @@ def write_bytes(path: Path, *parts: bytes) -> None:
             raise
 
 
-def open_shard(path: str | Path, vocab_size: int) -> NDArray[np.uint16]:
-    """The tokens (N,) of a shard, read-only and mapped from the file, after checking all of it.
+def open_shard(path: str | Path, vocab_size: int, whole: bool = False) -> NDArray[np.uint16]:
+    """The tokens (N,) of a shard, read-only and mapped from the file.
 
-    Arguments: `vocab_size`, which every token must lie below. Raises `UserError` naming the file if magic, version,
-    count, size or a token is wrong.
+    Arguments: `vocab_size`, which every token must lie below; `whole`: look at every token now. Otherwise at the first
+    ones only, so that opening a hundred gigabytes takes no time; `Tokens` looks at each that it reads. Raises
+    `UserError` naming the file if magic, version, count, size or a token is wrong.
     """
     file = Path(path)
     with open_untrusted(file, "the shard") as stream:
@@ -81,17 +85,33 @@ def open_shard(path: str | Path, vocab_size: int) -> NDArray[np.uint16]:
         raise UserError(
             f"{path}: the header says {count} tokens, that is {HEADER_BYTES + 2 * count} bytes, but the file has {size}"
         )
-    tokens = np.memmap(file, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
-    if vocab_size <= 0xFFFF:
-        for start in range(0, count, _CHECKED_AT_ONCE):
-            part = tokens[start : start + _CHECKED_AT_ONCE]
-            worst = int(part.argmax())
-            if part[worst] >= vocab_size:
-                raise UserError(
-                    f"{path}: token {part[worst]} at position {start + worst}, but the tokenizer has {vocab_size} "
-                    "symbols; use the tokenizer that the shards were made with"
-                )
+    try:
+        tokens = np.memmap(file, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be mapped ({error.strerror}); too many files? see `ulimit -n`") from error
+    for start in range(0, count if whole else min(count, CHECKED_AT_OPENING), _CHECKED_AT_ONCE):
+        stop = start + (_CHECKED_AT_ONCE if whole else CHECKED_AT_OPENING)
+        check_tokens(tokens[start:stop], vocab_size, str(path), start)
+        release(tokens)
     return tokens
+
+
+def check_tokens(tokens: NDArray[np.uint16], vocab_size: int, name: str, start: int) -> None:
+    """Raise `UserError` if any of `tokens` (N,), at `start` of the shard `name`, is not below `vocab_size`."""
+    if vocab_size > 0xFFFF or not tokens.size or int(tokens.max()) < vocab_size:
+        return
+    worst = int(tokens.argmax())
+    raise UserError(
+        f"{name}: token {tokens[worst]} at position {start + worst}, but the tokenizer has {vocab_size} symbols; use "
+        "the tokenizer that the shards were made with"
+    )
+
+
+def release(tokens: NDArray[np.uint16]) -> None:
+    """Give back the memory that reading a mapped shard took; the file's pages stay in the system's cache."""
+    mapping = tokens.base
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class ShardWriter:

@@ -11,9 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from jepamba.data.shards import check_tokens, release
 from jepamba.text.tokenizers import Tokenizer
 
 _AT_ONCE = 1 << 22
+_PAGES = 1 << 16
+"""Bytes that a read maps beyond its own: the system maps a file's cached neighbourhood along with a page."""
+_MAPPED_AT_MOST = 1 << 28
+"""Bytes of shards that may lie in memory before they are given back."""
 
 
 class Tokens:
@@ -38,6 +43,7 @@ class Tokens:
         for shard in self._shards:
             self._starts.append(self._starts[-1] + shard.size)
         self._decoded_bytes: int | None = None
+        self._mapped = 0
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -48,7 +54,10 @@ class Tokens:
         return self.tokenizer.bos_id if self.tokenizer.separator else None
 
     def read(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Tokens `start` to `stop` (N,). Raises `ValueError` outside the stream."""
+        """Tokens `start` to `stop` (N,).
+
+        Raises `ValueError` outside the stream, and `UserError` naming the shard if one is no symbol of the tokenizer.
+        """
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"tokens {start} to {stop} of a stream of {len(self)}")
         if start == stop:
@@ -56,13 +65,24 @@ class Tokens:
         first = bisect_right(self._starts, start) - 1
         begin = self._starts[first]
         if stop <= self._starts[first + 1]:
-            return np.asarray(self._shards[first][start - begin : stop - begin])
+            return self._of_shard(first, start - begin, stop - begin)
         parts = []
         while start < stop:
-            shard, begin = self._shards[first], self._starts[first]
-            parts.append(shard[start - begin : min(stop - begin, shard.size)])
-            start, first = begin + shard.size, first + 1
+            begin, end = self._starts[first], self._starts[first + 1]
+            parts.append(self._of_shard(first, start - begin, min(stop, end) - begin))
+            start, first = end, first + 1
         return np.concatenate(parts)
+
+    def _of_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
+        shard = self._shards[index]
+        part = np.asarray(shard[start:stop])
+        check_tokens(part, self.tokenizer.vocab_size, str(getattr(shard, "filename", "the tokens")), start)
+        self._mapped += part.nbytes + _PAGES
+        if self._mapped > _MAPPED_AT_MOST:
+            for mapped in self._shards:
+                release(mapped)
+            self._mapped = 0
+        return part
 
     @property
     def decoded_bytes(self) -> int:
