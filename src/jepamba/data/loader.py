@@ -116,7 +116,10 @@ class Loader:
             raise ValueError(f"a batch of {count} windows")
         continues = self.rows > 0 and 0 < self._position < self.windows
         windows = np.empty((count, self.sequence + 1), dtype=np.int64)
-        for row, start in enumerate(self._take(count).tolist()):
+        starts = self._take(count).tolist()
+        for start in starts:
+            self.tokens.prefetch(start, start + self.sequence + 1)
+        for row, start in enumerate(starts):
             windows[row] = self.tokens.read(start, start + self.sequence + 1)
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()

@@ -6,18 +6,18 @@ Shapes: N tokens of the stream, T of a window.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.data.shards import check_tokens, release
+from jepamba.data.shards import check_tokens, prefetch, release
 from jepamba.text.tokenizers import Tokenizer
 
 _AT_ONCE = 1 << 22
 _PAGES = 1 << 16
 """Bytes that a read maps beyond its own: the system maps a file's cached neighbourhood along with a page."""
-_MAPPED_AT_MOST = 1 << 28
+_MAPPED_AT_MOST = 1 << 26
 """Bytes of shards that may lie in memory before they are given back."""
 
 
@@ -58,20 +58,24 @@ class Tokens:
 
         Raises `ValueError` outside the stream, and `UserError` naming the shard if one is no symbol of the tokenizer.
         """
+        self.prefetch(start, stop)
+        parts = [self._of_shard(*piece) for piece in self._pieces(start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=np.uint16), *parts])
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Say that tokens `start` to `stop` will be read soon: the system fetches them meanwhile."""
+        for index, first, last in self._pieces(start, stop):
+            prefetch(self._shards[index], first, last)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Shard, first token in it and the token after the last, for each shard of `start` to `stop`."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"tokens {start} to {stop} of a stream of {len(self)}")
-        if start == stop:
-            return np.empty(0, dtype=np.uint16)
-        first = bisect_right(self._starts, start) - 1
-        begin = self._starts[first]
-        if stop <= self._starts[first + 1]:
-            return self._of_shard(first, start - begin, stop - begin)
-        parts = []
+        index = bisect_right(self._starts, start) - 1
         while start < stop:
-            begin, end = self._starts[first], self._starts[first + 1]
-            parts.append(self._of_shard(first, start - begin, min(stop, end) - begin))
-            start, first = end, first + 1
-        return np.concatenate(parts)
+            begin, end = self._starts[index], self._starts[index + 1]
+            yield index, start - begin, min(stop, end) - begin
+            start, index = end, index + 1
 
     def _of_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
         shard = self._shards[index]
