@@ -21,6 +21,9 @@ SECONDS = 90.0
 """How long anything may take."""
 
 
+PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
+
+
 class Running:
     """`jepamba WORDS` in `size` processes as torchrun would start them, each saying what it says into `folder`.
 
@@ -39,7 +42,9 @@ class Running:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html"])
+        context.set_forkserver_preload(
+            ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -139,6 +144,10 @@ def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str]
 
     torch.set_num_threads(1)
     _record(folder / f"seen-{rank}.txt")
+    # A report takes longer than these runs, and is no part of them.
+    from jepamba.study import html
+
+    html.write_report = lambda out: out  # type: ignore[assignment]
     if setup:
         module, _, name = setup.partition(":")
         getattr(__import__(module), name)()

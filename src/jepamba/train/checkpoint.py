@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def save_checkpoint(
             # Renamed first: what is half deleted must not look like a checkpoint.
             shutil.rmtree(old.rename(folder / f"{_BUILDING}{old.name}"))
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        reason = _reason(error)
         shutil.rmtree(building, ignore_errors=True)
         raise UserError(f"{final}: cannot write the checkpoint ({reason})") from error
     return final
@@ -82,6 +83,13 @@ def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     (building / STATE).write_text(json.dumps(complete, indent=1))
     for path in (building / TENSORS, building / STATE, building):
         _sync(path)
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the system said, in its own words."""
+    number = error.errno if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
+    number = int(number[1]) if isinstance(number, re.Match) else number
+    return os.strerror(number) if number else " ".join(str(error).split())[:300]
 
 
 def _clear(folder: Path) -> None:
