@@ -10,6 +10,7 @@ import torch
 
 from jepamba.config import Train
 from jepamba.errors import UserError
+from jepamba.ranks import local_rank
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,25 @@ class Place:
 
 
 def place(config: Train) -> Place:
-    """The device and precision for `config`. Raises `UserError` if a GPU is asked for and there is none."""
+    """The device and precision for `config`; of several GPUs the one whose number is this process's on its machine.
+
+    Raises `UserError` if a GPU is asked for and there is none, or none for this process.
+    """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise UserError("train.device = cuda, but PyTorch sees no GPU; use --train.device auto or cpu")
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     on_gpu = available and config.device != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cpu")
+    if on_gpu:
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
+                "many processes (torchrun --nproc-per-node gpu), or train with --train.device cpu"
+            )
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
     chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
