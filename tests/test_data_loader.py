@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +42,7 @@ def equal(a: Batch, b: Batch) -> bool:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(2, 400), st.integers(1, 20), st.integers(0, 5), st.booleans())
 def test_every_window_of_an_epoch_once(length: int, sequence: int, seed: int, shuffle: bool) -> None:
     if length < sequence + 1:
@@ -82,7 +85,7 @@ def test_windows_cross_shards() -> None:
         assert equal(Loader(tokens, 9, 1, shuffle).next(30), Loader(positions(100), 9, 1, shuffle).next(30))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_batches_of_any_size_are_the_same_windows(first: list[int], then: list[int]) -> None:
     """Batches run across the ends of epochs; how many windows come at a time changes nothing."""
@@ -259,3 +262,47 @@ def test_wrong_calls_are_refused() -> None:
         Loader(positions(150), 0, 7)
     with pytest.raises(ValueError, match="batch of 0"):
         Loader(positions(150), 8, 7).next(0)
+
+
+HUNDRED_GIGABYTES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from jepamba.data import Loader, Tokens, open_shard, write_shard
+from jepamba.data.shards import HEADER_BYTES, SHARD_TOKENS
+from jepamba.text import ByteTokenizer
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+shards = []
+for index in range(500):
+    file = Path(sys.argv[1]) / f"sparse_train_{index:06d}.bin"
+    write_shard(file, np.full(9, 7))
+    with file.open("r+b") as stream:
+        stream.seek(8)
+        stream.write(SHARD_TOKENS.to_bytes(4, "little"))
+        stream.truncate(HEADER_BYTES + 2 * SHARD_TOKENS)
+    assert file.stat().st_blocks * 512 < 1e6, "these files are not sparse"
+before = peak()
+shards = [open_shard(Path(sys.argv[1]) / f"sparse_train_{index:06d}.bin", 256) for index in range(500)]
+loader = Loader(Tokens(shards, ByteTokenizer()), 1024, 0)
+assert loader.windows >= 48_000_000
+for _ in range(40):
+    batch = loader.next(256)
+    assert int(batch.inputs_BT.max()) <= 7
+loader.restore(loader.state() | {"position": loader.windows - 3})
+loader.next(6)
+assert loader.state()["position"] == 3
+print((peak() - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+    """100 GB of shards, which are sparse files; a list of their windows alone would take 400 MB."""
+    run = subprocess.run(
+        [sys.executable, "-c", HUNDRED_GIGABYTES, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 200

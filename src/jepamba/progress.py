@@ -94,6 +94,13 @@ class Progress:
         if now - self._spoke >= PLAIN_SECONDS:
             self._say(now)
 
+    def say(self, line: str) -> None:
+        """Print a line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -47,7 +47,7 @@ class TokenFolder:
     splits: Mapping[str, Split]
 
     def tokens(self, split: str, whole: bool = False) -> Tokens:
-        """The tokens of `split`, every shard checked as `open_shard` does. Raises `UserError` naming folder or shard."""
+        """The tokens of `split`, checked as `open_shard` does. Raises `UserError` naming the folder or the shard."""
         if split not in self.splits:
             raise UserError(f"{self.path}: no {split!r} split; there is {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]

@@ -126,8 +126,11 @@ class Loader:
         if rows:
             wanted = np.concatenate([np.arange(part.start, part.stop) for part in rows])
             starts_B, continues_B = starts_B[wanted], continues_B[wanted]
-        windows = np.empty((len(starts_B), self.sequence + 1), dtype=np.int64)
-        for row, start in enumerate(starts_B.tolist()):
+        starts = starts_B.tolist()
+        for start in starts:
+            self.tokens.prefetch(start, start + self.sequence + 1)
+        windows = np.empty((len(starts), self.sequence + 1), dtype=np.int64)
+        for row, start in enumerate(starts):
             windows[row] = self.tokens.read(start, start + self.sequence + 1)
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()

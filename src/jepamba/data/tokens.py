@@ -6,44 +6,39 @@ Shapes: N tokens of the stream, T of a window.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.data.shards import check_tokens, release
+from jepamba.data.shards import Shard, check_tokens
 from jepamba.text.tokenizers import Tokenizer
 
 _AT_ONCE = 1 << 22
-_PAGES = 1 << 16
-"""Bytes that a read maps beyond its own: the system maps a file's cached neighbourhood along with a page."""
-_MAPPED_AT_MOST = 1 << 28
-"""Bytes of shards that may lie in memory before they are given back."""
 
 
 class Tokens:
     """Shards as one stream, with the tokenizer that made them.
 
-    Arguments: `shards`, arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the tokens were
-    made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode to (others
-    than `text_bytes` where the tokenizer normalises).
+    Arguments: `shards`, files or arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the
+    tokens were made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode
+    to (others than `text_bytes` where the tokenizer normalises).
     """
 
     def __init__(
         self,
-        shards: Sequence[NDArray[np.uint16]],
+        shards: Sequence[Shard | NDArray[np.uint16]],
         tokenizer: Tokenizer,
         text_bytes: int | None = None,
         recorded_bytes: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_bytes, self.recorded_bytes = text_bytes, recorded_bytes
-        self._shards = [shard for shard in shards if shard.size]
+        self._shards = [shard for shard in shards if len(shard)]
         self._starts = [0]
         for shard in self._shards:
-            self._starts.append(self._starts[-1] + shard.size)
+            self._starts.append(self._starts[-1] + len(shard))
         self._decoded_bytes: int | None = None
-        self._mapped = 0
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -58,30 +53,32 @@ class Tokens:
 
         Raises `ValueError` outside the stream, and `UserError` naming the shard if one is no symbol of the tokenizer.
         """
+        self.prefetch(start, stop)
+        parts = [self._of_shard(*piece) for piece in self._pieces(start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=np.uint16), *parts])
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Say that tokens `start` to `stop` will be read soon: the system fetches them meanwhile."""
+        for index, first, last in self._pieces(start, stop):
+            shard = self._shards[index]
+            if isinstance(shard, Shard):
+                shard.prefetch(first, last)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Shard, first token in it and the token after the last, for each shard of `start` to `stop`."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"tokens {start} to {stop} of a stream of {len(self)}")
-        if start == stop:
-            return np.empty(0, dtype=np.uint16)
-        first = bisect_right(self._starts, start) - 1
-        begin = self._starts[first]
-        if stop <= self._starts[first + 1]:
-            return self._of_shard(first, start - begin, stop - begin)
-        parts = []
+        index = bisect_right(self._starts, start) - 1
         while start < stop:
-            begin, end = self._starts[first], self._starts[first + 1]
-            parts.append(self._of_shard(first, start - begin, min(stop, end) - begin))
-            start, first = end, first + 1
-        return np.concatenate(parts)
+            begin, end = self._starts[index], self._starts[index + 1]
+            yield index, start - begin, min(stop, end) - begin
+            start, index = end, index + 1
 
     def _of_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
         shard = self._shards[index]
-        part = np.asarray(shard[start:stop])
-        check_tokens(part, self.tokenizer.vocab_size, str(getattr(shard, "filename", "the tokens")), start)
-        self._mapped += part.nbytes + _PAGES
-        if self._mapped > _MAPPED_AT_MOST:
-            for mapped in self._shards:
-                release(mapped)
-            self._mapped = 0
+        part = shard[start:stop]
+        name = str(shard.path) if isinstance(shard, Shard) else "the tokens"
+        check_tokens(part, self.tokenizer.vocab_size, name, start)
         return part
 
     @property
