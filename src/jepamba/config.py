@@ -388,6 +388,8 @@ class Train:
     """On a GPU: capture the work of a micro-batch as a CUDA graph, and replay it."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
+    skip_limit: int = 10
+    """Steps whose loss or gradient is not a number that a run leaves out; one more ends it."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
@@ -407,6 +409,7 @@ class Train:
             "steps",
             "seconds",
             "threads",
+            "skip_limit",
             "terms_every",
             "val_every",
             "val_tokens",

@@ -30,6 +30,8 @@ class Progress:
     """Targets trained on."""
     bytes: int = 0
     """Bytes of text that those targets are."""
+    skipped: int = 0
+    """Steps, of those done, whose update was left out because their loss or gradient was not finite."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Progress:

@@ -19,12 +19,16 @@ WATCH_EVERY = 50
 """Steps between looks at how large each matrix's inputs are, where the grids weigh by it; each costs a forward pass."""
 
 
+class NotFiniteError(UserError):
+    """A step whose loss or gradient is not a number: its data is behind the run, its update was left out."""
+
+
 def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
 
     Losses are means over the step, on all ranks, `ce` in nats per token. Moves the loader, the weights, the optimizers
-    and the counters (but not the clock), and is to be called by all ranks. Raises `UserError` before the update if the
-    loss or its gradient is not finite.
+    and the counters (but not the clock), and is to be called by all ranks. Raises `NotFiniteError`, on all ranks, if
+    the loss or its gradient is not finite: the step then counts, and all but the counters and the loader is as before.
     """
     session = micro.session
     run, ranks = session.run, session.ranks
@@ -37,6 +41,8 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     micro.sums.zero_()
     micro.settle()
     leave_piles_to_the_chief(session)
+    # Batch norm's, where there is any: what a bad step does to them would outlive it.
+    buffers, position = [value.clone() for value in session.modules.buffers()], session.loader.state()
     batch = session.next_windows()
     with session.model.settled():
         micro(StepInputs(session, batch, lam))
@@ -47,14 +53,17 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     session.progress.tokens += session.deal.windows * run.data.sequence
     session.progress.bytes += text
     total = run.jepa.ce_weight * means["token"] + run.jepa.weight * means["jepa"] + lam * means["sigreg"]
+    session.progress.step += 1
     if not math.isfinite(total + grad_norm):
-        raise UserError(
-            f"step {session.progress.step + 1}: the loss is {total} and its gradient's norm {grad_norm}, the "
-            "weights are as they were; lower optim.muon_lr or optim.adam_lr and start again"
+        session.progress.skipped += 1
+        undo(session, buffers)
+        raise NotFiniteError(
+            f"step {session.progress.step}: the loss is {total} and its gradient's norm {grad_norm}, on the "
+            f"{session.deal.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
+            "no update was made"
         )
     session.optimizers.schedule(scale, momentum)
     micro.update()
-    session.progress.step += 1
     return {
         "loss": total,
         "ce": means["ce"],
@@ -85,6 +94,16 @@ def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
     summed = ranks.sum_(torch.cat([wide, wide.new_full((1,), float(text))]))
     *means, everything, norm = torch.cat([summed, micro.norm.double()]).tolist()
     return dict(zip(Terms._fields, means, strict=True)), norm, int(everything)
+
+
+def undo(session: Session, buffers: list[Tensor]) -> None:
+    """Leave nothing of a step that is not finite: no gradient, the `buffers` as they were, carried states empty."""
+    for p in session.parameters():
+        if p.grad is not None:
+            p.grad.zero_()
+    for value, before in zip(session.modules.buffers(), buffers, strict=True):
+        value.copy_(before)
+    session.carry(None)
 
 
 def leave_piles_to_the_chief(session: Session) -> None:

@@ -51,6 +51,11 @@ class CheckpointWriter:
         )
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def failure(self, wait: bool = False) -> str | None:
         """One line on a checkpoint that could not be written, once; None while all is well.
 
