@@ -61,7 +61,7 @@ def _run(pipe: Connection, rank: int, size: int, port: int, work: Callable[..., 
         if size == 1:
             result = work(Ranks(), *arguments)
         else:
-            with joined(torch.device("cpu")) as ranks:
+            with joined() as ranks:
                 result = work(ranks, *arguments)
     except BaseException as error:
         traceback.print_exc()

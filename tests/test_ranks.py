@@ -33,8 +33,8 @@ def concert(ranks: Ranks) -> dict[str, Any]:
     found["taken over"] = taken.tolist()
     handed = ranks.handed_out({"a/b": torch.eye(2), "n": torch.tensor(7)} if ranks.chief else {})
     found["handed out"] = {name: value.tolist() for name, value in handed.items()}
-    found["told"] = ranks.told({"rank": rank, "text": "é" * rank})
-    found["shared"] = ranks.shared([rank, None, "x"])
+    found["told"] = ranks.told({"rank": rank, "text": "é" * (500 * rank)})
+    found["shared"] = ranks.shared([rank, None, "x" * 700])
     found["any"] = [ranks.any(rank == size - 1), ranks.any(False)]
     found["chiefly"] = ranks.chiefly(lambda: {"by": rank})
     turns: list[int] = []
@@ -86,8 +86,8 @@ def test_what_ranks_do_in_concert(size: int) -> None:
         assert found["gathered"] == [[[r, r + 1.0], [r + 2.0, r + 3.0]] for r in range(size)]
         assert found["taken over"] == [0.0] * 3
         assert found["handed out"] == {"a/b": [[1.0, 0.0], [0.0, 1.0]], "n": 7}
-        assert found["told"] == [{"rank": r, "text": "é" * r} for r in range(size)]
-        assert found["shared"] == [0, None, "x"]
+        assert found["told"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
+        assert found["shared"] == [0, None, "x" * 700]
         assert found["any"] == [True, False]
         assert found["chiefly"] == {"by": 0}
         assert found["machine"] == rank
@@ -105,9 +105,9 @@ def test_what_goes_wrong_on_one_rank_is_told_to_all() -> None:
 
 def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(torch.device("cpu")) as ranks:
+    with joined() as ranks:
         assert ranks is ALONE
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="RANK"), joined(torch.device("cpu")):
+    with pytest.raises(UserError, match="RANK"), joined():
         pass

@@ -23,6 +23,8 @@ from jepamba.errors import UserError
 
 BUCKET_VALUES = 1 << 24
 """Values of a flat fp32 bucket in which many small tensors are summed: 64 MiB."""
+FRAME = 512
+"""Bytes of a decision that travel at once; a longer one is sent again, whole."""
 PATIENCE = timedelta(minutes=5)
 """How long a sum of tensors waits for a rank that does not come."""
 WORK_PATIENCE = timedelta(days=30)
@@ -122,23 +124,30 @@ class Ranks:
         if self.size == 1:
             return [value]
         own = _encoded(value)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(own)]), group=self._decisions)
-        most = max(int(size) for size in sizes)
-        texts = [torch.zeros(most, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(texts, torch.nn.functional.pad(own, (0, most - len(own))), group=self._decisions)
-        return [_decoded(text[: int(size)]) for text, size in zip(texts, sizes, strict=True)]
+        frames = self._all_frames(_framed(own, FRAME))
+        most = max(_size(frame) for frame in frames)
+        if most > FRAME:
+            frames = self._all_frames(_framed(own, most))
+        return [_decoded(frame) for frame in frames]
 
     def shared(self, value: Any) -> Any:
         """Rank 0's `value`, which must be JSON, on every rank."""
         if self.size == 1:
             return value
-        text = _encoded(value) if self.chief else torch.empty(0, dtype=torch.uint8)
-        size = torch.tensor([len(text)])
-        dist.broadcast(size, 0, group=self._decisions)
-        text = text if self.chief else torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(text, 0, group=self._decisions)
-        return _decoded(text)
+        own = _encoded(value) if self.chief else b""
+        frame = self._chiefs_frame(_framed(own, FRAME))
+        if _size(frame) > FRAME:
+            frame = self._chiefs_frame(_framed(own, _size(frame)))
+        return _decoded(frame)
+
+    def _all_frames(self, frame: Tensor) -> list[Tensor]:
+        frames = [torch.empty_like(frame) for _ in range(self.size)]
+        dist.all_gather(frames, frame, group=self._decisions)
+        return frames
+
+    def _chiefs_frame(self, frame: Tensor) -> Tensor:
+        dist.broadcast(frame, 0, group=self._decisions)
+        return frame
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on some rank."""
@@ -199,8 +208,8 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that `torchrun` started with this one, which computes on `device`; `ALONE` without `torchrun`.
+def joined() -> Iterator[Ranks]:
+    """The ranks that `torchrun` started with this one; `ALONE` without `torchrun`.
 
     Raises `UserError` for an environment that is not torchrun's.
     """
@@ -209,10 +218,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield ALONE
         return
     rank, local = _from_environment("RANK", None), _from_environment("LOCAL_RANK", None)
-    on_gpu = device.type == "cuda"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE, device_id=device if on_gpu else None
-    )
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     yield Ranks(rank, size, local, dist.new_group(backend="gloo", timeout=WORK_PATIENCE))
     # Not after an error: the others may have gone, and to take leave of them would wait for them.
     dist.destroy_process_group()
@@ -246,12 +252,22 @@ def _checksum(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(integers).sum(dtype=torch.int64)
 
 
-def _encoded(value: Any) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+def _encoded(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
-def _decoded(text: Tensor) -> Any:
-    return json.loads(text.numpy().tobytes())
+def _framed(text: bytes, room: int) -> Tensor:
+    """The size of `text` in eight bytes, and as much of it as there is room for."""
+    frame = len(text).to_bytes(8, "little") + text[:room].ljust(room)
+    return torch.frombuffer(bytearray(frame), dtype=torch.uint8)
+
+
+def _size(frame: Tensor) -> int:
+    return int.from_bytes(frame[:8].numpy().tobytes(), "little")
+
+
+def _decoded(frame: Tensor) -> Any:
+    return json.loads(frame[8 : 8 + _size(frame)].numpy().tobytes())
 
 
 def _named(error: BaseException) -> str:

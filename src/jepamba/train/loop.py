@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from jepamba.config import Run
 from jepamba.data import Corpus
 from jepamba.errors import UserError
-from jepamba.evaluate import score_plain
+from jepamba.evaluate import Score, score_plain
 from jepamba.progress import Progress
+from jepamba.ranks import ALONE, Ranks
 from jepamba.train import widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import place
 from jepamba.train.finish import ARTIFACT, finish
-from jepamba.train.metrics import MetricsLog
+from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
@@ -25,16 +30,17 @@ from jepamba.train.stop import StopRequest
 from jepamba.train.writer import CheckpointWriter
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
 
 
 class Loop:
     """The loop around `training_step`."""
 
-    def __init__(self, run: Run, out: Path, text: Corpus, preset: str) -> None:
-        self.run, self.out, self.preset = run, out, preset
-        self.session = Session(run, text, place(run.train))
+    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: Ranks = ALONE) -> None:
+        self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
+        self.session = Session(run, text, place(run.train), ranks)
         self.micro = MicroPass(self.session)
-        self.metrics = MetricsLog(out / METRICS)
+        self.metrics = (MetricsLog if ranks.chief else NoLog)(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.session.place.device)
         self.restored = False
         self.saved = -1
@@ -43,9 +49,18 @@ class Loop:
 
     def restore(self) -> None:
         """Go back to the newest checkpoint and forget what was logged after it."""
-        found = checkpoints(self.out / CHECKPOINTS)
-        if found:
-            self.session.restore(*load_checkpoint(found[-1]))
+        tensors: dict[str, Tensor] = {}
+
+        def newest() -> dict[str, Any]:
+            nonlocal tensors
+            found, state = checkpoints(self.out / CHECKPOINTS), dict[str, Any]()
+            if found:
+                tensors, state = load_checkpoint(found[-1])
+            return state
+
+        state = self.ranks.chiefly(newest)
+        if state:
+            self.session.restore(self.ranks.handed_out(tensors), state)
             self.restored, self.saved = True, self.session.progress.step
         self.metrics.rewind(self.session.progress.step)
         self._event(f"resumed at step {self.session.progress.step}")
@@ -53,7 +68,8 @@ class Loop:
     def run_to_end(self) -> dict[str, Any]:
         """Train until the budget is spent, then pack, score and report."""
         self._event(self.session.place.why)
-        widths.check(self.session)
+        self.ranks.chiefly(lambda: widths.check(self.session))
+        self.ranks.check_equal(dict(self.session.modules.state_dict()))
         with StopRequest() as stop, self.writer:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup()
@@ -63,6 +79,10 @@ class Loop:
                 self._checkpoint()
                 self._answer(stop)
                 self._note_failure(report, wait=True)
+        self.ranks.check_equal(dict(self.session.modules.state_dict()))
+        return self.ranks.chiefly(self._finish)
+
+    def _finish(self) -> dict[str, Any]:
         self.metrics.flush()
         for said in widths.fit(self.session, self.out / ARTIFACT):
             self._event(said)
@@ -72,7 +92,7 @@ class Loop:
             "val",
             self.session.progress.step,
             seconds=self.session.progress.seconds,
-            **{key: final[key] for key in ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")},
+            **{key: final[key] for key in VAL_FIELDS},
             final=True,
         )
         return summary
@@ -91,11 +111,15 @@ class Loop:
             if budget.terms_every > 0 and done.step % budget.terms_every == 0:
                 self.metrics.append("terms", done.step, **term_gradients(self.session, share))
             if widths.due(self.session, share):
-                self._event(widths.choose(self.session, share))
+                self._choose_widths(share)
             before = done.tokens
             record = training_step(self.micro, share)
             now = time.perf_counter()
             elapsed, clock = now - clock, now
+            # One clock for all, and a signal to one is a signal to all.
+            told = self.ranks.told([elapsed, stop.signal])
+            stop.signal = next((signal.Signals(number) for _, number in told if number is not None), None)
+            elapsed = told[0][0]
             done.seconds += elapsed
             self.metrics.append(
                 "step",
@@ -119,6 +143,14 @@ class Loop:
             self._note_failure(report)
             self._answer(stop)
 
+    def _choose_widths(self, share: float) -> None:
+        """Rank 0 chooses the bits of each tensor, all take them."""
+        model = self.session.model
+        said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.session, share), model.quant.width_of))
+        if not self.ranks.chief:
+            model.set_widths(chosen)
+        self._event(said)
+
     def _caption(self, record: dict[str, float]) -> str:
         done = self.session.progress
         bpb = record["ce"] / math.log(2) * done.tokens / max(done.bytes, 1)
@@ -133,9 +165,9 @@ class Loop:
         return by_steps or (seconds > 0 and since >= seconds)
 
     def _checkpoint(self) -> None:
-        """Start writing a checkpoint of this moment, if there is none."""
+        """Start writing a checkpoint of this moment, if there is none: rank 0 has all that is to be kept."""
         step = self.session.progress.step
-        if self.saved != step:
+        if self.saved != step and self.ranks.chief:
             self.writer.save(step, self.session.tensors(), self.session.state())
             self.saved = step
 
@@ -150,19 +182,30 @@ class Loop:
 
     def _answer(self, stop: StopRequest) -> None:
         """If a signal came: a checkpoint, and the end. Raises `UserError` if that checkpoint cannot be written."""
-        if stop.signal is not None:
-            self._checkpoint()
-            failure = self.writer.failure(wait=True)
-            if failure is not None:
-                raise UserError(f"{failure}; stopped by {stop.signal.name} nevertheless, {self._newest()}")
+        asked = stop.signal
+        if asked is not None:
+            self.ranks.chiefly(lambda: self._last_checkpoint(asked.name))
             stop.leave()
+
+    def _last_checkpoint(self, why: str) -> None:
+        self._checkpoint()
+        failure = self.writer.failure(wait=True)
+        if failure is not None:
+            raise UserError(f"{failure}; stopped by {why} nevertheless, {self._newest()}")
 
     def _newest(self) -> str:
         found = checkpoints(self.out / CHECKPOINTS)
         return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
 
     def _validate(self) -> None:
-        score = score_plain(
+        score = self.ranks.chiefly(lambda: asdict(self._score()))
+        done = self.session.progress
+        kept = {key: score[key] for key in VAL_FIELDS}
+        self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
+        self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
+
+    def _score(self) -> Score:
+        return score_plain(
             self.session.model,
             self.session.corpus.val,
             self.run.data.sequence,
@@ -170,20 +213,6 @@ class Loop:
             limit=self.run.train.val_tokens,
             tokens_per_batch=self.run.eval.tokens_per_batch,
         )
-        done = self.session.progress
-        self.metrics.append(
-            "val",
-            done.step,
-            seconds=done.seconds,
-            bpb=score.bpb,
-            bpb_decoded=score.bpb_decoded,
-            nats_per_token=score.nats_per_token,
-            tokens=score.tokens,
-            bytes=score.bytes,
-            mode=score.mode,
-            final=False,
-        )
-        self.validated = f", validation {score.bpb:.4f} BPB at step {done.step}"
 
     def _ghost_warmup(self) -> None:
         """Steps that prime the optimizers' moments (and compile what is compiled); then all else goes back."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import ConfigError, Run
+from jepamba.config import ConfigError, Run, from_dict, to_dict
 from jepamba.data import Corpus, corpus
 from jepamba.errors import UserError
 from jepamba.presets import dump_toml, load_preset
-from jepamba.progress import Progress
+from jepamba.progress import Progress, silence
+from jepamba.ranks import Ranks, joined
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -19,33 +22,60 @@ CONFIG = "config.toml"
 def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
     """Train `run` into the folder `out`, pack and score the result; the summary that summary.json holds.
 
-    Raises `UserError` if `out` already holds a run, if the data is bad, or if the loss stops being a number.
+    In a process that torchrun started, together with the others that it started; `out` is rank 0's alone. Raises
+    `UserError` if `out` already holds a run, if the data is bad, or if the loss stops being a number.
     """
-    if (out / CONFIG).exists():
-        raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
-    text = _read(run)
-    run = resolve(run, text)
-    out.mkdir(parents=True, exist_ok=True)
-    # By a rename: a run is there from the moment that its config is whole.
-    building = out / f".{CONFIG}"
-    building.write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run), encoding="utf-8")
-    building.replace(out / CONFIG)
-    return Loop(run, out, text, preset).run_to_end()
+    with _ranks() as ranks:
+        ranks.chiefly(lambda: _refuse_another(out))
+        text = ranks.machine_by_machine(lambda: _read(run))
+        run = resolve(run, text)
+        ranks.chiefly(lambda: _begin(run, out, preset))
+        return Loop(run, out, text, preset, ranks).run_to_end()
 
 
 def resume(out: Path) -> dict[str, Any]:
     """Continue the run in `out` from its newest checkpoint, or from the start if it has none.
 
     Under a budget in steps, on a CPU, the losses that follow equal those of the uninterrupted run to the bit.
+    On another number of processes than before it goes on with the same windows, step by step.
     """
+    with _ranks() as ranks:
+        settings, preset = ranks.chiefly(lambda: _begun(out))
+        run = from_dict(settings)
+        loop = Loop(run, out, ranks.machine_by_machine(lambda: _read(run)), preset, ranks)
+        loop.restore()
+        return loop.run_to_end()
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[Ranks]:
+    """The ranks of this run, of which rank 0 speaks."""
+    with joined() as ranks:
+        if not ranks.chief:
+            silence()
+        yield ranks
+
+
+def _refuse_another(out: Path) -> None:
+    if (out / CONFIG).exists():
+        raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
+
+
+def _begin(run: Run, out: Path, preset: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    # By a rename: a run is there from the moment that its config is whole.
+    building = out / f".{CONFIG}"
+    building.write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run), encoding="utf-8")
+    building.replace(out / CONFIG)
+
+
+def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """The settings of the run in `out`, and the preset that it was started from."""
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: no run here (no {CONFIG}); start one with `jepamba train PRESET --out {out}`")
     run = load_preset(str(out / CONFIG))
     first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
-    preset = first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
-    loop = Loop(run, out, _read(run), preset)
-    loop.restore()
-    return loop.run_to_end()
+    return to_dict(run), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
 
 
 def resolve(run: Run, text: Corpus) -> Run:
