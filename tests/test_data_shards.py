@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,9 @@ def tokens_up_to(limit: int, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(limit, size=count).astype(np.uint16)
 
 
-def refusal(path: Path, vocab_size: int = 65536) -> str:
+def refusal(path: Path, vocab_size: int = 65536, whole: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        open_shard(path, vocab_size)
+        open_shard(path, vocab_size, whole)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -39,10 +41,15 @@ def test_round_trip_is_read_only(tmp_path: Path) -> None:
     tokens = tokens_up_to(65536, 5000)
     write_shard(tmp_path / "a.bin", tokens)
     opened = open_shard(tmp_path / "a.bin", 65536)
-    assert opened.dtype == np.uint16
-    assert np.array_equal(opened, tokens)
+    assert len(opened) == 5000
+    assert opened[:].dtype == np.uint16
+    assert np.array_equal(opened[:], tokens)
+    for part in (slice(7, 7), slice(4990, 6000), slice(-3, None), slice(9, 2)):
+        assert np.array_equal(opened[part], tokens[part])
     with pytest.raises(ValueError, match="read-only"):
-        opened[0] = 1
+        opened[:1][0] = 1
+    with pytest.raises(ValueError, match="step 2"):
+        opened[::2]
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
 
 
@@ -85,14 +92,67 @@ def test_missing_shards_and_folders_are_refused(tmp_path: Path) -> None:
     refusal(tmp_path / "folder.bin")
 
 
-def test_range_is_checked_to_the_last_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_check_looks_at_the_last_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "_CHECKED_AT_ONCE", 7)
     for position in (0, 6, 7, 13, 19):
         tokens = np.zeros(20, dtype=np.uint16)
         tokens[position] = 256
         write_shard(tmp_path / "a.bin", tokens)
-        assert f"token 256 at position {position}," in refusal(tmp_path / "a.bin", 256)
-        assert open_shard(tmp_path / "a.bin", 257)[position] == 256
+        assert f"token 256 at position {position}," in refusal(tmp_path / "a.bin", 256, whole=True)
+        assert open_shard(tmp_path / "a.bin", 257, whole=True)[position : position + 1].item() == 256
+
+
+def test_a_shard_is_looked_at_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening looks at the beginning alone, reading at what is read, and says where in which file."""
+    monkeypatch.setattr(shards_module, "CHECKED_AT_OPENING", 8)
+    write_shard(tmp_path / "good_train_0.bin", np.arange(20))
+    tokens = np.zeros(20, dtype=np.uint16)
+    tokens[7] = 300
+    write_shard(tmp_path / "bad_train_0.bin", tokens)
+    assert "token 300 at position 7," in refusal(tmp_path / "bad_train_0.bin", 256)
+    tokens[7], tokens[8] = 0, 300
+    write_shard(tmp_path / "bad_train_0.bin", tokens)
+    shards = [open_shard(tmp_path / f"{name}_train_0.bin", 256) for name in ("good", "bad")]
+    stream = Tokens(shards, ByteTokenizer())
+    assert stream.read(0, 28).tolist() == [*range(20), *[0] * 8]
+    assert stream.read(29, 40).tolist() == [0] * 11
+    for start, stop in ((28, 29), (0, 40), (15, 30)):
+        with pytest.raises(UserError, match=r"bad_train_0\.bin: token 300 at position 8, .* has 256 symbols"):
+            stream.read(start, stop)
+    with pytest.raises(UserError, match=r"the tokens: token 300 at position 1,"):
+        Tokens([np.array([1, 300], dtype=np.uint16)], ByteTokenizer()).read(0, 2)
+
+
+@pytest.mark.parametrize("fate", ["deleted", "replaced"])
+def test_a_shard_that_is_gone_is_read_to_its_end(tmp_path: Path, fate: str) -> None:
+    tokens, path = tokens_up_to(256, 300_000), tmp_path / "a.bin"
+    write_shard(path, tokens)
+    opened = open_shard(path, 256)
+    if fate == "deleted":
+        path.unlink()
+    else:
+        write_shard(path, tokens[::-1].copy())
+    assert np.array_equal(opened[1000:], tokens[1000:])
+
+
+@pytest.mark.parametrize("fate", ["cut short", "emptied", "overwritten", "longer"])
+def test_a_shard_that_is_damaged_while_open_is_refused(tmp_path: Path, fate: str) -> None:
+    """Of a mapped file, the first two would be a bus error and the third would be trained on."""
+    path = tmp_path / "a.bin"
+    write_shard(path, tokens_up_to(256, 300_000))
+    stream = Tokens([open_shard(path, 256)], ByteTokenizer())
+    stream.read(200_000, 200_100)
+    if fate == "cut short":
+        os.truncate(path, 300_000)
+    elif fate == "emptied":
+        os.truncate(path, 0)
+    else:
+        time.sleep(0.02)
+        with path.open("r+b") as file:
+            file.seek(300_000 if fate == "overwritten" else 0, os.SEEK_SET if fate == "overwritten" else os.SEEK_END)
+            file.write(bytes(2))
+    with pytest.raises(UserError, match=r"a\.bin: the shard was changed while it was in use"):
+        stream.read(200_000, 200_100)
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +168,7 @@ def test_writer_splits_a_stream(tmp_path_factory: pytest.TempPathFactory, sizes:
     opened = [open_shard(folder / name, 256) for name in names]
     assert [len(shard) for shard in opened] == [count for _, count in writer.files]
     assert all(len(shard) == limit for shard in opened[:-1])
-    assert np.array_equal(np.concatenate(opened), stream)
+    assert np.array_equal(np.concatenate([shard[:] for shard in opened]), stream)
 
 
 def test_a_writer_that_was_stopped_leaves_no_shard(tmp_path: Path) -> None:

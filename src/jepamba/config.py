@@ -197,10 +197,13 @@ class Jepa:
     """Draw the directions once, rather than anew each step."""
     sigreg_scale_n: bool = True
     """Multiply the statistic by the sample size N."""
+    sigreg_sample: Literal["micro", "step"] = "micro"
+    """What is one sample: the micro-batches that all processes have at once; or the whole step, for one more pass
+    without gradients: then the statistic depends neither on `train.tokens_per_micro` nor on the number of processes."""
     sigreg_timesteps: int = 0
     """At most this many timesteps are tested, sampled anew each step; 0: all."""
     sigreg_samples: int = 0
-    """Pooled modes: at most this many positions are tested, sampled anew each step; 0: all."""
+    """Pooled modes: about this many positions of a sample are tested, sampled anew each step; 0: all."""
 
     @property
     def active(self) -> bool:
@@ -385,6 +388,8 @@ class Train:
     """On a GPU: capture the work of a micro-batch as a CUDA graph, and replay it."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
+    skip_limit: int = 10
+    """Steps whose loss or gradient is not a number that a run leaves out; one more ends it."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
@@ -404,6 +409,7 @@ class Train:
             "steps",
             "seconds",
             "threads",
+            "skip_limit",
             "terms_every",
             "val_every",
             "val_tokens",
@@ -495,6 +501,7 @@ class Run:
         )
         _require(
             not (self.jepa.sigreg_weight > 0 and self.jepa.sigreg_pool == "timestep")
+            or (self.jepa.sigreg_sample == "step" and self.train.tokens_per_step >= 2 * self.data.sequence)
             or self.train.tokens_per_micro >= 2 * self.data.sequence,
             f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep tests a sample across the "
             "windows of a micro-batch, and here that is one; give it more windows, or set jepa.sigreg_pool = positions",

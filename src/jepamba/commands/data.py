@@ -60,7 +60,7 @@ def data_info(args: Namespace) -> int:
         return 0
     folder = open_folder(args.dir)
     for split in folder.splits:
-        folder.tokens(split)
+        folder.tokens(split, whole=True)
     kind, size = folder.tokenizer.kind, folder.tokenizer.vocab_size
     if args.json:
         tokenizer = {"kind": kind, "vocab_size": size, "fingerprint": folder.tokenizer.fingerprint}

@@ -46,12 +46,12 @@ class TokenFolder:
     tokenizer: Tokenizer
     splits: Mapping[str, Split]
 
-    def tokens(self, split: str) -> Tokens:
-        """The tokens of `split`, every shard checked. Raises `UserError` naming the folder or the shard."""
+    def tokens(self, split: str, whole: bool = False) -> Tokens:
+        """The tokens of `split`, checked as `open_shard` does. Raises `UserError` naming the folder or the shard."""
         if split not in self.splits:
             raise UserError(f"{self.path}: no {split!r} split; there is {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]
-        shards = [open_shard(self.path / name, self.tokenizer.vocab_size) for name in expected.shards]
+        shards = [open_shard(self.path / name, self.tokenizer.vocab_size, whole) for name in expected.shards]
         tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes)
         if len(tokens) != expected.tokens:
             raise UserError(

@@ -5,7 +5,7 @@ Shapes: B windows, T tokens each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,12 @@ from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepamba.data.order import Permutation
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
+
+SHUFFLE = 2
+"""Counts up when the same seed gives another order than before: a position in an order is of no use in another."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,13 @@ class Batch:
     """The inputs shifted by one: what each position is to predict."""
     reset_BT: Bool[Tensor, "B T"]
     """True where a document starts, that is, where the recurrent state is to be forgotten."""
-    continues: bool = False
-    """Whether each row continues the same row of the batch before it."""
+    continues_B: NDArray[np.bool_]
+    """Whether each window continues the one that came `rows` windows before it; false without `rows`."""
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some of the windows."""
+        rows = slice(start, stop)
+        return Batch(self.inputs_BT[rows], self.targets_BT[rows], self.reset_BT[rows], self.continues_B[rows])
 
 
 class Loader:
@@ -63,44 +72,70 @@ class Loader:
     def _open(self, epoch: int, position: int) -> None:
         """Go to window `position` of `epoch`."""
         spare = len(self.tokens) - 1
-        offset = 0
+        self._offset = 0
         if self.shuffle:
             random = np.random.default_rng((self.seed, epoch))
-            offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
-        count = (spare - offset) // self.sequence
-        starts = offset + self.sequence * np.arange(count, dtype=np.int64)
+            self._offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
+        self._windows = (spare - self._offset) // self.sequence
         if self.rows:
-            # Row by row in each batch: the first window of every stretch, then the second of every stretch.
-            starts = starts[: count - count % self.rows].reshape(self.rows, -1).T.flatten()
-        self._starts: NDArray[np.int64] = random.permutation(starts) if self.shuffle else starts
+            self._windows -= self._windows % self.rows
+        # Computed place by place: a list of all windows would take gigabytes for a large corpus.
+        self._order = Permutation(self._windows, (self.seed, epoch, 1)) if self.shuffle else None
         self._epoch, self._position = epoch, position
 
     @property
     def windows(self) -> int:
         """Windows of the current epoch (one more or less than another epoch's, where shuffled)."""
-        return len(self._starts)
+        return self._windows
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        """Where the next `count` windows start (B,), across the ends of epochs; the position moves behind them."""
+        parts = []
+        while count:
+            if self._position == self._windows:
+                self._open(self._epoch + 1, 0)
+            taken = min(count, self._windows - self._position)
+            parts.append(self._starts(np.arange(self._position, self._position + taken)))
+            self._position += taken
+            count -= taken
+        return np.concatenate(parts)
+
+    def _starts(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the windows at `places` (B,) of the current epoch's order start."""
+        windows = places
+        if self._order is not None:
+            windows = self._order(places)
+        elif self.rows:
+            # Row by row in each batch: the first window of every stretch, then the second of every stretch.
+            windows = places % self.rows * (self._windows // self.rows) + places // self.rows
+        return self._offset + self.sequence * windows
 
     @property
     def epoch_float(self) -> float:
         """Epochs passed, with the share of the current one."""
         return self._epoch + self._position / self.windows
 
-    def next(self, count: int) -> Batch:
-        """The next `count` windows, across the ends of epochs."""
-        if count < 1 or (self.rows and count != self.rows):
+    def next(self, count: int, rows: Sequence[range] = ()) -> Batch:
+        """The next `count` windows, across the ends of epochs; with `rows`, only these of them are read and given."""
+        if count < 1 or (self.rows and count % self.rows):
             raise ValueError(f"a batch of {count} windows")
-        continues = self.rows > 0 and 0 < self._position < self.windows
-        windows = np.empty((count, self.sequence + 1), dtype=np.int64)
-        for row in range(count):
-            if self._position == self.windows:
-                self._open(self._epoch + 1, 0)
-            start = int(self._starts[self._position])
+        # Without `shuffle`, which excludes rows, epochs are of one length.
+        places_B = (self._position + np.arange(count)) % self._windows
+        continues_B = places_B >= self.rows if self.rows else np.zeros(count, dtype=np.bool_)
+        starts_B = self._take(count)
+        if rows:
+            wanted = np.concatenate([np.arange(part.start, part.stop) for part in rows])
+            starts_B, continues_B = starts_B[wanted], continues_B[wanted]
+        starts = starts_B.tolist()
+        for start in starts:
+            self.tokens.prefetch(start, start + self.sequence + 1)
+        windows = np.empty((len(starts), self.sequence + 1), dtype=np.int64)
+        for row, start in enumerate(starts):
             windows[row] = self.tokens.read(start, start + self.sequence + 1)
-            self._position += 1
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
-        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT, continues)
+        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT, continues_B)
 
     def state(self) -> dict[str, int]:
         """The position, for `restore` of a loader over the same tokens with the same settings."""
@@ -110,7 +145,7 @@ class Loader:
             "tokens": len(self.tokens),
             "sequence": self.sequence,
             "seed": self.seed,
-            "shuffle": int(self.shuffle),
+            "shuffle": SHUFFLE if self.shuffle else 0,
             **({"rows": self.rows} if self.rows else {}),
         }
 

@@ -6,11 +6,12 @@ Shapes: N tokens of the stream, T of a window.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jepamba.data.shards import Shard, check_tokens
 from jepamba.text.tokenizers import Tokenizer
 
 _AT_ONCE = 1 << 22
@@ -19,24 +20,24 @@ _AT_ONCE = 1 << 22
 class Tokens:
     """Shards as one stream, with the tokenizer that made them.
 
-    Arguments: `shards`, arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the tokens were
-    made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode to (others
-    than `text_bytes` where the tokenizer normalises).
+    Arguments: `shards`, files or arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the
+    tokens were made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode
+    to (others than `text_bytes` where the tokenizer normalises).
     """
 
     def __init__(
         self,
-        shards: Sequence[NDArray[np.uint16]],
+        shards: Sequence[Shard | NDArray[np.uint16]],
         tokenizer: Tokenizer,
         text_bytes: int | None = None,
         recorded_bytes: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_bytes, self.recorded_bytes = text_bytes, recorded_bytes
-        self._shards = [shard for shard in shards if shard.size]
+        self._shards = [shard for shard in shards if len(shard)]
         self._starts = [0]
         for shard in self._shards:
-            self._starts.append(self._starts[-1] + shard.size)
+            self._starts.append(self._starts[-1] + len(shard))
         self._decoded_bytes: int | None = None
 
     def __len__(self) -> int:
@@ -48,21 +49,37 @@ class Tokens:
         return self.tokenizer.bos_id if self.tokenizer.separator else None
 
     def read(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Tokens `start` to `stop` (N,). Raises `ValueError` outside the stream."""
+        """Tokens `start` to `stop` (N,).
+
+        Raises `ValueError` outside the stream, and `UserError` naming the shard if one is no symbol of the tokenizer.
+        """
+        self.prefetch(start, stop)
+        parts = [self._of_shard(*piece) for piece in self._pieces(start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=np.uint16), *parts])
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Say that tokens `start` to `stop` will be read soon: the system fetches them meanwhile."""
+        for index, first, last in self._pieces(start, stop):
+            shard = self._shards[index]
+            if isinstance(shard, Shard):
+                shard.prefetch(first, last)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Shard, first token in it and the token after the last, for each shard of `start` to `stop`."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"tokens {start} to {stop} of a stream of {len(self)}")
-        if start == stop:
-            return np.empty(0, dtype=np.uint16)
-        first = bisect_right(self._starts, start) - 1
-        begin = self._starts[first]
-        if stop <= self._starts[first + 1]:
-            return np.asarray(self._shards[first][start - begin : stop - begin])
-        parts = []
+        index = bisect_right(self._starts, start) - 1
         while start < stop:
-            shard, begin = self._shards[first], self._starts[first]
-            parts.append(shard[start - begin : min(stop - begin, shard.size)])
-            start, first = begin + shard.size, first + 1
-        return np.concatenate(parts)
+            begin, end = self._starts[index], self._starts[index + 1]
+            yield index, start - begin, min(stop, end) - begin
+            start, index = end, index + 1
+
+    def _of_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
+        shard = self._shards[index]
+        part = shard[start:stop]
+        name = str(shard.path) if isinstance(shard, Shard) else "the tokens"
+        check_tokens(part, self.tokenizer.vocab_size, name, start)
+        return part
 
     @property
     def decoded_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -12,10 +13,11 @@ class Captured:
 
     The first call runs it as it is written, which compiles what is to be compiled and makes what is made once; it is
     then captured, and every later call replays the graph. With `captures` off every call runs it as it is written.
+    Graphs of the same `pool` (`torch.cuda.graph_pool_handle`) work in the same memory, one after another.
     """
 
-    def __init__(self, work: Callable[[], None], captures: bool) -> None:
-        self.work, self.captures = work, captures
+    def __init__(self, work: Callable[[], None], captures: bool, pool: Any = None) -> None:
+        self.work, self.captures, self.pool = work, captures, pool
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -36,6 +38,7 @@ class Captured:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # Other threads go on meanwhile: the loader's pins memory, another watches over NCCL.
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             self.work()
         self.graph = graph

@@ -10,6 +10,7 @@ import torch
 
 from jepamba.config import Train
 from jepamba.errors import UserError
+from jepamba.ranks import local_rank
 
 FP8_CAPABILITY = (8, 9)
 """The least compute capability that multiplies FP8: NVIDIA Ada."""
@@ -43,14 +44,25 @@ class Place:
 
 
 def place(config: Train) -> Place:
-    """The device and precision for `config`. Raises `UserError` if a GPU is asked for, or FP8, and there is none."""
+    """The device and precision for `config`; of several GPUs the one whose number is this process's on its machine.
+
+    Raises `UserError` if a GPU is asked for, or FP8, and there is none, or none for this process.
+    """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise UserError("train.device = cuda, but PyTorch sees no GPU; use --train.device auto or cpu")
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     on_gpu = available and config.device != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cpu")
+    if on_gpu:
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
+                "many processes (torchrun --nproc-per-node gpu), or train with --train.device cpu"
+            )
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
     if config.products != "bf16" and (not on_gpu or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
         found = f"{torch.cuda.get_device_name(device)} has less" if on_gpu else "this run computes on the CPU"
         raise UserError(
