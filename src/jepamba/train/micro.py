@@ -1,8 +1,7 @@
 """One micro-batch: its loss terms, and its gradients added to what is there. On a GPU, a captured graph.
 
-The first pass runs as it is written (and compiles what is to be compiled); then the same work is captured, and every
-later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums, and the
-state that is carried from one to the next.
+The graph works over tensors that stay where they are: inputs, weights, gradients, sums, and the state that is carried
+from one micro-batch to the next.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch import Tensor
 from jepamba.data import Batch
 from jepamba.jepa import Draw, Terms, draw, objective
 from jepamba.model import State
+from jepamba.train.captured import Captured
 from jepamba.train.session import Session
 
 
@@ -78,61 +78,42 @@ class MicroPass:
         self.sums = torch.zeros(len(Terms._fields), device=session.place.device)
         self.share = session.run.train.tokens_per_micro / session.run.train.tokens_per_step
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
-        self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Inputs | None = None
-        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        self.norm = torch.zeros(1, device=session.place.device)
+        """The norm of all gradients together, before the clip."""
+        self.run = Captured(self._run, self.captures)
+        self.clip = Captured(self._clip, self.captures)
+        """Scales all gradients so that their norm is at most `optim.clip`."""
+        self.update = Captured(session.optimizers.step, self.captures)
+        self.settling: dict[tuple[bool, tuple[str, ...]], Captured] = {}
         """By whether the grids are seen, and the widths of the integer ones."""
 
     def settle(self) -> None:
         """Compute the weights of the step's passes, once for all its micro-batches."""
         model, dtype = self.session.model, self.session.place.dtype
         grids = model.quantized, model.quant.widths
-        if grids in self.settling:
-            self.settling[grids].replay()
-            return
-        model.settle(dtype)
-        if self.captures:
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                model.settle(dtype)
-            self.settling[grids] = graph
+        if grids not in self.settling:
+            self.settling[grids] = Captured(lambda: model.settle(dtype), self.captures)
+        self.settling[grids]()
 
     def __call__(self, inputs: Inputs) -> None:
         """Add one micro-batch."""
-        inputs_there = inputs.moved(self.session.place.device) if self.inputs is None else self._into(inputs)
-        if self.graph is not None:
-            self.graph.replay()
-        elif self.captures:
-            self._capture(inputs_there)
+        if self.inputs is None or not self.captures:
+            self.inputs = inputs.moved(self.session.place.device)
         else:
-            self._run(inputs_there)
+            # Into the tensors that the graph reads.
+            for there, here in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
+                there.copy_(here.pin_memory(), non_blocking=True)
+        self.run()
 
-    def _run(self, inputs: Inputs) -> None:
-        terms, after = terms_of(self.session, inputs)
+    def _run(self) -> None:
+        assert self.inputs is not None
+        terms, after = terms_of(self.session, self.inputs)
         (terms.total * self.share).backward()
         self.session.carry(after)
         self.sums += torch.stack([term.detach().float() for term in terms]) * self.share
 
-    def _into(self, inputs: Inputs) -> Inputs:
-        """Copy into the tensors that the graph reads."""
-        assert self.inputs is not None
-        for there, here in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
-            there.copy_(here.pin_memory(), non_blocking=True)
-        return self.inputs
-
-    def _capture(self, inputs: Inputs) -> None:
-        """Run this micro-batch, and record the graph for those that follow."""
-        self.inputs = inputs
-        stream = torch.cuda.Stream(self.session.place.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        # What the first pass used is not what the graph will use: its memory is given back.
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._run(inputs)
-        self.graph = graph
+    def _clip(self) -> None:
+        limit = self.session.run.optim.clip
+        parameters = self.session.parameters()
+        self.norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))

@@ -42,16 +42,16 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
             session.progress.tokens += batch.targets_BT.numel()
             session.progress.bytes += text_bytes(session, batch)
     # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
-    norm = clip(session)
-    means = dict(zip(Terms._fields, micro.sums.tolist(), strict=True))
-    grad_norm = norm.item()
+    micro.clip()
+    *sums, grad_norm = torch.cat([micro.sums, micro.norm]).tolist()
+    means = dict(zip(Terms._fields, sums, strict=True))
     if not math.isfinite(means["total"] + grad_norm):
         raise UserError(
             f"step {session.progress.step + 1}: the loss is {means['total']} and its gradient's norm {grad_norm}, the "
             "weights are as they were; lower optim.muon_lr or optim.adam_lr and start again"
         )
     session.optimizers.schedule(scale, momentum)
-    session.optimizers.step()
+    micro.update()
     session.progress.step += 1
     return {
         "loss": means["total"],
@@ -99,13 +99,6 @@ def text_bytes(session: Session, batch: Batch) -> int:
     """Bytes of text that the targets of a batch are."""
     previous, targets = batch.inputs_BT.flatten().numpy(), batch.targets_BT.flatten().numpy()
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
-
-
-def clip(session: Session) -> Tensor:
-    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that, a scalar."""
-    parameters = session.parameters()
-    limit = session.run.optim.clip
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
 
 
 def term_gradients(session: Session, progress: float) -> dict[str, float]:
