@@ -39,6 +39,18 @@ def test_a_restored_position_forgets_what_was_being_made() -> None:
     assert torch.equal(fresh.next(5).inputs_BT, expected[0])
 
 
+def test_a_peek_moves_nothing() -> None:
+    plain, ahead = Loader(tokens(), 16, 3), Ahead(Loader(tokens(), 16, 3))
+    for rows in ((), (range(0, 2), range(3, 5)), (range(1, 2),)):
+        before = ahead.state()
+        seen = ahead.peek(5, rows).inputs_BT
+        assert ahead.state() == before
+        assert torch.equal(ahead.peek(5).inputs_BT, ahead.peek(5).inputs_BT)
+        assert torch.equal(ahead.next(5, rows).inputs_BT, seen)
+        assert torch.equal(plain.next(5, rows).inputs_BT, seen)
+        assert ahead.state() == plain.state()
+
+
 def test_what_goes_wrong_in_the_thread_is_raised_by_next(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(tokens(), 16, 3)
     ahead = Ahead(loader)
@@ -48,7 +60,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_next(monkeypatch: pytest.Mon
     assert second is not None
     second.result()
 
-    def damaged(count: int) -> None:
+    def damaged(count: int, rows: tuple[range, ...]) -> None:
         raise UserError("c_train_0.bin: it is gone")
 
     monkeypatch.setattr(loader, "next", damaged)

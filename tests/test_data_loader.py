@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepamba.data import Batch, Loader, Tokens
+from jepamba.data import Batch, Deal, Loader, Tokens
 from jepamba.errors import UserError
 from jepamba.text import ByteTokenizer, train_bpe
 
@@ -175,7 +175,7 @@ def test_rows_walk_along_their_own_stretches(length: int, sequence: int, rows: i
         seen: list[int] = []
         for step in range(each):
             batch = loader.next(rows)
-            assert batch.continues == (step > 0)
+            assert (batch.continues_B == (step > 0)).all()
             if before is not None:
                 # The first token of each row is the last target of the same row before.
                 assert torch.equal(batch.inputs_BT[:, 0], before.targets_BT[:, -1])
@@ -183,6 +183,56 @@ def test_rows_walk_along_their_own_stretches(length: int, sequence: int, rows: i
             before = batch
         assert sorted(seen) == list(range(0, rows * each * sequence, sequence))
         assert loader.epoch_float == epoch + 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(20, 300), st.integers(1, 12), st.integers(1, 8), st.booleans(), st.data())
+def test_some_rows_are_those_of_the_whole(
+    length: int, most: int, ranks: int, shuffle: bool, data: st.DataObject
+) -> None:
+    """Whatever the deal, the ranks' rows together are the step's windows, each once, in the same order."""
+    windows = data.draw(st.integers(ranks, 40))
+    deal = Deal.of(windows, most, ranks)
+    sizes = {len(deal.rows(index, rank)) for index in range(deal.passes) for rank in range(ranks)}
+    assert max(sizes) <= max(most, 2)
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+    whole, parts = (
+        Loader(positions(length), 3, 5, shuffle),
+        [Loader(positions(length), 3, 5, shuffle) for _ in range(ranks)],
+    )
+    for _ in range(3):
+        batch = whole.next(windows)
+        given = [part.next(windows, deal.of_rank(rank)) for rank, part in enumerate(parts)]
+        taken = [0] * ranks
+        joined = []
+        for index in range(deal.passes):
+            for rank, rows in enumerate(deal.of_pass(index)):
+                part = given[rank].part(taken[rank], taken[rank] + len(rows))
+                joined.append(part)
+                taken[rank] += len(rows)
+        assert taken == [len(part.inputs_BT) for part in given]
+        for name in ("inputs_BT", "targets_BT", "reset_BT"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in joined]), getattr(batch, name))
+        assert all(part.state() == whole.state() for part in parts)
+
+
+def test_one_rank_has_what_it_asked_for_and_too_many_are_refused() -> None:
+    assert [len(rows) for rows in Deal.of(512, 64, 1).of_rank(0)] == [64] * 8
+    assert [len(rows) for rows in Deal.of(512, 64, 8).of_pass(0)] == [64] * 8
+    assert Deal.of(512, 64, 7).passes == 2
+    with pytest.raises(UserError, match="9 processes, but a step has 8 windows"):
+        Deal.of(8, 2, 9)
+
+
+def test_several_batches_of_rows_at_once_are_those_one_by_one() -> None:
+    many, single = (Loader(positions(150), 8, 0, shuffle=False, rows=3) for _ in range(2))
+    for _ in range(5):
+        batch, expected = many.next(12), [single.next(3) for _ in range(4)]
+        for index, one in enumerate(expected):
+            part = batch.part(3 * index, 3 * index + 3)
+            assert equal(part, one)
+            assert (part.continues_B == one.continues_B).all()
 
 
 def test_restored_rows_go_on_alike() -> None:
@@ -195,12 +245,12 @@ def test_restored_rows_go_on_alike() -> None:
         for _ in range(8):
             expected, batch = loader.next(3), other.next(3)
             assert equal(batch, expected)
-            assert batch.continues == expected.continues
+            assert (batch.continues_B == expected.continues_B).all()
     with pytest.raises(UserError, match="rows = 3, here it is 2"):
         Loader(positions(150), 8, 0, shuffle=False, rows=2).restore(loader.state())
     with pytest.raises(UserError, match="damaged"):
         loader.restore(loader.state() | {"position": 4})
-    assert not Loader(positions(150), 8, 0, shuffle=False).next(3).continues
+    assert not Loader(positions(150), 8, 0, shuffle=False).next(3).continues_B.any()
 
 
 def test_wrong_calls_are_refused() -> None:

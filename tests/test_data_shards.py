@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +41,15 @@ def test_round_trip_is_read_only(tmp_path: Path) -> None:
     tokens = tokens_up_to(65536, 5000)
     write_shard(tmp_path / "a.bin", tokens)
     opened = open_shard(tmp_path / "a.bin", 65536)
-    assert opened.dtype == np.uint16
-    assert np.array_equal(opened, tokens)
+    assert len(opened) == 5000
+    assert opened[:].dtype == np.uint16
+    assert np.array_equal(opened[:], tokens)
+    for part in (slice(7, 7), slice(4990, 6000), slice(-3, None), slice(9, 2)):
+        assert np.array_equal(opened[part], tokens[part])
     with pytest.raises(ValueError, match="read-only"):
-        opened[0] = 1
+        opened[:1][0] = 1
+    with pytest.raises(ValueError, match="step 2"):
+        opened[::2]
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
 
 
@@ -92,7 +99,7 @@ def test_a_whole_check_looks_at_the_last_token(tmp_path: Path, monkeypatch: pyte
         tokens[position] = 256
         write_shard(tmp_path / "a.bin", tokens)
         assert f"token 256 at position {position}," in refusal(tmp_path / "a.bin", 256, whole=True)
-        assert open_shard(tmp_path / "a.bin", 257, whole=True)[position] == 256
+        assert open_shard(tmp_path / "a.bin", 257, whole=True)[position : position + 1].item() == 256
 
 
 def test_a_shard_is_looked_at_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,15 +123,36 @@ def test_a_shard_is_looked_at_as_it_is_read(tmp_path: Path, monkeypatch: pytest.
         Tokens([np.array([1, 300], dtype=np.uint16)], ByteTokenizer()).read(0, 2)
 
 
-def test_memory_that_is_given_back_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepamba.data.tokens._MAPPED_AT_MOST", 1 << 17)
-    whole = tokens_up_to(256, 300_000)
-    write_shard(tmp_path / "a.bin", whole)
-    stream = Tokens([open_shard(tmp_path / "a.bin", 256), tokens_up_to(256, 10)], ByteTokenizer())
-    before = stream.read(10, 20)
-    for start in range(0, 300_000, 10_000):
-        assert np.array_equal(stream.read(start, start + 10_000), whole[start : start + 10_000])
-    assert np.array_equal(before, whole[10:20])
+@pytest.mark.parametrize("fate", ["deleted", "replaced"])
+def test_a_shard_that_is_gone_is_read_to_its_end(tmp_path: Path, fate: str) -> None:
+    tokens, path = tokens_up_to(256, 300_000), tmp_path / "a.bin"
+    write_shard(path, tokens)
+    opened = open_shard(path, 256)
+    if fate == "deleted":
+        path.unlink()
+    else:
+        write_shard(path, tokens[::-1].copy())
+    assert np.array_equal(opened[1000:], tokens[1000:])
+
+
+@pytest.mark.parametrize("fate", ["cut short", "emptied", "overwritten", "longer"])
+def test_a_shard_that_is_damaged_while_open_is_refused(tmp_path: Path, fate: str) -> None:
+    """Of a mapped file, the first two would be a bus error and the third would be trained on."""
+    path = tmp_path / "a.bin"
+    write_shard(path, tokens_up_to(256, 300_000))
+    stream = Tokens([open_shard(path, 256)], ByteTokenizer())
+    stream.read(200_000, 200_100)
+    if fate == "cut short":
+        os.truncate(path, 300_000)
+    elif fate == "emptied":
+        os.truncate(path, 0)
+    else:
+        time.sleep(0.02)
+        with path.open("r+b") as file:
+            file.seek(300_000 if fate == "overwritten" else 0, os.SEEK_SET if fate == "overwritten" else os.SEEK_END)
+            file.write(bytes(2))
+    with pytest.raises(UserError, match=r"a\.bin: the shard was changed while it was in use"):
+        stream.read(200_000, 200_100)
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,7 +168,7 @@ def test_writer_splits_a_stream(tmp_path_factory: pytest.TempPathFactory, sizes:
     opened = [open_shard(folder / name, 256) for name in names]
     assert [len(shard) for shard in opened] == [count for _, count in writer.files]
     assert all(len(shard) == limit for shard in opened[:-1])
-    assert np.array_equal(np.concatenate(opened), stream)
+    assert np.array_equal(np.concatenate([shard[:] for shard in opened]), stream)
 
 
 def test_a_writer_that_was_stopped_leaves_no_shard(tmp_path: Path) -> None:

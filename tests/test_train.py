@@ -3,11 +3,6 @@
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -170,59 +165,6 @@ def test_resume_equals_the_uninterrupted_run(small: Run, tmp_path: Path, setting
     assert (out / "artifact.jepa").read_bytes() == (tmp_path / "whole" / "artifact.jepa").read_bytes()
 
 
-def test_kill_9_in_the_middle_then_resume(small: Run, tmp_path: Path) -> None:
-    """A real process, really killed, at a step that nobody chose."""
-    small = with_settings(small, {"train.steps": 60, "train.checkpoint_every": 5})
-    config = tmp_path / "small.toml"
-    config.write_text(dump_toml(small))
-    command = [sys.executable, "-m", "jepamba", "train", str(config), "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*command, str(whole)], check=True, env=environment, capture_output=True)
-    process = subprocess.Popen([*command, str(cut)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (cut / "metrics.jsonl").exists() or len(records_so_far(cut)) < 12:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    for stream in (process.stdout, process.stderr):
-        assert stream is not None
-        stream.close()
-    assert not (cut / "summary.json").exists()
-    resume_command = [sys.executable, "-m", "jepamba", "resume", str(cut)]
-    subprocess.run(resume_command, check=True, env=environment, capture_output=True)
-    assert losses(cut) == losses(whole)
-    assert len(losses(cut)) == 60
-    assert "resumed at step" in (cut / "metrics.jsonl").read_text()
-
-
-def records_so_far(out: Path) -> list[str]:
-    return [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"kind": "step"' in line]
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_polite_signal_checkpoints_first(small: Run, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    small = with_settings(small, {"train.steps": 100000})
-    config = tmp_path / "small.toml"
-    config.write_text(dump_toml(small))
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jepamba", "train", str(config), "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists() or len(records_so_far(out)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    assert process.wait(timeout=30) == code
-    done = records(out)[-1]["step"]
-    assert [path.name for path in checkpoints(out / "checkpoints")] == [f"step-{done:09d}"]
-
-
 def test_a_budget_in_seconds_is_kept_and_warms_down(small: Run, tmp_path: Path) -> None:
     small = with_settings(small, {"train.steps": 0, "train.seconds": 1.5, "optim.warmdown": 0.5})
     summary = train(small, tmp_path / "run")
@@ -363,29 +305,6 @@ def test_a_config_that_is_empty_is_refused_in_one_line(small: Run, tmp_path: Pat
     (out / "config.toml").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"config.toml: not TOML"):
         resume(out)
-
-
-def test_checkpoints_are_whole_kept_to_a_number_and_checked(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 10):
-        save_checkpoint(tmp_path, step, {"a": torch.full((3,), float(step))}, {"n": step}, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003", "step-000000010"]
-    tensors, state = load_checkpoint(checkpoints(tmp_path)[-1])
-    assert tensors["a"].tolist() == [10.0] * 3
-    assert state["n"] == 10
-    # A crash while building leaves something that is not a checkpoint.
-    (tmp_path / ".building-000000011").mkdir()
-    assert len(checkpoints(tmp_path)) == 2
-    file = tmp_path / "step-000000010" / "tensors.safetensors"
-    data = bytearray(file.read_bytes())
-    for position in (0, 9, len(data) - 1):
-        damaged = bytearray(data)
-        damaged[position] ^= 0x10
-        file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"checksum.*delete"):
-            load_checkpoint(tmp_path / "step-000000010")
-    file.unlink()
-    with pytest.raises(UserError, match="not a complete checkpoint"):
-        load_checkpoint(tmp_path / "step-000000010")
 
 
 def test_no_checkpoint_of_ours_is_a_pickle(small: Run, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(words)
         from jepamba import commands
-        from jepamba.progress import plain_lines
+        from jepamba.progress import is_silent, plain_lines
 
         plain_lines(args.json)
         result: int = getattr(commands, args.handler)(args)
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _mistake(str(error))
     except KeyboardInterrupt:
-        print(f"\njepamba: {args.on_interrupt}", file=sys.stderr)
+        if not is_silent():
+            print(f"\njepamba: {args.on_interrupt}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (`jepamba inspect … | head`); Python's last flush must not complain of it either.

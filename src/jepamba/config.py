@@ -197,10 +197,13 @@ class Jepa:
     """Draw the directions once, rather than anew each step."""
     sigreg_scale_n: bool = True
     """Multiply the statistic by the sample size N."""
+    sigreg_sample: Literal["micro", "step"] = "micro"
+    """What is one sample: the micro-batches that all processes have at once; or the whole step, for one more pass
+    without gradients: then the statistic depends neither on `train.tokens_per_micro` nor on the number of processes."""
     sigreg_timesteps: int = 0
     """At most this many timesteps are tested, sampled anew each step; 0: all."""
     sigreg_samples: int = 0
-    """Pooled modes: at most this many positions are tested, sampled anew each step; 0: all."""
+    """Pooled modes: about this many positions of a sample are tested, sampled anew each step; 0: all."""
 
     @property
     def active(self) -> bool:
@@ -369,6 +372,10 @@ class Train:
     """Where to compute; auto: the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations and matrix products; auto: bf16 on GPU, fp32 on CPU."""
+    products: Literal["bf16", "fp8-mlp", "fp8"] = "bf16"
+    """Format of the matrix products of training passes: as `precision` has them, or FP8 on a GPU that can (NVIDIA Ada,
+    Hopper or later) in the blocks' MLPs, or in mixers and MLPs. Integer grids of up to 5 bits stay exact; activations
+    and gradients are rounded by row."""
     masters: Literal["fp32", "bf16"] = "fp32"
     """Precision of the kept parts' master weights; bf16 is the submission's defect 2, to measure it."""
     carry_state: bool = False
@@ -381,6 +388,8 @@ class Train:
     """On a GPU: capture the work of a micro-batch as a CUDA graph, and replay it."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
+    skip_limit: int = 10
+    """Steps whose loss or gradient is not a number that a run leaves out; one more ends it."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
@@ -402,6 +411,7 @@ class Train:
             "steps",
             "seconds",
             "threads",
+            "skip_limit",
             "terms_every",
             "val_every",
             "val_tokens",
@@ -413,6 +423,11 @@ class Train:
             self.steps > 0 or self.seconds > 0,
             f"train.steps = {self.steps} and train.seconds = {self.seconds}: no budget; set train.steps or "
             "train.seconds",
+        )
+        _require(
+            self.products == "bf16" or self.precision != "fp32",
+            f"train.products = {self.products} with train.precision = fp32: FP8 products come with bf16 passes; set "
+            "train.precision = auto",
         )
         for name in ("tokens_per_micro", "tokens_per_step", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")
@@ -488,6 +503,7 @@ class Run:
         )
         _require(
             not (self.jepa.sigreg_weight > 0 and self.jepa.sigreg_pool == "timestep")
+            or (self.jepa.sigreg_sample == "step" and self.train.tokens_per_step >= 2 * self.data.sequence)
             or self.train.tokens_per_micro >= 2 * self.data.sequence,
             f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep tests a sample across the "
             "windows of a micro-batch, and here that is one; give it more windows, or set jepa.sigreg_pool = positions",

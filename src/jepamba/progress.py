@@ -23,6 +23,7 @@ PLAIN_SECONDS = 10.0
 """Seconds between plain lines."""
 
 _plain = False
+_silent = False
 
 
 @runtime_checkable
@@ -38,6 +39,17 @@ def plain_lines(on: bool = True) -> None:
     """From now on no bars, even on a terminal (`on`), or bars where there is a terminal: `--json` asks for lines."""
     global _plain
     _plain = on
+
+
+def silence() -> None:
+    """From now on nothing at all: another process speaks for this one."""
+    global _silent
+    _silent = True
+
+
+def is_silent() -> bool:
+    """Whether another process speaks for this one."""
+    return _silent
 
 
 def duration(seconds: float) -> str:
@@ -65,7 +77,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = self._spoke = time.monotonic()
-        if sys.stderr.isatty() and not _plain:
+        if sys.stderr.isatty() and not _plain and not _silent:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(24),
@@ -94,6 +106,13 @@ class Progress:
         if now - self._spoke >= PLAIN_SECONDS:
             self._say(now)
 
+    def say(self, line: str) -> None:
+        """Print a line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            _print(line)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -105,5 +124,10 @@ class Progress:
     def _say(self, now: float) -> None:
         self._spoke = now
         self._lines += 1
-        print(self._last, file=sys.stderr, flush=True)
+        _print(self._last)
         self._last = ""
+
+
+def _print(line: str) -> None:
+    if not _silent:
+        print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.commands.common import columns, free_folder
-from jepamba.progress import duration
+from jepamba.progress import duration, is_silent
 
 
 def demo(args: Namespace) -> int:
@@ -52,6 +52,8 @@ def _how_to_resume(out: Path) -> str:
 
 
 def _finished(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
+    if is_silent():
+        return 0
     from jepamba.study.html import write_report
 
     write_report(out)

@@ -2,6 +2,7 @@
 
 from jepamba.data.ahead import Ahead
 from jepamba.data.build import Corpus, build, build_corpus, corpus, is_shards, load_tokens
+from jepamba.data.deal import Deal
 from jepamba.data.folder import TokenFolder, open_folder
 from jepamba.data.loader import Batch, Loader
 from jepamba.data.shards import open_shard, write_shard
@@ -11,6 +12,7 @@ __all__ = [
     "Ahead",
     "Batch",
     "Corpus",
+    "Deal",
     "Loader",
     "TokenFolder",
     "Tokens",

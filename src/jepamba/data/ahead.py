@@ -1,8 +1,8 @@
-"""The next batch, made while the step runs."""
+"""The windows of the next step, read while a step runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from jepamba.data.loader import Batch, Loader
 
 
 class Ahead:
-    """A loader one batch ahead: as soon as a batch is taken, a thread makes the next of the same size.
+    """A loader one batch ahead: as soon as a batch is taken, a thread makes the next of the same kind.
 
     Its position is that of the batches taken, never that of the one being made. With `pin` the batches lie in pinned
     memory, from which a GPU copies while it computes.
@@ -20,17 +20,25 @@ class Ahead:
         self.loader, self.pin = loader, pin
         self._worker = ThreadPoolExecutor(1, "loader")
         self._making: Future[Batch] | None = None
-        self._count = 0
+        self._kind: tuple[int, tuple[range, ...]] = (0, ())
         self._note_position()
 
-    def next(self, count: int) -> Batch:
-        """The next `count` windows; whatever went wrong in making them is raised here."""
-        if self._making is not None and self._count != count:
-            self.restore(self._state)
-        batch = self._make(count) if self._making is None else self._making.result()
+    def next(self, count: int, rows: Sequence[range] = ()) -> Batch:
+        """The next `count` windows, or `rows` of them (see `Loader.next`); what went wrong in making them is raised
+        here."""
+        batch = self.peek(count, rows)
         self._note_position()
-        self._count, self._making = count, self._worker.submit(self._make, count)
+        self._making = self._worker.submit(self._make, *self._kind)
         return batch
+
+    def peek(self, count: int, rows: Sequence[range] = ()) -> Batch:
+        """What `next` would give; the position stays, and nothing is read twice."""
+        kind = (count, tuple(rows))
+        if self._making is not None and self._kind != kind:
+            self.restore(self._state)
+        if self._making is None:
+            self._kind, self._making = kind, self._worker.submit(self._make, *kind)
+        return self._making.result()
 
     def state(self) -> dict[str, int]:
         """The position after the last batch taken; see `Loader.state`."""
@@ -54,8 +62,8 @@ class Ahead:
     def _note_position(self) -> None:
         self._state, self._epoch = self.loader.state(), self.loader.epoch_float
 
-    def _make(self, count: int) -> Batch:
-        batch = self.loader.next(count)
+    def _make(self, count: int, rows: Sequence[range]) -> Batch:
+        batch = self.loader.next(count, rows)
         if not self.pin:
             return batch
         return replace(

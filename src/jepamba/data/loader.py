@@ -5,7 +5,7 @@ Shapes: B windows, T tokens each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,13 @@ class Batch:
     """The inputs shifted by one: what each position is to predict."""
     reset_BT: Bool[Tensor, "B T"]
     """True where a document starts, that is, where the recurrent state is to be forgotten."""
-    continues: bool = False
-    """Whether each row continues the same row of the batch before it."""
+    continues_B: NDArray[np.bool_]
+    """Whether each window continues the one that came `rows` windows before it; false without `rows`."""
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some of the windows."""
+        rows = slice(start, stop)
+        return Batch(self.inputs_BT[rows], self.targets_BT[rows], self.reset_BT[rows], self.continues_B[rows])
 
 
 class Loader:
@@ -110,21 +115,27 @@ class Loader:
         """Epochs passed, with the share of the current one."""
         return self._epoch + self._position / self.windows
 
-    def next(self, count: int) -> Batch:
-        """The next `count` windows, across the ends of epochs."""
-        if count < 1 or (self.rows and count != self.rows):
+    def next(self, count: int, rows: Sequence[range] = ()) -> Batch:
+        """The next `count` windows, across the ends of epochs; with `rows`, only these of them are read and given."""
+        if count < 1 or (self.rows and count % self.rows):
             raise ValueError(f"a batch of {count} windows")
-        continues = self.rows > 0 and 0 < self._position < self.windows
-        windows = np.empty((count, self.sequence + 1), dtype=np.int64)
-        starts = self._take(count).tolist()
+        # Without `shuffle`, which excludes rows, epochs are of one length.
+        places_B = (self._position + np.arange(count)) % self._windows
+        continues_B = places_B >= self.rows if self.rows else np.zeros(count, dtype=np.bool_)
+        starts_B = self._take(count)
+        if rows:
+            wanted = np.concatenate([np.arange(part.start, part.stop) for part in rows])
+            starts_B, continues_B = starts_B[wanted], continues_B[wanted]
+        starts = starts_B.tolist()
         for start in starts:
             self.tokens.prefetch(start, start + self.sequence + 1)
+        windows = np.empty((len(starts), self.sequence + 1), dtype=np.int64)
         for row, start in enumerate(starts):
             windows[row] = self.tokens.read(start, start + self.sequence + 1)
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
-        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT, continues)
+        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT, continues_B)
 
     def state(self) -> dict[str, int]:
         """The position, for `restore` of a loader over the same tokens with the same settings."""

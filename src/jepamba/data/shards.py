@@ -5,14 +5,14 @@ Header: magic 20240520, version 1, token count, zeros.
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ CHECKED_AT_OPENING = 1 << 16
 """Tokens at a shard's start that are checked when it is opened, so that the wrong tokenizer is found out early."""
 _CHECKED_AT_ONCE = 1 << 24
 _ADVISED = sys.platform == "linux"
-"""Whether the system is told which parts of a mapped file will be read; on others these words have other meanings."""
+"""Whether the system can be told which parts of a file will be read."""
 
 
 def _header(count: int) -> bytes:
@@ -65,8 +65,66 @@ def write_bytes(path: Path, *parts: bytes) -> None:
             raise
 
 
-def open_shard(path: str | Path, vocab_size: int, whole: bool = False) -> NDArray[np.uint16]:
-    """The tokens (N,) of a shard, read-only and mapped from the file.
+class Shard:
+    """The tokens of one shard file, read when they are asked for: `shard[start:stop]` is an array (N,).
+
+    Read, not mapped: a system ends a process that touches mapped pages of a file cut short (SIGBUS), and counts what
+    was read of it as the process's memory. The file stays open, so that it may be deleted or replaced by another in
+    the middle of a run; one that is written to is refused.
+    """
+
+    def __init__(self, path: Path, descriptor: int, count: int) -> None:
+        self.path, self._descriptor, self._count = path, descriptor, count
+        self._opened = _version(descriptor)
+        weakref.finalize(self, os.close, descriptor)
+        if _ADVISED:
+            # Windows come from anywhere: what lies around them is not wanted, and `prefetch` says what is.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint16]:
+        """A slice of step 1. Raises `UserError` naming the file if it can no longer be read or is not what it was."""
+        start, stop, step = part.indices(self._count)
+        if step != 1:
+            raise ValueError(f"a slice of step {step} of a shard")
+        try:
+            raw = self._bytes(HEADER_BYTES + 2 * start, 2 * max(0, stop - start))
+            changed = len(raw) != 2 * max(0, stop - start) or _version(self._descriptor) != self._opened
+        except OSError as error:
+            raise UserError(f"{self.path}: the shard can no longer be read ({error.strerror})") from error
+        if changed:
+            raise UserError(
+                f"{self.path}: the shard was changed while it was in use; put back the one that the run started with"
+            )
+        return np.frombuffer(raw, dtype="<u2")
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Have the system begin to read tokens `start` to `stop`, without waiting for them."""
+        if _ADVISED:
+            os.posix_fadvise(self._descriptor, HEADER_BYTES + 2 * start, 2 * (stop - start), os.POSIX_FADV_WILLNEED)
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        """`count` bytes of the file, fewer where it ends before."""
+        parts, missing = [], count
+        while missing:
+            part = os.pread(self._descriptor, missing, offset)
+            if not part:
+                break
+            parts.append(part)
+            offset, missing = offset + len(part), missing - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _version(descriptor: int) -> tuple[int, int]:
+    """What changes when an open file is written to: its size and the time of its last change."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def open_shard(path: str | Path, vocab_size: int, whole: bool = False) -> Shard:
+    """The tokens of a shard file.
 
     Arguments: `vocab_size`, which every token must lie below; `whole`: look at every token now. Otherwise at the first
     ones only, so that opening a hundred gigabytes takes no time; `Tokens` looks at each that it reads. Raises
@@ -75,32 +133,29 @@ def open_shard(path: str | Path, vocab_size: int, whole: bool = False) -> NDArra
     file = Path(path)
     with open_untrusted(file, "the shard") as stream:
         size, raw = os.fstat(stream.fileno()).st_size, stream.read(HEADER_BYTES)
-    if len(raw) < HEADER_BYTES:
-        raise UserError(f"{path}: not a shard: {size} bytes, shorter than its header of {HEADER_BYTES}")
-    magic, version, count = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))
-    if magic != MAGIC:
-        raise UserError(f"{path}: not a shard: it starts with {magic} instead of the magic number {MAGIC}")
-    if version != VERSION:
-        raise UserError(f"{path}: shard version {version}; this program reads version {VERSION}")
-    if count <= 0:
-        raise UserError(f"{path}: the header says {count} tokens; a shard has at least one")
-    if size != HEADER_BYTES + 2 * count:
-        raise UserError(
-            f"{path}: the header says {count} tokens, that is {HEADER_BYTES + 2 * count} bytes, but the file has {size}"
-        )
-    try:
-        tokens = np.memmap(file, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be mapped ({error.strerror}); too many files? see `ulimit -n`") from error
-    if _ADVISED:
-        # Windows come from anywhere: what lies around them is not wanted, and `prefetch` says what is.
-        _mapping(tokens).madvise(mmap.MADV_RANDOM)
+        if len(raw) < HEADER_BYTES:
+            raise UserError(f"{path}: not a shard: {size} bytes, shorter than its header of {HEADER_BYTES}")
+        magic, version, count = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))
+        if magic != MAGIC:
+            raise UserError(f"{path}: not a shard: it starts with {magic} instead of the magic number {MAGIC}")
+        if version != VERSION:
+            raise UserError(f"{path}: shard version {version}; this program reads version {VERSION}")
+        if count <= 0:
+            raise UserError(f"{path}: the header says {count} tokens; a shard has at least one")
+        if size != HEADER_BYTES + 2 * count:
+            raise UserError(
+                f"{path}: the header says {count} tokens, that is {HEADER_BYTES + 2 * count} bytes, but the file has "
+                f"{size}"
+            )
+        try:
+            descriptor = os.dup(stream.fileno())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be kept open ({error.strerror}); see `ulimit -n`") from error
+    shard = Shard(file, descriptor, count)
     for start in range(0, count if whole else min(count, CHECKED_AT_OPENING), _CHECKED_AT_ONCE):
         stop = start + (_CHECKED_AT_ONCE if whole else CHECKED_AT_OPENING)
-        prefetch(tokens, start, min(stop, count))
-        check_tokens(tokens[start:stop], vocab_size, str(path), start)
-        release(tokens)
-    return tokens
+        check_tokens(shard[start:stop], vocab_size, str(path), start)
+    return shard
 
 
 def check_tokens(tokens: NDArray[np.uint16], vocab_size: int, name: str, start: int) -> None:
@@ -112,24 +167,6 @@ def check_tokens(tokens: NDArray[np.uint16], vocab_size: int, name: str, start: 
         f"{name}: token {tokens[worst]} at position {start + worst}, but the tokenizer has {vocab_size} symbols; use "
         "the tokenizer that the shards were made with"
     )
-
-
-def prefetch(tokens: NDArray[np.uint16], start: int, stop: int) -> None:
-    """Have the system begin to read tokens `start` to `stop` of an opened shard, without waiting for them."""
-    if _ADVISED and isinstance(tokens, np.memmap):
-        begin = (HEADER_BYTES + 2 * start) // mmap.PAGESIZE * mmap.PAGESIZE
-        _mapping(tokens).madvise(mmap.MADV_WILLNEED, begin, HEADER_BYTES + 2 * stop - begin)
-
-
-def release(tokens: NDArray[np.uint16]) -> None:
-    """Give back the memory that reading an opened shard took; what was read stays in the system's cache."""
-    if _ADVISED and isinstance(tokens, np.memmap):
-        _mapping(tokens).madvise(mmap.MADV_DONTNEED)
-
-
-def _mapping(tokens: np.memmap[Any, Any]) -> mmap.mmap:
-    assert isinstance(tokens.base, mmap.mmap)
-    return tokens.base
 
 
 class ShardWriter:

@@ -11,39 +11,34 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.data.shards import check_tokens, prefetch, release
+from jepamba.data.shards import Shard, check_tokens
 from jepamba.text.tokenizers import Tokenizer
 
 _AT_ONCE = 1 << 22
-_PAGES = 1 << 16
-"""Bytes that a read maps beyond its own: the system maps a file's cached neighbourhood along with a page."""
-_MAPPED_AT_MOST = 1 << 26
-"""Bytes of shards that may lie in memory before they are given back."""
 
 
 class Tokens:
     """Shards as one stream, with the tokenizer that made them.
 
-    Arguments: `shards`, arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the tokens were
-    made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode to (others
-    than `text_bytes` where the tokenizer normalises).
+    Arguments: `shards`, files or arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the
+    tokens were made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode
+    to (others than `text_bytes` where the tokenizer normalises).
     """
 
     def __init__(
         self,
-        shards: Sequence[NDArray[np.uint16]],
+        shards: Sequence[Shard | NDArray[np.uint16]],
         tokenizer: Tokenizer,
         text_bytes: int | None = None,
         recorded_bytes: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_bytes, self.recorded_bytes = text_bytes, recorded_bytes
-        self._shards = [shard for shard in shards if shard.size]
+        self._shards = [shard for shard in shards if len(shard)]
         self._starts = [0]
         for shard in self._shards:
-            self._starts.append(self._starts[-1] + shard.size)
+            self._starts.append(self._starts[-1] + len(shard))
         self._decoded_bytes: int | None = None
-        self._mapped = 0
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -65,7 +60,9 @@ class Tokens:
     def prefetch(self, start: int, stop: int) -> None:
         """Say that tokens `start` to `stop` will be read soon: the system fetches them meanwhile."""
         for index, first, last in self._pieces(start, stop):
-            prefetch(self._shards[index], first, last)
+            shard = self._shards[index]
+            if isinstance(shard, Shard):
+                shard.prefetch(first, last)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Shard, first token in it and the token after the last, for each shard of `start` to `stop`."""
@@ -79,13 +76,9 @@ class Tokens:
 
     def _of_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
         shard = self._shards[index]
-        part = np.asarray(shard[start:stop])
-        check_tokens(part, self.tokenizer.vocab_size, str(getattr(shard, "filename", "the tokens")), start)
-        self._mapped += part.nbytes + _PAGES
-        if self._mapped > _MAPPED_AT_MOST:
-            for mapped in self._shards:
-                release(mapped)
-            self._mapped = 0
+        part = shard[start:stop]
+        name = str(shard.path) if isinstance(shard, Shard) else "the tokens"
+        check_tokens(part, self.tokenizer.vocab_size, name, start)
         return part
 
     @property

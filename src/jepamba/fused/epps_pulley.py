@@ -30,47 +30,61 @@ ROWS = 256
 
 class _EppsPulley(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_SNM: Tensor, t_K: Tensor, w_K: Tensor) -> Tensor:
-        means = _means_triton if _fits(x_SNM, t_K) else _means
-        cos_KSM, sin_KSM = means(x_SNM, t_K)
-        cos_gap_KSM = cos_KSM - torch.exp(-(t_K**2) / 2)[:, None, None]
+    def forward(ctx: Any, x_SNM: Tensor, t_K: Tensor, w_K: Tensor, sums_SK2M: Tensor, draws: Tensor | int) -> Tensor:
+        means_KS2M = (sums_SK2M / draws).transpose(0, 1)
+        cos_gap_KSM = means_KS2M[:, :, 0] - torch.exp(-(t_K**2) / 2)[:, None, None]
+        sin_KSM = means_KS2M[:, :, 1]
         ctx.save_for_backward(x_SNM, t_K, w_K, cos_gap_KSM, sin_KSM)
+        ctx.draws = draws
         return (w_K[:, None, None] * (cos_gap_KSM**2 + sin_KSM**2)).sum(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x_SNM, t_K, w_K, cos_gap_KSM, sin_gap_KSM = ctx.saved_tensors
         pull = _pull_triton if _fits(x_SNM, t_K) else _pull
-        share_KSM = (2 * w_K * t_K / x_SNM.shape[1])[:, None, None] * grads[0]
-        return pull(x_SNM, t_K, share_KSM * sin_gap_KSM, share_KSM * cos_gap_KSM), None, None
+        share_KSM = (2 * w_K * t_K / ctx.draws)[:, None, None] * grads[0]
+        return pull(x_SNM, t_K, share_KSM * sin_gap_KSM, share_KSM * cos_gap_KSM), None, None, None, None
 
 
 def epps_pulley(
-    x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"], w_K: Float[Tensor, " K"]
+    x_SNM: Float[Tensor, "S N M"],
+    t_K: Float[Tensor, " K"],
+    w_K: Float[Tensor, " K"],
+    sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
+    draws: Tensor | int = 0,
 ) -> Float[Tensor, "S M"]:
     """The statistic of S × M one-dimensional samples of N draws each, no factor N; the knots `t_K` evenly spaced.
 
-    fp32 (or fp64) throughout. Has a gradient by x alone, and no second one.
+    Where x is a part of the sample, the rest being in other micro-batches or on other ranks, `sums_SK2M` are the whole
+    sample's `characteristic_sums` and `draws` its N. The value is then that of the whole, and the gradient that by the
+    part: added up over the parts, they are the gradient by the whole sample. fp32 (or fp64) throughout. Has a gradient
+    by x alone, and no second one.
     """
-    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K))  # type: ignore[no-untyped-call]
+    if sums_SK2M is None:
+        sums_SK2M, draws = characteristic_sums(x_SNM, t_K), x_SNM.shape[1]
+    return cast(Tensor, _EppsPulley.apply(x_SNM, t_K, w_K, sums_SK2M, draws))  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def characteristic_sums(x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"]) -> Float[Tensor, "S K 2 M"]:
+    """Σ_n cos t_k x_n and Σ_n sin t_k x_n, without a gradient: those of a sample are the sum of its parts'."""
+    return _sums_triton(x_SNM, t_K) if _fits(x_SNM, t_K) else _sums(x_SNM, t_K)
 
 
 def _fits(x_SNM: Tensor, t_K: Tensor) -> bool:
     return on_gpu(x_SNM) and x_SNM.dtype == t_K.dtype == torch.float32 and len(t_K) <= MOST_KNOTS and x_SNM.numel() > 0
 
 
-def _means(x_SNM: Tensor, t_K: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean_n cos t_k x_n, mean_n sin t_k x_n), each (K, S, M)."""
+def _sums(x_SNM: Tensor, t_K: Tensor) -> Tensor:
     step = t_K[1] - t_K[0]
     cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
     turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
-    cos_mean, sin_mean = [], []
+    sums = []
     for k in range(len(t_K)):
         if k > 0:
             cos, sin = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-        cos_mean.append(cos.mean(1))
-        sin_mean.append(sin.mean(1))
-    return torch.stack(cos_mean), torch.stack(sin_mean)
+        sums.append(torch.stack([cos.sum(1), sin.sum(1)], dim=1))
+    return torch.stack(sums, dim=1)
 
 
 def _pull(x_SNM: Tensor, t_K: Tensor, a_KSM: Tensor, b_KSM: Tensor) -> Tensor:
@@ -86,8 +100,8 @@ def _pull(x_SNM: Tensor, t_K: Tensor, a_KSM: Tensor, b_KSM: Tensor) -> Tensor:
     return result
 
 
-def _means_triton(x_SNM: Tensor, t_K: Tensor) -> tuple[Tensor, Tensor]:
-    """`_means` by the kernel: x is read once."""
+def _sums_triton(x_SNM: Tensor, t_K: Tensor) -> Tensor:
+    """`_sums` by the kernel: x is read once."""
     from jepamba.fused import epps_pulley_kernels as kernels
 
     samples, draws, directions = x_SNM.shape
@@ -99,8 +113,7 @@ def _means_triton(x_SNM: Tensor, t_K: Tensor) -> tuple[Tensor, Tensor]:
         kernels.sums_kernel[(blocks, parts, samples)](
             x_SNM.contiguous(), t_K.contiguous(), sums, draws, directions, rows, K=len(t_K), **SUMS
         )
-    means_KS2M = (sums.sum(0) / draws).transpose(0, 1)
-    return means_KS2M[:, :, 0], means_KS2M[:, :, 1]
+    return sums.sum(0)
 
 
 def _pull_triton(x_SNM: Tensor, t_K: Tensor, a_KSM: Tensor, b_KSM: Tensor) -> Tensor:

@@ -16,10 +16,26 @@ from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Draw, sigreg
 from jepamba.model import LanguageModel, State
+from jepamba.model.loss import Losses
+from jepamba.ranks import ALONE, Ranks
+
+
+class Shares(NamedTuple):
+    """What part a batch is of that over which the losses are means: a step, on all ranks. Scalars where z lies."""
+
+    token: Tensor
+    """Its share of the targets."""
+    pairs_K: Tensor
+    """In the whole: positions with a target k further in the same document (see `document_pairs`)."""
+    sigreg: Tensor
+    """What the sample that it is tested in counts in the mean of the step's samples."""
+    draws: Tensor
+    """Size N of that sample."""
 
 
 class Terms(NamedTuple):
-    """The loss terms of one pass, unweighted, and their weighted sum."""
+    """The loss terms of one pass, unweighted, and their weighted sum. Of a part of the whole they are its parts of the
+    whole's, but SIGReg, which is of a whole sample on each rank that has a part of it."""
 
     total: Tensor
     token: Tensor
@@ -49,23 +65,34 @@ def objective(
     lam: Float[Tensor, ""],
     drawn: Draw | None,
     state: State | None = None,
+    *,
+    shares: Shares | None = None,
+    sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Terms, State]:
     """All loss terms of one batch, and the model's state after it; it starts from `state`, if that is given.
 
     `lam` is λ now, `drawn` what SIGReg drew (needed where its weight is not 0). A latent term with weight 0 is not
-    computed and reads 0.
+    computed and reads 0. `shares`: this batch is a part of a step; `total` is then what to add to the step's loss, and
+    `lam` has to be λ times what the batch's sample counts. `sums_SK2M`: see `sigreg`.
     """
     h_BTD, state = model(tokens_BT, reset_BT, state)
     losses = model.loss(h_BTD, targets_BT, config.z_loss)
+    if shares is not None:
+        losses = Losses(*(value * shares.token for value in losses))
     zero = losses.ce.new_zeros(())
     jepa = statistic = zero
     if heads is not None:
         z_BTE = heads.project(h_BTD)
         if config.weight > 0:
             detach = config.detach_targets
-            jepa = prediction_error(heads.step, heads.steps, z_BTE, reset_BT, detach_targets=detach)
+            pairs_K = None if shares is None else shares.pairs_K
+            jepa = prediction_error(heads.step, heads.steps, z_BTE, reset_BT, detach_targets=detach, pairs_K=pairs_K)
         if config.sigreg_weight > 0:
             assert drawn is not None
-            statistic = sigreg(z_BTE, config, drawn)
+            draws = None if shares is None else shares.draws
+            statistic = sigreg(z_BTE, config, drawn, ranks=ranks, draws=draws, sums_SK2M=sums_SK2M)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
+    if shares is not None:
+        statistic = shares.sigreg * statistic
     return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic), state

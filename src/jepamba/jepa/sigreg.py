@@ -8,11 +8,16 @@ characteristic function lies from that of N(0, 1):
 with φ_k = e^{−t_k²/2} and w_k = φ_k times the trapezoid weight of the knot, doubled because the integrand is even and
 the knots cover one side. For a perfect Gaussian its mean is Σ_k w_k (1 − φ_k²) / N, not zero: the sampling floor.
 
+The statistic is not linear in its sample, so what the sample is matters. By default it is a *pass*, the micro-batches
+that all ranks have at once: the sums of cosines and sines go over the ranks. With `sigreg_sample = "step"` it is the
+whole step: a pass without gradients finds the sums, and the passes that follow add up the gradients.
+
 Legend: B batch, T time, E latent width, S samples that are tested apart, N draws of a sample, M directions, K knots.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,7 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.config import Jepa
-from jepamba.fused.epps_pulley import epps_pulley
+from jepamba.fused.epps_pulley import characteristic_sums, epps_pulley
+from jepamba.ranks import ALONE, Ranks
 
 
 def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -42,22 +48,47 @@ class Draw(NamedTuple):
     """Indices of the timesteps or positions that are tested; None: all of them."""
 
 
-def draw(config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int) -> Draw:
+def draw(
+    config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int, *, of: float = 0.0, rank: int = 0
+) -> Draw:
     """Directions and subset for latents of `shape` (B, T) and `width`.
 
     `seed` and `step` decide them, so a run resumed at `step` repeats them; with `sigreg_fixed` the directions are the
-    same at every step.
+    same at every step. `of`: the B windows are a part of a sample of so many (0: they are all of it), that of `rank`.
+    Directions and timesteps are the same for all parts.
     """
     seed_now = _seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0)
     directions_EM = _directions(width, config.sigreg_projections, seed_now)
-    per_timestep = config.sigreg_pool == "timestep"
-    rows = shape[1] if per_timestep else shape[0] * shape[1]
-    count = config.sigreg_timesteps if per_timestep else config.sigreg_samples
-    chosen = None
-    if 0 < count < rows:
-        of_subset = torch.Generator().manual_seed(_seed_of(seed, step + 1, 1))
-        chosen = torch.randperm(rows, generator=of_subset)[:count].sort().values
+    windows, sequence = shape
+    count = tested(config, windows, sequence, of or windows)
+    if config.sigreg_pool == "timestep":
+        chosen = _subset(sequence, config.sigreg_timesteps or sequence, _seed_of(seed, step + 1, 1))
+    elif config.sigreg_sample == "micro":
+        chosen = _subset(windows * sequence, count, _seed_of(seed, step + 1, 1 + rank))
+    else:
+        # Whoever has a window tests the same timesteps of it.
+        chosen = _subset(sequence, count // windows, _seed_of(seed, step + 1, 1))
+        if chosen is not None:
+            chosen = (sequence * torch.arange(windows).unsqueeze(1) + chosen).flatten()
     return Draw(directions_EM, chosen)
+
+
+def tested(config: Jepa, windows: int, sequence: int, of: float) -> int:
+    """How many draws `windows` of `sequence` tokens bring into a sample that has `of` windows in all."""
+    if config.sigreg_pool == "timestep":
+        return windows
+    if not 0 < config.sigreg_samples < of * sequence:
+        return windows * sequence
+    if config.sigreg_sample == "step":
+        return windows * math.ceil(config.sigreg_samples / of)
+    return max(1, round(config.sigreg_samples * windows / of))
+
+
+def _subset(of: int, count: int, seed: int) -> Tensor | None:
+    """`count` of the numbers below `of`, in order; None for all of them."""
+    if count >= of:
+        return None
+    return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
 @lru_cache(1)
@@ -79,13 +110,37 @@ def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) 
     return (z_NE if chosen is None else z_NE.index_select(0, chosen)).float().unsqueeze(0)
 
 
-def sigreg(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, ""]:
-    """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype."""
+def sigreg(
+    z_BTE: Float[Tensor, "B T E"],
+    config: Jepa,
+    drawn: Draw,
+    *,
+    ranks: Ranks = ALONE,
+    draws: Tensor | None = None,
+    sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
+) -> Float[Tensor, ""]:
+    """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype.
+
+    With several `ranks`, or with `sums_SK2M` (the `sigreg_sums` of the whole sample, where it is more than this pass),
+    z is a part of a sample of `draws` in all. Every part's value is then the whole's; the gradient by z is that of the
+    whole's statistic, so no rank has to send it on: gradients of the weights are to be added over the parts.
+    """
     with torch.autocast(z_BTE.device.type, enabled=False):
-        z_SNE = samples(z_BTE, config, drawn.chosen)
-        x_SNM = z_SNE @ drawn.directions_EM
-        statistic = epps_pulley(x_SNM, *knots(config, z_BTE.device)).mean()
-        return statistic * z_SNE.shape[1] if config.sigreg_scale_n else statistic
+        x_SNM = samples(z_BTE, config, drawn.chosen) @ drawn.directions_EM
+        t_K, w_K = knots(config, z_BTE.device)
+        if sums_SK2M is None and ranks.size > 1:
+            sums_SK2M = ranks.sum_(characteristic_sums(x_SNM.detach(), t_K))
+        of = x_SNM.shape[1] if draws is None else draws
+        statistic = epps_pulley(x_SNM, t_K, w_K, sums_SK2M, of).mean()
+        return statistic * of if config.sigreg_scale_n else statistic
+
+
+@torch.no_grad()
+def sigreg_sums(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, "S K 2 M"]:
+    """What z adds to the sums of cosines and sines of the sample that it is a part of."""
+    with torch.autocast(z_BTE.device.type, enabled=False):
+        x_SNM = samples(z_BTE, config, drawn.chosen) @ drawn.directions_EM
+        return characteristic_sums(x_SNM, knots(config, z_BTE.device)[0])
 
 
 def _seed_of(seed: int, step: int, stream: int) -> int:

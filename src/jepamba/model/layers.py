@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
+from jepamba.fused.fp8 import Factor, Weight8, fp8_linear
+from jepamba.fused.fp8_mlp import fp8_mlp
 from jepamba.fused.norms import relu2_norm, rms
-from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
+from jepamba.gpu import on_gpu
+from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
 class Gridded(nn.Module):
@@ -69,6 +72,7 @@ class Gridded(nn.Module):
         self.leaves = {}
         for name, parameter in self.named_parameters(recurse=False):
             value = self.weight(name)
+            self.settle_further(name, value)
             if name in self._kept:
                 self._kept[name].copy_(value)
                 continue
@@ -76,6 +80,9 @@ class Gridded(nn.Module):
             # Micro-batches are summed in the master's precision.
             leaf.grad_dtype = parameter.dtype
             self._kept[name] = leaf
+
+    def settle_further(self, name: str, value: Tensor) -> None:
+        """What else the passes need of parameter `name`, whose settled value in fp32 this is."""
 
     def use_settled(self) -> None:
         """Training passes read what `settle` computed, and add to the parameters' gradients, until `release`."""
@@ -128,7 +135,10 @@ def exact_grid() -> Grid:
 
 
 class Linear(Gridded):
-    """y = x Wᵀ without bias, W (out, in) on a grid."""
+    """y = x Wᵀ without bias, W (out, in) on a grid.
+
+    With `fp8`, passes over settled weights multiply in FP8 (`jepamba.fused.fp8`), where the sizes allow it.
+    """
 
     matrices = frozenset({"w"})
 
@@ -144,25 +154,63 @@ class Linear(Gridded):
         self.add("w", value, matrix_grid((outputs, inputs), quant))
         self.weighs = quant.scale == "hessian" and isinstance(self.grids["w"], IntGrid)
         self.watching = False
+        self.fp8 = False
+        self.weight8: Weight8 | None = None
         if self.weighs:
             self.register_buffer("input_power", torch.ones(inputs))
 
     def forward(
         self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
-    ) -> Float[Tensor, "*batch outputs"]:
+    ) -> Float[Tensor, "*batch padded"]:
         """scale · (x Wᵀ), W as this pass has to see it; padded with zeros to `rows` outputs, if that is more.
 
         The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
         """
         self.watch(x)
+        tokens = x.numel() // x.shape[-1]
+        if self.in_one_piece(x) and (scale is None or tokens > x.shape[-1]):
+            from jepamba.fused.linear import settled_linear
+
+            return settled_linear(x, self.weight("w"), scale, rows)
+        w, factor, left = self.factor(tokens, scale, rows)
+        out = F.linear(x, w) if factor is None else fp8_linear(x, factor)
+        return out if left is None else left * out
+
+    def in_one_piece(self, x: Tensor) -> bool:
+        """Whether this pass takes scale, padding and product, and their gradients, as one function on a GPU."""
+        settled = self.training and "w" in self.leaves
+        return settled and not self.in_fp8 and on_gpu(x) and x.dtype == self.leaves["w"].dtype
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether this pass multiplies in FP8, if the sizes allow it."""
+        return self.weight8 is not None and self.training and bool(self.leaves)
+
+    def factor(
+        self, tokens: int, scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
+    ) -> tuple[Float[Tensor, "padded inputs"], Factor | None, Float[Tensor, " outputs"] | None]:
+        """(W scaled and padded, the same in FP8 if the product is to be so, the scale if it is left to be applied)."""
         w = self.weight("w")
-        on_weights = scale is not None and x.numel() // x.shape[-1] > w.shape[1]
+        on_weights = scale is not None and tokens > w.shape[1]
         if scale is not None and on_weights:
             w = (scale.unsqueeze(1) * w).to(w.dtype)
         if rows > w.shape[0]:
             w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
-        out = F.linear(x, w)
-        return out if scale is None or on_weights else scale * out
+        weight8 = self.weight8 if self.in_fp8 else None
+        factor = None if weight8 is None else weight8.factor(w, scale if on_weights else None)
+        return w, factor, None if on_weights else scale
+
+    def settle_further(self, name: str, value: Tensor) -> None:
+        """With `fp8`, the weights of those products: exactly, where they are on a grid that FP8 holds."""
+        if not self.fp8:
+            return
+        if self.weight8 is None:
+            self.weight8 = Weight8.empty(value.shape[0], value.shape[1], value.device)
+        grid, top = self.grids[name], FP8_MAX
+        if isinstance(grid, IntGrid) and grid.groups(value.shape[1]) == 1 and (self.quantized or self.on_grid):
+            # Every row of such a grid has its largest integer somewhere.
+            top = grid.limit if grid.limit <= FP8_INTEGERS else FP8_MAX
+        self.weight8.fill(value, top)
 
     def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
         """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
@@ -188,6 +236,11 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
         """What the MLP adds to the stream: `scale` times its output."""
+        if not self.gated and self.up.in_fp8 and self.down.in_fp8:
+            tokens = x_BTD.shape[:-1].numel()
+            (_, up, _), (_, down, left) = self.up.factor(tokens), self.down.factor(tokens, scale_D)
+            if up is not None and down is not None and left is None:
+                return fp8_mlp(x_BTD, up, down)
         up_BTM = self.up(x_BTD)
         hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)
         out: Tensor = self.down(hidden_BTM, scale_D)

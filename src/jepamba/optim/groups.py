@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,35 +56,46 @@ class Optimizers:
 
     @classmethod
     def build(cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device) -> Optimizers:
-        """Fresh optimizers for the named parameters on `device`. On a GPU Newton–Schulz runs in bf16."""
+        """Fresh optimizers for the named parameters on `device`.
+
+        On a GPU Newton–Schulz runs in bf16, and what the schedule sets are tensors, so that `step` can be captured as a
+        CUDA graph.
+        """
         groups = group_parameters(named, config)
+        on_gpu = device.type == "cuda"
+
+        def scheduled(value: float) -> float | Tensor:
+            return torch.tensor(value, device=device) if on_gpu else value
+
         muon = Muon(
             groups.muon.values(),
-            lr=config.muon_lr,
-            momentum=config.muon_momentum_start,
+            lr=scheduled(config.muon_lr),
+            momentum=scheduled(config.muon_momentum_start),
             steps=config.muon_steps,
             row_norm=config.muon_row_norm,
             weight_decay=config.muon_weight_decay,
-            compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+            compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
         )
         adam = torch.optim.AdamW(
             [
                 {"params": list(groups.adam.values()), "weight_decay": config.adam_weight_decay},
                 {"params": list(groups.adam_no_decay.values()), "weight_decay": 0.0},
             ],
-            lr=config.adam_lr,
+            lr=scheduled(config.adam_lr),
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
             fused=True,
+            capturable=on_gpu,
         )
         return cls(groups, config, muon, adam)
 
     def schedule(self, scale: float, momentum: float) -> None:
         """Set both learning rates to `scale` times their base, and Muon's momentum."""
         for group in self.muon.param_groups:
-            group["lr"], group["momentum"] = self.config.muon_lr * scale, momentum
+            _set(group, "lr", self.config.muon_lr * scale)
+            _set(group, "momentum", momentum)
         for group in self.adam.param_groups:
-            group["lr"] = self.config.adam_lr * scale
+            _set(group, "lr", self.config.adam_lr * scale)
 
     def step(self) -> None:
         """Update every trained parameter from its gradient, then zero the trained ones' gradients where they lie."""
@@ -105,7 +117,10 @@ class Optimizers:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave. Raises `ValueError` on a name or shape that does not fit."""
+        """Put back what `state` gave, into the tensors that are there: a captured graph goes on with them.
+
+        Raises `ValueError` on a name or shape that does not fit.
+        """
         trained = self.trained()
         kinds: dict[str, set[str]] = {}
         for path, value in state.items():
@@ -117,12 +132,16 @@ class Optimizers:
         for name, found in kinds.items():
             if found != ({"momentum"} if name in self.groups.muon else {"exp_avg", "exp_avg_sq", "step"}):
                 raise ValueError(f"optimizer state of {name} is {sorted(found)}, not what its optimizer keeps")
-        for optimizer in (self.muon, self.adam):
-            optimizer.state.clear()
-        for path, value in state.items():
-            key, _, name = path.partition("/")
-            device = torch.device("cpu") if key == "step" and not self._fused_on_gpu(name) else trained[name].device
-            self._of(name).state[trained[name]][key] = value.to(device).clone()
+        for name, p in trained.items():
+            kept = self._of(name).state[p]
+            for key in kept.keys() | kinds.get(name, set()):
+                path = f"{key}/{name}"
+                if path not in state:
+                    kept[key].zero_()
+                elif key in kept:
+                    kept[key].copy_(state[path])
+                else:
+                    kept[key] = state[path].to(p.device, copy=True)
 
     def reset_adam_steps(self) -> None:
         """Adam's step counters back to 0, the moments kept (ghost warm-up as published)."""
@@ -132,5 +151,10 @@ class Optimizers:
     def _of(self, name: str) -> torch.optim.Optimizer:
         return self.muon if name in self.groups.muon else self.adam
 
-    def _fused_on_gpu(self, name: str) -> bool:
-        return self.trained()[name].device.type == "cuda"
+
+def _set(group: dict[str, Any], name: str, value: float) -> None:
+    """Set a scheduled value, in place where it is a tensor."""
+    if isinstance(group[name], Tensor):
+        group[name].fill_(value)
+    else:
+        group[name] = value

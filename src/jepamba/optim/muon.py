@@ -37,15 +37,16 @@ class Muon(torch.optim.Optimizer):
     """Muon over 2-D parameters; matrices of one shape are orthogonalised together.
 
     Nesterov momentum as a running average; with `row_norm` each row of the update is divided by its RMS first; the
-    update is scaled by max(1, R/C)^½; weight decay is decoupled. `momentum` and `lr` may change between steps.
+    update is scaled by max(1, R/C)^½; weight decay is decoupled. `momentum` and `lr` may change between steps; where a
+    step is captured as a CUDA graph they are scalar tensors, which the graph reads.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor],
         *,
-        lr: float,
-        momentum: float,
+        lr: float | Tensor,
+        momentum: float | Tensor,
         steps: int,
         row_norm: bool,
         weight_decay: float,
@@ -77,16 +78,20 @@ class Muon(torch.optim.Optimizer):
                 self._update(same, shape[0], shape[1], group)
 
     def _update(self, params: list[Tensor], rows: int, columns: int, group: dict[str, Any]) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
+        momentum, lr = group["momentum"], group["lr"]
         buffers = [self._buffer(p) for p in params]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        update_SRC = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"])).to(self.compute_dtype)
+        fresh = torch._foreach_mul([p.grad for p in params if p.grad is not None], 1 - momentum)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, fresh)
+        torch._foreach_add_(fresh, torch._foreach_mul(buffers, momentum))
+        update_SRC = torch.stack(fresh).to(self.compute_dtype)
         if group["row_norm"]:
             update_SRC = update_SRC / update_SRC.square().mean(2, keepdim=True).sqrt().clamp_min(EPS)
-        update_SRC = orthogonalize(update_SRC, group["steps"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(params, list(update_SRC.to(params[0].dtype).unbind()), alpha=-scale)
+        update_SRC = orthogonalize(update_SRC, group["steps"]).to(params[0].dtype) * (
+            lr * max(1.0, rows / columns) ** 0.5
+        )
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_sub_(params, list(update_SRC.unbind()))
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of one safetensors file and one JSON file, complete or not there at all.
+"""Checkpoints on disk: a folder of one safetensors file and one JSON file, complete or not there at all.
 
 Nothing in it is a pickle, so loading runs no code. The JSON holds the sha256 of the tensors.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +23,37 @@ from jepamba.untrusted import open_untrusted, read_untrusted
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-_PREFIX = "step-"
+_PREFIX, _BUILDING = "step-", ".building-"
 _MOST_STATE = 1 << 20
 """Bytes of the JSON, which has some hundred."""
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> Path:
     """Write `folder/step-…` and keep the newest `keep`. A crash at any moment leaves the ones before it whole.
 
-    `state` must be JSON. The new folder appears by one rename, after its bytes are on disk.
+    `state` must be JSON. The new folder appears by one rename, after its bytes are on disk. Raises `UserError` if it
+    cannot be written (a full disk, a folder that may not be written to); what was written of it is removed.
     """
     final = folder / f"{_PREFIX}{step:09d}"
-    building = folder / f".building-{step:09d}"
-    for stale in folder.glob(".building-*"):
-        shutil.rmtree(stale)
-    building.mkdir(parents=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
-    complete = {**state, "sha256": _sha256(building / TENSORS)}
-    (building / STATE).write_text(json.dumps(complete, indent=1))
-    for path in (building / TENSORS, building / STATE, building):
-        _sync(path)
-    if final.exists():
-        # A resumed run came to the same step: the one that is there may be the only one, so it is moved, not deleted.
-        final.rename(folder / f".building-{step:09d}-before")
-    building.rename(final)
-    _sync(folder)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    building = folder / f"{_BUILDING}{step:09d}"
+    try:
+        _clear(folder)
+        building.mkdir(parents=True)
+        _write(building, tensors, state)
+        if final.exists():
+            # Never the work of a run, which writes no step twice: a hand that replaces one by another.
+            final.rename(folder / f"{_BUILDING}{step:09d}-before")
+        building.rename(final)
+        _sync(folder)
+        for old in checkpoints(folder)[:-keep]:
+            # Renamed first: what is half deleted must not look like a checkpoint.
+            shutil.rmtree(old.rename(folder / f"{_BUILDING}{old.name}"))
+    except (OSError, SafetensorError) as error:
+        reason = _reason(error)
+        shutil.rmtree(building, ignore_errors=True)
+        raise UserError(f"{final}: cannot write the checkpoint ({reason})") from error
     return final
 
 
@@ -68,6 +74,28 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"{path}: not a complete checkpoint ({reason}); delete it to resume from the one before it"
         ) from None
+
+
+def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Both files, down to the disk."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
+    complete = {**state, "sha256": _sha256(building / TENSORS)}
+    (building / STATE).write_text(json.dumps(complete, indent=1))
+    for path in (building / TENSORS, building / STATE, building):
+        _sync(path)
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the system said, in its own words."""
+    number = error.errno if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
+    number = int(number[1]) if isinstance(number, re.Match) else number
+    return os.strerror(number) if number else " ".join(str(error).split())[:300]
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a crash left of checkpoints that were being written or deleted."""
+    for stale in folder.glob(f"{_BUILDING}*"):
+        shutil.rmtree(stale)
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,10 @@ import torch
 
 from jepamba.config import Train
 from jepamba.errors import UserError
+from jepamba.ranks import local_rank
+
+FP8_CAPABILITY = (8, 9)
+"""The least compute capability that multiplies FP8: NVIDIA Ada."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,36 @@ class Place:
 
 
 def place(config: Train) -> Place:
-    """The device and precision for `config`. Raises `UserError` if a GPU is asked for and there is none."""
+    """The device and precision for `config`; of several GPUs the one whose number is this process's on its machine.
+
+    Raises `UserError` if a GPU is asked for, or FP8, and there is none, or none for this process.
+    """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise UserError("train.device = cuda, but PyTorch sees no GPU; use --train.device auto or cpu")
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     on_gpu = available and config.device != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cpu")
+    if on_gpu:
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
+                "many processes (torchrun --nproc-per-node gpu), or train with --train.device cpu"
+            )
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+    if config.products != "bf16" and (not on_gpu or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
+        found = f"{torch.cuda.get_device_name(device)} has less" if on_gpu else "this run computes on the CPU"
+        raise UserError(
+            f"train.products = {config.products} needs a GPU of compute capability 8.9 or more, and {found}; "
+            "use --train.products bf16"
+        )
     chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     reason = "as asked" if config.precision != "auto" else ("tensor cores" if on_gpu else "exact and resumable")
-    return Place(device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}")
+    products = "" if config.products == "bf16" else f", products in {config.products}"
+    return Place(
+        device, dtype, f"computing on {name} in {chosen} ({reason}){products}; master weights in {config.masters}"
+    )

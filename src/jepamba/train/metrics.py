@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,40 @@ from jepamba.train.tracking import Tracker
 
 class MetricsLog:
     """Appends records to a file, and passes them on to `tracker`. A resumed run first drops the records of steps that
-    it will take again."""
+    it will take again.
+
+    Records that cannot be written, on a full disk, are kept and written with the next one that can.
+    """
 
     def __init__(self, path: Path, tracker: Tracker | None = None) -> None:
         self.path, self.tracker = path, tracker
+        self._waiting: list[bytes] = []
 
     def append(self, kind: str, step: int, **values: Any) -> None:
-        """Add one record; it is in the file when this returns."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """Add one record; it is in the file when this returns, unless the disk is full."""
+        self._waiting.append(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
+        # Losing a run for its log would be worse; who needs the file calls `flush`.
+        with contextlib.suppress(OSError):
+            self.flush()
         if self.tracker is not None:
             self.tracker.log(kind, step, values)
             if values.get("final"):
                 self.tracker.finish()
+
+    def flush(self) -> None:
+        """Write what waits. Raises `OSError` naming the file if it cannot be written; it then ends as it did before."""
+        if not self._waiting:
+            return
+        rest = memoryview(b"".join(self._waiting))
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError as error:
+                file.truncate(end)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._waiting.clear()
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, and a last line that a crash cut short."""
@@ -42,3 +65,16 @@ class MetricsLog:
         replacement = self.path.with_suffix(".tmp")
         replacement.write_text("".join(kept))
         replacement.replace(self.path)
+
+
+class NoLog(MetricsLog):
+    """What a rank has that writes no file."""
+
+    def append(self, kind: str, step: int, **values: Any) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""

@@ -1,138 +1,142 @@
 """One micro-batch: its loss terms, and its gradients added to what is there. On a GPU, a captured graph.
 
-The first pass runs as it is written (and compiles what is to be compiled); then the same work is captured, and every
-later pass is one launch of that graph over tensors that stay where they are: inputs, weights, gradients, sums, and the
-state that is carried from one to the next.
+Legend: S samples of SIGReg, K its knots, M its directions; B, T as everywhere.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from jepamba.data import Batch
-from jepamba.jepa import Draw, Terms, draw, objective
+from jepamba.jepa import Terms, objective, sigreg_sums
 from jepamba.model import State
+from jepamba.train.captured import Captured
+from jepamba.train.inputs import Inputs, StepInputs, sent
 from jepamba.train.session import Session
 
 
-class Inputs(NamedTuple):
-    """All that differs from one micro-batch to the next."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    reset_BT: Tensor | None
-    lam: Tensor
-    """λ, a scalar."""
-    draw: Draw | None
-    """What SIGReg drew."""
-
-    def tensors(self) -> list[Tensor]:
-        """Every tensor, in order."""
-        drawn = () if self.draw is None else self.draw
-        return [value for value in (*self[:-1], *drawn) if value is not None]
-
-    def moved(self, device: torch.device) -> Inputs:
-        """The same on `device`."""
-        drawn = self.draw
-        if drawn is not None:
-            chosen = None if drawn.chosen is None else _sent(drawn.chosen, device)
-            drawn = Draw(_sent(drawn.directions_EM, device), chosen)
-        return Inputs(
-            _sent(self.tokens_BT, device),
-            _sent(self.targets_BT, device),
-            None if self.reset_BT is None else _sent(self.reset_BT, device),
-            _sent(self.lam, device),
+def terms_of(session: Session, inputs: Inputs, sums_SK2M: Tensor | None = None) -> tuple[Terms, State]:
+    """The loss terms of one micro-batch whose inputs lie on the session's device, and the model's state after it."""
+    tokens_BT, targets_BT, reset_BT, lam, drawn, shares = inputs
+    with session.place.autocast():
+        return objective(
+            session.model,
+            session.heads,
+            session.run.jepa,
+            tokens_BT,
+            targets_BT,
+            reset_BT,
+            lam,
             drawn,
+            session.carried,
+            shares=shares,
+            sums_SK2M=sums_SK2M,
+            ranks=session.ranks,
         )
 
 
-def inputs_of(session: Session, batch: Batch, lam: float, index: int) -> Inputs:
-    """The inputs of one micro-batch, on the CPU; `index` numbers micro-batches over the run."""
-    run = session.run
-    drawn = None
-    if session.heads is not None and run.jepa.sigreg_weight > 0:
-        drawn = draw(run.jepa, run.model.dim, (len(batch.inputs_BT), run.data.sequence), run.train.seed, index)
-    reset = batch.reset_BT if run.data.reset else None
-    return Inputs(batch.inputs_BT, batch.targets_BT, reset, torch.tensor(lam), drawn)
-
-
-def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """`value` on `device`, by a copy that need not be waited for."""
-    return value if device.type == "cpu" else value.pin_memory().to(device, non_blocking=True)
-
-
-def terms_of(session: Session, inputs: Inputs) -> tuple[Terms, State]:
-    """The loss terms of one micro-batch whose inputs lie on the session's device, and the model's state after it."""
-    with session.place.autocast():
-        return objective(session.model, session.heads, session.run.jepa, *inputs, session.carried)
-
-
 class MicroPass:
-    """Adds the gradients and the loss terms of micro-batches up, each divided by how many there are in a step."""
+    """Adds the gradients and the loss terms of micro-batches up, each weighed by its share of the step; and what
+    follows them, the clip and the update. On a GPU each of these is a replayed graph."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.sums = torch.zeros(len(Terms._fields), device=session.place.device)
-        self.share = session.run.train.tokens_per_micro / session.run.train.tokens_per_step
         self.captures = session.place.device.type == "cuda" and session.run.train.graph
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: Inputs | None = None
-        self.settling: dict[tuple[bool, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        self.norm = torch.zeros(1, device=session.place.device)
+        """The norm of all gradients together, before the clip."""
+        self.sample_SK2M: Tensor | None = None
+        """With `sigreg_sample = "step"`: the sums of cosines and sines over the step."""
+        self._pass = Fed(self._run, session.place.device, self.captures)
+        self._look = Fed(self._run_look, session.place.device, self.captures)
+        self.clip = Captured(self._clip, self.captures)
+        """Scales all gradients so that their norm is at most `optim.clip`."""
+        self.update = Captured(session.optimizers.step, self.captures)
+        self.settling: dict[tuple[bool, tuple[str, ...]], Captured] = {}
         """By whether the grids are seen, and the widths of the integer ones."""
 
     def settle(self) -> None:
         """Compute the weights of the step's passes, once for all its micro-batches."""
         model, dtype = self.session.model, self.session.place.dtype
         grids = model.quantized, model.quant.widths
-        if grids in self.settling:
-            self.settling[grids].replay()
-            return
-        model.settle(dtype)
-        if self.captures:
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                model.settle(dtype)
-            self.settling[grids] = graph
+        if grids not in self.settling:
+            self.settling[grids] = Captured(lambda: model.settle(dtype), self.captures)
+        self.settling[grids]()
 
-    def __call__(self, inputs: Inputs) -> None:
-        """Add one micro-batch."""
-        inputs_there = inputs.moved(self.session.place.device) if self.inputs is None else self._into(inputs)
-        if self.graph is not None:
-            self.graph.replay()
-        elif self.captures:
-            self._capture(inputs_there)
-        else:
-            self._run(inputs_there)
+    def __call__(self, step: StepInputs) -> None:
+        """Add all of a step's micro-batches."""
+        jepa = self.session.run.jepa
+        if self.session.heads is not None and jepa.sigreg_weight > 0 and jepa.sigreg_sample == "step":
+            self._find_sample(step)
+        for inputs in step:
+            self._pass(inputs)
 
     def _run(self, inputs: Inputs) -> None:
-        terms, after = terms_of(self.session, inputs)
-        (terms.total * self.share).backward()
+        terms, after = terms_of(self.session, inputs, self.sample_SK2M)
+        terms.total.backward()
         self.session.carry(after)
-        self.sums += torch.stack([term.detach().float() for term in terms]) * self.share
+        self.sums += torch.stack([term.detach().float() for term in terms])
 
-    def _into(self, inputs: Inputs) -> Inputs:
-        """Copy into the tensors that the graph reads."""
-        assert self.inputs is not None
-        for there, here in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
-            there.copy_(here.pin_memory(), non_blocking=True)
-        return self.inputs
+    def _find_sample(self, step: StepInputs) -> None:
+        """The sums of the step's whole sample, which the passes that follow pull towards those of a Gaussian."""
+        jepa, session = self.session.run.jepa, self.session
+        if self.sample_SK2M is None:
+            drawn = next(iter(step)).draw
+            assert drawn is not None
+            of = 1
+            if jepa.sigreg_pool == "timestep":
+                of = session.run.data.sequence if drawn.chosen is None else len(drawn.chosen)
+            shape = (of, jepa.sigreg_knots, 2, jepa.sigreg_projections)
+            self.sample_SK2M = torch.zeros(shape, device=session.place.device)
+        self.sample_SK2M.zero_()
+        before = [[value.clone() for value in state] for state in session.carried or []]
+        for inputs in step:
+            self._look(inputs)
+        session.ranks.sum_(self.sample_SK2M)
+        for state, kept in zip(session.carried or [], before, strict=True):
+            for value, old in zip(state, kept, strict=True):
+                value.copy_(old)
 
-    def _capture(self, inputs: Inputs) -> None:
-        """Run this micro-batch, and record the graph for those that follow."""
-        self.inputs = inputs
-        stream = torch.cuda.Stream(self.session.place.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        # What the first pass used is not what the graph will use: its memory is given back.
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._run(inputs)
-        self.graph = graph
+    @torch.no_grad()
+    def _run_look(self, inputs: Inputs) -> None:
+        session = self.session
+        assert self.sample_SK2M is not None
+        assert session.heads is not None
+        assert inputs.draw is not None
+        with session.place.autocast():
+            h_BTD, after = session.model(inputs.tokens_BT, inputs.reset_BT, session.carried)
+            z_BTE = session.heads.project(h_BTD)
+        self.sample_SK2M += sigreg_sums(z_BTE, session.run.jepa, inputs.draw)
+        session.carry(after)
+
+    def _clip(self) -> None:
+        limit = self.session.run.optim.clip
+        parameters = self.session.parameters()
+        self.norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
+
+
+class Fed:
+    """Captured work on one micro-batch after another: a graph for each size of them (a rank has two sizes at most)."""
+
+    def __init__(self, work: Callable[[Inputs], None], device: torch.device, captures: bool) -> None:
+        self.work, self.device, self.captures = work, device, captures
+        self.pool = torch.cuda.graph_pool_handle() if captures else None
+        self._graphs: dict[tuple[torch.Size, ...], tuple[Captured, Inputs]] = {}
+
+    def __call__(self, inputs: Inputs) -> None:
+        """Do the work on `inputs`."""
+        if not self.captures:
+            self.work(inputs.mapped(lambda value: sent(value, self.device)))
+            return
+        shapes = tuple(value.shape for value in inputs.tensors())
+        if shapes not in self._graphs:
+            # Copies: what comes later is written over them.
+            own = inputs.mapped(lambda value: sent(value, self.device).clone())
+            self._graphs[shapes] = Captured(partial(self.work, own), True, self.pool), own
+        captured, own = self._graphs[shapes]
+        for there, here in zip(own.tensors(), inputs.tensors(), strict=True):
+            there.copy_(sent(here, self.device), non_blocking=True)
+        captured()

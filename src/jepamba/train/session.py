@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepamba.config import Run
-from jepamba.data import Ahead, Corpus, Loader
+from jepamba.config import ConfigError, Run
+from jepamba.data import Ahead, Batch, Corpus, Deal, Loader
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
+from jepamba.ranks import ALONE, Ranks
 from jepamba.train.device import Place
 
 
@@ -29,6 +30,8 @@ class Progress:
     """Targets trained on."""
     bytes: int = 0
     """Bytes of text that those targets are."""
+    skipped: int = 0
+    """Steps, of those done, whose update was left out because their loss or gradient was not finite."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Progress:
@@ -42,14 +45,27 @@ class Progress:
 
 
 class Session:
-    """Model, training-only heads, optimizers, loader and counters of one run."""
+    """Model, training-only heads, optimizers, loader and counters of one run; on each of its `ranks` the same.
 
-    def __init__(self, run: Run, corpus: Corpus, place: Place) -> None:
-        self.run, self.corpus, self.place = run, corpus, place
+    Raises `UserError` for more ranks than a step has windows, and for `train.carry_state` on several.
+    """
+
+    def __init__(self, run: Run, corpus: Corpus, place: Place, ranks: Ranks = ALONE) -> None:
+        self.run, self.corpus, self.place, self.ranks = run, corpus, place, ranks
+        if run.train.carry_state and ranks.size > 1:
+            raise ConfigError(
+                f"train.carry_state = true with {ranks.size} processes: each row of windows goes on where it ended, on "
+                "one process; start one, or set train.carry_state = false"
+            )
+        sequence = run.data.sequence
+        self.deal = Deal.of(run.train.tokens_per_step // sequence, run.train.tokens_per_micro // sequence, ranks.size)
+        """How the windows of a step are dealt to micro-batches and ranks."""
         # One seed, drawn on the CPU: the same first weights on every device.
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
-        self.heads = JepaHeads(run.jepa, run.model.dim) if run.jepa.active else None
+        if run.train.products != "bf16":
+            self.model.use_fp8(mixers=run.train.products == "fp8")
+        self.heads = JepaHeads(run.jepa, run.model.dim, ranks) if run.jepa.active else None
         # Only the kept weights: the heads are plain modules, whose passes want fp32.
         masters = torch.bfloat16 if run.train.masters == "bf16" else torch.float32
         self.modules = nn.ModuleDict({"model": self.model})
@@ -68,6 +84,14 @@ class Session:
         if run.train.compile:
             for block in self.model.blocks:
                 block.compile()
+
+    def next_windows(self) -> Batch:
+        """This rank's windows of the next step, those of its first micro-batch first."""
+        return self.loader.next(self.deal.windows, self.deal.of_rank(self.ranks.rank))
+
+    def peek_windows(self) -> Batch:
+        """What `next_windows` will give."""
+        return self.loader.peek(self.deal.windows, self.deal.of_rank(self.ranks.rank))
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter, kept and training-only."""

@@ -11,22 +11,27 @@ from jepamba.data import Batch
 from jepamba.errors import UserError
 from jepamba.jepa import Terms, sigreg_lambda
 from jepamba.optim import learning_rate_scale, muon_momentum
-from jepamba.train.micro import MicroPass, inputs_of, terms_of
+from jepamba.train.inputs import StepInputs, sent
+from jepamba.train.micro import MicroPass, terms_of
 from jepamba.train.session import Session
 
 WATCH_EVERY = 50
 """Steps between looks at how large each matrix's inputs are, where the grids weigh by it; each costs a forward pass."""
 
 
+class NotFiniteError(UserError):
+    """A step whose loss or gradient is not a number: its data is behind the run, its update was left out."""
+
+
 def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
 
-    Losses are means over the micro-batches, `ce` in nats per token. Moves the loader, the weights, the optimizers and
-    the counters (but not the clock). Raises `UserError` before the update if the loss or its gradient is not finite.
+    Losses are means over the step, on all ranks, `ce` in nats per token. Moves the loader, the weights, the optimizers
+    and the counters (but not the clock), and is to be called by all ranks. Raises `NotFiniteError`, on all ranks, if
+    the loss or its gradient is not finite: the step then counts, and all but the counters and the loader is as before.
     """
     session = micro.session
-    run = session.run
-    micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
+    run, ranks = session.run, session.ranks
     scale = learning_rate_scale(run.optim, progress)
     momentum = muon_momentum(run.optim, session.progress.step)
     lam = sigreg_lambda(run.jepa, progress)
@@ -35,26 +40,32 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
         watch(session)
     micro.sums.zero_()
     micro.settle()
+    leave_piles_to_the_chief(session)
+    # Batch norm's, where there is any: what a bad step does to them would outlive it.
+    buffers, position = [value.clone() for value in session.modules.buffers()], session.loader.state()
+    batch = session.next_windows()
     with session.model.settled():
-        for index in range(micro_batches):
-            batch = next_batch(session)
-            micro(inputs_of(session, batch, lam, session.progress.step * micro_batches + index))
-            session.progress.tokens += batch.targets_BT.numel()
-            session.progress.bytes += text_bytes(session, batch)
+        micro(StepInputs(session, batch, lam))
+    ranks.sum_each_([p.grad for p in session.parameters() if p.grad is not None])
     # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
-    norm = clip(session)
-    means = dict(zip(Terms._fields, micro.sums.tolist(), strict=True))
-    grad_norm = norm.item()
-    if not math.isfinite(means["total"] + grad_norm):
-        raise UserError(
-            f"step {session.progress.step + 1}: the loss is {means['total']} and its gradient's norm {grad_norm}, the "
-            "weights are as they were; lower optim.muon_lr or optim.adam_lr and start again"
+    micro.clip()
+    means, grad_norm, text = reduced(micro, text_bytes(session, batch))
+    session.progress.tokens += session.deal.windows * run.data.sequence
+    session.progress.bytes += text
+    total = run.jepa.ce_weight * means["token"] + run.jepa.weight * means["jepa"] + lam * means["sigreg"]
+    session.progress.step += 1
+    if not math.isfinite(total + grad_norm):
+        session.progress.skipped += 1
+        undo(session, buffers)
+        raise NotFiniteError(
+            f"step {session.progress.step}: the loss is {total} and its gradient's norm {grad_norm}, on the "
+            f"{session.deal.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
+            "no update was made"
         )
     session.optimizers.schedule(scale, momentum)
-    session.optimizers.step()
-    session.progress.step += 1
+    micro.update()
     return {
-        "loss": means["total"],
+        "loss": total,
         "ce": means["ce"],
         "z_loss": means["z_loss"],
         "jepa": means["jepa"],
@@ -75,24 +86,51 @@ def set_mode(session: Session, progress: float) -> None:
     session.model.set_quantized(fraction > 0 and progress >= 1.0 - fraction)
 
 
-def next_batch(session: Session) -> Batch:
-    """The next micro-batch of windows; what is carried into it is emptied where it continues nothing."""
-    batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
-    if not batch.continues:
-        session.carry(None)
-    return batch
+def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
+    """The step's loss terms by name, over all ranks; the gradient's norm; the bytes of all ranks' `text`."""
+    ranks, wide = micro.session.ranks, micro.sums.double()
+    # The statistic of a sample is known to every rank that has a part of it.
+    wide[Terms._fields.index("sigreg")] /= ranks.size
+    summed = ranks.sum_(torch.cat([wide, wide.new_full((1,), float(text))]))
+    *means, everything, norm = torch.cat([summed, micro.norm.double()]).tolist()
+    return dict(zip(Terms._fields, means, strict=True)), norm, int(everything)
+
+
+def undo(session: Session, buffers: list[Tensor]) -> None:
+    """Leave nothing of a step that is not finite: no gradient, the `buffers` as they were, carried states empty."""
+    for p in session.parameters():
+        if p.grad is not None:
+            p.grad.zero_()
+    for value, before in zip(session.modules.buffers(), buffers, strict=True):
+        value.copy_(before)
+    session.carry(None)
+
+
+def leave_piles_to_the_chief(session: Session) -> None:
+    """Gradients that nothing clears (`optim.train_conv` off) are summed over the ranks again with every step: what is
+    there already must be there once."""
+    if not session.ranks.chief:
+        for p in session.optimizers.groups.untrained.values():
+            if p.grad is not None:
+                p.grad.zero_()
 
 
 @torch.no_grad()
 def watch(session: Session) -> None:
-    """Let every matrix note how large its inputs are, on the batch that comes next; nothing else moves."""
-    position, model = session.loader.state(), session.model
-    inputs = inputs_of(session, next_batch(session), 0.0, 0).moved(session.place.device)
-    session.loader.restore(position)
-    model.watch_inputs(True)
-    with session.place.autocast():
-        model(inputs.tokens_BT, inputs.reset_BT)
-    model.watch_inputs(False)
+    """Let every matrix note how large its inputs are, on the windows that come next; nothing else moves.
+
+    On rank 0, and on as many windows as its micro-batches have when it is alone.
+    """
+    model, device = session.model, session.place.device
+    if session.ranks.chief:
+        position = session.loader.state()
+        batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+        session.loader.restore(position)
+        model.watch_inputs(True)
+        with session.place.autocast():
+            model(sent(batch.inputs_BT, device), sent(batch.reset_BT, device) if session.run.data.reset else None)
+        model.watch_inputs(False)
+    session.ranks.take_over_(model.buffers())
 
 
 def text_bytes(session: Session, batch: Batch) -> int:
@@ -101,39 +139,34 @@ def text_bytes(session: Session, batch: Batch) -> int:
     return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
 
 
-def clip(session: Session) -> Tensor:
-    """Scale all gradients so that their global norm is at most `optim.clip`; the norm before that, a scalar."""
-    parameters = session.parameters()
-    limit = session.run.optim.clip
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
-
-
 def term_gradients(session: Session, progress: float) -> dict[str, float]:
-    """The gradient norm of each weighted loss term alone, over the kept parameters, on the batch that comes next.
+    """The gradient norm of each weighted loss term alone, over the kept parameters, on the first pass of the next step
+    (a micro-batch on each rank).
 
-    The data position is put back, and no gradient is kept: the run goes on as if nothing had been measured.
+    The data position stays, and no gradient is kept: the run goes on as if nothing had been measured.
     """
-    run, position = session.run, session.loader.state()
+    run = session.run
     set_mode(session, progress)
     lam = sigreg_lambda(run.jepa, progress)
-    micro_batches = run.train.tokens_per_step // run.train.tokens_per_micro
     buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
-    inputs = inputs_of(session, next_batch(session), lam, session.progress.step * micro_batches)
-    terms, _ = terms_of(session, inputs.moved(session.place.device))
-    session.loader.restore(position)
+    (inputs,) = StepInputs(session, session.peek_windows(), lam, passes=1)
+    terms, _ = terms_of(session, inputs.mapped(lambda value: sent(value, session.place.device)))
     weighted = {
         "grad_ce": run.jepa.ce_weight * terms.token,
         "grad_jepa": run.jepa.weight * terms.jepa,
         "grad_sigreg": lam * terms.sigreg,
     }
-    norms = {name: _norm(term, list(session.model.parameters())) for name, term in weighted.items()}
+    norms = {name: _norm(session, term) for name, term in weighted.items()}
     for name, value in session.modules.named_buffers():
         value.copy_(buffers[name])
     return norms
 
 
-def _norm(term: Tensor, parameters: list[Tensor]) -> float:
+def _norm(session: Session, term: Tensor) -> float:
+    """The norm of the term's gradient by the kept parameters, added up over the ranks."""
     if not term.requires_grad:
         return 0.0
-    grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    return float(sum(grad.double().square().sum().item() for grad in grads if grad is not None) ** 0.5)
+    grads = torch.autograd.grad(term, list(session.model.parameters()), retain_graph=True, allow_unused=True)
+    found = [grad for grad in grads if grad is not None]
+    session.ranks.sum_each_(found)
+    return float(sum(grad.double().square().sum().item() for grad in found) ** 0.5)

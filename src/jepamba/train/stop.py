@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class StopRequest:
@@ -33,9 +33,8 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def raise_if_asked(self) -> None:
-        """Leave by `KeyboardInterrupt` (SIGINT) or `SystemExit(143)` (SIGTERM) if a signal came."""
-        if self.signal == signal.SIGINT:
+    def leave(self) -> NoReturn:
+        """Leave for the signal that came: by `KeyboardInterrupt` (SIGINT) or `SystemExit(143)` (SIGTERM)."""
+        if self.signal != signal.SIGTERM:
             raise KeyboardInterrupt
-        if self.signal is not None:
-            raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + self.signal)

@@ -25,7 +25,7 @@ from jepamba.quant import MAX_WIDTH, MIN_WIDTH, IntGrid
 from jepamba.quant.budget import Option, choose_widths
 from jepamba.quant.entropy import entropy_bits
 from jepamba.train.session import Session
-from jepamba.train.step import next_batch, set_mode
+from jepamba.train.step import set_mode
 
 BATCHES = 8
 """Micro-batches of training text on which the gradients are measured."""
@@ -128,7 +128,7 @@ def fisher(session: Session, progress: float, names: Sequence[str]) -> dict[str,
     values = dict(session.model.named_parameters())
     sums = {name: torch.zeros_like(values[name], dtype=torch.float32) for name in names}
     for _ in range(BATCHES):
-        batch = next_batch(session)
+        batch = session.loader.next(run.train.tokens_per_micro // run.data.sequence)
         with session.place.autocast():
             reset_BT = batch.reset_BT.to(device) if run.data.reset else None
             h_BTD, _ = session.model(batch.inputs_BT.to(device), reset_BT)

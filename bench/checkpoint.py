@@ -1,0 +1,121 @@
+"""What a checkpoint costs the step that it falls on, and the steps during which it is written.
+
+    python bench/checkpoint.py submission-bpe --data.train DIR --data.val DIR --data.tokenizer sp8192.model
+
+Real training steps; every fourth starts a checkpoint, in turn one that is written in a thread, as a run does it, and
+one that is written at once. Prints a table and, last, one JSON line. Options of its own: --bench-checkpoints N (of each
+kind, default 5) and --bench-folder DIR (where they are written; default: a temporary folder). All else is a config
+flag. A step is timed from the end of the one before to the moment when the device has done all its work, and a
+checkpoint that starts in it is in its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from jepamba.config import Run
+from jepamba.data import corpus
+from jepamba.flags import parse_flags, split_flags
+from jepamba.presets import load_preset
+from jepamba.train import resolve
+from jepamba.train.checkpoint import checkpoints, save_checkpoint
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import training_step
+from jepamba.train.writer import CheckpointWriter
+
+BETWEEN = 3
+"""Steps without a checkpoint between two with one."""
+
+
+class Bench:
+    """Steps of one session, timed, with and without checkpoints."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        where = place(run.train)
+        text = corpus(run.data)
+        self.session = Session(resolve(run, text), text, where)
+        self.micro, self.device = MicroPass(self.session), where.device
+        self.folder, self.why = folder, where.why
+        self.calls: list[float] = []
+
+    def step(self, writer: CheckpointWriter | None = None, at_once: bool = False) -> float:
+        """Seconds of one step and of the checkpoint that starts after it, if one does."""
+        start = time.perf_counter()
+        training_step(self.micro, 0.0)
+        session, called = self.session, time.perf_counter()
+        if at_once:
+            save_checkpoint(self.folder, session.progress.step, session.tensors(), session.state(), 2)
+        elif writer is not None:
+            writer.save(session.progress.step, session.tensors(), session.state())
+            self.calls.append(time.perf_counter() - called)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        return time.perf_counter() - start
+
+    def run(self, count: int) -> dict[str, object]:
+        """Medians and worst cases over `count` checkpoints of each kind."""
+        plain, during, at_once = list[float](), list[float](), list[float]()
+        with CheckpointWriter(self.folder, 2, self.device) as writer:
+            # The first makes the memory that the others use again.
+            for _ in range(3):
+                self.step()
+            first = self.step(writer)
+            self._ended(writer)
+            self.calls.clear()
+            for _ in range(count):
+                during.append(self.step(writer))
+                # Those that run while the disk is written to, as many as there are.
+                while writer.busy:
+                    during.append(self.step())
+                self._ended(writer)
+                plain += [self.step() for _ in range(BETWEEN)]
+                at_once.append(self.step(at_once=True))
+                plain += [self.step() for _ in range(BETWEEN)]
+        size = sum(file.stat().st_size for file in checkpoints(self.folder)[-1].iterdir())
+        usual = statistics.median(plain)
+        return {
+            "device": self.why,
+            "checkpoint, MB": size / 1e6,
+            "step, ms": usual * 1e3,
+            "step, slowest without a checkpoint, ms": max(plain) * 1e3,
+            "call that starts a checkpoint, ms": statistics.median(self.calls) * 1e3,
+            "step with a checkpoint or during its writing, ms": statistics.median(during) * 1e3,
+            "the slowest of these, ms": max(during) * 1e3,
+            "steps during writing": len(during) / count,
+            "held up, median, %": 100 * (statistics.median(during) / usual - 1),
+            "held up, all of them together, % of one step": 100 * (sum(during) / usual - len(during)) / count,
+            "first checkpoint's step, ms": first * 1e3,
+            "written at once instead, ms": statistics.median(at_once) * 1e3,
+        }
+
+    def _ended(self, writer: CheckpointWriter) -> None:
+        failure = writer.failure(wait=True)
+        if failure is not None:
+            raise SystemExit(failure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset")
+    parser.add_argument("--bench-checkpoints", type=int, default=5)
+    parser.add_argument("--bench-folder", type=Path)
+    args, flags = parser.parse_known_args()
+    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    with tempfile.TemporaryDirectory(dir=args.bench_folder) as folder:
+        result = Bench(run, Path(folder)).run(args.bench_checkpoints)
+    for name, value in result.items():
+        print(f"{name:56} {value:12.2f}" if isinstance(value, float) else f"{name:56} {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

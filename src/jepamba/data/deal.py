@@ -1,0 +1,44 @@
+"""How the windows of a step are dealt to micro-batches and ranks: as evenly as can be, and in the loader's order.
+
+The windows of a step, and so its losses up to rounding, do not depend on how many ranks there are. A *pass* is what all
+ranks do at once, a micro-batch each; every rank has the same number of them, for what ranks sum within a pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jepamba.errors import UserError
+
+
+@dataclass(frozen=True)
+class Deal:
+    """`windows` of a step, in `passes` of `ranks` micro-batches each, whose sizes differ by one at most."""
+
+    windows: int
+    passes: int
+    ranks: int = 1
+
+    @classmethod
+    def of(cls, windows: int, most: int, ranks: int) -> Deal:
+        """As few passes as give a rank `most` windows of one at most (where `most` is 1, it can be two: no rank is
+        without one). Raises `UserError` for more ranks than windows."""
+        if ranks > windows:
+            raise UserError(
+                f"{ranks} processes, but a step has {windows} windows (train.tokens_per_step / data.sequence) and each "
+                "process needs one: start fewer processes, or raise train.tokens_per_step"
+            )
+        return cls(windows, min(-(-windows // (most * ranks)), windows // ranks), ranks)
+
+    def rows(self, index: int, rank: int) -> range:
+        """Which of the step's windows `rank` has in pass `index`."""
+        slot, slots = index * self.ranks + rank, self.passes * self.ranks
+        return range(slot * self.windows // slots, (slot + 1) * self.windows // slots)
+
+    def of_rank(self, rank: int) -> list[range]:
+        """What `rank` has in each pass."""
+        return [self.rows(index, rank) for index in range(self.passes)]
+
+    def of_pass(self, index: int) -> list[range]:
+        """What each rank has in pass `index`."""
+        return [self.rows(index, rank) for rank in range(self.ranks)]

@@ -1,0 +1,146 @@
+"""A lookout for ranks that are gone: each says that it is there, and on leaving why, so that none waits in vain.
+
+A rank that waits for a sum on a GPU does not notice by itself that another has died, for minutes. A thread of each rank
+therefore counts up in the store that `torchrun` keeps, and looks at the others' counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+
+from jepamba.errors import UserError
+from jepamba.ranks import Ranks
+
+EVERY = 1.0
+"""Seconds between two counts."""
+SILENCE = 30.0
+"""Seconds without a count after which a rank is gone."""
+GRACE = 10.0
+"""Seconds that a rank has to notice by itself, and to end in order, once another is known to have gone."""
+_LOST = 2
+
+
+@contextlib.contextmanager
+def watched(ranks: Ranks) -> Iterator[None]:
+    """While entered, the end of another rank ends this one: with a `UserError` that says which and why where this one
+    notices by itself, else, after `GRACE`, by ending the process with that line and exit code 2."""
+    if ranks.size == 1:
+        yield
+        return
+    lookout = _Lookout(ranks)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        # Agreed upon by all.
+        lookout.leave("")
+        raise
+    except Exception as error:
+        if _broken(error):
+            raise UserError(lookout.missing()) from error
+        lookout.leave(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
+    else:
+        lookout.leave("")
+    finally:
+        lookout.stop.set()
+
+
+class _Lookout:
+    """The thread, and what it knows."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.rank, self.others = ranks.rank, [rank for rank in range(ranks.size) if rank != ranks.rank]
+        self.stop = threading.Event()
+        self._store = self._connected()
+        self._beat(0)
+        # Nobody is missed before it has been there.
+        ranks.told(None)
+        threading.Thread(target=self._watch, name="lookout", daemon=True).start()
+
+    def leave(self, reason: str) -> None:
+        """Say that this rank goes, and why; nothing if in order."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(self._key("left", self.rank), reason or "-")
+
+    def missing(self) -> str:
+        """One line on who is gone and why, some seconds after it was noticed that somebody is."""
+        deadline, before = time.monotonic() + 3 * EVERY, self._counts()
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RuntimeError):
+                if reason := self._said():
+                    return reason
+            time.sleep(0.1)
+        now = self._counts()
+        silent = [rank for rank in self.others if rank not in now or now[rank] == before.get(rank)]
+        return self._gone(silent)
+
+    def _connected(self) -> Any:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(host, port, is_master=False)  # type: ignore[attr-defined]
+
+    def _key(self, what: str, rank: int) -> str:
+        # Not mixed up with what was said before torchrun started the processes anew.
+        return f"lookout/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{what}/{rank}"
+
+    def _beat(self, count: int) -> None:
+        self._store.set(self._key("count", self.rank), str(count))
+
+    def _counts(self) -> dict[int, bytes]:
+        """The others' counts; none if the store is gone, which lives in torchrun or in rank 0."""
+        with contextlib.suppress(RuntimeError):
+            return {rank: self._store.get(self._key("count", rank)) for rank in self.others}
+        return {}
+
+    def _said(self) -> str:
+        """What a rank said that left in trouble; empty: none did."""
+        for rank in self.others:
+            if self._left(rank):
+                reason = self._store.get(self._key("left", rank)).decode()
+                if reason != "-":
+                    return f"rank {rank} ended: {reason}"
+        return ""
+
+    def _left(self, rank: int) -> bool:
+        return bool(self._store.check([self._key("left", rank)]))
+
+    def _gone(self, ranks: list[int]) -> str:
+        named = f"rank {', '.join(map(str, ranks))} is" if ranks else "another rank is"
+        return f"{named} gone without a word (killed, or out of memory?); `jepamba resume` goes on"
+
+    def _watch(self) -> None:
+        count, seen = 0, {rank: (b"", time.monotonic()) for rank in self.others}
+        while not self.stop.wait(EVERY):
+            try:
+                count += 1
+                self._beat(count)
+                reason, now = self._said(), time.monotonic()
+                for rank, value in self._counts().items():
+                    if value != seen[rank][0] or self._left(rank):
+                        seen[rank] = value, now
+                silent = [rank for rank, (_, last) in seen.items() if now - last > SILENCE]
+                if silent and not reason:
+                    reason = self._gone(silent)
+            except RuntimeError:
+                reason = self._gone([0] if self.rank else [])
+            if reason:
+                self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Wait for this rank to end by itself; end it if it does not."""
+        if not self.stop.wait(GRACE):
+            print(f"jepamba: {reason}", file=sys.stderr, flush=True)
+            os._exit(_LOST)
+
+
+def _broken(error: Exception) -> bool:
+    """Whether this is what communication raises when a peer is gone."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in said or "nccl" in said)

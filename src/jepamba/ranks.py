@@ -1,0 +1,283 @@
+"""The processes that train one model together: who this one is, and the few things that they do in concert.
+
+`torchrun` starts them and says so in the environment; without it there is one process, no process group, and every
+method here does nothing, at no cost. Tensors travel by NCCL where they lie on GPUs and by gloo on CPUs. Decisions (to
+stop, to save, what the clock says) travel as JSON over a gloo group of its own, so that no GPU waits for them; on that
+group a rank may work alone for hours, and a peer that dies is noticed at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jepamba.errors import UserError
+
+BUCKET_VALUES = 1 << 24
+"""Values of a flat fp32 bucket in which many small tensors are summed: 64 MiB."""
+FRAME = 512
+"""Bytes of a decision that travel at once; a longer one is sent again, whole."""
+PATIENCE = timedelta(minutes=5)
+"""How long a sum of tensors waits for a rank that does not come."""
+WORK_PATIENCE = timedelta(days=30)
+"""How long a decision does: the others may wait for rank 0 to tokenize, to score, to pack."""
+
+Result = TypeVar("Result")
+
+
+def local_rank() -> int:
+    """Which process of this machine this is, from 0; it takes the GPU of that number."""
+    return _from_environment("LOCAL_RANK", 0)
+
+
+class Ranks:
+    """This process among those that train together: `rank` of `size`, and `local` on its machine.
+
+    Every method that returns or moves something is to be called by all ranks, in the same order.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local: int = 0, decisions: Any = None) -> None:
+        self.rank, self.size, self.local = rank, size, local
+        self._decisions = decisions
+        """The gloo group of decisions; None where there is one process."""
+
+    @property
+    def chief(self) -> bool:
+        """Whether this is the rank that writes files and speaks."""
+        return self.rank == 0
+
+    # Tensors
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace a contiguous `tensor` by its sum over the ranks; the same tensor."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_each_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its sum over the ranks, in fp32, a few flat buckets in all."""
+        if self.size == 1:
+            return
+        # The next bucket is filled while the one before travels.
+        travelling = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([value.detach().reshape(-1).float() for value in bucket])
+            travelling.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in travelling:
+            work.wait()
+            parts = flat.split([value.numel() for value in bucket])
+            torch._foreach_copy_(bucket, [part.view_as(value) for part, value in zip(parts, bucket, strict=True)])
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, differentiable: where each rank adds its own part of the loss, the gradient of what
+        went into the sum is the sum of all ranks' gradients by it."""
+        return cast(Tensor, _Summed.apply(tensor, self)) if self.size > 1 else tensor  # type: ignore[no-untyped-call]
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """Every rank's `tensor`, which has the same shape on all of them, stacked: (size, *shape)."""
+        if self.size == 1:
+            return tensor.unsqueeze(0)
+        everyone = tensor.new_empty(self.size * tensor.numel())
+        dist.all_gather_into_tensor(everyone, tensor.contiguous().view(-1))
+        return everyone.view(self.size, *tensor.shape)
+
+    def take_over_(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite every tensor with rank 0's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def handed_out(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rank 0's named CPU tensors, on every rank; what the others give is passed over."""
+        if self.size == 1:
+            return dict(tensors)
+        kinds = [(name, list(value.shape), str(value.dtype).partition(".")[2]) for name, value in tensors.items()]
+        found = {}
+        for name, shape, kind in self.shared(kinds):
+            value = tensors[name].contiguous() if self.chief else torch.empty(shape, dtype=getattr(torch, kind))
+            dist.broadcast(value, 0, group=self._decisions)
+            found[name] = value
+        return found
+
+    def check_equal(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise `RuntimeError` if a named tensor is not the same, bit for bit, on all ranks (by a checksum)."""
+        if self.size == 1:
+            return
+        everyone = self.told(torch.stack([_checksum(value) for value in tensors.values()]).tolist())
+        for rank, sums in enumerate(everyone):
+            for name, here, there in zip(tensors, everyone[0], sums, strict=True):
+                if here != there:
+                    raise RuntimeError(f"{name} is not the same on rank 0 and on rank {rank}")
+
+    # Decisions
+
+    def told(self, value: Any) -> list[Any]:
+        """Every rank's `value`, which must be JSON, by rank."""
+        if self.size == 1:
+            return [value]
+        own = _encoded(value)
+        frames = self._all_frames(_framed(own, FRAME))
+        most = max(_size(frame) for frame in frames)
+        if most > FRAME:
+            frames = self._all_frames(_framed(own, most))
+        return [_decoded(frame) for frame in frames]
+
+    def shared(self, value: Any) -> Any:
+        """Rank 0's `value`, which must be JSON, on every rank."""
+        if self.size == 1:
+            return value
+        own = _encoded(value) if self.chief else b""
+        frame = self._chiefs_frame(_framed(own, FRAME))
+        if _size(frame) > FRAME:
+            frame = self._chiefs_frame(_framed(own, _size(frame)))
+        return _decoded(frame)
+
+    def _all_frames(self, frame: Tensor) -> list[Tensor]:
+        frames = [torch.empty_like(frame) for _ in range(self.size)]
+        dist.all_gather(frames, frame, group=self._decisions)
+        return frames
+
+    def _chiefs_frame(self, frame: Tensor) -> Tensor:
+        dist.broadcast(frame, 0, group=self._decisions)
+        return frame
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on some rank."""
+        return any(self.told(flag))
+
+    def chiefly(self, work: Callable[[], Result]) -> Result:
+        """What `work()` gives on rank 0, where alone it is done: JSON. The others wait, however long it takes.
+
+        What goes wrong is raised on rank 0 as it is, and on the others as a `UserError` with the same message.
+        """
+        if self.size == 1:
+            return work()
+        if not self.chief:
+            outcome = self.shared(None)
+            if "error" in outcome:
+                raise UserError(outcome["error"])
+            return cast(Result, outcome["value"])
+        try:
+            value = work()
+        except BaseException as error:
+            # If the others have gone already, what happened here is still what is to be told.
+            with contextlib.suppress(RuntimeError):
+                self.shared({"error": _named(error)})
+            raise
+        self.shared({"value": value})
+        return value
+
+    def machine_by_machine(self, work: Callable[[], Result]) -> Result:
+        """`work()` of this rank; the first rank of each machine goes first, and the others find on its disk what it
+        left there. What goes wrong on one rank is raised there, and as a `UserError` that names it on the others."""
+        if self.size == 1:
+            return work()
+        results: list[Result] = []
+        for first in (True, False):
+            problem: Exception | None = None
+            if (self.local == 0) == first:
+                try:
+                    results.append(work())
+                except Exception as error:
+                    problem = error
+            problems = self.told(None if problem is None else _named(problem))
+            if problem is not None:
+                raise problem
+            for rank, message in enumerate(problems):
+                if message is not None:
+                    raise UserError(f"rank {rank}: {message}")
+        return results[0]
+
+    def barrier(self, seconds: float) -> None:
+        """Wait for all ranks, so many seconds at most. Raises `RuntimeError`, which names the ranks that are missing on
+        rank 0."""
+        if self.size > 1:
+            dist.monitored_barrier(self._decisions, timedelta(seconds=seconds), wait_all_ranks=True)
+
+
+ALONE = Ranks()
+"""One process."""
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """The ranks that `torchrun` started with this one; `ALONE` without `torchrun`.
+
+    Raises `UserError` for an environment that is not torchrun's.
+    """
+    size = _from_environment("WORLD_SIZE", 1)
+    if size == 1:
+        yield ALONE
+        return
+    rank, local = _from_environment("RANK", None), _from_environment("LOCAL_RANK", None)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    yield Ranks(rank, size, local, dist.new_group(backend="gloo", timeout=WORK_PATIENCE))
+    # Not after an error: the others may have gone, and to take leave of them would wait for them.
+    dist.destroy_process_group()
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.sum_(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return ctx.ranks.sum_(grads[0].clone(memory_format=torch.contiguous_format)), None
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(value.numel() for value in bucket) + tensor.numel() > BUCKET_VALUES:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """The sum of the values' bits, read as integers."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(integers).sum(dtype=torch.int64)
+
+
+def _encoded(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _framed(text: bytes, room: int) -> Tensor:
+    """The size of `text` in eight bytes, and as much of it as there is room for."""
+    frame = len(text).to_bytes(8, "little") + text[:room].ljust(room)
+    return torch.frombuffer(bytearray(frame), dtype=torch.uint8)
+
+
+def _size(frame: Tensor) -> int:
+    return int.from_bytes(frame[:8].numpy().tobytes(), "little")
+
+
+def _decoded(frame: Tensor) -> Any:
+    return json.loads(frame[8 : 8 + _size(frame)].numpy().tobytes())
+
+
+def _named(error: BaseException) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _from_environment(name: str, default: int | None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise UserError(
+            f"{name} = {text!r} in the environment: torchrun sets it to a number; unset it, or use torchrun"
+        )
+    return int(text)

@@ -1,0 +1,236 @@
+"""The loop of a run, from its first step to its finished folder: budget, validation, checkpoints, what goes wrong."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jepamba.config import Run
+from jepamba.data import Corpus
+from jepamba.errors import UserError
+from jepamba.evaluate import Score, score_plain
+from jepamba.progress import Progress
+from jepamba.ranks import ALONE, Ranks
+from jepamba.train import widths
+from jepamba.train.checkpoint import checkpoints, load_checkpoint
+from jepamba.train.device import place
+from jepamba.train.finish import ARTIFACT, finish
+from jepamba.train.metrics import MetricsLog, NoLog
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import term_gradients, training_step
+from jepamba.train.stop import StopRequest
+from jepamba.train.tracking import track
+from jepamba.train.writer import CheckpointWriter
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
+
+
+class Loop:
+    """The loop around `training_step`."""
+
+    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: Ranks = ALONE) -> None:
+        self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
+        self.session = Session(run, text, place(run.train), ranks)
+        self.micro = MicroPass(self.session)
+        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.chief else NoLog(out / METRICS)
+        self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.session.place.device)
+        self.restored = False
+        self.saved = -1
+        """The step of the newest checkpoint, be it still being written."""
+        self.validated = ""
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint and forget what was logged after it."""
+        tensors: dict[str, Tensor] = {}
+
+        def newest() -> dict[str, Any]:
+            nonlocal tensors
+            found, state = checkpoints(self.out / CHECKPOINTS), dict[str, Any]()
+            if found:
+                tensors, state = load_checkpoint(found[-1])
+            return state
+
+        state = self.ranks.chiefly(newest)
+        if state:
+            self.session.restore(self.ranks.handed_out(tensors), state)
+            self.restored, self.saved = True, self.session.progress.step
+        self.metrics.rewind(self.session.progress.step)
+        self._event(f"resumed at step {self.session.progress.step}")
+
+    def run_to_end(self) -> dict[str, Any]:
+        """Train until the budget is spent, then pack, score and report."""
+        self._event(self.session.place.why)
+        self.ranks.chiefly(lambda: widths.check(self.session))
+        self.ranks.check_equal(dict(self.session.modules.state_dict()))
+        with StopRequest() as stop, self.writer:
+            if not self.restored and self.run.optim.ghost_steps > 0:
+                self._ghost_warmup()
+            with Progress("training") as report:
+                self._loop(stop, report)
+                # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
+                self._checkpoint()
+                self._answer(stop)
+                self._note_failure(report, wait=True)
+        self.ranks.check_equal(dict(self.session.modules.state_dict()))
+        return self.ranks.chiefly(self._finish)
+
+    def _finish(self) -> dict[str, Any]:
+        self.metrics.flush()
+        for said in widths.fit(self.session, self.out / ARTIFACT):
+            self._event(said)
+        summary = finish(self.session, self.out, self.preset)
+        final = summary["bpb_plain"]
+        self.metrics.append(
+            "val",
+            self.session.progress.step,
+            seconds=self.session.progress.seconds,
+            **{key: final[key] for key in VAL_FIELDS},
+            final=True,
+        )
+        return summary
+
+    def share(self) -> float:
+        """Share of the budget that is spent: of the steps or of the seconds, whichever is further."""
+        budget, done = self.run.train, self.session.progress
+        by_steps = done.step / budget.steps if budget.steps > 0 else 0.0
+        by_time = done.seconds / budget.seconds if budget.seconds > 0 else 0.0
+        return max(by_steps, by_time)
+
+    def _loop(self, stop: StopRequest, report: Progress) -> None:
+        done, budget = self.session.progress, self.run.train
+        clock = saved = time.perf_counter()
+        while (share := self.share()) < 1.0:
+            if budget.terms_every > 0 and done.step % budget.terms_every == 0:
+                self.metrics.append("terms", done.step, **term_gradients(self.session, share))
+            if widths.due(self.session, share):
+                self._choose_widths(share)
+            before = done.tokens
+            record = training_step(self.micro, share)
+            now = time.perf_counter()
+            elapsed, clock = now - clock, now
+            # One clock for all, and a signal to one is a signal to all.
+            told = self.ranks.told([elapsed, stop.signal])
+            stop.signal = next((signal.Signals(number) for _, number in told if number is not None), None)
+            elapsed = told[0][0]
+            done.seconds += elapsed
+            self.metrics.append(
+                "step",
+                done.step,
+                **record,
+                tokens=done.tokens,
+                bytes=done.bytes,
+                epoch=self.session.loader.epoch_float,
+                seconds=done.seconds,
+                tokens_per_s=(done.tokens - before) / elapsed,
+                memory_mb=self.session.place.memory_mb(),
+            )
+            report(self.share(), 1.0, self._caption(record))
+            if budget.val_every > 0 and done.step % budget.val_every == 0 and self.share() < 1.0:
+                self._validate()
+                clock = time.perf_counter()
+            # After the validation: a run resumed from here would not repeat it.
+            if self._checkpoint_due(now - saved):
+                self._checkpoint()
+                saved = time.perf_counter()
+            self._note_failure(report)
+            self._answer(stop)
+
+    def _choose_widths(self, share: float) -> None:
+        """Rank 0 chooses the bits of each tensor, all take them."""
+        model = self.session.model
+        said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.session, share), model.quant.width_of))
+        if not self.ranks.chief:
+            model.set_widths(chosen)
+        self._event(said)
+
+    def _caption(self, record: dict[str, float]) -> str:
+        done = self.session.progress
+        bpb = record["ce"] / math.log(2) * done.tokens / max(done.bytes, 1)
+        return (
+            f"step {done.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
+            f"sigreg {record['sigreg']:.4f}{self.validated}"
+        )
+
+    def _checkpoint_due(self, since: float) -> bool:
+        every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
+        by_steps = every > 0 and self.session.progress.step % every == 0
+        return by_steps or (seconds > 0 and since >= seconds)
+
+    def _checkpoint(self) -> None:
+        """Start writing a checkpoint of this moment, if there is none: rank 0 has all that is to be kept."""
+        step = self.session.progress.step
+        if self.saved != step and self.ranks.chief:
+            self.writer.save(step, self.session.tensors(), self.session.state())
+            self.saved = step
+
+    def _note_failure(self, report: Progress, wait: bool = False) -> None:
+        """Say it if a checkpoint could not be written; the ones before it are whole, and the run goes on."""
+        failure = self.writer.failure(wait)
+        if failure is not None:
+            self.saved = -1
+            said = f"{failure}; training goes on, {self._newest()}"
+            report.say(f"jepamba: {said}")
+            self._event(said)
+
+    def _answer(self, stop: StopRequest) -> None:
+        """If a signal came: a checkpoint, and the end. Raises `UserError` if that checkpoint cannot be written."""
+        asked = stop.signal
+        if asked is not None:
+            self.ranks.chiefly(lambda: self._last_checkpoint(asked.name))
+            stop.leave()
+
+    def _last_checkpoint(self, why: str) -> None:
+        self._checkpoint()
+        failure = self.writer.failure(wait=True)
+        if failure is not None:
+            raise UserError(f"{failure}; stopped by {why} nevertheless, {self._newest()}")
+
+    def _newest(self) -> str:
+        found = checkpoints(self.out / CHECKPOINTS)
+        return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
+
+    def _validate(self) -> None:
+        score = self.ranks.chiefly(lambda: asdict(self._score()))
+        done = self.session.progress
+        kept = {key: score[key] for key in VAL_FIELDS}
+        self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
+        self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
+
+    def _score(self) -> Score:
+        return score_plain(
+            self.session.model,
+            self.session.corpus.val,
+            self.run.data.sequence,
+            reset=self.run.data.reset,
+            limit=self.run.train.val_tokens,
+            tokens_per_batch=self.run.eval.tokens_per_batch,
+        )
+
+    def _ghost_warmup(self) -> None:
+        """Steps that prime the optimizers' moments (and compile what is compiled); then all else goes back."""
+        session = self.session
+        tensors = {name: value.clone() for name, value in session.tensors().items()}
+        state = copy.deepcopy(session.state())
+        for _ in range(self.run.optim.ghost_steps):
+            training_step(self.micro, 0.0)
+        moments = {name: value.clone() for name, value in session.optimizers.state().items()}
+        for parameter in session.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        session.restore(tensors, state)
+        if self.run.optim.ghost_keep_moments:
+            session.optimizers.restore(moments)
+            session.optimizers.reset_adam_steps()
+        self._event(f"ghost warm-up of {self.run.optim.ghost_steps} steps")
+
+    def _event(self, what: str) -> None:
+        self.metrics.append("event", self.session.progress.step, what=what)

@@ -1,0 +1,181 @@
+"""Runs as real processes that real signals meet: forked from a server that has imported everything once.
+
+Each process writes down the windows that it trains on, step by step, so that a test can compare what was seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SECONDS = 90.0
+"""How long anything may take."""
+
+
+PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
+
+
+class Running:
+    """`jepamba WORDS` in `size` processes as torchrun would start them, each saying what it says into `folder`.
+
+    Arguments: `environment`, to be set in each; `setup`, the path of a Python function `module:function` that is called
+    first in each, to prepare a fault.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        size: int = 1,
+        environment: Mapping[str, str] | None = None,
+        setup: str = "",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.processes = []
+        for rank in range(size):
+            variables = dict(environment or {})
+            if size > 1:
+                variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            process = context.Process(target=_main, args=(list(words), folder, rank, variables, setup))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = SECONDS) -> list[int]:
+        """The exit codes, by rank; minus the signal's number where one ended a process."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
+        if late:
+            self.signal(signal.SIGKILL)
+        assert not late, f"ranks {late} still ran after {seconds:.0f} s: {self.said()}"
+        return [process.exitcode or 0 for process in self.processes]
+
+    def wait_for(self, path: Path, lines: int = 1) -> None:
+        """Until `path` has so many lines."""
+        deadline = time.monotonic() + SECONDS
+        while not path.exists() or path.read_bytes().count(b"\n") < lines:
+            if time.monotonic() > deadline or all(process.exitcode is not None for process in self.processes):
+                self.signal(signal.SIGKILL)
+                raise AssertionError(f"{path} has no {lines} lines: {self.said()}")
+            time.sleep(0.005)
+
+    def signal(self, number: signal.Signals, *ranks: int) -> None:
+        """Send a signal to some ranks, or to all that live."""
+        for process in [self.processes[rank] for rank in ranks] or self.processes:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, number)
+
+    def said(self, rank: int = 0) -> str:
+        """What a rank wrote to standard output and standard error, in all its lives."""
+        return (self.folder / f"said-{rank}.txt").read_text()
+
+
+def seen(folder: Path) -> dict[int, list[str]]:
+    """The windows of every step, as hashes of their tokens, that count: what a later life did again replaces it.
+
+    Windows of all ranks together, in the order of the ranks.
+    """
+    steps: dict[int, dict[int, list[str]]] = {}
+    for path in sorted(folder.glob("seen-*.txt")):
+        rank = int(path.stem.removeprefix("seen-"))
+        for step, windows in _steps(path):
+            steps.setdefault(step, {})[rank] = windows
+    return {step: [w for rank in sorted(ranks) for w in ranks[rank]] for step, ranks in sorted(steps.items())}
+
+
+def records(out: Path, kind: str = "step") -> list[dict[str, Any]]:
+    """The records of one kind in the log of a run; a line that a kill cut short is none."""
+    found = []
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["kind"] == kind:
+            found.append(record)
+    return found
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    """The records of all steps, without what follows the clock."""
+    timed = ("seconds", "tokens_per_s", "memory_mb")
+    return [{key: value for key, value in record.items() if key not in timed} for record in records(out)]
+
+
+def _steps(path: Path) -> Iterator[tuple[int, list[str]]]:
+    step, windows = 0, list[str]()
+    for line in path.read_text().splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind == "step":
+            if step:
+                yield step, windows
+            step, windows = int(rest), []
+        elif step:
+            windows += rest.split()
+    if step:
+        yield step, windows
+
+
+def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str], setup: str) -> None:
+    os.environ.update(environment)
+    said = os.open(folder / f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    _record(folder / f"seen-{rank}.txt")
+    # A report takes longer than these runs, and is no part of them.
+    from jepamba.study import html
+
+    html.write_report = lambda out: out  # type: ignore[assignment]
+    if setup:
+        module, _, name = setup.partition(":")
+        getattr(__import__(module), name)()
+    from jepamba.cli import main
+
+    sys.exit(main(words))
+
+
+def _record(path: Path) -> None:
+    """Write down the windows of every batch that is taken, and before them the step that takes them."""
+    from jepamba.data import Ahead
+    from jepamba.train import loop
+
+    file = path.open("a", buffering=1)
+    take, train = Ahead.next, loop.training_step
+
+    def taken(self: Any, *arguments: Any) -> Any:
+        batch = take(self, *arguments)
+        rows = [inputs.numpy().tobytes() + targets.numpy().tobytes() for inputs, targets in _rows(batch)]
+        file.write("windows " + " ".join(hashlib.sha256(row).hexdigest()[:16] for row in rows) + "\n")
+        return batch
+
+    def trained(micro: Any, *arguments: Any) -> Any:
+        file.write(f"step {micro.session.progress.step + 1}\n")
+        return train(micro, *arguments)
+
+    Ahead.next, loop.training_step = taken, trained  # type: ignore[method-assign]
+
+
+def _rows(batch: Any) -> Iterator[tuple[Any, Any]]:
+    return zip(batch.inputs_BT, batch.targets_BT, strict=True)

@@ -1,0 +1,113 @@
+"""What ranks do in concert, in real processes over gloo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from jepamba.errors import UserError
+from jepamba.ranks import ALONE, Ranks, joined
+from spawn import together
+
+
+def concert(ranks: Ranks) -> dict[str, Any]:
+    """One of each thing that ranks do; what came of it."""
+    rank, size = ranks.rank, ranks.size
+    found: dict[str, Any] = {"who": (rank, size, ranks.local, ranks.chief)}
+    own = torch.arange(4.0) + rank
+    found["sum"] = ranks.sum_(own.clone()).tolist()
+    # More than a bucket in all, in two precisions, and not all contiguous.
+    many = [torch.full((3000, 3000), rank + 1.0), torch.full((3, 5), rank + 1.0).T, torch.ones(9_000_000).bfloat16()]
+    ranks.sum_each_(many)
+    found["sum each"] = [(float(value.min()), float(value.max()), value.dtype) for value in many]
+    leaf = own.clone().requires_grad_()
+    # Each rank adds a part of the loss that weighs the sum differently.
+    ((rank + 1) * ranks.summed(leaf)).square().sum().backward()
+    assert leaf.grad is not None
+    found["summed gradient"] = leaf.grad.tolist()
+    found["gathered"] = ranks.gathered(own.view(2, 2)).tolist()
+    taken = torch.full((3,), float(rank))
+    ranks.take_over_([taken])
+    found["taken over"] = taken.tolist()
+    handed = ranks.handed_out({"a/b": torch.eye(2), "n": torch.tensor(7)} if ranks.chief else {})
+    found["handed out"] = {name: value.tolist() for name, value in handed.items()}
+    found["told"] = ranks.told({"rank": rank, "text": "é" * (500 * rank)})
+    found["shared"] = ranks.shared([rank, None, "x" * 700])
+    found["any"] = [ranks.any(rank == size - 1), ranks.any(False)]
+    found["chiefly"] = ranks.chiefly(lambda: {"by": rank})
+    turns: list[int] = []
+    found["machine"] = ranks.machine_by_machine(lambda: (turns.append(rank), rank)[1])
+    ranks.barrier(60.0)
+    ranks.check_equal({"same": torch.ones(5), "whole": torch.arange(3)})
+    return found
+
+
+def mistakes(ranks: Ranks) -> list[str]:
+    """What goes wrong on one rank, as each rank is told."""
+
+    def wrong() -> None:
+        raise UserError("config.toml: no such run")
+
+    def broken() -> None:
+        if ranks.rank == 1:
+            raise OSError("disk gone")
+
+    found = []
+    different = {"equal": torch.ones(5), "weights": torch.full((5,), 1.0 + 1e-6 * (ranks.rank == 1))}
+    for attempt in (
+        lambda: ranks.chiefly(wrong),
+        lambda: ranks.machine_by_machine(broken),
+        lambda: ranks.check_equal(different),
+    ):
+        try:
+            attempt()
+        except Exception as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_ranks_do_in_concert(size: int) -> None:
+    results = together(size, concert)
+    total = [sum(i + r for r in range(size)) for i in range(4)]
+    weights = sum((r + 1) ** 2 for r in range(size))
+    ranks = sum(range(1, size + 1))
+    for rank, found in enumerate(results):
+        assert found["who"] == (rank, size, rank, rank == 0)
+        assert found["sum"] == total
+        assert found["sum each"] == [
+            (ranks, ranks, torch.float32),
+            (ranks, ranks, torch.float32),
+            (size, size, torch.bfloat16),
+        ]
+        assert found["summed gradient"] == [2 * weights * value for value in total]
+        assert found["gathered"] == [[[r, r + 1.0], [r + 2.0, r + 3.0]] for r in range(size)]
+        assert found["taken over"] == [0.0] * 3
+        assert found["handed out"] == {"a/b": [[1.0, 0.0], [0.0, 1.0]], "n": 7}
+        assert found["told"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
+        assert found["shared"] == [0, None, "x" * 700]
+        assert found["any"] == [True, False]
+        assert found["chiefly"] == {"by": 0}
+        assert found["machine"] == rank
+
+
+def test_what_goes_wrong_on_one_rank_is_told_to_all() -> None:
+    first, second = together(2, mistakes)
+    assert first == [
+        "UserError: config.toml: no such run",
+        "UserError: rank 1: OSError: disk gone",
+        "RuntimeError: weights is not the same on rank 0 and on rank 1",
+    ]
+    assert second == ["UserError: config.toml: no such run", "OSError: disk gone", first[2]]
+
+
+def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as ranks:
+        assert ranks is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="RANK"), joined():
+        pass

@@ -1,0 +1,113 @@
+"""A whole run on several processes: by torchrun itself, resumed on other numbers of them, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Running, records, seen
+from tiny import preset, text_file, tiny
+
+from jepamba.config import Run, with_settings
+from jepamba.train.checkpoint import checkpoints
+
+TERMS = ("loss", "ce", "z_loss", "jepa", "sigreg", "grad_norm")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Six steps with everything that ranks have to agree on: widths, validation, terms, resets, an exact SIGReg."""
+    small = tiny(text_file(tmp_path_factory.mktemp("text")))
+    return with_settings(
+        small,
+        {
+            "train.steps": 6,
+            "train.tokens_per_step": 32 * 5,
+            "train.tokens_per_micro": 32 * 5,
+            "train.val_every": 2,
+            "train.val_tokens": 300,
+            "train.terms_every": 3,
+            "train.checkpoint_every": 3,
+            "quant.large": 256,
+            "quant.budget_bytes": 16000,
+            "quant.qat_fraction": 0.4,
+            "optim.ghost_steps": 1,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what one process did: `run`, its run."""
+    folder = tmp_path_factory.mktemp("alone")
+    started = Running(["train", preset(folder, run), "--out", str(folder / "run"), "--json"], folder)
+    assert started.wait() == [0], started.said()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what torchrun with two processes did."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "jepamba", "train", preset(folder, run), "--out", str(folder / "run"), "--json"]
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    # One process speaks.
+    printed = json.loads(done.stdout)
+    assert printed["steps"] == 6
+    assert printed["out"] == str(folder / "run")
+    return folder
+
+
+def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Equal losses up to rounding, equal data."""
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a["tokens"], a["bytes"], a["epoch"]) == (b["tokens"], b["bytes"], b["epoch"])
+        for term in TERMS:
+            # Rounding to a grid makes much of a little: not so before the grids are seen.
+            assert a[term] == pytest.approx(b[term], rel=1e-3 if a["step"] < 4 else 2e-2, abs=1e-6), (a["step"], term)
+
+
+def test_torchrun_trains_as_one_process_does(alone: Path, two: Path) -> None:
+    same(records(two / "run"), records(alone / "run"))
+    assert {path.name for path in (two / "run").iterdir()} - {"report.html"} == {
+        path.name for path in (alone / "run").iterdir()
+    } - {"report.html"}
+    for kind in ("val", "terms", "event"):
+        ours, theirs = records(two / "run", kind), records(alone / "run", kind)
+        assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for ours, theirs in zip(records(two / "run", "val"), records(alone / "run", "val"), strict=True):
+        assert ours["bpb"] == pytest.approx(theirs["bpb"], rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_run_of_two_resumes_on_another_number_with_the_same_data(
+    two: Path, alone: Path, tmp_path: Path, size: int
+) -> None:
+    shutil.copytree(two / "run", tmp_path / "run")
+    for name in ("artifact.jepa", "summary.json"):
+        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    before = [record for record in records(tmp_path / "run") if record["step"] <= 3]
+    started = Running(["resume", str(tmp_path / "run")], tmp_path, size)
+    assert started.wait() == [0] * size, started.said()
+    assert records(tmp_path / "run")[:3] == before
+    same(records(tmp_path / "run"), records(two / "run"))
+    # The very windows of each step, whoever read them.
+    ours, theirs = seen(tmp_path), seen(alone)
+    for step in (4, 5, 6):
+        assert set(theirs[step]) == set(ours[step])
+    assert all(started.said(rank) == "" for rank in range(1, size))
+
+
+def test_a_mistake_ends_all_processes_with_its_line(run: Run, two: Path, tmp_path: Path) -> None:
+    started = Running(["train", preset(tmp_path, run), "--out", str(two / "run")], tmp_path, 2)
+    assert started.wait() == [2, 2]
+    assert "already holds a run" in started.said(0)

@@ -1,0 +1,174 @@
+"""The training step on several ranks is the step of one: data, losses, gradients, weights; real processes over gloo."""
+
+from __future__ import annotations
+
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import torch
+
+from jepamba.config import Run, from_dict, with_settings
+from jepamba.data import corpus
+from jepamba.errors import UserError
+from jepamba.jepa.heads import PositionNorm
+from jepamba.ranks import Ranks
+from jepamba.train import resolve
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import term_gradients, training_step
+from spawn import together
+
+STEPS = 3
+# Seven windows, which no number of ranks but seven deals evenly, all of them in one pass.
+ONE_PASS = {"train.tokens_per_step": 7 * 24, "train.tokens_per_micro": 7 * 24}
+# Twelve windows, two or three to a micro-batch: one rank has six passes, two three, three and four two.
+PASSES = {"train.tokens_per_step": 12 * 24, "train.tokens_per_micro": 2 * 24}
+CASES: dict[str, dict[str, Any]] = {
+    "one pass": ONE_PASS,
+    "batch norm": ONE_PASS | {"jepa.projector": "mlp-batchnorm", "jepa.sigreg_pool": "timestep"},
+    "no latents": PASSES | {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "quant.scale": "hessian"},
+    "exact, timesteps": PASSES
+    | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 5},
+    "exact, positions": PASSES
+    | {"jepa.sigreg_sample": "step", "jepa.sigreg_samples": 40, "jepa.sigreg_scale_n": True, "optim.train_conv": False},
+    "exact, centered": PASSES | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "centered", "data.reset": False},
+}
+TERMS = ("loss", "ce", "z_loss", "jepa", "sigreg", "grad_norm")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A model with everything in it, of the smallest; documents short enough that windows hold several."""
+    folder = tmp_path_factory.mktemp("text")
+    text = folder / "topics.txt"
+    text.write_text("\0".join(body[:50] for _, body in sorted(topics.topics.items())))
+    tiny = from_dict(
+        {
+            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 24, "cache": str(folder / "cache")},
+            "model": {"embed_dim": 8, "dim": 16, "layers": 2, "headdim": 8, "d_state": 4, "chunk": 8, "mlp_mult": 2.0},
+            "jepa": {"steps": 2, "weight": 0.3, "sigreg_weight": 0.2, "sigreg_projections": 8, "sigreg_scale_n": False},
+            "quant": {"qat_fraction": 0.0},
+            "train": {"steps": 9, "threads": 1, "tokens_per_step": 168, "tokens_per_micro": 168},
+        }
+    )
+    corpus(tiny.data)
+    return tiny
+
+
+def stepped(ranks: Ranks, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """Some steps: their records, the norms of the terms' gradients before them, and all tensors after them."""
+    run = with_settings(run, settings)
+    text = corpus(run.data)
+    session = Session(resolve(run, text), text, place(run.train), ranks)
+    micro, found = MicroPass(session), dict[str, Any]()
+    found["norms"] = term_gradients(session, 0.0)
+    found["records"] = [training_step(micro, 0.0) for _ in range(STEPS)]
+    found["progress"] = (session.progress.tokens, session.progress.bytes, session.loader.state())
+    session.ranks.check_equal(dict(session.modules.state_dict()))
+    tensors = {name: value for name, value in session.tensors().items() if ranks.chief or "grad/" not in name}
+    found["tensors"] = {name: value.double().numpy() for name, value in tensors.items() if "rng" not in name}
+    return found
+
+
+def every_case(ranks: Ranks, run: Run) -> dict[str, Any]:
+    """All cases, one after another: a process is costly to start."""
+    return {name: stepped(ranks, run, settings) for name, settings in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(run: Run) -> Any:
+    """What one process does."""
+    return every_case(Ranks(), run)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_step_on_several_ranks_is_the_step_of_one(run: Run, alone: Any, size: int) -> None:
+    for rank, results in enumerate(together(size, every_case, run)):
+        assert isinstance(results, dict), f"rank {rank}: {results}"
+        for name, found in results.items():
+            truth, where = alone[name], f"{name}, rank {rank}"
+            assert found["progress"] == truth["progress"], where
+            # Batch norm of a predictor that starts as a constant, and Adam on biases that it takes out again, make much
+            # of rounding: there the first step is compared (and the norm itself in a test of its own).
+            compared = 1 if name == "batch norm" else STEPS
+            for ours, theirs in list(zip(found["records"], truth["records"], strict=True))[:compared]:
+                for term in TERMS:
+                    assert ours[term] == pytest.approx(theirs[term], rel=2e-4, abs=1e-7), f"{where}, {term}"
+            # A pass is another part of the step on another number of ranks, unless the step is one pass.
+            if name in ("one pass", "batch norm"):
+                assert found["norms"] == pytest.approx(truth["norms"], rel=1e-3, abs=1e-7), where
+            assert found["tensors"].keys() <= truth["tensors"].keys(), where
+            for key, value in found["tensors"].items() if compared == STEPS else ():
+                scale = abs(truth["tensors"][key]).max() + 1e-3
+                assert abs(value - truth["tensors"][key]).max() < 2e-3 * scale, f"{where}, {key}"
+
+
+def test_the_exact_mode_does_not_depend_on_the_micro_batch(run: Run, alone: Any) -> None:
+    """The same step in one pass; and by default the statistic does depend on it."""
+    for name in ("exact, timesteps", "exact, positions", "exact, centered"):
+        whole = stepped(Ranks(), run, CASES[name] | {"train.tokens_per_micro": 12 * 24})
+        parts = alone[name]["records"]
+        for ours, theirs in zip(whole["records"], parts, strict=True):
+            for term in TERMS:
+                assert ours[term] == pytest.approx(theirs[term], rel=2e-4, abs=1e-7), f"{name}, {term}"
+    by_micro = stepped(Ranks(), run, CASES["exact, timesteps"] | {"jepa.sigreg_sample": "micro"})["records"][0]
+    exact = alone["exact, timesteps"]["records"][0]
+    assert by_micro["ce"] == pytest.approx(exact["ce"], rel=1e-5)
+    assert by_micro["jepa"] == pytest.approx(exact["jepa"], rel=1e-5)
+    assert by_micro["sigreg"] > 1.2 * exact["sigreg"]
+
+
+def normed(ranks: Ranks, sizes: list[int]) -> dict[str, Any]:
+    """Batch norm of this rank's part of a sample, and what follows from it; the loss is a sum over all positions."""
+    norm = PositionNorm(6, ranks)
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(sum(sizes), 4, 6, generator=generator)
+    whole = 3 + 2 * torch.randn(sum(sizes), 4, 6, generator=generator)
+    start = sum(sizes[: ranks.rank])
+    own = slice(start, start + sizes[ranks.rank])
+    x = whole[own].clone().requires_grad_()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(6, generator=generator))
+        looked = norm(x)
+    y = norm(x)
+    assert torch.equal(y, looked)
+    (y.square() * weights[own]).sum().backward()
+    assert norm.weight.grad is not None
+    ranks.sum_each_([norm.weight.grad])
+    assert x.grad is not None
+    values = {"y": y, "x": x.grad, "weight": norm.weight.grad, **dict(norm.named_buffers())}
+    return {name: value.detach().tolist() for name, value in values.items()}
+
+
+def test_batch_norm_is_over_all_ranks() -> None:
+    (truth,) = together(1, normed, [6])
+    parts = together(3, normed, [1, 3, 2])
+    for name in ("y", "x"):
+        joined = torch.tensor([row for part in parts for row in part[name]])
+        torch.testing.assert_close(joined, torch.tensor(truth[name]), rtol=1e-4, atol=1e-5)
+    for name in ("weight", "running_mean", "running_var"):
+        for part in parts:
+            torch.testing.assert_close(torch.tensor(part[name]), torch.tensor(truth[name]), rtol=1e-5, atol=1e-5)
+    assert [part["num_batches_tracked"] for part in parts] == [truth["num_batches_tracked"]] * 3 == [1] * 3
+
+
+def refusals(ranks: Ranks, run: Run) -> list[str]:
+    """What asks for more than there is."""
+    found = []
+    for settings in (
+        {"train.tokens_per_step": 24, "train.tokens_per_micro": 24},
+        PASSES | {"train.carry_state": True, "data.shuffle": False},
+    ):
+        with pytest.raises(UserError) as error:
+            stepped(ranks, run, settings)
+        found.append(str(error.value))
+    return found
+
+
+def test_what_cannot_be_dealt_is_refused_in_one_line(run: Run) -> None:
+    for few, carried in together(2, refusals, run):
+        assert "2 processes, but a step has 1 windows" in few
+        assert "train.carry_state = true with 2 processes" in carried
+        assert "\n" not in few + carried

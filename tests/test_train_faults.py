@@ -1,0 +1,207 @@
+"""What goes wrong on real machines, done to real processes: kills, signals, full disks, damaged shards."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jepamba.data import build_corpus
+from jepamba.train.checkpoint import checkpoints, load_checkpoint
+from processes import Running, losses, records, seen
+from tiny import preset, text_file, tiny
+
+STEPS, EVERY = 60, 4
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_file(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing befell: in `out`, and what its process saw and said beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = tiny(text, train__steps=STEPS, train__checkpoint_every=EVERY)
+    assert Running(["train", preset(folder, run), "--out", str(folder / "out")], folder).wait() == [0]
+    return folder
+
+
+def newest(out: Path) -> int:
+    """The step of the newest checkpoint that is whole; 0: there is none."""
+    found = checkpoints(out / "checkpoints")
+    if not found:
+        return 0
+    step: int = load_checkpoint(found[-1])[1]["progress"]["step"]
+    return step
+
+
+def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, whole: Path, tmp_path: Path) -> None:
+    """Killed at moments that a generator chose; `make faults` does it twenty times, and with several ranks."""
+    out, moments = tmp_path / "out", random.Random(0)
+    words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
+    resumed = []
+    for kill in range(3):
+        running = Running(words, tmp_path)
+        running.wait_for(tmp_path / "seen-0.txt", lines=1 + 60 * kill)
+        time.sleep(moments.uniform(0, 0.4))
+        running.signal(signal.SIGKILL)
+        assert running.wait() == [-signal.SIGKILL]
+        assert not (out / "summary.json").exists()
+        resumed.append(newest(out))
+        words = ["resume", str(out)]
+    assert Running(words, tmp_path).wait() == [0]
+    assert [record["what"] for record in records(out, "event") if "resumed" in record["what"]][-1:] == [
+        f"resumed at step {resumed[-1]}"
+    ]
+    assert losses(out) == losses(whole / "out")
+    assert seen(tmp_path) == seen(whole)
+    assert len(seen(whole)) == STEPS
+    assert (out / "artifact.jepa").read_bytes() == (whole / "out" / "artifact.jepa").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_polite_signal_checkpoints_first(
+    text: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "out"
+    run = tiny(text, train__steps=STEPS)
+    running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
+    running.wait_for(out / "metrics.jsonl", lines=5)
+    running.signal(number)
+    assert running.wait() == [code]
+    done = records(out)[-1]["step"]
+    assert 4 <= done < STEPS
+    assert newest(out) == done
+    if number == signal.SIGTERM:
+        assert Running(["resume", str(out)], tmp_path).wait() == [0]
+        assert losses(out) == losses(whole / "out")
+        assert seen(tmp_path) == seen(whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the space that is left on `disk`."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+    return ballast
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_alone(
+    text: Path, whole: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    out = small_disk / "out"
+    running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path)
+    running.wait_for(out / "metrics.jsonl", lines=6)
+    ballast = fill(small_disk)
+    kept = newest(out)
+    deadline = time.monotonic() + 60
+    while "cannot write the checkpoint (No space left on device)" not in running.said():
+        assert time.monotonic() < deadline, running.said()
+        time.sleep(0.01)
+    assert newest(out) >= kept >= 4
+    ballast.unlink()
+    assert running.wait() == [0], running.said()
+    # Not a step and not a record is missing.
+    assert losses(out) == losses(whole / "out")
+    said = [record["what"] for record in records(out, "event")]
+    assert any("cannot write the checkpoint (No space left on device); training goes on" in line for line in said)
+    assert newest(out) == STEPS
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_a_line(
+    text: Path, whole: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    out = small_disk / "out"
+    running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path)
+    running.wait_for(out / "metrics.jsonl", lines=6)
+    ballast = fill(small_disk)
+    assert running.wait() == [2]
+    last = running.said().splitlines()[-1]
+    assert last.startswith("jepamba: ")
+    assert "No space left on device" in last
+    assert newest(out) >= 4
+    ballast.unlink()
+    assert Running(["resume", str(out)], tmp_path).wait() == [0]
+    assert losses(out) == losses(whole / "out")
+    assert seen(tmp_path) == seen(whole)
+
+
+def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_disk: Path, tmp_path: Path) -> None:
+    out = small_disk / "out"
+    run = tiny(text, train__steps=100_000)
+    running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
+    running.wait_for(out / "metrics.jsonl", lines=6)
+    fill(small_disk)
+    running.signal(signal.SIGTERM)
+    assert running.wait() == [2]
+    assert running.said().splitlines()[-1].endswith("stopped by SIGTERM nevertheless, there is no checkpoint yet")
+
+
+@pytest.fixture
+def shards(text: Path, tmp_path: Path) -> Path:
+    build_corpus(tiny(text).data, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("fate", ["cut short", "overwritten"])
+def test_a_shard_that_is_damaged_in_the_middle_ends_the_run_with_its_name(
+    text: Path, shards: Path, tmp_path: Path, fate: str
+) -> None:
+    out = tmp_path / "out"
+    run = tiny(shards, train__steps=100_000, train__checkpoint_every=2)
+    running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
+    running.wait_for(out / "metrics.jsonl", lines=6)
+    shard = shards / "text_train_000000.bin"
+    good = shard.read_bytes()
+    if fate == "cut short":
+        os.truncate(shard, 5000)
+    else:
+        shard.write_bytes(good[:5000] + bytes(len(good) - 5000))
+    assert running.wait() == [2]
+    last = running.said().splitlines()[-1]
+    assert f"{shard}: the shard was changed while it was in use" in last
+    # What was trained until then is kept, and with the shard put back it goes on.
+    assert newest(out) >= 2
+    shard.write_bytes(good)
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace("steps = 100000", "steps = 12"))
+    assert Running(["resume", str(out)], tmp_path).wait() == [0], running.said()
+
+
+def test_a_shard_that_is_deleted_in_the_middle_is_read_to_the_end(text: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = tiny(shards, train__steps=30)
+    running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
+    running.wait_for(out / "metrics.jsonl", lines=5)
+    (shards / "text_train_000000.bin").unlink()
+    assert running.wait() == [0], running.said()
+    # Who starts or resumes without it is told.
+    (out / "summary.json").unlink()
+    assert Running(["resume", str(out)], tmp_path).wait() == [2]
+    assert "text_train_000000.bin" in running.said().splitlines()[-1]

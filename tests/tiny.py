@@ -1,0 +1,58 @@
+"""A run that takes a second: a model of some thousand parameters on twelve topics of Python's language reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+from jepamba.config import Run, from_dict, with_settings
+from jepamba.presets import dump_toml
+
+
+def text_file(folder: Path) -> Path:
+    """The text, NUL-separated, in a new file in `folder`."""
+    path = folder / "topics.txt"
+    path.write_text("\0".join(body for _, body in sorted(topics.topics.items())[:12]))
+    return path
+
+
+def tiny(text: Path, **settings: Any) -> Run:
+    """The run, on `text`, with `settings`, whose dots are written as two underscores."""
+    run = from_dict(
+        {
+            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(text.parent / "cache")},
+            "model": {
+                "embed_dim": 16,
+                "dim": 32,
+                "layers": 2,
+                "headdim": 16,
+                "d_state": 8,
+                "chunk": 16,
+                "mlp_mult": 2.0,
+            },
+            "jepa": {"steps": 2, "sigreg_projections": 8, "weight": 0.1, "sigreg_weight": 0.05},
+            "train": {
+                "steps": 8,
+                "tokens_per_step": 128,
+                "tokens_per_micro": 64,
+                "seed": 3,
+                "checkpoint_seconds": 0.0,
+            },
+            "eval": {
+                "calibrate_tokens": 512,
+                "diagnostics_tokens": 512,
+                "sample_tokens": 4,
+                "prompts": ["The "],
+                "tokens_per_batch": 2048,
+            },
+        }
+    )
+    return with_settings(run, {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def preset(folder: Path, run: Run) -> str:
+    """The path of a preset file in `folder` that holds `run`."""
+    path = folder / "tiny.toml"
+    path.write_text(dump_toml(run), encoding="utf-8")
+    return str(path)
