@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-gpu check clean
+.PHONY: install demo test test-gpu fuzz check clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -27,6 +27,10 @@ test: $(STAMP)
 # On a machine with a CUDA GPU, with the package and its dependencies in PYTHON.
 test-gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest --noconftest tests/gpu
+
+# Mutated files for every reader; what ended badly is named and can be run again (tests/fuzz/__main__.py).
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --replay --out docs/results/fuzz.md
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,18 +1,22 @@
 """The weight codec on an artifact: its size beside the general compressors', what was tried, and how long it takes.
 
-    python bench/codec.py ARTIFACT [--quick]
+    python bench/codec.py ARTIFACT [--quick] [--times] [--jobs N]
 
-Two tables in Markdown, two lines, and last one JSON line. Sizes are bytes of the artifact's blocks; "pooled entropy" is
-the order-0 entropy of all values of a block thrown together, for which no model is counted. Times are of one core. The
-general compressors at their highest levels take minutes on 33 million parameters; `--quick` leaves them out.
+Two tables in Markdown, three lines, and last one JSON line. Sizes are bytes of the artifact's blocks; "pooled entropy"
+is the order-0 entropy of all values of a block thrown together, for which no model is counted. The general compressors
+at their highest levels take minutes on 33 million parameters; `--quick` leaves them out. Sizes are found in N
+processes. Times are of one core, before the processes start; `--times` prints nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +36,24 @@ from jepamba.artifact.streams import Stream, Values
 
 Block = list[tuple[Stream, Values]]
 
-GENERAL = ("lzma", "zstd", "brotli")
+GENERAL = ("brotli", "lzma", "zstd")
 EVERY = (0, 1, 2, OFF)
 NONE = (OFF,)
+
+BLOCKS: list[Block] = []
+SCALES: dict[str, Values] = {}
+
+
+def prepare(path: Path) -> None:
+    """Open the artifact, in this process: its blocks of weights and vectors, and its scales by name."""
+    torch.set_num_threads(1)
+    opened = open_artifact(path)
+    BLOCKS.extend(
+        [(stream, opened.streams[stream.name]) for stream in block.streams]
+        for block in opened.container.blocks
+        if block.streams[0].kind != "u8"
+    )
+    SCALES.update((name, array) for name, array in opened.streams.items() if name.endswith("/scale"))
 
 
 def title(block: Block) -> str:
@@ -57,27 +76,11 @@ def cells(*row: object) -> None:
     print("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |")
 
 
-def compare(blocks: list[Block], quick: bool) -> dict[str, int]:
-    """Every block under every compressor; the best layout of each general one."""
-    names = ("packed", "pooled entropy", "ans", "quick zstd", *(() if quick else GENERAL))
-    cells("block", "values", *names)
-    cells(*["---"] * (len(names) + 2))
-    total = dict.fromkeys(names, 0)
-    for block in blocks:
-        streams, values = [stream for stream, _ in block], [array for _, array in block]
-        sizes = {
-            "packed": sum(stream.packed_bytes for stream in streams),
-            "pooled entropy": round(pooled(block)),
-            "ans": encoded(block),
-            "quick zstd": quick_bytes(streams, values),
-        }
-        for compressor in () if quick else GENERAL:
-            layouts = [codec for name, codec in CODECS.items() if name.startswith(compressor)]
-            sizes[compressor] = min(len(codec.encode(streams, values)) for codec in layouts)
-        cells(title(block), sum(stream.size for stream in streams), *sizes.values())
-        total = {name: total[name] + size for name, size in sizes.items()}
-    cells("all", sum(stream.size for block in blocks for stream, _ in block), *total.values())
-    return total
+def under_codec(block: Block, codec: str) -> int:
+    streams, values = [stream for stream, _ in block], [array for _, array in block]
+    if codec == "quick zstd":
+        return quick_bytes(streams, values)
+    return len(CODECS[codec].encode(streams, values))
 
 
 def static(block: Block) -> float:
@@ -133,6 +136,15 @@ def by_scale(scales: dict[str, Values]) -> Callable[[Stream, Levels, Block], tup
     return context
 
 
+def beside_the_left(stream: Stream, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
+    """Levels in halves, and beside each the size of the left neighbour, in quarters of the largest value."""
+    magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream)))
+    quarter_RC = np.roll(4 * magnitude_RC // (largest(stream) + 1), 1, axis=1).clip(0, 3)
+    rows, columns = (np.rint(classes / 4).astype(np.int64) for classes in (finest.rows_R, finest.columns_C))
+    level_RC = np.clip(finest.base // 4 + rows[:, None] + columns[None], 0, LEVELS // 4 - 1)
+    return 4 * level_RC + quarter_RC, integers_cost(rows, 8) + integers_cost(columns, 8)
+
+
 def in_parts(parts: int) -> Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]:
     """Row classes in quarters, column classes in quarters, anew for each of `parts` parts of the rows."""
 
@@ -180,70 +192,111 @@ def laplace(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 0, np.exp(np.minimum(x, 0)) / 2, 1 - np.exp(-np.maximum(x, 0)) / 2)
 
 
-def variants(block: Block, scales: dict[str, Values]) -> dict[str, float]:
-    """What was tried on a block of weights, in bytes."""
-    plain = WeightCodec(Choices(NONE, NONE, False))
-    levels_only = WeightCodec(Choices(EVERY, EVERY, False))
-    tried: dict[str, float] = {
-        "static histogram per tensor, stored": static(block),
-        "learning histogram per tensor": sum(encoded([one], plain) for one in block),
-        "learning histogram, shared": encoded(block, plain),
-        "row classes": encoded(block, WeightCodec(Choices(EVERY, NONE, False))),
-        "column classes": encoded(block, WeightCodec(Choices(NONE, EVERY, False))),
-        "row and column classes": encoded(block, levels_only),
-        "… in eighths only": encoded(block, WeightCodec(Choices((0,), (0,), False))),
-        "… in quarters only": encoded(block, WeightCodec(Choices((1,), (1,), False))),
-        "… in halves only": encoded(block, WeightCodec(Choices((2,), (2,), False))),
-        "… histograms not shared": sum(encoded([one], levels_only) for one in block),
-        "… rows from their scales, free": under(block, by_scale(scales)),
-        "… columns anew for 2 parts of the rows": under(block, in_parts(2)),
-        "… columns anew for 4 parts of the rows": under(block, in_parts(4)),
-        "… Gaussian instead of histograms": parametric(block, gaussian, (np.pi / 2) ** 0.5),
-        "… Laplace instead of histograms": parametric(block, laplace, 1.0),
-        "row and column classes, prediction": encoded(block),
-    }
-    return tried
+PLAIN = WeightCodec(Choices(NONE, NONE, False))
+LEVELS_ONLY = WeightCodec(Choices(EVERY, EVERY, False))
+TRIED: dict[str, Callable[[Block], float]] = {
+    "pooled entropy": pooled,
+    "static histogram per tensor, stored": static,
+    "learning histogram per tensor": lambda block: sum(encoded([one], PLAIN) for one in block),
+    "learning histogram, shared": lambda block: encoded(block, PLAIN),
+    "row classes": lambda block: encoded(block, WeightCodec(Choices(EVERY, NONE, False))),
+    "column classes": lambda block: encoded(block, WeightCodec(Choices(NONE, EVERY, False))),
+    "row and column classes": lambda block: encoded(block, LEVELS_ONLY),
+    "… in eighths only": lambda block: encoded(block, WeightCodec(Choices((0,), (0,), False))),
+    "… in quarters only": lambda block: encoded(block, WeightCodec(Choices((1,), (1,), False))),
+    "… in halves only": lambda block: encoded(block, WeightCodec(Choices((2,), (2,), False))),
+    "… histograms not shared": lambda block: sum(encoded([one], LEVELS_ONLY) for one in block),
+    "… rows from their scales, free": lambda block: under(block, by_scale(SCALES)),
+    "… in halves, beside the left neighbour's size": lambda block: under(block, beside_the_left),
+    "… columns anew for 2 parts of the rows": lambda block: under(block, in_parts(2)),
+    "… columns anew for 4 parts of the rows": lambda block: under(block, in_parts(4)),
+    "… Gaussian instead of histograms": lambda block: parametric(block, gaussian, (np.pi / 2) ** 0.5),
+    "… Laplace instead of histograms": lambda block: parametric(block, laplace, 1.0),
+    "row and column classes, lines foretold": encoded,
+}
+"""What was tried on blocks of weights, in bytes."""
+
+
+def size_of(block: int, way: str) -> float:
+    """Bytes of a block one way: a name of `TRIED` or of a codec."""
+    return TRIED[way](BLOCKS[block]) if way in TRIED else under_codec(BLOCKS[block], way)
+
+
+def times() -> dict[str, float]:
+    """Seconds of the processor to encode and to decode all blocks."""
+    seconds = {"encode": 0.0, "decode": 0.0}
+    for block in BLOCKS:
+        streams = [stream for stream, _ in block]
+        start = time.process_time()
+        data = WeightCodec().encode(streams, [array for _, array in block])
+        middle = time.process_time()
+        values = WeightCodec().decode(streams, data)
+        seconds["encode"] += middle - start
+        seconds["decode"] += time.process_time() - middle
+        assert all((a == b).all() for a, (_, b) in zip(values, block, strict=True))
+    return seconds
+
+
+def ways(block: Block, quick: bool) -> Iterator[str]:
+    """In which ways the size of a block is found, the slowest first."""
+    if not quick:
+        same = all(stream.bits == 8 for stream, _ in block)
+        general = [
+            name for name in CODECS if name.partition("/")[0] in GENERAL and not (same and name.endswith("/bytes"))
+        ]
+        yield from sorted(general)
+    yield from ("quick zstd", WeightCodec.name)
+    yield from TRIED if block[0][0].kind in ("int", "fp8") else ("pooled entropy",)
+
+
+def tables(found: list[dict[str, float]], quick: bool) -> dict[str, object]:
+    """Print them; what the JSON line says of them."""
+    columns = ("packed", "pooled entropy", "ans", *(("quick zstd",) if quick else GENERAL))
+    cells("block", "values", *columns)
+    cells(*["---"] * (len(columns) + 2))
+    total = dict.fromkeys(columns, 0)
+    for block, by_way in zip(BLOCKS, found, strict=True):
+        sizes = {
+            "packed": sum(stream.packed_bytes for stream, _ in block),
+            **{name: round(min(v for way, v in by_way.items() if way.startswith(name))) for name in columns[1:]},
+        }
+        cells(title(block), sum(stream.size for stream, _ in block), *sizes.values())
+        total = {name: total[name] + size for name, size in sizes.items()}
+    cells("all", sum(stream.size for block in BLOCKS for stream, _ in block), *total.values())
+    print(f"\nans against the best of the others: {total['ans'] / min(total[name] for name in columns[3:]) - 1:+.2%}")
+    print(f"ans against the pooled entropy: {total['ans'] / total['pooled entropy'] - 1:+.2%}\n")
+
+    weights = [i for i, by_way in enumerate(found) if all(name in by_way for name in TRIED)]
+    cells("model", *[title(BLOCKS[i]) for i in weights], "all")
+    cells(*["---"] * (len(weights) + 2))
+    for name in TRIED:
+        row = [round(found[i][name]) for i in weights]
+        cells(name, *row, sum(row))
+    return {"total": total, "blocks": {title(block): by_way for block, by_way in zip(BLOCKS, found, strict=True)}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--quick", action="store_true", help="without lzma, zstd and brotli at their highest levels")
+    parser.add_argument("--times", action="store_true", help="encoding and decoding time only")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    opened = open_artifact(args.artifact)
-    blocks = [
-        [(stream, opened.streams[stream.name]) for stream in block.streams]
-        for block in opened.container.blocks
-        if block.streams[0].kind != "u8"
-    ]
-    total = compare(blocks, args.quick)
-    best = min(total[name] for name in (("quick zstd",) if args.quick else GENERAL))
-    print(f"\nans against the best of the others: {total['ans'] / best - 1:+.2%}")
-    print(f"ans against the pooled entropy: {total['ans'] / total['pooled entropy'] - 1:+.2%}\n")
-
-    weights = [block for block in blocks if block[0][0].kind in ("int", "fp8")]
-    scales = {name: array for name, array in opened.streams.items() if name.endswith("/scale")}
-    columns = [{"pooled entropy": pooled(block), **variants(block, scales)} for block in weights]
-    cells("model", *[title(block) for block in weights], "all")
-    cells(*["---"] * (len(weights) + 2))
-    for name in columns[0]:
-        sizes = [round(column[name]) for column in columns]
-        cells(name, *sizes, sum(sizes))
-
-    times = {"encode": 0.0, "decode": 0.0}
-    for block in blocks:
-        streams = [stream for stream, _ in block]
-        start = time.process_time()
-        data = WeightCodec().encode(streams, [array for _, array in block])
-        middle = time.process_time()
-        values = WeightCodec().decode(streams, data)
-        times["encode"] += middle - start
-        times["decode"] += time.process_time() - middle
-        assert all((a == b).all() for a, (_, b) in zip(values, block, strict=True))
-    count = sum(stream.size for block in blocks for stream, _ in block)
-    print(f"\n{count:,} values: encoded in {times['encode']:.2f} s, decoded in {times['decode']:.2f} s of one core")
-    print(json.dumps({"total": total, "tried": [title(b) for b in weights], "bytes": columns, "seconds": times}))
+    prepare(args.artifact)
+    seconds = times()
+    count = sum(stream.size for block in BLOCKS for stream, _ in block)
+    print(f"{count:,} values: encoded in {seconds['encode']:.2f} s, decoded in {seconds['decode']:.2f} s of one core\n")
+    result: dict[str, object] = {"values": count, "seconds": seconds}
+    if not args.times:
+        largest_first = sorted(range(len(BLOCKS)), key=lambda i: -sum(stream.packed_bytes for stream, _ in BLOCKS[i]))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, mp_context=spawn, initializer=prepare, initargs=(args.artifact,)) as pool:
+            started: dict[tuple[int, str], Future[float]] = {
+                (i, way): pool.submit(size_of, i, way) for i in largest_first for way in ways(BLOCKS[i], args.quick)
+            }
+            found = [{way: f.result() for (j, way), f in started.items() if i == j} for i in range(len(BLOCKS))]
+        result |= tables(found, args.quick)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

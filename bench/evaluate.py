@@ -90,7 +90,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """What `measure` goes by."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--data", required=True)
@@ -100,7 +101,11 @@ def main() -> None:
     parser.add_argument("--sequence", type=int, default=0, help="length of the windows (0: as trained)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens-per-batch", type=int, default=16384)
-    result = measure(parser.parse_args())
+    return parser
+
+
+def main() -> None:
+    result = measure(options().parse_args())
     print(
         f"{result['device']}; torch {result['torch']}; windows of {result['windows']}, trained on "
         f"{result['trained_on_windows']}; medians of {result['rounds']}\n"

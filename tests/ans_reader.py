@@ -106,7 +106,7 @@ class Reading:
 
     def weights(self, stream: Stream, R: int, C: int, top: int, numbers: Any, largest: int) -> list[int]:
         L, N = min(R, C), max(R, C)
-        J = max(1, (1 << 16) // N)
+        J = max(1, min(L // 32, (1 << 16) // N))
         foretold = J < L <= 1024 and bool(self.number(1))
         base, p, q = self.number(7), self.number(2), self.number(2)
         r = self.integers(R, 8) if p < 3 else [0] * R

@@ -290,9 +290,13 @@ def _add_data(top: _Commands) -> None:
             "jepamba data build mytext/ --out shards --tokenizer bpe --vocab 8192",
             "jepamba data build train.jsonl --column body --val val.jsonl --out shards --tokenizer sp8192.model",
             "jepamba data build a.txt.xz b.txt.xz --out shards --tokenizer bytes",
+            "jepamba data build hf://owner/name --column text --out shards",
+            "jepamba data build hf://owner/name/folder --val hf://owner/name/folder:validation --out shards",
         ],
     )
-    build.add_argument("paths", nargs="+", metavar="PATH", help="text files and folders, JSONL, parquet, or `stdlib`")
+    build.add_argument(
+        "paths", nargs="+", metavar="PATH", help="text files and folders, JSONL, parquet, hf://…, or `stdlib`"
+    )
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
     build.add_argument(
         "--tokenizer", default="bpe", metavar="T", help="bpe (trained here), bytes, or a .model (default: bpe)"
@@ -303,6 +307,26 @@ def _add_data(top: _Commands) -> None:
     build.add_argument(
         "--holdout", type=float, default=0.1, metavar="S", help="share kept for validation without --val (default: 0.1)"
     )
+    fineweb = commands.add(
+        "fineweb",
+        "data_fineweb",
+        "Fetch FineWeb as published shards from the Hugging Face hub, with the tokenizer that made them.",
+        [
+            "jepamba data fineweb --variant sp8192 --shards 10 --out fineweb",
+            "jepamba data fineweb --variant bytes --shards 5 --out fineweb-bytes",
+            "jepamba data fineweb --variant sp8192 --shards 80 --out kevclark --repo kevclark/parameter-golf",
+            "HF_ENDPOINT=https://hub.example jepamba data fineweb --shards 10 --out fineweb",
+        ],
+    )
+    fineweb.add_argument(
+        "--variant", choices=("sp8192", "bytes"), default="sp8192", help="pieces or bytes (default: sp8192)"
+    )
+    fineweb.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="training shards of 100 M tokens, 0.2 GB each (default: 1)"
+    )
+    fineweb.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+    fineweb.add_argument("--repo", default="", metavar="OWNER/NAME", help="another repository of the hub")
+    fineweb.add_argument("--revision", default="", metavar="R", help="its branch, tag or commit (default: main)")
     info = commands.add("info", "data_info", "Describe a folder of shards.", ["jepamba data info shards"])
     info.add_argument("dir", type=Path, metavar="DIR")
 

@@ -402,6 +402,8 @@ class Train:
     """Seconds between checkpoints; 0: by steps alone."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    track: Literal["", "trackio", "wandb"] = ""
+    """A dashboard that is shown the metrics beside metrics.jsonl; empty: none."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 1 << 63, f"train.seed = {self.seed}: must lie in 0 … 2^63 − 1")

@@ -28,8 +28,8 @@ from .worker import Tally, show, work
 
 SHARE = 12_500
 """Inputs of each reader that one process takes."""
-STALLED = 60.0
-"""A process that stays on one input for so many seconds is ended."""
+STALLED = 1200
+"""A process that is on one input at so many looks, 50 ms apart, is ended: a minute in which this one could look."""
 
 
 def main() -> int:
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100_000, help="inputs for each reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readers", default=",".join(READERS))
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--replay", action="store_true")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -54,16 +55,15 @@ def main() -> int:
         work(readers, args.seed, start, stop, args.keep, args.replay, position)
         return 0
     started = time.monotonic()
-    cores = os.cpu_count() or 1
-    share = max(1, min(SHARE, -(-args.count // cores)))
+    share = max(1, min(SHARE, -(-args.count // args.jobs)))
     starts = list(range(0, args.count, share)) or [0]
     ranges = [(first, min(first + share, args.count), args.replay and first == 0) for first in starts]
     tallies = {name: Tally() for name in readers}
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(args.jobs) as pool:
         for found in pool.map(lambda job: _process(args, readers, *job), ranges):
             for name, tally in found.items():
                 tallies[name].merge(tally)
-    page = summary(tallies, args.seed, time.monotonic() - started, cores)
+    page = summary(tallies, args.seed, time.monotonic() - started, args.jobs)
     print(page)
     if args.out:
         args.out.write_text(page, encoding="utf-8")
@@ -80,13 +80,12 @@ def _process(args: argparse.Namespace, readers: list[str], start: int, stop: int
         words += ["--range", str(start), str(stop), str(position.fileno())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         process = subprocess.Popen(words, stdout=output, pass_fds=[position.fileno()], env=environment)
-        last, since = b"", time.monotonic()
+        last, looks = b"", 0
         while process.poll() is None:
             time.sleep(0.05)
             at = os.pread(position.fileno(), 200, 0)
-            if at != last:
-                last, since = at, time.monotonic()
-            if time.monotonic() - since > STALLED:
+            last, looks = at, looks + 1 if at == last else 0
+            if looks > STALLED:
                 process.kill()
         output.seek(0)
         if process.returncode == 0:
@@ -97,7 +96,7 @@ def _process(args: argparse.Namespace, readers: list[str], start: int, stop: int
         return {where.partition("/")[0] if where.partition("/")[0] in readers else readers[0]: dead}
 
 
-def summary(tallies: dict[str, Tally], seed: int, seconds: float, cores: int) -> str:
+def summary(tallies: dict[str, Tally], seed: int, seconds: float, jobs: int) -> str:
     """The page of results."""
     rows = []
     for name, tally in tallies.items():
@@ -116,17 +115,18 @@ def summary(tallies: dict[str, Tally], seed: int, seconds: float, cores: int) ->
     today = datetime.datetime.now(datetime.UTC).date()
     return f"""# Hostile files: what the readers did
 
-`make fuzz` (seed {seed}), {today}, {cores} cores, {seconds / 60:.0f} minutes.
+`make fuzz` (seed {seed}), {today}, {jobs} processes, {seconds / 60:.1f} minutes.
 
 | reader | inputs | refused with one line | read, and valid | anything else | slowest | most memory |
 |---|---|---|---|---|---|---|
 {table}
 
 "Anything else" would be an exception other than the program's own refusal, an invalid result, a warning, more than 5
-seconds, memory over twice that of the undamaged file, a process that died, code that was run or imported, or a file
-opened outside the input's folder or for writing. Memory is the process's peak over what it had before the input, by the
-same figure of the undamaged file, 1 MiB added to that for the allocator's pages. An input is made again by its name:
-`python -m tests.fuzz --show NAME`.
+seconds of the processor (or a minute without an end), memory over twice that of the undamaged file, a process that
+died, code that was run or imported, or a file opened outside the input's folder or for writing. Memory is the process's
+peak over what it had before the input, by the same figure of the undamaged file: 2 MiB or what it is, whichever is
+more (the allocator's pages), and twice the bytes by which the input is the larger file. An input is made again by its
+name: `python -m tests.fuzz --show NAME`.
 
 ## The commonest refusals
 

@@ -19,9 +19,10 @@ from jepamba.errors import UserError
 from .readers import Case, Reader
 
 SECONDS = 5.0
-"""A case that takes longer hangs."""
-SLACK = 1 << 20
-"""Bytes that count as taken by the undamaged file besides what it takes: pages and pools of the allocators."""
+"""A case that takes more of the processor's time hangs. (One that only waits is ended by the parent process.)"""
+FLOOR = 2 << 20
+"""Bytes that every undamaged file counts as taking. A peak is measured in pages of the whole process: reading a file of
+4 KB a second time takes nothing new, and the pools of allocators grow by up to a megabyte whenever they choose."""
 ADDRESS_SPACE = 1 << 30
 """Bytes of addresses that a process may ask for besides those it has when it starts: more is an error at once."""
 
@@ -45,7 +46,8 @@ class End:
     bytes: int
     """Memory at its peak, less what there was before."""
     ratio: float = 0.0
-    """That, by what the undamaged file takes (with `SLACK`, and the bytes by which this file is larger)."""
+    """That, by what the undamaged file takes (at least `FLOOR`, and twice the bytes by which this file is larger: a
+    sound one takes itself and what is decoded from it)."""
 
 
 class Guard:
@@ -80,8 +82,8 @@ class Guard:
             end = self._run(case)
         finally:
             self._watching = False
-        size = sum(map(len, case.values()))
-        end = replace(end, ratio=end.bytes / (self.undamaged[seed] + max(0, size - self._sizes[seed]) + SLACK))
+        larger_by = max(0, sum(map(len, case.values())) - self._sizes[seed])
+        end = replace(end, ratio=end.bytes / (max(self.undamaged[seed], FLOOR) + 2 * larger_by))
         if end.kind not in ("refused", "read"):
             return end
         if self._breaches:
@@ -104,7 +106,7 @@ class Guard:
         self.put(case)
         before = _reset_peak()
         self._watching = watching
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -118,7 +120,7 @@ class Guard:
             if isinstance(error, KeyboardInterrupt):
                 raise
             kind, what = "crash", f"{type(error).__name__}: {_class(str(error), self.folder)}"
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         return End(kind, what, seconds, max(0, _peak() - before))
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:

@@ -1,9 +1,9 @@
-"""Mutations: of bytes, and of JSON values. Each takes the random numbers that decide it, and is repeated by them."""
+"""Mutations: of bytes, protobuf messages and JSON values. The random numbers that each takes repeat it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -99,6 +99,53 @@ _BYTES: list[Callable[[Random, bytes, bytes], bytes]] = [
     _flip_bit, _flip_bit, _set_integer, _add_to_integer, _truncate, _drop, _repeat, _insert, _fill, _scramble, _splice,
     _grow,
 ]  # fmt: skip
+
+
+def mutate_fields(random: Random, message: bytes, others: Sequence[bytes]) -> bytes:
+    """A protobuf message after a change of one field: of its bytes, of a field in it, dropped, doubled, or moved."""
+    fields = list(_fields(message))
+    if not fields:
+        return mutate_bytes(random, message, others)
+    at, way = random.randrange(len(fields)), random.random()
+    tag, value = fields[at]
+    if way < 0.7:
+        change = mutate_fields if way < 0.3 and tag & 7 == 2 else mutate_bytes
+        value = change(random, value, others)
+        fields[at] = tag, value if tag & 7 == 2 else value[:8].ljust({1: 8, 5: 4}.get(tag & 7, 1), b"\1")
+    elif way < 0.8:
+        del fields[at]
+    else:
+        fields.insert(random.randrange(len(fields)), fields[at])
+    return b"".join(_varint(tag) + (_varint(len(value)) if tag & 7 == 2 else b"") + value for tag, value in fields)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """(tag, value) of a protobuf message as far as it is one; varints as the bytes they are."""
+    at = 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        start = at
+        if tag & 7 == 2:
+            size, start = _read_varint(message, at)
+            at = start + size
+        else:
+            at = _read_varint(message, at)[1] if tag & 7 == 0 else at + {1: 8, 5: 4}.get(tag & 7, 1)
+        yield tag, message[start:at]
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """The integer at `at`, and where the next thing starts."""
+    value, end = 0, at
+    while end < len(message):
+        value |= (message[end] & 127) << 7 * (end - at)
+        end += 1
+        if message[end - 1] < 128:
+            break
+    return value, end
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value & 127 | 128]) + _varint(value >> 7) if value > 127 else bytes([value])
 
 
 def mutate_json(random: Random, value: Any) -> Any:

@@ -7,6 +7,7 @@ so that the code behind it meets what they changed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
 import zlib
@@ -16,6 +17,7 @@ from random import Random
 from typing import Any, Protocol
 
 import numpy as np
+import sentencepiece
 import torch
 
 from jepamba.artifact import load_artifact, save_artifact
@@ -30,12 +32,12 @@ from jepamba.data import Corpus, Tokens, open_folder, open_shard
 from jepamba.data.folder import META
 from jepamba.data.writer import FolderWriter
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, Tokenizer, train_bpe
+from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from jepamba.train.checkpoint import STATE, TENSORS, load_checkpoint, save_checkpoint
 from jepamba.train.device import place
 from jepamba.train.session import Session
 
-from .mutate import edge, mutate_bytes, mutate_json
+from .mutate import edge, mutate_bytes, mutate_fields, mutate_json
 
 Case = dict[str, bytes]
 TEXT = "The quick brown fox jumps over the lazy dog.\n\nNaïve 日本語, and so on. "
@@ -231,6 +233,34 @@ class ShardReader:
             assert int(tokens.read(0, len(tokens)).max(initial=0)) < opened.tokenizer.vocab_size
 
 
+class TokenizerReader:
+    """A SentencePiece model, given as a file: BPE with byte pieces, and unigram without."""
+
+    name = "tokenizer"
+    file = "a.model"
+
+    def __init__(self, work: Path) -> None:
+        bare = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([TEXT] * 9), model_writer=bare, model_type="unigram", vocab_size=80, minloglevel=2,
+            hard_vocab_limit=False, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+        )  # fmt: skip
+        self.seeds = [{self.file: blob} for blob in (train_bpe([TEXT] * 9, 290).serialize(), bare.getvalue())]
+
+    def mutate(self, random: Random, case: Case, other: Case) -> Case:
+        """See `Reader`."""
+        change = mutate_bytes if random.random() < 0.2 else mutate_fields
+        return {self.file: change(random, case[self.file], [other[self.file]])}
+
+    def read(self, folder: Path) -> None:
+        """See `Reader`."""
+        tokenizer = read_tokenizer(folder / self.file)
+        ids = tokenizer.encode(TEXT)
+        before = np.concatenate(([tokenizer.bos_id], ids[:-1]))
+        assert int(ids.max(initial=0)) < tokenizer.vocab_size
+        assert len(tokenizer.decode(ids, tokenizer.bos_id)) == int(tokenizer.target_bytes(before, ids).sum())
+
+
 class CheckpointReader:
     """A checkpoint's tensors and state, and the session that they are put into."""
 
@@ -282,8 +312,8 @@ def make_reader(name: str, work: Path, model: Path) -> Reader:
     """The reader called `name`; its sound files are made in `work`, `model` is the artifact of the compressed ones."""
     if name == CompressedReader.name:
         return CompressedReader(model)
-    kinds = {kind.name: kind for kind in (ArtifactReader, ShardReader, CheckpointReader)}
+    kinds = {kind.name: kind for kind in (ArtifactReader, ShardReader, TokenizerReader, CheckpointReader)}
     return kinds[name](work)
 
 
-READERS = (ArtifactReader.name, ShardReader.name, CheckpointReader.name, CompressedReader.name)
+READERS = (ArtifactReader.name, ShardReader.name, TokenizerReader.name, CheckpointReader.name, CompressedReader.name)

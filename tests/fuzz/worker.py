@@ -21,8 +21,8 @@ HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 MODEL = CORPUS / "model.jepa"
 """The artifact that compressed files are read with: the kept ones hold its sha256."""
-KEPT = 80
-"""Inputs that are kept for a reader, at most."""
+KEPT_BYTES = 60_000
+"""Of the inputs that are kept for a reader, about."""
 
 
 def make_case(reader: Reader, seed: int, number: int) -> tuple[Case, int]:
@@ -111,12 +111,13 @@ def work(readers: list[str], seed: int, start: int, stop: int, keep: bool, repla
 
 def _keep(reader: str, known: set[str], case: Case, end: End) -> None:
     """Put `case` into the corpus if none there ended alike."""
-    slug = re.sub(r"[^a-z]+", "-", f"{end.kind} {end.what}".lower()).strip("-")[:60].strip("-")
-    if slug in known or len(known) >= KEPT or sum(map(len, case.values())) > 40_000:
+    slug = re.sub(r"[^a-z]+", "-", f"{end.kind} {end.what}".lower())[-60:].strip("-")
+    size = sum(file.stat().st_size for file in (CORPUS / reader).rglob("*") if file.is_file())
+    if slug in known or size > KEPT_BYTES or sum(map(len, case.values())) > KEPT_BYTES // 3:
         return
     known.add(slug)
     folder = CORPUS / reader / slug
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in case.items():
         (folder / name).write_bytes(content)
 

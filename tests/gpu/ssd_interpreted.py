@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jepamba.errors import UserError
 from jepamba.ssd import ssd_chunked
+from jepamba.ssd.triton_segments import segments
 from jepamba.ssd.triton_ssd import ssd_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,6 +21,9 @@ CASES = [
     Case(1, 1, 2, 32, 1, 16, 64, initial=True),
     Case(1, 70, 3, 64, 1, 64, 64, resets=0.05, initial=True, keep=False),
     Case(1, 40, 2, 128, 2, 128, 32, resets=0.05, initial=True),
+    # Long enough for segments.
+    Case(2, 512, 1, 32, 1, 16, 16, keep=False),
+    Case(1, 1024, 2, 32, 1, 16, 16, resets=0.003, initial=True, keep=False),
 ]
 
 
@@ -55,6 +59,14 @@ def test_random_shapes_and_resets(
     worst = errors(case, torch.float32, DEVICE, seed)
     # What is a tiny remainder of large terms (few tokens, everything reset) is held to those terms' rounding instead.
     assert {k: v for k, v in worst.items() if not v < 2e-5} == {}
+
+
+def test_when_sequences_are_cut() -> None:
+    assert segments(10, 16384, 32) == 32
+    assert segments(160, 1024, 32) == 1  # many sequences: enough to do
+    assert segments(10, 16384 + 32, 32) == 1  # no equal parts of whole chunks
+    assert segments(1, 512, 16) == 4
+    assert segments(1, 256, 16) == 1  # two are not worth it
 
 
 def test_gradient_where_dt_is_zero() -> None:

@@ -4,7 +4,7 @@ Every function takes the parsed arguments and returns the exit code.
 """
 
 from jepamba.commands.common import columns, free_folder
-from jepamba.commands.data import data_build, data_info
+from jepamba.commands.data import data_build, data_fineweb, data_info
 from jepamba.commands.inspecting import inspect
 from jepamba.commands.packing import compress, decompress
 from jepamba.commands.sampling import generate
@@ -17,6 +17,7 @@ __all__ = [
     "columns",
     "compress",
     "data_build",
+    "data_fineweb",
     "data_info",
     "decompress",
     "demo",

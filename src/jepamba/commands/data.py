@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from dataclasses import asdict
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from jepamba.commands.common import columns
 from jepamba.errors import UserError
 from jepamba.progress import Progress
+
+if TYPE_CHECKING:
+    from jepamba.data import TokenFolder
 
 
 def data_build(args: Namespace) -> int:
@@ -61,15 +66,42 @@ def data_info(args: Namespace) -> int:
     folder = open_folder(args.dir)
     for split in folder.splits:
         folder.tokens(split, whole=True)
+    return _show(folder, args.json)
+
+
+def data_fineweb(args: Namespace) -> int:
+    """`jepamba data fineweb`: published shards of FineWeb into a folder, checked."""
+    from jepamba.data.fineweb import fetch_fineweb
+
+    args.on_interrupt = "interrupted; the same command goes on with the shards that are missing"
+    with Progress("fetching shards") as report:
+        folder = fetch_fineweb(args.variant, args.shards, args.out, args.repo, args.revision, report)
+    _show(folder, args.json)
+    if "val" not in folder.splits:
+        print("jepamba: no fineweb_val_*.bin there; for training, name other text with --data.val", file=sys.stderr)
+    if not args.json:
+        preset = "submission-byte" if args.variant == "bytes" else "submission-bpe"
+        print(f"\nnext: jepamba train {preset} --data.train {args.out}")
+    return 0
+
+
+def _show(folder: TokenFolder, as_json: bool) -> int:
+    """Print what `folder` holds."""
     kind, size = folder.tokenizer.kind, folder.tokenizer.vocab_size
-    if args.json:
+    if as_json:
         tokenizer = {"kind": kind, "vocab_size": size, "fingerprint": folder.tokenizer.fingerprint}
         splits = {name: asdict(split) for name, split in folder.splits.items()}
-        print(json.dumps({"folder": str(args.dir), "tokenizer": tokenizer, "splits": splits}))
+        print(json.dumps({"folder": str(folder.path), "tokenizer": tokenizer, "splits": splits}))
         return 0
     rows = [
-        [name, f"{s.documents:,}", f"{s.text_bytes:,}", f"{s.tokens:,}", f"{s.text_bytes / max(s.tokens, 1):.2f}"]
-        for name, s in folder.splits.items()
+        [
+            name,
+            "" if split.documents is None else f"{split.documents:,}",
+            "" if split.text_bytes is None else f"{split.text_bytes:,}",
+            f"{split.tokens:,}",
+            "" if split.text_bytes is None else f"{split.text_bytes / max(split.tokens, 1):.2f}",
+        ]
+        for name, split in folder.splits.items()
     ]
     print(columns([["split", "documents", "bytes", "tokens", "bytes a token"], *rows]))
     print(f"\ntokenizer: {kind} of {size:,} symbols, {folder.tokenizer.fingerprint[:12]}")

@@ -26,12 +26,13 @@ TOKENIZER_FILE = {"bytes": "tokenizer.bytes", "sentencepiece": "tokenizer.model"
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a folder, as `meta.json` describes it."""
+    """One split of a folder, as `meta.json` describes it; None stands for what nobody recorded, as with shards that
+    others published."""
 
-    documents: int
-    text_bytes: int
+    documents: int | None
+    text_bytes: int | None
     """UTF-8 bytes of the original documents."""
-    decoded_bytes: int
+    decoded_bytes: int | None
     """Bytes that the tokens give back; other than `text_bytes` if the tokenizer normalises text."""
     tokens: int
     """Tokens, one BOS a document included."""
@@ -125,8 +126,9 @@ def _split(values: Mapping[str, Any]) -> Split:
             raise ValueError(f"a shard named {name!r}")
     counts = {key: values[key] for key in ("documents", "text_bytes", "decoded_bytes", "tokens")}
     for key, value in counts.items():
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{key} = {value!r}")
+        if (value is None and key != "tokens") or (type(value) is int and value >= 0):
+            continue
+        raise ValueError(f"{key} = {value!r}")
     return Split(**counts, shards=names)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jepamba.data.hub_text import HUB, hub_text
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.documents import STDLIB, read_documents, source_files
@@ -21,7 +22,7 @@ from jepamba.text.protocol import utf8
 
 @dataclass(frozen=True)
 class Source:
-    """Documents at `path` (see `read_documents`), all of one split or with a part held out.
+    """Documents at `path` (see `read_documents`; or `hf://…`, see `HubText`), all of one split or with a part held out.
 
     Arguments: `holdout`, the share of documents that are kept out for validation; 0: all belong to `split`.
     """
@@ -39,16 +40,21 @@ class Source:
         fall on one side. Raises `UserError` as reading does, and if there are no two documents to split.
         """
         if not self.holdout:
-            for text in read_documents(self.path, self.column, progress):
+            for text in self._texts(progress):
                 yield self.split, text
             return
         last = self._last_held_out(progress)
-        for text in read_documents(self.path, self.column, progress):
+        for text in self._texts(progress):
             yield ("val" if _rank(text) <= last else "train"), text
+
+    def _texts(self, progress: Report | None) -> Iterator[str]:
+        if self.path.startswith(HUB):
+            return hub_text(self.path).documents(self.column, progress)
+        return read_documents(self.path, self.column, progress)
 
     def _last_held_out(self, progress: Report | None) -> int:
         """The largest hash of a held-out document."""
-        ranks = np.fromiter((_rank(text) for text in read_documents(self.path, self.column, progress)), dtype=np.uint64)
+        ranks = np.fromiter((_rank(text) for text in self._texts(progress)), dtype=np.uint64)
         distinct = np.unique(ranks)
         if distinct.size < 2:
             raise UserError(
@@ -59,9 +65,12 @@ class Source:
         return int(distinct[held - 1])
 
     def identity(self) -> dict[str, Any]:
-        """What decides the documents and their split: the files' paths, sizes and times of change, and the settings."""
+        """What decides the documents and their split: the files' paths, sizes and times of change (on the hub: the
+        repository, its commit and the paths), and the settings."""
         if self.path == STDLIB:
             files: list[Any] = [stdlib_identity()]
+        elif self.path.startswith(HUB):
+            files = hub_text(self.path).identity()
         else:
             files = [
                 [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(self.path)

@@ -91,9 +91,9 @@ class FolderWriter:
         previous = np.concatenate([tokens[:1], tokens[:-1]])
         so_far = self._new[split]
         self._new[split] = Split(
-            documents=so_far.documents + len(texts),
-            text_bytes=so_far.text_bytes + sum(len(utf8(text)) for text in texts),
-            decoded_bytes=so_far.decoded_bytes + int(self.tokenizer.target_bytes(previous, tokens).sum()),
+            documents=(so_far.documents or 0) + len(texts),
+            text_bytes=(so_far.text_bytes or 0) + sum(len(utf8(text)) for text in texts),
+            decoded_bytes=(so_far.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
             tokens=so_far.tokens + len(tokens),
             shards=(),
         )

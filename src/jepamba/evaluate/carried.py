@@ -114,8 +114,9 @@ def _latents(
     state: State | None = None
     while lanes:
         window = max(1, tokens_per_batch // len(lanes))
-        # Whole chunks, as the operator computes them.
-        window = min(window - window % chunk if window > chunk else window, max(lane.left for lane in lanes))
+        # Whole chunks, as the operator computes them; of a long window many times as many, so that it can be cut.
+        whole = chunk if window < 32 * chunk else 16 * chunk
+        window = min(window - window % whole if window > whole else window, max(lane.left for lane in lanes))
         both_B2T = np.zeros((len(lanes), 2, window), dtype=np.int64)
         starts_BT = np.zeros((len(lanes), window), dtype=np.bool_)
         counted_B1 = np.array([[min(lane.left, window)] for lane in lanes])

@@ -14,6 +14,7 @@ from jepamba.config import Model, Quant
 from jepamba.fused.fp8 import Factor, Weight8, fp8_linear
 from jepamba.fused.fp8_mlp import fp8_mlp
 from jepamba.fused.norms import relu2_norm, rms
+from jepamba.gpu import on_gpu
 from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
@@ -166,9 +167,19 @@ class Linear(Gridded):
         The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
         """
         self.watch(x)
-        w, factor, left = self.factor(x.numel() // x.shape[-1], scale, rows)
+        tokens = x.numel() // x.shape[-1]
+        if self.in_one_piece(x) and (scale is None or tokens > x.shape[-1]):
+            from jepamba.fused.linear import settled_linear
+
+            return settled_linear(x, self.weight("w"), scale, rows)
+        w, factor, left = self.factor(tokens, scale, rows)
         out = F.linear(x, w) if factor is None else fp8_linear(x, factor)
         return out if left is None else left * out
+
+    def in_one_piece(self, x: Tensor) -> bool:
+        """Whether this pass takes scale, padding and product, and their gradients, as one function on a GPU."""
+        settled = self.training and "w" in self.leaves
+        return settled and not self.in_fp8 and on_gpu(x) and x.dtype == self.leaves["w"].dtype
 
     @property
     def in_fp8(self) -> bool:

@@ -1,6 +1,7 @@
 """The sequence operator in Triton: `ssd_triton`, a custom operator with its own backward pass.
 
-Forward: one kernel walks the chunks of a (sequence, head) with the state on chip. Backward: one kernel walks the chunks
+Forward: one kernel walks the chunks of a (sequence, head) with the state on chip (of few long sequences in segments:
+`triton_segments`). Backward: one kernel walks the chunks
 from the end for the gradient of the state at each chunk's end; then every chunk of every sequence is independent, and
 one kernel takes all its heads in turn, so that dB and dC, shared by the heads of a group, are summed on chip. No
 atomics: the same inputs give the same bits. `docs/performance.md` has the counts of bytes and operations behind this.
@@ -31,6 +32,7 @@ from jepamba.ssd.triton_launch import (
     takes,
     tiles,
 )
+from jepamba.ssd.triton_segments import cut, initial_states, segments
 
 __all__ = ["run_backward", "run_forward", "ssd_triton", "takes"]
 
@@ -52,10 +54,25 @@ def run_forward(
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     L = length(chunk, x, n)
+    block = min(width, 64)
+    count = 1 if keep else segments(batch * heads * (width // block), tokens, L)
+    if count > 1:
+        parts = [cut(tensor, count) for tensor in (x, dt, B, C)]
+        cut_reset = None if reset is None else cut(reset, count)
+
+        def walk(initial: Tensor | None) -> tuple[Tensor, Tensor]:
+            x_, dt_, B_, C_ = parts
+            return run_forward(x_, dt_, A, B_, C_, D, initial, cut_reset, chunk, False)[:2]
+
+        by_segment = (batch, count)
+        left = walk(None)[1].unflatten(0, by_segment)
+        resets = None if cut_reset is None else cut_reset.unflatten(0, by_segment)
+        y, final = walk(initial_states(left, initial, parts[1].unflatten(0, by_segment), A, resets))
+        nothing = x.new_empty(0), dt.new_empty(0, dtype=torch.float32), dt.new_empty(0, dtype=torch.int32)
+        return y.view(x.shape), final.unflatten(0, by_segment)[:, -1].contiguous(), *nothing
     y = x.new_empty(batch, tokens, heads, width)
     final = x.new_empty(batch, heads, width, n, dtype=torch.float32)
     starts = x.new_empty((batch, heads, triton.cdiv(tokens, L), width, n) if keep else (0,))
-    block = min(width, 64)
     with on_device(x):
         decays, documents = decay_tensors(dt, A, reset, L)
         forward_kernel[(heads * (width // block), batch)](

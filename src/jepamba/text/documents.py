@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def read_documents(path: str | Path, column: str = "text", progress: Report | No
     """
     if str(path) == STDLIB:
         return iter([text for _, text in stdlib_documents()])
-    return _read(path, source_files(path), column, progress)
+    files = source_files(path)
+    return read_files(path, files, sum(file.stat().st_size for file in files), column, progress)
 
 
 def source_files(path: str | Path) -> list[Path]:
@@ -60,15 +61,20 @@ def source_files(path: str | Path) -> list[Path]:
     return files
 
 
-def _read(path: str | Path, files: list[Path], column: str, progress: Report | None) -> Iterator[str]:
-    total = max(sum(file.stat().st_size for file in files), 1)
+def read_files(
+    name: str | Path, files: Iterable[Path], total: int, column: str, progress: Report | None = None
+) -> Iterator[str]:
+    """The documents of `files`, which may come one by one, as `read_documents` reads them.
+
+    Arguments: `name`, what the files are together; `total`, their bytes.
+    """
     before, found = 0, False
     for file in files:
         start = before
 
         def seen(position: int, start: int = start) -> None:
             if progress is not None:
-                progress(start + position, total)
+                progress(start + position, max(total, 1))
 
         for text in _texts(file, column, seen):
             for document in text.split("\0"):
@@ -77,7 +83,7 @@ def _read(path: str | Path, files: list[Path], column: str, progress: Report | N
                     yield document
         before += file.stat().st_size
     if not found:
-        raise UserError(f"{path}: empty, there is no text in it")
+        raise UserError(f"{name}: empty, there is no text in it")
 
 
 def _texts(file: Path, column: str, seen: Seen) -> Iterator[str]:

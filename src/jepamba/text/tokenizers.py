@@ -9,6 +9,7 @@ from jepamba.text.bpe import train_bpe
 from jepamba.text.byte_level import ByteTokenizer
 from jepamba.text.pieces import SentencePieceTokenizer
 from jepamba.text.protocol import Ids, Kind, Tokenizer
+from jepamba.untrusted import read_untrusted
 
 __all__ = [
     "ByteTokenizer",
@@ -20,6 +21,9 @@ __all__ = [
     "read_tokenizer",
     "train_bpe",
 ]
+
+_MOST_BYTES = 64 << 20
+"""Of a `.model` file; those in use have less than 5 MB."""
 
 
 def load_tokenizer(kind: str, blob: bytes, separator: bool = True) -> Tokenizer:
@@ -37,10 +41,7 @@ def load_tokenizer(kind: str, blob: bytes, separator: bool = True) -> Tokenizer:
 
 def read_tokenizer(path: str | Path) -> SentencePieceTokenizer:
     """The tokenizer in a SentencePiece `.model` file. Raises `UserError` naming the file."""
-    try:
-        blob = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the tokenizer ({error.strerror})") from None
+    blob = read_untrusted(Path(path), "the tokenizer", _MOST_BYTES)
     try:
         return SentencePieceTokenizer(blob)
     except UserError as error:

@@ -27,6 +27,7 @@ from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import NotFiniteError, term_gradients, training_step
 from jepamba.train.stop import StopRequest, leave
+from jepamba.train.tracking import track
 from jepamba.train.writer import CheckpointWriter
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -40,7 +41,7 @@ class Loop:
         self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
         self.session = Session(run, text, place(run.train), ranks)
         self.micro = MicroPass(self.session)
-        self.metrics = (MetricsLog if ranks.chief else NoLog)(out / METRICS)
+        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.chief else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.session.place.device)
         self.restored = False
         self.saved = -1

@@ -8,15 +8,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jepamba.train.tracking import Tracker
+
 
 class MetricsLog:
-    """Appends records to a file. A resumed run first drops the records of steps that it will take again.
+    """Appends records to a file, and passes them on to `tracker`. A resumed run first drops the records of steps that
+    it will take again.
 
     Records that cannot be written, on a full disk, are kept and written with the next one that can.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, tracker: Tracker | None = None) -> None:
+        self.path, self.tracker = path, tracker
         self._waiting: list[bytes] = []
 
     def append(self, kind: str, step: int, **values: Any) -> None:
@@ -25,6 +28,10 @@ class MetricsLog:
         # Losing a run for its log would be worse; who needs the file calls `flush`.
         with contextlib.suppress(OSError):
             self.flush()
+        if self.tracker is not None:
+            self.tracker.log(kind, step, values)
+            if values.get("final"):
+                self.tracker.finish()
 
     def flush(self) -> None:
         """Write what waits. Raises `OSError` naming the file if it cannot be written; it then ends as it did before."""

@@ -25,9 +25,9 @@ from jepamba.artifact.streams import Stream, Values
 
 
 class WeightCodec:
-    """The codec `ans`. `choices` bounds what the writer tries, for measurements; a reader reads any."""
+    """The codec `ans/2`. `choices` bounds what the writer tries, for measurements; a reader reads any."""
 
-    name = "ans"
+    name = "ans/2"
 
     def __init__(self, choices: Choices = EVERYTHING) -> None:
         self._choices = choices

@@ -26,6 +26,7 @@ STEPS = 14
 """A size of this many steps is the grid's largest value, or more."""
 SIZES = STEPS + 1
 MAX_LINES = 1024
+PARTS = 32
 _PANEL = 1 << 16
 """Values of a panel, nearly."""
 _COEFFICIENT_BITS = 16
@@ -45,19 +46,19 @@ def lines(matrix_RC: NDArray[Any], back_to: tuple[int, ...] | None = None) -> ND
     return matrix_RC.T if R >= C else matrix_RC
 
 
-def panel(N: int) -> int:
-    """Lines of a panel."""
-    return max(1, _PANEL // N)
+def panel(L: int, N: int) -> int:
+    """Lines of a panel: few of all lines, and not too many values."""
+    return max(1, min(L // PARTS, _PANEL // N))
 
 
 def allowed(L: int, N: int) -> bool:
     """Whether lines can be foretold: there are not too many, and not all are in one panel."""
-    return panel(N) < L <= MAX_LINES
+    return panel(L, N) < L <= MAX_LINES
 
 
 def earlier(L: int, N: int) -> NDArray[np.bool_]:
     """Which lines foretell which, (L, L): [j, k] where line k comes in a panel before that of line j."""
-    number = np.arange(L) // panel(N)
+    number = np.arange(L) // panel(L, N)
     return number[:, None] > number[None]
 
 

@@ -19,7 +19,7 @@ def fit(v_LN: NDArray[np.float64]) -> Prediction | None:
     more than a coefficient's own uncertainty (1/√N) makes most coefficients 0. What is left is measured.
     """
     L, N = v_LN.shape
-    if not allowed(L, N) or N < 2 * L:  # else nearly as many coefficients as values
+    if not allowed(L, N) or max(2 * L, _FEW) > N:  # too few values for so many coefficients
         return None
     S_LL = v_LN @ v_LN.T / N
     spread_L = np.sqrt(np.where(np.diag(S_LL) > 0, np.diag(S_LL), 1.0))
@@ -37,6 +37,7 @@ def fit(v_LN: NDArray[np.float64]) -> Prediction | None:
     return max(options, key=lambda prediction: _gain(S_LL, N, prediction, spread_L) - prediction_cost(prediction, N))
 
 
+_FEW = 64
 _WORTH = 1.8
 """Least surprise at which a prediction has been seen to pay."""
 
@@ -50,7 +51,7 @@ def _ridge(S_LL: NDArray[np.float64], N: int, ridge: float) -> NDArray[np.float6
     K_LL = np.linalg.cholesky(S_LL + ridge * np.eye(L))
     inverse_LL = np.linalg.inv(K_LL)
     b_LL = np.zeros((L, L))
-    step = panel(N)
+    step = panel(L, N)
     for p in range(step, L, step):
         b_LL[p : p + step, :p] = K_LL[p : p + step, :p] @ inverse_LL[:p, :p]
     return b_LL

@@ -86,8 +86,8 @@ def _code_lines(
     level_LN = pr.lines(levels.of_rows(0, R))
     ordinals_LN = None if ordinals_RC is None else pr.lines(ordinals_RC)
     coded_LN = np.empty((L, N), dtype=np.uint8)
-    for start in range(0, L, pr.panel(N)):
-        panel = slice(start, start + pr.panel(N))
+    for start in range(0, L, pr.panel(L, N)):
+        panel = slice(start, start + pr.panel(L, N))
         m_JN = expectations.of(panel)
         size_JN = pr.sizes(m_JN, prediction.shift, largest(stream))
         context = (size_JN * lv.LEVELS + level_LN[panel]).astype(np.uint16).reshape(-1)

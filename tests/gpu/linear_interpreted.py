@@ -1,0 +1,74 @@
+"""The product with a settled matrix, its small kernels by Triton's interpreter on the CPU (or on a GPU, where there is
+one), against plain PyTorch in float64: output and every gradient. `tests/test_triton.py` runs this file in a process of
+its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepamba.fused.linear import settled_linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def plain(x: Tensor, w: Tensor, scale: Tensor | None, rows: int) -> Tensor:
+    wide = w if scale is None else scale.unsqueeze(1) * w
+    return F.linear(x, F.pad(wide, (0, 0, 0, max(rows - len(w), 0))))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("rows", [0, 24, 48])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 24, 24), (3, 100, 40, 24)], ids=str)
+def test_equals_plain(
+    shape: tuple[int, int, int, int], scaled: bool, rows: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """The gradient of a leaf that takes fp32 is added to what is there, and is not rounded to the leaf's dtype."""
+    B, T, K, R = shape
+    x, w = random(B, T, K, seed=0).to(dtype).requires_grad_(), random(R, K, seed=1).to(dtype).requires_grad_()
+    scale = random(R, seed=2).requires_grad_() if scaled else None
+    w.grad_dtype = torch.float32
+    dy = random(B, T, max(rows, R), seed=3).to(dtype)
+    w.grad = torch.ones_like(w, dtype=torch.float32)
+    y = settled_linear(x, w, scale, rows)
+    y.backward(dy)
+
+    leaves = [x, w, *([scale] if scale is not None else [])]
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    truth = plain(wide[0], wide[1], wide[2] if scaled else None, rows)
+    truth.backward(dy.double())
+    assert w.grad is not None
+    assert wide[1].grad is not None
+    assert w.grad.dtype == torch.float32
+    wide[1].grad += 1
+    for ours, theirs in zip([y, *(v.grad for v in leaves)], [truth, *(v.grad for v in wide)], strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert (ours.double() - theirs).norm() < tolerance * theirs.norm()
+
+
+def test_gradients_of_bf16_factors_are_summed_in_fp32() -> None:
+    """65,536 products of two bf16 numbers: their sum in bf16 would be wrong by one part in a few hundred."""
+    x, dy = random(65536, 64, seed=0).bfloat16(), random(65536, 48, seed=1).bfloat16()
+    w = random(48, 64, seed=2).bfloat16().requires_grad_()
+    w.grad_dtype = torch.float32
+    settled_linear(x, w, None, 0).backward(dy)
+    truth = dy.double().t() @ x.double()
+    assert w.grad is not None
+    assert (w.grad - truth).norm() < 1e-5 * truth.norm()
+
+
+def test_no_gradient_where_none_is_wanted() -> None:
+    x, w = random(2, 70, 24, seed=0), random(24, 24, seed=1).requires_grad_()
+    settled_linear(x, w, None, 32).sum().backward()
+    assert x.grad is None
+    assert w.grad is not None
+    assert w.grad.shape == w.shape

@@ -1,0 +1,176 @@
+"""`hf://owner/name` as text, against a server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hub_server import HubServer
+from jepamba.config import Data
+from jepamba.data import corpus
+from jepamba.data.hub_text import HubText, hub_text
+from jepamba.data.source import Source
+from jepamba.errors import UserError
+
+
+def parquet(texts: list[str], column: str = "text") -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({column: texts, "id": list(range(len(texts)))}), buffer)
+    return buffer.getvalue()
+
+
+def jsonl(texts: list[str], column: str = "text") -> bytes:
+    return "".join(json.dumps({column: text}) + "\n" for text in texts).encode()
+
+
+def texts(name: str, count: int = 4) -> list[str]:
+    return [f"{name}, document {i}: nothing more to say" for i in range(count)]
+
+
+DATA_SETS = {
+    "some/books": {
+        "main": {
+            "README.md": b"# Books",
+            "data/train-00000-of-00002.parquet": parquet(texts("first")),
+            "data/train-00001-of-00002.parquet": parquet(texts("second")),
+            "data/validation-00000-of-00001.parquet": parquet(texts("held")),
+            "data/test-00000-of-00001.parquet": parquet(texts("tested")),
+        }
+    },
+    "some/pages": {
+        "main": {
+            "english/train.jsonl": jsonl(texts("english"), "body"),
+            "english/dev.jsonl.gz": gzip.compress(jsonl(texts("english dev"), "body")),
+            "german/train.jsonl": jsonl(texts("german"), "body"),
+            "german/empty/train.jsonl": b"",
+        }
+    },
+    "some/dump": {"main": {"part-1.jsonl": jsonl(texts("one")), "part-2.jsonl": jsonl(texts("two")), "x.txt": b"x"}},
+    "some/images": {"main": {"cat.png": b"png"}},
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    from huggingface_hub import constants
+
+    hub_text.cache_clear()
+    with HubServer({name: {**revisions} for name, revisions in DATA_SETS.items()}) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        yield server
+    hub_text.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "expected"),
+    [
+        ("hf://some/books", "text", texts("first") + texts("second")),
+        ("hf://some/books@main", "text", texts("first") + texts("second")),
+        ("hf://some/books/data:validation", "text", texts("held")),
+        ("hf://some/books:val", "text", texts("held")),
+        ("hf://some/books:test", "text", texts("tested")),
+        ("hf://some/pages/english", "body", texts("english")),
+        ("hf://some/pages/english:validation", "body", texts("english dev")),
+        ("hf://some/pages/german/", "body", texts("german")),
+        ("hf://some/dump", "text", texts("one") + texts("two")),
+        ("hf://some/dump:part", "text", texts("one") + texts("two")),
+    ],
+)
+def test_names_choose_files(hub: HubServer, name: str, column: str, expected: list[str]) -> None:
+    assert [text for _, text in Source(name, column).documents()] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("hf://books", "not the name of a data set; give hf://owner/name"),
+        ("hf://some/books:a b", "not the name of a data set"),
+        ("hf://some/books:dutch", "no file of the split 'dutch'; splits are test, train, validation"),
+        ("hf://some/books/nowhere", "no parquet or JSONL file there; folders are data"),
+        ("hf://some/images", "no parquet or JSONL file there; folders are none"),
+        ("hf://some/pages", "as in hf://some/pages/english; there are english, german, german/empty"),
+        ("hf://some/thing", "there is no such data set"),
+        ("hf://some/books@v2", "revision 'v2': there is no such revision"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(hub: HubServer, name: str, complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        HubText(name)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_come_one_by_one_and_once(hub: HubServer) -> None:
+    """A first document is there before the second file has come; the second pass reads what the first one fetched."""
+    files = hub.data_sets["some/books"]["main"]
+    first, second = (f"data/train-0000{i}-of-00002.parquet" for i in range(2))
+    source = Source("hf://some/books", "text")
+    documents = source.documents()
+    next(documents)
+    assert set(hub.sent) == {first}
+    assert len(list(documents)) == 7
+    assert hub.sent == {first: len(files[first]), second: len(files[second])}
+    assert len(list(source.documents())) == 8
+    assert hub.sent == {first: len(files[first]), second: len(files[second])}
+
+
+def test_what_goes_wrong_on_the_way_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = Source("hf://some/books", "body")
+    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet: .*body"):
+        list(source.documents())
+    hub.gone.add("data/train-00001-of-00002.parquet")
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: there is no such file"):
+        list(Source("hf://some/books", "text").documents())
+    disk = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk(10**12, 10**12, 10))
+    with pytest.raises(UserError, match=r"1 files of .*some/books need 0\.00 GB"):
+        list(Source("hf://some/books", "text").documents())
+
+
+def test_a_corpus_of_the_hub_is_cached_by_its_commit(hub: HubServer, tmp_path: Path) -> None:
+    data = Data(train="hf://some/books", val="hf://some/books:validation", tokenizer="bytes", cache=str(tmp_path / "c"))
+    found = corpus(data)
+    assert found.train.text() == "".join(texts("first") + texts("second")).encode()
+    assert found.val.text() == "".join(texts("held")).encode()
+    assert len(list((tmp_path / "c" / "tokens").iterdir())) == 2
+    hub_text.cache_clear()
+    hub.sent.clear()
+    corpus(data)
+    assert not hub.sent
+    name = "data/train-00000-of-00002.parquet"
+    hub.data_sets["some/books"] = {"main": {**hub.data_sets["some/books"]["main"], name: parquet(["newer text"])}}
+    hub_text.cache_clear()
+    assert corpus(data).train.text() == "".join(["newer text", *texts("second")]).encode()
+
+
+def test_the_command_builds_shards_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    with HubServer(DATA_SETS) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+        words = ["hf://some/pages/english", "--column", "body", "--tokenizer", "bytes", "--out", str(out), "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "jepamba", "data", "build", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    splits = json.loads(done.stdout)["splits"]
+    assert splits["train"]["documents"] + splits["val"]["documents"] == 4

@@ -1,0 +1,155 @@
+"""Dashboards: what trackio and wandb are told, and that a run does not need them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sqlite3
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from jepamba.config import ConfigError, Run, Train, from_dict
+from jepamba.errors import UserError
+from jepamba.train.metrics import MetricsLog
+from jepamba.train.tracking import IDENTITY, track
+
+
+class Dashboard(ModuleType):
+    """The three functions that both libraries have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, Any]] = []
+        self.failing = ""
+
+    def init(self, **settings: Any) -> None:
+        self._do("init", settings)
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._do("log", (step, numbers))
+
+    def finish(self) -> None:
+        self._do("finish", None)
+
+    def _do(self, what: str, values: Any) -> None:
+        print("this does not belong among the results")
+        if what == self.failing:
+            raise RuntimeError("the network\nis gone")
+        self.calls.append((what, values))
+
+
+@pytest.fixture(params=["trackio", "wandb"])
+def dashboard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Dashboard:
+    module = Dashboard(request.param)
+    monkeypatch.setitem(sys.modules, request.param, module)
+    return module
+
+
+def run_with(library: str) -> Run:
+    return from_dict({"train": {"steps": 3, "track": library}})
+
+
+def log_of(library: str, out: Path) -> MetricsLog:
+    return MetricsLog(out / "metrics.jsonl", track(run_with(library), out))
+
+
+def record(metrics: MetricsLog) -> None:
+    metrics.append("event", 0, what="computing")
+    metrics.append("step", 1, ce=2.5, tokens=64)
+    metrics.append("terms", 1, grad_ce=0.5)
+    metrics.append("val", 1, bpb=1.5, mode="plain", final=False)
+    metrics.append("val", 1, bpb=1.25, mode="plain", final=True)
+
+
+def test_a_run_is_shown(dashboard: Dashboard, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    record(log_of(dashboard.__name__, out))
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5
+    identity = (out / IDENTITY).read_text().strip()
+    (first, settings), *rest = dashboard.calls
+    assert first == "init"
+    assert (settings["project"], settings["name"], settings["resume"]) == ("jepamba", f"mine-{identity}", "allow")
+    assert settings["config"]["train"]["steps"] == 3
+    assert settings.get("id") == (identity if dashboard.__name__ == "wandb" else None)
+    assert rest == [
+        ("log", (1, {"train/ce": 2.5, "train/tokens": 64})),
+        ("log", (1, {"terms/grad_ce": 0.5})),
+        ("log", (1, {"val/bpb": 1.5})),
+        ("log", (1, {"val/bpb": 1.25})),
+        ("finish", None),
+    ]
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "does not belong" in said.err
+
+
+def test_a_resumed_run_keeps_its_name(dashboard: Dashboard, tmp_path: Path) -> None:
+    for _ in range(2):
+        log_of(dashboard.__name__, tmp_path).append("step", 1, ce=2.5)
+    names = [values["name"] for what, values in dashboard.calls if what == "init"]
+    assert len(names) == 2
+    assert len(set(names)) == 1
+    (tmp_path / IDENTITY).write_bytes(b"\xff damaged")
+    log_of(dashboard.__name__, tmp_path).append("step", 1, ce=2.5)
+    assert len((tmp_path / IDENTITY).read_text().strip()) == 8
+
+
+@pytest.mark.parametrize("failing", ["log", "finish"])
+def test_a_dashboard_that_fails_does_not_end_the_run(
+    dashboard: Dashboard, tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    dashboard.failing = failing
+    metrics = log_of(dashboard.__name__, tmp_path)
+    record(metrics)
+    metrics.append("step", 2, ce=2.25)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jepamba:")]
+    failure = "failed and is left alone from here on: RuntimeError: the network is gone"
+    assert said == [f"jepamba: {dashboard.__name__} {failure}"]
+
+
+def test_what_cannot_start_is_one_line(dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dashboard.failing = "init"
+    with pytest.raises(UserError, match="it does not start: RuntimeError: the network is gone"):
+        record(log_of(dashboard.__name__, tmp_path))
+    for broken in (None, ModuleType("a folder of the same name")):
+        monkeypatch.setitem(sys.modules, dashboard.__name__, broken)
+        with pytest.raises(UserError, match=rf"pip install 'jepamba\[{dashboard.__name__}\]'"):
+            log_of(dashboard.__name__, tmp_path)
+
+
+def test_without_a_dashboard_none_is_looked_for(tmp_path: Path) -> None:
+    record(log_of("", tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    with pytest.raises(ConfigError, match="track"):
+        from_dict({"train": {"steps": 3, "track": "tensorboard"}})
+    assert Train(steps=1).track == ""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
+def test_trackio_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library as it is, into a folder of the test's own; its database has what metrics.jsonl has."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    out = tmp_path / "mine"
+    out.mkdir()
+    record(log_of("trackio", out))
+    (file,) = (tmp_path / "trackio").glob("jepamba*.db")
+    with sqlite3.connect(file) as database:
+        rows = [json.loads(row[0]) for row in database.execute("select metrics from metrics order by id")]
+    assert {"val/bpb": 1.25}.items() <= rows[-1].items()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library as it is, offline."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "mine"
+    out.mkdir()
+    record(log_of("wandb", out))
+    identity = (out / IDENTITY).read_text().strip()
+    assert list((out / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))
