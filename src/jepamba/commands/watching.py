@@ -30,10 +30,14 @@ def watch(args: Namespace) -> int:
     # Leaving is how one stops looking, not an interruption of anything.
     try:
         with Live(Picture(watched), console=console, auto_refresh=False) as live:
+            spent = 0.0
             while not watched.finished:
-                time.sleep(args.every)
+                # A long run takes long to draw: watching it has a tenth of a core at most, training has the rest.
+                time.sleep(max(args.every, 9 * spent))
+                start = time.perf_counter()
                 watched = run.look()
                 live.update(Picture(watched), refresh=True)
+                spent = time.perf_counter() - start
     except KeyboardInterrupt:
         pass
     return 0
