@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Running, records, seen
-from tiny import preset, text_file, tiny
 
 from jepamba.config import Run, with_settings
 from jepamba.train.checkpoint import checkpoints
+from processes import Running, records, seen
+from tiny import preset, text_file, tiny
 
 TERMS = ("loss", "ce", "z_loss", "jepa", "sigreg", "grad_norm")
 
