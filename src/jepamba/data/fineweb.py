@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, TokenFolder, describe, is_folder, open_folder
 from jepamba.data.hub import Arrivals, HubFile, Repository, ask_for_room, total_size
 from jepamba.data.shards import open_shard, write_bytes
@@ -237,6 +235,4 @@ def _split(out: Path, files: tuple[HubFile, ...], tokenizer: Tokenizer) -> Split
     """The description of `files`; what nobody recorded of the original text stays open."""
     names = [_local(out, file).name for file in files]
     shards = [open_shard(out / name, tokenizer.vocab_size) for name in names]
-    return Split(
-        documents=None, text_bytes=None, decoded_bytes=None, tokens=sum(map(np.size, shards)), shards=tuple(names)
-    )
+    return Split(documents=None, text_bytes=None, decoded_bytes=None, tokens=sum(map(len, shards)), shards=tuple(names))

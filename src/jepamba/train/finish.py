@@ -58,6 +58,7 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
     summary = {
         "preset": preset,
         "steps": session.progress.step,
+        "skipped": session.progress.skipped,
         "seconds": session.progress.seconds,
         "tokens": session.progress.tokens,
         **scores,

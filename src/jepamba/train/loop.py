@@ -25,8 +25,8 @@ from jepamba.train.finish import ARTIFACT, finish
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
-from jepamba.train.step import term_gradients, training_step
-from jepamba.train.stop import StopRequest
+from jepamba.train.step import NotFiniteError, term_gradients, training_step
+from jepamba.train.stop import StopRequest, leave
 from jepamba.train.tracking import track
 from jepamba.train.writer import CheckpointWriter
 
@@ -78,7 +78,7 @@ class Loop:
                 self._loop(stop, report)
                 # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
                 self._checkpoint()
-                self._answer(stop)
+                self._answer(self._agreed(0.0, stop)[1])
                 self._note_failure(report, wait=True)
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
         return self.ranks.chiefly(self._finish)
@@ -114,35 +114,61 @@ class Loop:
             if widths.due(self.session, share):
                 self._choose_widths(share)
             before = done.tokens
-            record = training_step(self.micro, share)
+            record, problem = dict[str, float](), ""
+            try:
+                record = training_step(self.micro, share)
+            except NotFiniteError as error:
+                problem = str(error)
             now = time.perf_counter()
-            elapsed, clock = now - clock, now
-            # One clock for all, and a signal to one is a signal to all.
-            told = self.ranks.told([elapsed, stop.signal])
-            stop.signal = next((signal.Signals(number) for _, number in told if number is not None), None)
-            elapsed = told[0][0]
+            elapsed, asked = self._agreed(now - clock, stop)
+            clock = now
             done.seconds += elapsed
-            self.metrics.append(
-                "step",
-                done.step,
-                **record,
-                tokens=done.tokens,
-                bytes=done.bytes,
-                epoch=self.session.loader.epoch_float,
-                seconds=done.seconds,
-                tokens_per_s=(done.tokens - before) / elapsed,
-                memory_mb=self.session.place.memory_mb(),
-            )
-            report(self.share(), 1.0, self._caption(record))
+            if problem:
+                self._note_skip(report, problem)
+            else:
+                self._note_step(report, record, elapsed, done.tokens - before)
             if budget.val_every > 0 and done.step % budget.val_every == 0 and self.share() < 1.0:
                 self._validate()
                 clock = time.perf_counter()
-            # After the validation: a run resumed from here would not repeat it.
-            if self._checkpoint_due(now - saved):
+            # After the validation: a run resumed from here would not repeat it. Not after a bad step, whose reason may
+            # be in the weights: it would take the place of a better one.
+            if not problem and self._checkpoint_due(now - saved):
                 self._checkpoint()
                 saved = time.perf_counter()
             self._note_failure(report)
-            self._answer(stop)
+            self._answer(asked)
+
+    def _agreed(self, seconds: float, stop: StopRequest) -> tuple[float, signal.Signals | None]:
+        """Rank 0's `seconds`, and the signal that any rank was sent: one clock for all, and one end."""
+        told = self.ranks.told([seconds, stop.signal])
+        return told[0][0], next((signal.Signals(number) for _, number in told if number is not None), None)
+
+    def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
+        done = self.session.progress
+        self.metrics.append(
+            "step",
+            done.step,
+            **record,
+            tokens=done.tokens,
+            bytes=done.bytes,
+            skipped=done.skipped,
+            epoch=self.session.loader.epoch_float,
+            seconds=done.seconds,
+            tokens_per_s=tokens / elapsed,
+            memory_mb=self.session.place.memory_mb(),
+        )
+        report(self.share(), 1.0, self._caption(record))
+
+    def _note_skip(self, report: Progress, problem: str) -> None:
+        """Say that a step was left out. Raises `UserError` for one too many."""
+        skipped, limit = self.session.progress.skipped, self.run.train.skip_limit
+        self._event(problem)
+        report.say(f"jepamba: {problem} ({skipped} such steps, train.skip_limit = {limit})")
+        if skipped > limit:
+            raise UserError(
+                f"{problem}; {skipped} such steps are more than train.skip_limit = {limit}: lower optim.muon_lr or "
+                "optim.adam_lr, or look at that data, and start again"
+            )
 
     def _choose_widths(self, share: float) -> None:
         """Rank 0 chooses the bits of each tensor, all take them."""
@@ -181,12 +207,11 @@ class Loop:
             report.say(f"jepamba: {said}")
             self._event(said)
 
-    def _answer(self, stop: StopRequest) -> None:
+    def _answer(self, asked: signal.Signals | None) -> None:
         """If a signal came: a checkpoint, and the end. Raises `UserError` if that checkpoint cannot be written."""
-        asked = stop.signal
         if asked is not None:
             self.ranks.chiefly(lambda: self._last_checkpoint(asked.name))
-            stop.leave()
+            leave(asked)
 
     def _last_checkpoint(self, why: str) -> None:
         self._checkpoint()

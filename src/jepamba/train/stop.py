@@ -33,8 +33,9 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def leave(self) -> NoReturn:
-        """Leave for the signal that came: by `KeyboardInterrupt` (SIGINT) or `SystemExit(143)` (SIGTERM)."""
-        if self.signal != signal.SIGTERM:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + self.signal)
+
+def leave(asked: signal.Signals) -> NoReturn:
+    """Leave for the signal that came: by `KeyboardInterrupt` (SIGINT) or `SystemExit(143)` (SIGTERM)."""
+    if asked != signal.SIGTERM:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + asked)

@@ -11,6 +11,7 @@ from typing import Any
 from jepamba.config import ConfigError, Run, from_dict, to_dict
 from jepamba.data import Corpus, corpus
 from jepamba.errors import UserError
+from jepamba.lookout import watched
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, silence
 from jepamba.ranks import Ranks, joined
@@ -50,7 +51,7 @@ def resume(out: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _ranks() -> Iterator[Ranks]:
     """The ranks of this run, of which rank 0 speaks."""
-    with joined() as ranks:
+    with joined() as ranks, watched(ranks):
         if not ranks.chief:
             silence()
         yield ranks

@@ -1,0 +1,115 @@
+"""Faults of a run on several processes: one dies, one fails, one is told to stop, one has another clock."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from jepamba.train.checkpoint import checkpoints
+from processes import Running, losses, records, seen
+from tiny import preset, text_file, tiny
+
+STEPS, EVERY = 24, 3
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_file(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that nothing befell: in `out`, and what was seen beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = tiny(text, train__steps=STEPS, train__checkpoint_every=EVERY)
+    assert Running(["train", preset(folder, run), "--out", str(folder / "out")], folder, 2).wait() == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
+    whole: Path, tmp_path: Path, dead: int
+) -> None:
+    out = tmp_path / "out"
+    running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
+    running.wait_for(out / "metrics.jsonl", lines=8)
+    running.signal(signal.SIGKILL, dead)
+    # A minute is what is promised.
+    codes = running.wait(60)
+    assert codes[dead] == -signal.SIGKILL
+    assert codes[1 - dead] == 2
+    last = running.said(1 - dead).splitlines()[-1]
+    assert last.startswith(f"jepamba: rank {dead} is gone without a word") or (
+        # Without torchrun the store, through which ranks know of one another, is rank 0's and dies with it.
+        dead == 0 and last.startswith("jepamba: ") and "gone without a word" in last
+    )
+    assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
+    assert losses(out) == losses(whole / "out")
+    assert seen(tmp_path) == seen(whole)
+    assert len(seen(whole)) == STEPS
+
+
+def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
+    running.wait_for(out / "metrics.jsonl", lines=12)
+    running.signal(signal.SIGKILL)
+    assert running.wait() == [-signal.SIGKILL] * 2
+    assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
+    assert losses(out) == losses(whole / "out")
+    assert seen(tmp_path) == seen(whole)
+
+
+def test_a_rank_that_stands_still_is_not_waited_for(whole: Path, tmp_path: Path) -> None:
+    """Stopped, not ended: no connection breaks, as where a machine loses its power."""
+    out = tmp_path / "out"
+    words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
+    running = Running(words, tmp_path, 2, setup="faulty:impatient")
+    running.wait_for(out / "metrics.jsonl", lines=6)
+    running.signal(signal.SIGSTOP, 1)
+    running.processes[0].join(60)
+    running.signal(signal.SIGKILL, 1)
+    assert running.wait() == [2, -signal.SIGKILL]
+    assert running.said(0).splitlines()[-1].startswith("jepamba: rank 1 is gone without a word")
+
+
+def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> None:
+    words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
+    running = Running(words, tmp_path, 2, setup="faulty:bad_disk_on_rank_1")
+    assert running.wait(60) == [2, 2]
+    reason = "/data/text_train_000003.bin: the shard can no longer be read (Input/output error)"
+    assert running.said(1).splitlines()[-1] == f"jepamba: {reason}"
+    assert running.said(0).splitlines()[-1] == f"jepamba: rank 1 ended: {reason}"
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, told: int) -> None:
+    out = tmp_path / "out"
+    running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
+    running.wait_for(out / "metrics.jsonl", lines=6)
+    running.signal(signal.SIGTERM, told)
+    assert running.wait() == [143, 143]
+    done = records(out)[-1]["step"]
+    assert checkpoints(out / "checkpoints")[-1].name == f"step-{done:09d}"
+    if told == 1:
+        assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
+        assert losses(out) == losses(whole / "out")
+        assert seen(tmp_path) == seen(whole)
+
+
+def test_a_budget_in_seconds_follows_the_clock_of_rank_0(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = tiny(text, train__steps=0, train__seconds=2.0)
+    started = time.monotonic()
+    running = Running(
+        ["train", preset(tmp_path, run), "--out", str(out)], tmp_path, 2, setup="faulty:fast_clock_on_rank_1"
+    )
+    assert running.wait() == [0, 0]
+    assert time.monotonic() - started > 2.0
+    steps = records(out)
+    longest = max(after["seconds"] - before["seconds"] for before, after in itertools.pairwise(steps))
+    assert 2.0 <= steps[-1]["seconds"] <= 2.0 + max(longest, 0.5)

@@ -1,0 +1,126 @@
+"""A step whose loss or gradient is not a number: left out, undone, counted, named; and the end after too many."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jepamba.data import corpus
+from jepamba.errors import UserError
+from jepamba.train import resolve, resume, train
+from jepamba.train import step as step_module
+from jepamba.train.checkpoint import checkpoints, load_checkpoint
+from jepamba.train.device import place
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import NotFiniteError, training_step
+from processes import losses, records
+from tiny import text_file, tiny
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_file(tmp_path_factory.mktemp("text"))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make λ, and with it the loss and all gradients, NaN in these steps of every session, counted from 1."""
+    honest, calls = step_module.training_step, {"step": 0}
+    weight = step_module.sigreg_lambda
+
+    def stepped(micro: MicroPass, progress: float) -> dict[str, float]:
+        calls["step"] = micro.session.progress.step + 1
+        return honest(micro, progress)
+
+    monkeypatch.setattr("jepamba.train.loop.training_step", stepped)
+    monkeypatch.setattr(
+        step_module, "sigreg_lambda", lambda *given: math.nan if calls["step"] in steps else weight(*given)
+    )
+
+
+BATCH_NORM = {"jepa__projector": "mlp-batchnorm", "quant__scale": "hessian"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, BATCH_NORM, {"train__carry_state": True, "data__shuffle": False}, {"optim__train_conv": False}],
+    ids=["plain", "batch norm", "carried state", "untrained"],
+)
+def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    """All that a checkpoint would hold is as before, bit by bit, and the next step is as good as any."""
+    run = tiny(text, **settings)
+    tokens = corpus(run.data)
+    session = Session(resolve(run, tokens), tokens, place(run.train))
+    micro = MicroPass(session)
+    training_step(micro, 0.0)
+    before, position = {name: value.clone() for name, value in session.tensors().items()}, session.loader.state()
+    weight = step_module.sigreg_lambda
+    monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
+    with pytest.raises(NotFiniteError, match=r"step 2: the loss is nan .* the 4 windows from window 4 of epoch 0 on"):
+        training_step(micro, 0.0)
+    monkeypatch.setattr(step_module, "sigreg_lambda", weight)
+    after = session.tensors()
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        if name.startswith(("carried/", "grad/")):
+            assert not value.any(), name
+        else:
+            assert torch.equal(value, before[name]), name
+    assert all(p.grad is None or not p.grad.any() for p in session.parameters())
+    assert session.loader.state()["position"] == position["position"] + 4
+    assert (session.progress.step, session.progress.skipped, session.progress.tokens) == (2, 1, 2 * 128)
+    assert math.isfinite(training_step(micro, 0.0)["loss"])
+
+
+def test_a_run_leaves_bad_steps_out_and_says_which(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny(text, train__steps=10, train__checkpoint_every=1, train__keep_checkpoints=20)
+    train(run, tmp_path / "clean")
+    poison(monkeypatch, 4, 8)
+    summary = train(run, tmp_path / "out")
+    assert (summary["steps"], summary["skipped"], summary["tokens"]) == (10, 2, 10 * 128)
+    done, clean = losses(tmp_path / "out"), losses(tmp_path / "clean")
+    assert [record["step"] for record in done] == [1, 2, 3, 5, 6, 7, 9, 10]
+    assert [record["skipped"] for record in done] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert done[:3] == clean[:3]
+    # The data of a step that was left out is behind the run, as it is for the run without one.
+    assert all(record[key] == clean[record["step"] - 1][key] for record in done for key in ("tokens", "bytes", "epoch"))
+    said = [record["what"] for record in records(tmp_path / "out", "event") if "no update" in record["what"]]
+    assert [line.partition(":")[0] for line in said] == ["step 4", "step 8"]
+    assert "on the 4 windows from window 12 of epoch 0 on" in said[0]
+    assert "(2 such steps, train.skip_limit = 10)" in capsys.readouterr().err
+    # None right after a bad step, whose reason may lie in the weights.
+    kept = [load_checkpoint(path)[1]["progress"] for path in checkpoints(tmp_path / "out" / "checkpoints")]
+    assert [(progress["step"], progress["skipped"]) for progress in kept] == [
+        (step, (step > 4) + (step > 8)) for step in range(1, 11) if step not in (4, 8)
+    ]
+
+
+def test_a_resumed_run_remembers_what_was_left_out(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny(text, train__steps=10, train__checkpoint_every=6)
+    poison(monkeypatch, 3, 9)
+    train(run, tmp_path / "out")
+    whole = losses(tmp_path / "out")
+    last = checkpoints(tmp_path / "out" / "checkpoints")[-1]
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    assert resume(tmp_path / "out")["skipped"] == 2
+    assert losses(tmp_path / "out") == whole
+
+
+def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny(text, train__steps=20, train__skip_limit=2)
+    poison(monkeypatch, 2, 5, 7, 9)
+    with pytest.raises(UserError, match=r"step 7: the loss is nan .*; 3 such steps are more than train.skip_limit = 2"):
+        train(run, tmp_path / "out")
+    assert [record["step"] for record in records(tmp_path / "out")] == [1, 3, 4, 6]
+    for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
+        # JSON that strict readers read: no NaN in it.
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
