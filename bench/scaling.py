@@ -36,6 +36,7 @@ from jepamba.presets import load_preset
 from jepamba.progress import silence
 from jepamba.ranks import Ranks, joined
 from jepamba.train import resolve
+from jepamba.train.captured import Captured
 from jepamba.train.device import place
 from jepamba.train.inputs import StepInputs
 from jepamba.train.micro import MicroPass
@@ -107,14 +108,23 @@ class TimedSession(Session):
         return batch
 
 
+class _Timed(Captured):
+    def __init__(self, name: str, captured: Captured, clock: Clock) -> None:
+        self.__dict__ |= captured.__dict__
+        self.name, self.clock = name, clock
+
+    def __call__(self) -> None:
+        with self.clock.span(self.name):
+            super().__call__()
+
+
 class TimedPass(MicroPass):
     """Passes, clip and update, each timed."""
 
     def __init__(self, session: Session, clock: Clock) -> None:
         super().__init__(session)
         self.clock = clock
-        self.clip = self._timed("clip", self.clip)  # type: ignore[assignment]
-        self.update = self._timed("update", self.update)  # type: ignore[assignment]
+        self.clip, self.update = _Timed("clip", self.clip, clock), _Timed("update", self.update, clock)
 
     def settle(self) -> None:
         """As ever."""
@@ -125,13 +135,6 @@ class TimedPass(MicroPass):
         """As ever."""
         with self.clock.span("passes"):
             super().__call__(step)
-
-    def _timed(self, name: str, work: Callable[[], None]) -> Callable[[], None]:
-        def timed() -> None:
-            with self.clock.span(name):
-                work()
-
-        return timed
 
 
 def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
@@ -158,6 +161,7 @@ def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
     moments.append(clock.now())
     spans = clock.spans()
     ranks.check_equal(dict(session.modules.state_dict()))
+    micro.release()
     each = [clock.between(a, b) for a, b in pairwise(moments)]
     step_ms = statistics.median(each)
     return {
