@@ -261,11 +261,11 @@ def test_resume_on_other_data_is_refused(small: Run, tmp_path: Path) -> None:
         resume(out)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_before_the_update(small: Run, tmp_path: Path) -> None:
-    """A learning rate that overflows fp32 at once: the second step has nothing finite to learn from."""
-    small = with_settings(small, {"optim.adam_lr": 1e38, "optim.muon_lr": 1e38, "train.checkpoint_every": 1})
+def test_a_run_that_diverges_ends_with_what_to_do(small: Run, tmp_path: Path) -> None:
+    """A learning rate that overflows fp32 at once: from the second step on there is nothing finite to learn from."""
+    settings = {"optim.adam_lr": 1e38, "optim.muon_lr": 1e38, "train.checkpoint_every": 1, "train.skip_limit": 2}
     with pytest.raises(UserError, match=r"step \d+: the loss is .*lower optim.muon_lr"):
-        train(small, tmp_path / "run")
+        train(with_settings(small, settings), tmp_path / "run")
     assert not (tmp_path / "run" / "artifact.jepa").exists()
     done = records(tmp_path / "run")
     assert all(math.isfinite(record["loss"]) for record in done)

@@ -38,6 +38,21 @@ def terms_of(session: Session, inputs: Inputs, sums_SK2M: Tensor | None = None) 
         )
 
 
+def add_gradients(loss: Tensor, leaves: list[Tensor]) -> None:
+    """Add the gradients of `loss` to what the `leaves` have, as `backward` would, but many in one launch."""
+    there, fresh = list[Tensor](), list[Tensor]()
+    for leaf, grad in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
+        if grad is None:
+            continue
+        if leaf.grad is None:
+            leaf.grad = grad.to(leaf.grad_dtype or grad.dtype, copy=True, memory_format=torch.contiguous_format)
+        else:
+            there.append(leaf.grad)
+            fresh.append(grad)
+    if there:
+        torch._foreach_add_(there, fresh)
+
+
 class MicroPass:
     """Adds the gradients and the loss terms of micro-batches up, each weighed by its share of the step; and what
     follows them, the clip and the update. On a GPU each of these is a replayed graph."""
@@ -76,7 +91,7 @@ class MicroPass:
 
     def _run(self, inputs: Inputs) -> None:
         terms, after = terms_of(self.session, inputs, self.sample_SK2M)
-        terms.total.backward()
+        add_gradients(terms.total, self.session.leaves())
         self.session.carry(after)
         self.sums += torch.stack([term.detach().float() for term in terms])
 

@@ -97,6 +97,11 @@ class Session:
         """Every parameter, kept and training-only."""
         return list(self.modules.parameters())
 
+    def leaves(self) -> list[Tensor]:
+        """What a pass over settled weights takes gradients of: these weights, and the training-only parameters."""
+        settled = [leaf for module in self.model.gridded() for leaf in module.leaves.values()]
+        return [*settled, *(self.heads.parameters() if self.heads is not None else [])]
+
     def carry(self, state: State | None) -> None:
         """Hand `state` (None: an empty one) on to the next micro-batch, detached; nothing without `train.carry_state`.
 
