@@ -12,6 +12,7 @@ from jepamba.config import Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.jepa.heads import PositionNorm
+from jepamba.optim import Muon
 from jepamba.ranks import Ranks
 from jepamba.train import resolve
 from jepamba.train.device import place
@@ -152,6 +153,41 @@ def test_batch_norm_is_over_all_ranks() -> None:
         for part in parts:
             torch.testing.assert_close(torch.tensor(part[name]), torch.tensor(truth[name]), rtol=1e-5, atol=1e-5)
     assert [part["num_batches_tracked"] for part in parts] == [truth["num_batches_tracked"]] * 3 == [1] * 3
+
+
+SHAPES = [(8, 24), (24, 8), (16, 16), (8, 24), (1, 5), (24, 8), (40, 8)]
+
+
+def muon(ranks: Ranks, dtype: str) -> list[Any]:
+    """Four steps of Muon on matrices of several shapes: weights and momenta."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    optimizer = Muon(
+        params,
+        lr=0.02,
+        momentum=0.9,
+        steps=3,
+        row_norm=True,
+        weight_decay=0.1,
+        compute_dtype=getattr(torch, dtype),
+        ranks=ranks,
+    )
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    ranks.check_equal({str(i): p for i, p in enumerate(params)})
+    return [value.detach().tolist() for p in params for value in (p, optimizer.state[p]["momentum"])]
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_muon_shared_by_ranks_is_muon(size: int, dtype: str) -> None:
+    """More ranks than matrices too; every rank keeps the whole momentum."""
+    truth = muon(Ranks(), dtype)
+    for found in together(size, muon, dtype):
+        for ours, theirs in zip(found, truth, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-6)
 
 
 def refusals(ranks: Ranks, run: Run) -> list[str]:

@@ -81,6 +81,7 @@ class Loop:
                 self._answer(self._agreed(0.0, stop)[1])
                 self._note_failure(report, wait=True)
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
+        self.micro.release()
         return self.ranks.chiefly(self._finish)
 
     def _finish(self) -> dict[str, Any]:
