@@ -16,6 +16,7 @@ from jepamba.config import Run
 from jepamba.data import Corpus
 from jepamba.errors import UserError
 from jepamba.evaluate import score_plain
+from jepamba.lookout import training
 from jepamba.progress import Progress
 from jepamba.ranks import ALONE, Ranks
 from jepamba.train import widths
@@ -71,7 +72,7 @@ class Loop:
         self._event(self.session.place.why)
         self.ranks.chiefly(lambda: widths.check(self.session))
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
-        with StopRequest() as stop, self.writer:
+        with StopRequest() as stop, self.writer, training():
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup()
             with Progress("training") as report:
