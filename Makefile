@@ -24,6 +24,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Twenty kills of one process and of two, and what they cost: some minutes.
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py > docs/results/faults.md
+
 # On a machine with a CUDA GPU, with the package and its dependencies in PYTHON.
 test-gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest --noconftest tests/gpu

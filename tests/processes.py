@@ -5,6 +5,7 @@ Each process writes down the windows that it trains on, step by step, so that a 
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -54,6 +55,8 @@ class Running:
             if size > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            with (folder / f"seen-{rank}.txt").open("a") as seen_file:
+                seen_file.write("life\n")
             process = context.Process(target=_main, args=(list(words), folder, rank, variables, setup))
             process.start()
             self.processes.append(process)
@@ -65,8 +68,11 @@ class Running:
             process.join(max(0.0, deadline - time.monotonic()))
         late = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
         if late:
+            # Each says where it is.
+            self.signal(signal.SIGUSR1, *late)
+            time.sleep(1)
             self.signal(signal.SIGKILL)
-        assert not late, f"ranks {late} still ran after {seconds:.0f} s: {self.said()}"
+        assert not late, f"ranks {late} still ran after {seconds:.0f} s: {[self.said(rank) for rank in late]}"
         return [process.exitcode or 0 for process in self.processes]
 
     def wait_for(self, path: Path, lines: int = 1) -> None:
@@ -140,6 +146,7 @@ def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str]
     said = os.open(folder / f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    faulthandler.register(signal.SIGUSR1)
     import torch
 
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from jepamba.config import Jepa, Model, Optim, Quant
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.optim import Muon, Optimizers, group_parameters, learning_rate_scale, muon_momentum, orthogonalize
+from jepamba.optim.muon import dealt
 
 CPU = torch.device("cpu")
 SHAPES = [(8, 24), (24, 8), (16, 16), (8, 24), (1, 5), (24, 8)]  # wide, tall, square; some shapes twice
@@ -137,6 +138,19 @@ def run_each(optimizers: list[Muon], params: list[nn.Parameter]) -> list[Tensor]
         for optimizer in optimizers:
             optimizer.step()
     return [p.detach().clone() for p in params]
+
+
+def test_matrices_are_dealt_by_what_they_cost() -> None:
+    shapes = ((640, 2560),) * 10 + ((640, 640),) * 20 + ((8192, 64), (3, 5))
+    for ranks in (1, 2, 3, 8, 40):
+        shares = dealt(shapes, ranks)
+        assert len(shares) == ranks
+        assert sorted(i for share in shares for i in share) == list(range(len(shapes)))
+        costs = [min(shape) ** 2 * (2 * max(shape) + min(shape)) for shape in shapes]
+        loads = [sum(costs[i] for i in share) for share in shares]
+        # Never worse than the mean and one matrix more.
+        assert max(loads) <= sum(loads) / ranks + max(costs)
+    assert max(sum(shapes[i][0] * shapes[i][1] for i in share) for share in dealt(shapes[:30], 2)) < 12.4e6
 
 
 def test_row_normalisation_makes_rows_equal_in_size() -> None:

@@ -50,7 +50,7 @@ def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, who
     resumed = []
     for kill in range(3):
         running = Running(words, tmp_path)
-        running.wait_for(tmp_path / "seen-0.txt", lines=1 + 60 * kill)
+        running.wait_for(tmp_path / "seen-0.txt", lines=2 + 60 * kill)
         time.sleep(moments.uniform(0, 0.4))
         running.signal(signal.SIGKILL)
         assert running.wait() == [-signal.SIGKILL]

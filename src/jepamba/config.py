@@ -364,9 +364,9 @@ class Train:
     seconds: float = 0.0
     """Budget in seconds of training; 0: no limit by time. With both, the first to be reached ends the run."""
     tokens_per_step: int = 524288
-    """Tokens of one optimizer step."""
+    """Tokens of one optimizer step, on all processes together."""
     tokens_per_micro: int = 65536
-    """Tokens of one forward and backward pass; gradients accumulate over tokens_per_step / tokens_per_micro of them."""
+    """Tokens of one forward and backward pass on one process, at most; gradients accumulate until the step is done."""
     seed: int = 42
     """Seed of the weights, the data order and SIGReg's directions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,7 +1,8 @@
 """A lookout for ranks that are gone: each says that it is there, and on leaving why, so that none waits in vain.
 
 A rank that waits for a sum on a GPU does not notice by itself that another has died, for minutes. A thread of each rank
-therefore counts up in the store that `torchrun` keeps, and looks at the others' counts.
+therefore counts up in the store that `torchrun` keeps, and looks at the others' counts. Outside `training`, where a
+rank may train a tokenizer or pack for minutes without a sign of life, only broken connections and last words count.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SILENCE = 30.0
 GRACE = 10.0
 """Seconds that a rank has to notice by itself, and to end in order, once another is known to have gone."""
 _LOST = 2
+_EXPECTED = b"!"
+"""Ends the count of a rank that is in `training`."""
 
 
 @contextlib.contextmanager
@@ -35,7 +38,8 @@ def watched(ranks: Ranks) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    lookout = _Lookout(ranks)
+    global _posted
+    lookout = _posted = _Lookout(ranks)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -51,6 +55,20 @@ def watched(ranks: Ranks) -> Iterator[None]:
         lookout.leave("")
     finally:
         lookout.stop.set()
+        _posted = None
+
+
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """While entered, a sign of life is expected of this rank every moment."""
+    if _posted is None:
+        yield
+        return
+    _posted.expect(True)
+    try:
+        yield
+    finally:
+        _posted.expect(False)
 
 
 class _Lookout:
@@ -60,10 +78,17 @@ class _Lookout:
         self.rank, self.others = ranks.rank, [rank for rank in range(ranks.size) if rank != ranks.rank]
         self.stop = threading.Event()
         self._store = self._connected()
-        self._beat(0)
+        self._count, self._mark = 0, b""
+        self._beat()
         # Nobody is missed before it has been there.
         ranks.told(None)
         threading.Thread(target=self._watch, name="lookout", daemon=True).start()
+
+    def expect(self, on: bool) -> None:
+        """Whether the others may take silence of this rank for its end."""
+        self._mark = _EXPECTED if on else b""
+        with contextlib.suppress(RuntimeError):
+            self._beat()
 
     def leave(self, reason: str) -> None:
         """Say that this rank goes, and why; nothing if in order."""
@@ -90,8 +115,9 @@ class _Lookout:
         # Not mixed up with what was said before torchrun started the processes anew.
         return f"lookout/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{what}/{rank}"
 
-    def _beat(self, count: int) -> None:
-        self._store.set(self._key("count", self.rank), str(count))
+    def _beat(self) -> None:
+        self._count += 1
+        self._store.set(self._key("count", self.rank), str(self._count).encode() + self._mark)
 
     def _counts(self) -> dict[int, bytes]:
         """The others' counts; none if the store is gone, which lives in torchrun or in rank 0."""
@@ -116,14 +142,13 @@ class _Lookout:
         return f"{named} gone without a word (killed, or out of memory?); `jepamba resume` goes on"
 
     def _watch(self) -> None:
-        count, seen = 0, {rank: (b"", time.monotonic()) for rank in self.others}
+        seen = {rank: (b"", time.monotonic()) for rank in self.others}
         while not self.stop.wait(EVERY):
             try:
-                count += 1
-                self._beat(count)
+                self._beat()
                 reason, now = self._said(), time.monotonic()
                 for rank, value in self._counts().items():
-                    if value != seen[rank][0] or self._left(rank):
+                    if value != seen[rank][0] or not value.endswith(_EXPECTED) or self._left(rank):
                         seen[rank] = value, now
                 silent = [rank for rank, (_, last) in seen.items() if now - last > SILENCE]
                 if silent and not reason:
@@ -138,6 +163,10 @@ class _Lookout:
         if not self.stop.wait(GRACE):
             print(f"jepamba: {reason}", file=sys.stderr, flush=True)
             os._exit(_LOST)
+
+
+_posted: _Lookout | None = None
+"""This process's, as there is one group of ranks in a process."""
 
 
 def _broken(error: Exception) -> bool:

@@ -86,7 +86,9 @@ class Ranks:
         if self.size == 1:
             return tensor.unsqueeze(0)
         everyone = tensor.new_empty(self.size * tensor.numel())
-        dist.all_gather_into_tensor(everyone, tensor.contiguous().view(-1))
+        # Under its new name since PyTorch 2.13.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(everyone, tensor.contiguous().view(-1))
         return everyone.view(self.size, *tensor.shape)
 
     def take_over_(self, tensors: Iterable[Tensor]) -> None:

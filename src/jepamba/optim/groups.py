@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepamba.config import Optim
 from jepamba.optim.muon import Muon
+from jepamba.ranks import ALONE, Ranks
 
 NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
 """Two-dimensional parameters that are the embedding, a stack of filters or a stack of vectors: AdamW. The tie
@@ -55,8 +56,10 @@ class Optimizers:
     adam: torch.optim.AdamW
 
     @classmethod
-    def build(cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device) -> Optimizers:
-        """Fresh optimizers for the named parameters on `device`.
+    def build(
+        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, ranks: Ranks = ALONE
+    ) -> Optimizers:
+        """Fresh optimizers for the named parameters on `device`; Muon's work is shared by the `ranks`.
 
         On a GPU Newton–Schulz runs in bf16, and what the schedule sets are tensors, so that `step` can be captured as a
         CUDA graph.
@@ -75,6 +78,7 @@ class Optimizers:
             row_norm=config.muon_row_norm,
             weight_decay=config.muon_weight_decay,
             compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
+            ranks=ranks,
         )
         adam = torch.optim.AdamW(
             [

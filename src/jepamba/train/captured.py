@@ -42,3 +42,10 @@ class Captured:
         with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             self.work()
         self.graph = graph
+
+    def release(self) -> None:
+        """Give the graph and its memory back; the next call captures again. Graphs in which ranks sum must go before
+        the ranks part: NCCL waits for them."""
+        if self.graph is not None:
+            self.graph.reset()
+            self.graph = None

@@ -89,6 +89,13 @@ class MicroPass:
         for inputs in step:
             self._pass(inputs)
 
+    def release(self) -> None:
+        """Give all graphs and their memory back, when there is no next step."""
+        for captured in (self.clip, self.update, *self.settling.values()):
+            captured.release()
+        self._pass.release()
+        self._look.release()
+
     def _run(self, inputs: Inputs) -> None:
         terms, after = terms_of(self.session, inputs, self.sample_SK2M)
         add_gradients(terms.total, self.session.leaves())
@@ -155,3 +162,9 @@ class Fed:
         for there, here in zip(own.tensors(), inputs.tensors(), strict=True):
             there.copy_(sent(here, self.device), non_blocking=True)
         captured()
+
+    def release(self) -> None:
+        """Give the graphs and their memory back."""
+        for captured, _ in self._graphs.values():
+            captured.release()
+        self._graphs.clear()

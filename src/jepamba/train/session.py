@@ -73,7 +73,7 @@ class Session:
             self.modules["heads"] = self.heads
         self.modules.to(place.device)
         self.model.to(masters)
-        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device)
+        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device, ranks)
         data = run.data
         rows = run.train.tokens_per_micro // data.sequence if run.train.carry_state else 0
         loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset, rows)

@@ -1,0 +1,266 @@
+"""A preset's training step on several GPUs: tokens per second, efficiency, and where the time of a step goes.
+
+    python bench/scaling.py submission-bpe --bench-out one.json
+    torchrun --standalone --nproc-per-node 2 bench/scaling.py submission-bpe --bench-against one.json
+
+Prints one Markdown table and, last, one JSON line. The global batch is the preset's on any number of processes (strong
+scaling); efficiency is tokens per second per process against the run in --bench-against. What is timed is
+`training_step` itself, with real tokens. Options of its own: --bench-steps N (timed steps, default 10),
+--bench-warmup N (steps before them, default 3), --bench-against FILE and --bench-out FILE (the JSON of another run and
+of this one). Everything else is a config flag. On a CPU it runs over gloo: a test of the script, no measurement.
+
+Parts are times on the device between events that are recorded where a part begins and ends, medians over steps, on rank
+0; waiting for the other ranks counts where it happens. What ranks sum within a pass, and what Muon gathers within an
+update, is a part of those, and is measured a second time, alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepamba.config import Run
+from jepamba.data import Batch, corpus
+from jepamba.flags import parse_flags, split_flags
+from jepamba.optim.muon import dealt
+from jepamba.presets import load_preset
+from jepamba.progress import silence
+from jepamba.ranks import Ranks, joined
+from jepamba.train import resolve
+from jepamba.train.captured import Captured
+from jepamba.train.device import place
+from jepamba.train.inputs import StepInputs
+from jepamba.train.micro import MicroPass
+from jepamba.train.session import Session
+from jepamba.train.step import training_step
+
+PARTS = ("weights on their grids", "passes", "gradient sums", "clip", "update")
+ALONE_REPEATS = 20
+
+
+class Clock:
+    """Spans of time on the device, by name; `spans` reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._marks: dict[str, list[tuple[Any, Any]]] = {}
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """What is inside, on the device's own time."""
+        start = self.now()
+        yield
+        self._marks.setdefault(name, []).append((start, self.now()))
+
+    def now(self) -> Any:
+        """This moment, in the order of the device's work."""
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Milliseconds."""
+        return float(start.elapsed_time(end)) if self.on_gpu else (end - start) * 1e3
+
+    def spans(self) -> dict[str, list[float]]:
+        """Milliseconds of every span so far, which are then forgotten."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        found = {name: [self.between(*pair) for pair in pairs] for name, pairs in self._marks.items()}
+        self._marks.clear()
+        return found
+
+
+class TimedRanks(Ranks):
+    """Ranks whose sums of gradients are timed."""
+
+    def __init__(self, ranks: Ranks, clock: Clock) -> None:
+        self.__dict__ |= ranks.__dict__
+        self.clock = clock
+
+    def sum_each_(self, tensors: Any) -> None:
+        """As ever."""
+        with self.clock.span("gradient sums"):
+            super().sum_each_(tensors)
+
+
+class TimedSession(Session):
+    """A session whose waits for the loader are timed, by the host's clock."""
+
+    waits: list[float]
+
+    def next_windows(self) -> Batch:
+        """As ever."""
+        start = time.perf_counter()
+        batch = super().next_windows()
+        self.waits.append((time.perf_counter() - start) * 1e3)
+        return batch
+
+
+class _Timed(Captured):
+    def __init__(self, name: str, captured: Captured, clock: Clock) -> None:
+        self.__dict__ |= captured.__dict__
+        self.name, self.clock = name, clock
+
+    def __call__(self) -> None:
+        with self.clock.span(self.name):
+            super().__call__()
+
+
+class TimedPass(MicroPass):
+    """Passes, clip and update, each timed."""
+
+    def __init__(self, session: Session, clock: Clock) -> None:
+        super().__init__(session)
+        self.clock = clock
+        self.clip, self.update = _Timed("clip", self.clip, clock), _Timed("update", self.update, clock)
+
+    def settle(self) -> None:
+        """As ever."""
+        with self.clock.span("weights on their grids"):
+            super().settle()
+
+    def __call__(self, step: StepInputs) -> None:
+        """As ever."""
+        with self.clock.span("passes"):
+            super().__call__(step)
+
+
+def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
+    """What the table shows."""
+    where = place(run.train)
+    text = ranks.machine_by_machine(lambda: corpus(run.data))
+    run = resolve(run, text)
+    clock = Clock(where.device)
+    session = TimedSession(run, text, where, TimedRanks(ranks, clock))
+    session.waits = []
+    micro = TimedPass(session, clock)
+    started = time.perf_counter()
+    losses = [training_step(micro, 0.0)["loss"]]
+    clock.spans()
+    first = time.perf_counter() - started
+    losses += [training_step(micro, 0.0)["loss"] for _ in range(warmup - 1)]
+    ranks.barrier(600.0)
+    clock.spans()
+    session.waits.clear()
+    moments = []
+    for _ in range(steps):
+        moments.append(clock.now())
+        losses.append(training_step(micro, 0.0)["loss"])
+    moments.append(clock.now())
+    spans = clock.spans()
+    ranks.check_equal(dict(session.modules.state_dict()))
+    micro.release()
+    each = [clock.between(a, b) for a, b in pairwise(moments)]
+    step_ms = statistics.median(each)
+    return {
+        "device": where.why,
+        "torch": torch.__version__,
+        "processes": ranks.size,
+        "tokens per step": run.train.tokens_per_step,
+        "passes per step": session.deal.passes,
+        "tokens per micro-batch": [len(rows) * run.data.sequence for rows in session.deal.of_pass(0)],
+        "first step, s": first,
+        "step, ms": step_ms,
+        "steps, ms": each,
+        "tokens/s": run.train.tokens_per_step / step_ms * 1e3,
+        "parts, ms": {name: statistics.median(spans.get(name, [0.0])) for name in PARTS},
+        "loader, ms": statistics.median(session.waits),
+        "alone, ms": alone(session, clock),
+        "peak memory, MB": where.memory_mb(),
+        "losses": losses,
+    }
+
+
+def alone(session: Session, clock: Clock) -> dict[str, float]:
+    """Milliseconds a step of what ranks exchange within passes and updates, and of the sums of gradients, alone."""
+    run, ranks, device = session.run, session.ranks, session.place.device
+    work: dict[str, tuple[Callable[[], object], int]] = {}
+    jepa = run.jepa
+    if session.heads is not None and jepa.sigreg_weight > 0:
+        samples = 1
+        if jepa.sigreg_pool == "timestep":
+            samples = min(jepa.sigreg_timesteps or run.data.sequence, run.data.sequence)
+        sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
+        times = 1 if jepa.sigreg_sample == "step" else session.deal.passes
+        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.sum_(sums), times)
+    matrices = list(session.optimizers.groups.muon.values())
+    shares = dealt(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.size)
+    longest = max(sum(matrices[i].numel() for i in share) for share in shares)
+    updates = torch.zeros(longest, dtype=session.optimizers.muon.compute_dtype, device=device)
+    size = longest * updates.element_size() / 1e6
+    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.gathered(updates), 1)
+    grads = [torch.zeros_like(p) for p in session.parameters()]
+    size = sum(grad.numel() for grad in grads) * 4 / 1e6
+    work[f"gradient sums, {size:.1f} MB"] = (lambda: Ranks.sum_each_(ranks, grads), 1)
+    found = {}
+    for name, (exchange, times) in work.items():
+        exchange()
+        ranks.barrier(600.0)
+        with clock.span(name):
+            for _ in range(ALONE_REPEATS):
+                exchange()
+        found[name] = clock.spans()[name][0] / ALONE_REPEATS * times
+    return found
+
+
+def table(found: dict[str, Any], against: dict[str, Any] | None) -> str:
+    """The result as one Markdown table."""
+    step = found["step, ms"]
+    rows = [
+        ("processes", f"{found['processes']}"),
+        ("tokens/s", f"{found['tokens/s']:,.0f}"),
+        ("step", f"{step:.2f} ms"),
+    ]
+    if against is not None:
+        rows.insert(2, (f"efficiency against {against['processes']}", f"{100 * found['efficiency']:.1f} %"))
+    rows += [(f"— {name}", f"{ms:.2f} ms, {100 * ms / step:.1f} %") for name, ms in found["parts, ms"].items()]
+    rest = step - sum(found["parts, ms"].values())
+    rows += [("— the rest", f"{rest:.2f} ms, {100 * rest / step:.1f} %")]
+    rows += [
+        ("waiting for the loader (host)", f"{found['loader, ms']:.2f} ms, {100 * found['loader, ms'] / step:.1f} %")
+    ]
+    rows += [(f"{name}, alone", f"{ms:.2f} ms, {100 * ms / step:.1f} %") for name, ms in found["alone, ms"].items()]
+    rows += [("peak memory of rank 0", f"{found['peak memory, MB'] / 1e3:.1f} GB")]
+    return "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset")
+    parser.add_argument("--bench-steps", type=int, default=10)
+    parser.add_argument("--bench-warmup", type=int, default=3)
+    parser.add_argument("--bench-against", type=Path)
+    parser.add_argument("--bench-out", type=Path)
+    args, flags = parser.parse_known_args()
+    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    against = json.loads(args.bench_against.read_text()) if args.bench_against else None
+    with joined() as ranks:
+        if not ranks.chief:
+            silence()
+        found = measure(run, ranks, args.bench_steps, args.bench_warmup)
+        if against is not None:
+            each, before = found["tokens/s"] / found["processes"], against["tokens/s"] / against["processes"]
+            found["efficiency"] = each / before
+        if ranks.chief:
+            print(f"{args.preset}: {found['device']}; torch {found['torch']}\n")
+            print(table(found, against) + "\n")
+            if args.bench_out:
+                args.bench_out.write_text(json.dumps(found))
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
