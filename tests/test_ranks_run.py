@@ -37,6 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "quant.budget_bytes": 16000,
             "quant.qat_fraction": 0.4,
             "optim.ghost_steps": 1,
+            "eval.stride": 16,
+            "eval.sliding_tokens": 300,
         },
     )
 
@@ -85,6 +87,11 @@ def test_torchrun_trains_as_one_process_does(alone: Path, two: Path) -> None:
         assert [record["step"] for record in ours] == [record["step"] for record in theirs]
     for ours, theirs in zip(records(two / "run", "val"), records(alone / "run", "val"), strict=True):
         assert ours["bpb"] == pytest.approx(theirs["bpb"], rel=1e-2)
+
+    ours, theirs = (json.loads((folder / "run" / "summary.json").read_text()) for folder in (two, alone))
+    for score in ("bpb_plain", "bpb_calibrated", "bpb_sliding"):
+        assert ours[score]["tokens"] == theirs[score]["tokens"]
+        assert ours[score]["bpb"] == pytest.approx(theirs[score]["bpb"], rel=1e-2)
 
 
 @pytest.mark.parametrize("size", [1, 4])

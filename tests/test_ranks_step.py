@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pydoc_data import topics
 from typing import Any
 
 import pytest
 import torch
 
-from jepamba.config import Run, from_dict, with_settings
+from jepamba.config import Jepa, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
+from jepamba.evaluate import score_plain_at, score_sliding
+from jepamba.jepa import draw, sigreg
 from jepamba.jepa.heads import PositionNorm
 from jepamba.optim import Muon
 from jepamba.ranks import Ranks
@@ -155,6 +158,53 @@ def test_batch_norm_is_over_all_ranks() -> None:
     assert [part["num_batches_tracked"] for part in parts] == [truth["num_batches_tracked"]] * 3 == [1] * 3
 
 
+def part_of_a_sample(ranks: Ranks, sizes: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """SIGReg of this rank's windows of one sample, and its gradient by them."""
+    config = Jepa(sigreg_projections=6, **settings)
+    whole = torch.randn(sum(sizes), 7, 5, generator=torch.Generator().manual_seed(3)) + 0.3
+    start, own = sum(sizes[: ranks.rank]), sizes[ranks.rank]
+    z = whole[start : start + own].clone().requires_grad_()
+    drawn = draw(config, 5, (own, 7), seed=1, step=2, of=sum(sizes), rank=ranks.rank)
+    draws = torch.tensor(float(sum(sizes) * (1 if config.sigreg_pool == "timestep" else 7)))
+    statistic = sigreg(z, config, drawn, ranks=ranks, draws=draws)
+    statistic.backward()
+    assert z.grad is not None
+    return {"statistic": statistic.item(), "z": z.grad.tolist()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sigreg_pool": "timestep", "sigreg_timesteps": 3, "sigreg_scale_n": False}, {"sigreg_pool": "centered"}],
+    ids=["timestep", "centered, times N"],
+)
+def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[str, Any]) -> None:
+    truth = part_of_a_sample(Ranks(), [7], settings)
+    for sizes in ([3, 4], [1, 1, 5]):
+        parts = together(len(sizes), part_of_a_sample, sizes, settings)
+        for part in parts:
+            assert part["statistic"] == pytest.approx(truth["statistic"], rel=1e-5)
+        joined = torch.tensor([row for part in parts for row in part["z"]])
+        assert joined.abs().max() > 0
+        torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
+
+
+def scored(ranks: Ranks, run: Run) -> list[dict[str, Any]]:
+    """The plain and the sliding score of a fresh model."""
+    text = corpus(run.data)
+    model = Session(resolve(run, text), text, place(run.train)).model
+    plain = score_plain_at(model, text.val, 24, (1.0, 0.7), limit=1000, tokens_per_batch=100, ranks=ranks)
+    sliding = score_sliding(model, text.val, 24, stride=7, limit=300, tokens_per_batch=100, ranks=ranks)
+    return [asdict(score) | {"seconds": 0.0} for score in (*plain, sliding)]
+
+
+def test_ranks_share_the_scoring(run: Run) -> None:
+    truth = scored(Ranks(), run)
+    for found in together(3, scored, run):
+        for ours, theirs in zip(found, truth, strict=True):
+            for key, value in theirs.items():
+                assert ours[key] == (pytest.approx(value, rel=1e-7) if isinstance(value, float) else value), key
+
+
 SHAPES = [(8, 24), (24, 8), (16, 16), (8, 24), (1, 5), (24, 8), (40, 8)]
 
 
@@ -180,8 +230,7 @@ def muon(ranks: Ranks, dtype: str) -> list[Any]:
     return [value.detach().tolist() for p in params for value in (p, optimizer.state[p]["momentum"])]
 
 
-@pytest.mark.parametrize("size", [2, 8])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("size", "dtype"), [(2, "float32"), (8, "bfloat16")])
 def test_muon_shared_by_ranks_is_muon(size: int, dtype: str) -> None:
     """More ranks than matrices too; every rank keeps the whole momentum."""
     truth = muon(Ranks(), dtype)

@@ -23,6 +23,7 @@ from jepamba.evaluate.likelihood import summed_nats
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
+from jepamba.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ def scores(
     mode: str,
     reset: bool,
     progress: Report | None,
+    ranks: Ranks = ALONE,
 ) -> list[Score]:
     """The score of the first `targets` targets at each temperature, in `mode`.
 
-    `latents` gives (h_ND, targets_N) of some targets at a time, each target of the stream once, in any order. It is
-    run with the weights as the artifact holds them. Raises `UserError` for a wrong temperature, or a byte count that
-    is not the length of the decoded text.
+    `latents` gives (h_ND, targets_N) of some targets at a time, each target of the stream once, in any order, and on
+    one of the `ranks` alone; all have the score. It is run with the weights as the artifact holds them. Raises
+    `UserError` for a wrong temperature, or a byte count that is not the length of the decoded text.
     """
     for temperature in temperatures:
         if not 0 < temperature < math.inf:
@@ -99,7 +101,8 @@ def scores(
             nats_K += summed_nats(model, h_ND, targets_N, temperatures)
             done += len(targets_N)
             if progress is not None:
-                progress(done, targets, f"{float(nats_K[0]) / done:.4f} nats per token")
+                progress(min(done * ranks.size, targets), targets, f"{float(nats_K[0]) / done:.4f} nats per token")
+    *nats, done = (sum(values) for values in zip(*ranks.told([*nats_K.tolist(), done]), strict=True))
     if done != targets:
         raise AssertionError(f"{done} targets scored of {targets}")
     seconds = time.monotonic() - started
@@ -117,5 +120,5 @@ def scores(
             temperature=temperature,
             seconds=seconds,
         )
-        for nats, temperature in zip(nats_K.tolist(), temperatures, strict=True)
+        for nats, temperature in zip(nats, temperatures, strict=True)
     ]

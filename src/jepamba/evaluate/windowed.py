@@ -6,6 +6,7 @@ Legend: B windows, T tokens of a window, N targets, D model width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from jepamba.evaluate.score import Score, scored_targets, scores
 from jepamba.evaluate.windows import Window, batches, plain_windows, sliding_windows
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
+from jepamba.ranks import ALONE, Ranks
 
 
 def score_plain(
@@ -28,12 +30,14 @@ def score_plain(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs side by side, the state empty at each window's start.
 
     Every target is scored once, those of the last, partial window too. The weights are used as the artifact holds
     them. Arguments: `reset`, forget the state where a document starts; `limit`, score only so many targets from the
-    stream's start (0: all); `tokens_per_batch`, tokens of one forward pass.
+    stream's start (0: all); `tokens_per_batch`, tokens of one forward pass; `ranks`, which share the windows and are to
+    call this together.
     Raises `UserError` for an empty text, a tokenizer that does not fit the model, or a byte count that is not the
     length of the decoded text.
     """
@@ -46,6 +50,7 @@ def score_plain(
         limit=limit,
         tokens_per_batch=tokens_per_batch,
         progress=progress,
+        ranks=ranks,
     )
     return score
 
@@ -60,11 +65,15 @@ def score_plain_at(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Score]:
     """`score_plain` at each of `temperatures`, for little more than the price of one; each says the time of all."""
     targets = scored_targets(model, tokens, sequence, limit)
-    latents = _latents(model, tokens, plain_windows(targets, sequence), tokens_per_batch, reset)
-    return scores(model, tokens, latents, targets, temperatures, mode="plain", reset=reset, progress=progress)
+    windows = islice(plain_windows(targets, sequence), ranks.rank, None, ranks.size)
+    latents = _latents(model, tokens, windows, tokens_per_batch, reset)
+    return scores(
+        model, tokens, latents, targets, temperatures, mode="plain", reset=reset, progress=progress, ranks=ranks
+    )
 
 
 def score_sliding(
@@ -78,6 +87,7 @@ def score_sliding(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs that start `stride` apart, so that all but the first window's
     targets have at least `sequence − stride` tokens before them.
@@ -88,9 +98,12 @@ def score_sliding(
     targets = scored_targets(model, tokens, sequence, limit)
     if not 1 <= stride <= sequence:
         raise UserError(f"a stride of {stride} tokens: must lie between 1 and the window's {sequence}")
-    latents = _latents(model, tokens, sliding_windows(targets, sequence, stride), tokens_per_batch, reset)
+    windows = islice(sliding_windows(targets, sequence, stride), ranks.rank, None, ranks.size)
+    latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
-    (score,) = scores(model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress)
+    (score,) = scores(
+        model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress, ranks=ranks
+    )
     return score
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, scor
 from jepamba.generate import generate
 from jepamba.model import parts
 from jepamba.progress import Progress
+from jepamba.ranks import Ranks
 from jepamba.train.session import Session
 
 ARTIFACT, REPORT = "artifact.jepa", "report.html"
@@ -24,10 +28,18 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
     """Pack the session's model into `out`, score what was packed, and write summary.json; the summary.
 
     The temperature is found on training tokens. Every score is of the artifact read back from disk, never of the
-    model in memory; only the latent diagnostics, which need the training-only heads, look at that one.
+    model in memory; only the latent diagnostics, which need the training-only heads, look at that one. Rank 0 has the
+    folder, and does all but the scoring, which is shared; to be called by all ranks.
     """
-    run, text = session.run, session.corpus
     session.model.eval()
+    temperature, artifact_bytes = session.ranks.chiefly(lambda: _pack(session, out / ARTIFACT))
+    scores = _scores(session, out / ARTIFACT)
+    return session.ranks.chiefly(lambda: _summarize(session, out, preset, temperature, artifact_bytes, scores))
+
+
+def _pack(session: Session, path: Path) -> tuple[float, int]:
+    """Write the artifact; its temperature and its size."""
+    run, text = session.run, session.corpus
     with Progress("finding the temperature"):
         temperature = (
             calibrate(
@@ -42,8 +54,14 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
             else 1.0
         )
     with Progress("packing"):
-        artifact_bytes = save_artifact(out / ARTIFACT, session.model, run, text.tokenizer, temperature, {})
-    scores = _scores(session, out / ARTIFACT)
+        return temperature, save_artifact(path, session.model, run, text.tokenizer, temperature, {})
+
+
+def _summarize(
+    session: Session, out: Path, preset: str, temperature: float, artifact_bytes: int, scores: dict[str, Any]
+) -> dict[str, Any]:
+    """The summary, also written to `out`."""
+    run, text = session.run, session.corpus
     with Progress("diagnostics"):
         found = diagnostics(
             session.model,
@@ -95,7 +113,8 @@ def write_summary(out: Path, summary: dict[str, Any]) -> None:
 
 def _scores(session: Session, artifact: Path) -> dict[str, Any]:
     run, val, sequence = session.run, session.corpus.val, session.run.data.sequence
-    loaded = load_artifact(artifact, device=session.place.device)
+    with _on_every_rank(session.ranks, artifact) as here:
+        loaded = load_artifact(here, device=session.place.device)
     reset, batch = run.data.reset, run.eval.tokens_per_batch
 
     def plain() -> list[Score]:
@@ -108,6 +127,7 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
                 reset=reset,
                 tokens_per_batch=batch,
                 progress=report,
+                ranks=session.ranks,
             )
 
     def sliding() -> Score:
@@ -122,6 +142,7 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
                 limit=run.eval.sliding_tokens,
                 tokens_per_batch=batch,
                 progress=report,
+                ranks=session.ranks,
             )
 
     at_one, calibrated = plain()
@@ -130,6 +151,20 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
         "bpb_calibrated": asdict(calibrated),
         "bpb_sliding": asdict(sliding()) if run.eval.stride > 0 else None,
     }
+
+
+@contextmanager
+def _on_every_rank(ranks: Ranks, path: Path) -> Iterator[Path]:
+    """Rank 0's file `path`, and on the other ranks a copy."""
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.chief else None
+    handed = ranks.handed_out({} if content is None else {"file": content})["file"]
+    if ranks.chief:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_bytes(handed.numpy().tobytes())
+        yield copy
 
 
 def _samples(session: Session, artifact: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from jepamba.config import Run
 from jepamba.data import Corpus
 from jepamba.errors import UserError
-from jepamba.evaluate import Score, score_plain
+from jepamba.evaluate import score_plain
 from jepamba.lookout import training
 from jepamba.progress import Progress
 from jepamba.ranks import ALONE, Ranks
@@ -83,11 +83,8 @@ class Loop:
                 self._note_failure(report, wait=True)
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
         self.micro.release()
-        return self.ranks.chiefly(self._finish)
-
-    def _finish(self) -> dict[str, Any]:
-        self.metrics.flush()
-        for said in widths.fit(self.session, self.out / ARTIFACT):
+        self.ranks.chiefly(self.metrics.flush)
+        for said in self.ranks.chiefly(lambda: widths.fit(self.session, self.out / ARTIFACT)):
             self._event(said)
         summary = finish(self.session, self.out, self.preset)
         final = summary["bpb_plain"]
@@ -226,21 +223,21 @@ class Loop:
         return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
 
     def _validate(self) -> None:
-        score = self.ranks.chiefly(lambda: asdict(self._score()))
+        score = asdict(
+            score_plain(
+                self.session.model,
+                self.session.corpus.val,
+                self.run.data.sequence,
+                reset=self.run.data.reset,
+                limit=self.run.train.val_tokens,
+                tokens_per_batch=self.run.eval.tokens_per_batch,
+                ranks=self.ranks,
+            )
+        )
         done = self.session.progress
         kept = {key: score[key] for key in VAL_FIELDS}
         self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
         self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
-
-    def _score(self) -> Score:
-        return score_plain(
-            self.session.model,
-            self.session.corpus.val,
-            self.run.data.sequence,
-            reset=self.run.data.reset,
-            limit=self.run.train.val_tokens,
-            tokens_per_batch=self.run.eval.tokens_per_batch,
-        )
 
     def _ghost_warmup(self) -> None:
         """Steps that prime the optimizers' moments (and compile what is compiled); then all else goes back."""
