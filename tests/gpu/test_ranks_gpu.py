@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
 from jepamba.presets import load_preset
-from jepamba.ranks import Ranks
-from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import term_gradients, training_step
 from spawn import together
 
 pytestmark = [
@@ -27,18 +19,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
     pytest.mark.filterwarnings("default"),
 ]
-STEPS = 4
-# Sixteen windows in one pass: SIGReg's sample is the same on one GPU and on two.
-EVEN = {"train.tokens_per_micro": 4096, "train.tokens_per_step": 4096}
-# Fourteen windows: on two GPUs four passes of three and four, micro-batches of one window and of two.
-UNEVEN = {"train.tokens_per_micro": 512, "train.tokens_per_step": 14 * 256}
-CASES: dict[str, dict[str, Any]] = {
-    "timesteps": EVEN,
-    "positions": EVEN | {"jepa.sigreg_pool": "positions", "jepa.sigreg_timesteps": 0, "jepa.sigreg_scale_n": True},
-    "batch norm": EVEN | {"jepa.projector": "mlp-batchnorm"},
-    "uneven, exact": UNEVEN | {"jepa.sigreg_sample": "step"},
-    "uneven": UNEVEN,
-}
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +41,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     corpus(run.data)
     return run
-
-
-def stepped(ranks: Ranks, run: Run, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Some steps of each case: their records, and the terms' gradients before them."""
-    found: dict[str, Any] = {}
-    for name, settings in cases.items():
-        changed = with_settings(run, settings)
-        text = corpus(changed.data)
-        session = Session(resolve(changed, text), text, place(changed.train), ranks)
-        micro = MicroPass(session)
-        norms = term_gradients(session, 0.0)
-        found[name] = {"norms": norms, "records": [training_step(micro, 0.0) for _ in range(STEPS)]}
-        ranks.check_equal(dict(session.modules.state_dict()))
-        micro.release()
-    return found
 
 
 @pytest.fixture(scope="module")
