@@ -13,7 +13,11 @@ from jepamba.errors import UserError
 
 @dataclass(frozen=True)
 class Deal:
-    """`windows` of a step, in `passes` of `ranks` micro-batches each, whose sizes differ by one at most."""
+    """`windows` of a step, in `passes` of `ranks` micro-batches each, whose sizes differ by one at most.
+
+    Passes of as many windows are dealt alike, and there are two sizes of passes at most: ranks that record a pass as a
+    CUDA graph, with their sums in it, then do so together.
+    """
 
     windows: int
     passes: int
@@ -32,8 +36,10 @@ class Deal:
 
     def rows(self, index: int, rank: int) -> range:
         """Which of the step's windows `rank` has in pass `index`."""
-        slot, slots = index * self.ranks + rank, self.passes * self.ranks
-        return range(slot * self.windows // slots, (slot + 1) * self.windows // slots)
+        start, end = (place * self.windows // self.passes for place in (index, index + 1))
+        each, more = divmod(end - start, self.ranks)
+        start += rank * each + min(rank, more)
+        return range(start, start + each + (rank < more))
 
     def of_rank(self, rank: int) -> list[range]:
         """What `rank` has in each pass."""

@@ -35,6 +35,8 @@ class Inputs(NamedTuple):
     """What SIGReg drew."""
     shares: Shares
     """What part of the step this is."""
+    windows: int
+    """Windows of the pass, over all ranks: passes of as many are alike in every shape, on each rank."""
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, in order."""
@@ -55,6 +57,7 @@ class Inputs(NamedTuple):
             change(self.lam),
             drawn,
             Shares(*(change(value) for value in self.shares)),
+            self.windows,
         )
 
 
@@ -88,13 +91,21 @@ class StepInputs:
                 self.session.carry(None)
             where = slice(start, start + rows)
             reset_BT = None if self.reset_BT is None else self.reset_BT[where]
-            counts = sum(len(part) for part in self.session.deal.of_pass(index)) / self.windows
+            windows = sum(len(part) for part in self.session.deal.of_pass(index))
+            counts = windows / self.windows
             lam = self.lam if self._whole else self.lam * counts
             shares = Shares(
                 torch.tensor(rows / self.windows), self.pairs_K, torch.tensor(counts), torch.tensor(self._draws(index))
             )
-            drawn = self._drawn(index, rows)
-            yield Inputs(self.tokens_BT[where], self.targets_BT[where], reset_BT, torch.tensor(lam), drawn, shares)
+            yield Inputs(
+                self.tokens_BT[where],
+                self.targets_BT[where],
+                reset_BT,
+                torch.tensor(lam),
+                self._drawn(index, rows),
+                shares,
+                windows,
+            )
 
     @property
     def _whole(self) -> bool:

@@ -20,7 +20,7 @@ from jepamba.train.session import Session
 
 def terms_of(session: Session, inputs: Inputs, sums_SK2M: Tensor | None = None) -> tuple[Terms, State]:
     """The loss terms of one micro-batch whose inputs lie on the session's device, and the model's state after it."""
-    tokens_BT, targets_BT, reset_BT, lam, drawn, shares = inputs
+    tokens_BT, targets_BT, reset_BT, lam, drawn, shares, _ = inputs
     with session.place.autocast():
         return objective(
             session.model,
@@ -141,24 +141,27 @@ class MicroPass:
 
 
 class Fed:
-    """Captured work on one micro-batch after another: a graph for each size of them (a rank has two sizes at most)."""
+    """Captured work on one micro-batch after another: a graph for each size of a pass, of which there are two at most.
+
+    Not for each size of this rank's micro-batches: with the sums over the ranks in it, they all have to record a graph
+    in the same pass.
+    """
 
     def __init__(self, work: Callable[[Inputs], None], device: torch.device, captures: bool) -> None:
         self.work, self.device, self.captures = work, device, captures
         self.pool = torch.cuda.graph_pool_handle() if captures else None
-        self._graphs: dict[tuple[torch.Size, ...], tuple[Captured, Inputs]] = {}
+        self._graphs: dict[int, tuple[Captured, Inputs]] = {}
 
     def __call__(self, inputs: Inputs) -> None:
         """Do the work on `inputs`."""
         if not self.captures:
             self.work(inputs.mapped(lambda value: sent(value, self.device)))
             return
-        shapes = tuple(value.shape for value in inputs.tensors())
-        if shapes not in self._graphs:
+        if inputs.windows not in self._graphs:
             # Copies: what comes later is written over them.
             own = inputs.mapped(lambda value: sent(value, self.device).clone())
-            self._graphs[shapes] = Captured(partial(self.work, own), True, self.pool), own
-        captured, own = self._graphs[shapes]
+            self._graphs[inputs.windows] = Captured(partial(self.work, own), True, self.pool), own
+        captured, own = self._graphs[inputs.windows]
         for there, here in zip(own.tensors(), inputs.tensors(), strict=True):
             there.copy_(sent(here, self.device), non_blocking=True)
         captured()

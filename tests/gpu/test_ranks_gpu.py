@@ -1,0 +1,75 @@
+"""Training steps on two GPUs over NCCL: the steps of one, and captured graphs against the same work launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from jepamba.config import Run, with_settings
+from jepamba.data import corpus
+from jepamba.presets import load_preset
+from spawn import together
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A model with everything in it, on the English inside Python."""
+    run = with_settings(
+        load_preset("submission-bpe"),
+        {
+            "data.tokenizer": "bytes",
+            "data.reset": True,
+            "data.cache": str(tmp_path_factory.mktemp("cache")),
+            "data.sequence": 256,
+            "model.vocab_size": 0,
+            "model.dim": 128,
+            "model.embed_dim": 96,
+            "model.layers": 4,
+            "jepa.sigreg_projections": 64,
+            **EVEN,
+        },
+    )
+    corpus(run.data)
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(small: Run) -> list[dict[str, Any]]:
+    """What two GPUs do."""
+    return together(2, stepped, small, CASES)
+
+
+def test_two_gpus_do_what_one_does(small: Run, two: list[dict[str, Any]]) -> None:
+    (alone,) = together(1, stepped, small, CASES)
+    assert isinstance(alone, dict), alone
+    for rank, found in enumerate(two):
+        assert isinstance(found, dict), f"rank {rank}: {found}"
+        for name, truth in alone.items():
+            for ours, theirs in zip(found[name]["records"], truth["records"], strict=True):
+                assert ours["ce"] == pytest.approx(theirs["ce"], rel=5e-3), name
+                assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-2), name
+                if name != "uneven":
+                    assert ours["jepa"] == pytest.approx(theirs["jepa"], rel=5e-2), name
+                    assert ours["sigreg"] == pytest.approx(theirs["sigreg"], rel=5e-2), name
+            if "uneven" not in name:
+                assert found[name]["norms"] == pytest.approx(truth["norms"], rel=5e-2), name
+
+
+def test_graphs_with_sums_in_them_do_what_the_launches_do(small: Run, two: list[dict[str, Any]]) -> None:
+    launched = {name: CASES[name] | {"train.graph": False} for name in ("timesteps", "uneven, exact", "uneven")}
+    for replayed, plain in zip(two, together(2, stepped, small, launched), strict=True):
+        assert isinstance(plain, dict), plain
+        for name, truth in plain.items():
+            for ours, theirs in zip(replayed[name]["records"], truth["records"], strict=True):
+                assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5), name
+                assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), name
