@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from ranks_cases import CASES, EVEN, stepped
 
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus

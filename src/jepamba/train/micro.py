@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,8 +66,9 @@ class MicroPass:
         """The norm of all gradients together, before the clip."""
         self.sample_SK2M: Tensor | None = None
         """With `sigreg_sample = "step"`: the sums of cosines and sines over the step."""
-        self._pass = Fed(self._run, session.place.device, self.captures)
-        self._look = Fed(self._run_look, session.place.device, self.captures)
+        pool = torch.cuda.graph_pool_handle() if self.captures else None
+        self._pass = Fed(self._run, session.place.device, self.captures, pool)
+        self._look = Fed(self._run_look, session.place.device, self.captures, pool)
         self.clip = Captured(self._clip, self.captures)
         """Scales all gradients so that their norm is at most `optim.clip`."""
         self.update = Captured(session.optimizers.step, self.captures)
@@ -147,9 +149,8 @@ class Fed:
     in the same pass.
     """
 
-    def __init__(self, work: Callable[[Inputs], None], device: torch.device, captures: bool) -> None:
-        self.work, self.device, self.captures = work, device, captures
-        self.pool = torch.cuda.graph_pool_handle() if captures else None
+    def __init__(self, work: Callable[[Inputs], None], device: torch.device, captures: bool, pool: Any) -> None:
+        self.work, self.device, self.captures, self.pool = work, device, captures, pool
         self._graphs: dict[int, tuple[Captured, Inputs]] = {}
 
     def __call__(self, inputs: Inputs) -> None:
