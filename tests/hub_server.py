@@ -7,6 +7,7 @@ Written after https://huggingface.co/docs/hub/api and what huggingface_hub asks 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -27,7 +28,8 @@ class HubServer:
     `sent` counts the bytes of content that went out, by path; `asked` lists the requests, `resumed`
     those for a part, with its first byte. Faults: `cut[path]`, how many
     bytes go out before the connection breaks, once for each number in the list; `swapped[path]`, content that goes out
-    in place of what is listed; `broken`, paths that are answered with 403; `gone`, paths that are listed but not there.
+    in place of what is listed; `broken`, paths that are answered with 403; `gone`, paths that are listed but not there;
+    `stalled`, paths of which one half goes out, and the rest when the event is set.
     """
 
     def __init__(self, data_sets: dict[str, dict[str, dict[str, bytes]]]) -> None:
@@ -39,6 +41,7 @@ class HubServer:
         self.swapped: dict[str, bytes] = {}
         self.broken: set[str] = set()
         self.gone: set[str] = set()
+        self.stalled: dict[str, threading.Event] = {}
 
     def __enter__(self) -> HubServer:
         hub = self
@@ -160,6 +163,13 @@ class _Handler(BaseHTTPRequestHandler):
         cuts = self.server_of.cut.get(path, [])
         stop = max(cuts.pop(0) - start, 0) if cuts else len(content)
         self.server_of.sent[path] += len(content[:stop])
+        if event := self.server_of.stalled.get(path):
+            half = len(content) // 2
+            self._send(status, content, headers, with_body=True, stop=half)
+            event.wait()
+            with contextlib.suppress(OSError):
+                self.wfile.write(content[half:])
+            return
         self._send(status, content, headers, with_body=True, stop=stop)
         if stop < len(content):
             self.close_connection = True

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from hub_server import HubServer, commit
+from jepamba.cli import main
 from jepamba.config import Data
 from jepamba.data import corpus, open_folder
 from jepamba.data.fineweb import VARIANTS, fetch_fineweb
@@ -262,7 +265,7 @@ def test_a_folder_of_something_else_is_left_alone(hub: HubServer, tmp_path: Path
         assert "source.json: damaged" in refusal("bytes", 1, tmp_path / "bytes")
 
 
-def command(tmp_path: Path, endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
+def process(tmp_path: Path, endpoint: str, *words: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -270,33 +273,58 @@ def command(tmp_path: Path, endpoint: str, *words: str) -> subprocess.CompletedP
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "*",
     }
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "jepamba", "data", *words],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=120,
     )
 
 
-def test_the_command_goes_to_the_mirror_that_is_set(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def command(tmp_path: Path, endpoint: str, *words: str) -> tuple[int, str, str]:
+    with process(tmp_path, endpoint, *words) as running:
+        out, err = running.communicate(timeout=120)
+    return running.returncode, out, err
+
+
+def test_a_killed_process_is_repeated_without_what_had_come(tmp_path: Path) -> None:
+    words = ["fineweb", "--variant", "bytes", "--shards", "2", "--out", str(tmp_path / "out"), "--json"]
+    first, second = (f"fineweb_train_{i:06d}.bin" for i in range(2))
     with HubServer(published()) as hub:
-        done = command(tmp_path, hub.url, "fineweb", "--variant", "bytes", "--shards", "2", "--out", str(out), "--json")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["splits"]["train"]["tokens"] == 80_000
+        hub.stalled[second] = threading.Event()
+        with process(tmp_path, hub.url, *words) as running:
+            end = time.monotonic() + 60
+            while second not in hub.sent:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            running.kill()
+        hub.stalled.pop(second).set()
+        assert (tmp_path / "out" / first).exists()
+        assert not (tmp_path / "out" / "meta.json").exists()
+        code, out, err = command(tmp_path, hub.url, *words)
+        assert code == 0, err
+        assert json.loads(out)["splits"]["train"]["tokens"] == 80_000
+        assert hub.sent[first] == 81_024
+        assert hub.sent[second] == 2 * 81_024
+    assert not (tmp_path / "out" / ".incoming").exists()
+
+
+def test_the_command_goes_to_the_mirror_that_is_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fineweb", "--variant", "bytes", "--shards", "2", "--out", str(tmp_path / "out"), "--json"]
+    with HubServer(published()) as hub:
+        code, out, err = command(tmp_path, hub.url, *words)
+        assert code == 0, err
+        assert json.loads(out)["splits"]["train"]["tokens"] == 80_000
         assert hub.sent
-    done = command(tmp_path, "", "info", str(out))
-    assert "fineweb" not in done.stderr
-    assert "80,000" in done.stdout
-    assert open_folder(out).splits["val"].text_bytes is None
+    assert open_folder(tmp_path / "out").splits["val"].text_bytes is None
+    assert main(["data", "info", str(tmp_path / "out")]) == 0
+    assert "80,000" in capsys.readouterr().out
 
 
 def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
-    done = command(tmp_path, "http://127.0.0.1:9", "fineweb", "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"http://127.0.0.1:9/datasets/{BPE}: revision 'main': the hub cannot be reached" in done.stderr
+    code, out, err = command(tmp_path, "http://127.0.0.1:9", "fineweb", "--out", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert f"http://127.0.0.1:9/datasets/{BPE}: revision 'main': the hub cannot be reached" in err
     assert not (tmp_path / "out").exists()

@@ -14,8 +14,10 @@ import pytest
 
 from jepamba.config import ConfigError, Run, Train, from_dict
 from jepamba.errors import UserError
+from jepamba.train import resume, train
 from jepamba.train.metrics import MetricsLog
 from jepamba.train.tracking import IDENTITY, track
+from tiny import text_file, tiny
 
 
 class Dashboard(ModuleType):
@@ -121,6 +123,19 @@ def test_what_cannot_start_is_one_line(dashboard: Dashboard, tmp_path: Path, mon
         monkeypatch.setitem(sys.modules, dashboard.__name__, broken)
         with pytest.raises(UserError, match=rf"pip install 'jepamba\[{dashboard.__name__}\]'"):
             log_of(dashboard.__name__, tmp_path)
+
+
+def test_a_whole_run_and_its_resumption_are_shown(dashboard: Dashboard, tmp_path: Path) -> None:
+    run = tiny(text_file(tmp_path), train__steps=4, train__val_every=2, train__track=dashboard.__name__)
+    out = tmp_path / "mine"
+    summary = train(run, out)
+    logged = [numbers for what, (_, numbers) in dashboard.calls[1:-1] if what == "log"]
+    assert [numbers["train/tokens"] for numbers in logged if "train/tokens" in numbers] == [128, 256, 384, 512]
+    assert logged[-1]["val/bpb"] == summary["bpb_plain"]["bpb"]
+    assert [what for what, _ in dashboard.calls].count("finish") == 1
+    dashboard.calls.clear()
+    resume(out)
+    assert [what for what, _ in dashboard.calls] == ["init", "log", "finish"]
 
 
 def test_without_a_dashboard_none_is_looked_for(tmp_path: Path) -> None:

@@ -188,6 +188,17 @@ def _add_training(top: _Commands) -> None:
         ["jepamba resume runs/mine"],
     )
     resume.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    watch = top.add(
+        "watch",
+        "watch",
+        "Draw the curves of a run in the terminal, and again as it goes on.",
+        ["jepamba watch runs/mine", "jepamba watch runs/mine --once", "jepamba watch runs/mine --json"],
+    )
+    watch.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    watch.add_argument("--once", action="store_true", help="draw once and stop")
+    watch.add_argument(
+        "--every", type=float, default=2.0, metavar="S", help="seconds between two pictures (default: 2)"
+    )
     presets = top.add(
         "presets",
         "presets",

@@ -33,7 +33,8 @@ class Data:
     """What text is read, how it becomes tokens, and how tokens become windows."""
 
     train: str = "stdlib"
-    """Training text: a file, a folder, a folder of shards, or `stdlib` (the English inside Python itself)."""
+    """Training text: a file, a folder, a folder of shards, a data set of the Hugging Face hub (`hf://owner/name`), or
+    `stdlib` (the English inside Python itself)."""
     val: str = ""
     """Validation text, same forms; empty: `holdout` of the training documents are kept out for it."""
     holdout: float = 0.1

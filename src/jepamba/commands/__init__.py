@@ -12,6 +12,7 @@ from jepamba.commands.scoring import evaluate
 from jepamba.commands.study import study_plans, study_report, study_run
 from jepamba.commands.submission import submission
 from jepamba.commands.training import demo, presets, resume, train
+from jepamba.commands.watching import watch
 
 __all__ = [
     "columns",
@@ -32,4 +33,5 @@ __all__ = [
     "study_run",
     "submission",
     "train",
+    "watch",
 ]

@@ -40,7 +40,8 @@ class Repository:
     """
 
     def __init__(self, name: str, revision: str = "main") -> None:
-        from huggingface_hub import HfApi, RepoFile, constants
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.hf_api import RepoFile
 
         # Broken connections are retried; what comes of it is said in one line, here.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -14,7 +14,16 @@ from typing import Any
 from jepamba.progress import duration
 from jepamba.study import page
 from jepamba.study.charts import Line, line_chart, standalone
-from jepamba.study.records import Metrics, Record, number, read_config, read_metrics, read_summary, series
+from jepamba.study.records import (
+    Metrics,
+    Record,
+    number,
+    read_config,
+    read_metrics,
+    read_summary,
+    series,
+    with_train_bpb,
+)
 
 _TRAINING_ONLY = {"projector", "predictor", "predictor projection"}
 _TERMS = {
@@ -141,28 +150,13 @@ def _charts(metrics: Metrics) -> list[str]:
 
 
 def _bpb_chart(metrics: Metrics) -> str:
-    train = series(_with_train_bpb(metrics.steps), "step", "train_bpb")
+    train = series(with_train_bpb(metrics.steps), "step", "train_bpb")
     return line_chart(
         "Bits per byte",
         "step",
         "BPB",
         [Line("training", train), Line("held-out text", series(metrics.vals, "step", "bpb"))],
     )
-
-
-def _with_train_bpb(steps: list[Record]) -> list[Record]:
-    """Each step with its training BPB: nats / ln 2, tokens and bytes of this step being the growth of their totals."""
-    found: list[Record] = []
-    tokens_before = bytes_before = 0.0
-    for record in steps:
-        ce, tokens, size = (number(record.get(key)) for key in ("ce", "tokens", "bytes"))
-        if ce is None or tokens is None or size is None:
-            continue
-        if size > bytes_before:
-            bpb = ce / 0.6931471805599453 * (tokens - tokens_before) / (size - bytes_before)
-            found.append({"step": record["step"], "train_bpb": bpb})
-        tokens_before, bytes_before = tokens, size
-    return found
 
 
 def _parts(found: Record) -> dict[str, Any]:
