@@ -1,12 +1,15 @@
 """A mixer's fused inside by Triton's interpreter (or on a GPU, where there is one) against the plain one in float64:
 output, state and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
 
+from typing import Any
+
 import pytest
 import torch
 from norms_interpreted import DEVICE, DTYPES, compare
 from torch import Tensor
 
 from jepamba.config import Model, Quant
+from jepamba.fused import mixer as fused_mixer
 from jepamba.fused.mixer import FusedMixer
 from jepamba.model.mixer import Mamba2, MixerState
 
@@ -30,7 +33,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     weights = [getattr(mixer, name).detach() for name in NAMES]
 
     def fused(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        return FusedMixer.apply(rows, *values, *(state or (None, None)), reset, mixer.sizes)
+        return FusedMixer.apply(rows, *values, *(state or (None, None)), reset, mixer.sizes, torch.is_grad_enabled())
 
     def plain(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         read = dict(zip(NAMES, values, strict=True))
@@ -44,3 +47,23 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
         ours = fused(projected, *weights)[1]
         truth = plain(projected.double(), *(value.double() for value in weights))[1]
     assert (ours - truth).norm() / truth.norm() < tolerance
+
+
+def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation pass writes no states, and reads a long stream in segments; its parameters want gradients all the
+    same."""
+    config = Model(vocab_size=16, dim=64, headdim=32, d_state=16, chunk=16, layers=1)
+    mixer = Mamba2(config, Quant()).to(DEVICE)
+    kept: list[bool] = []
+    honest = fused_mixer.run_forward
+
+    def noted(*given: Any) -> Any:
+        kept.append(given[-1])
+        return honest(*given)
+
+    monkeypatch.setattr(fused_mixer, "run_forward", noted)
+    projected = torch.randn(1, 20, mixer.row_width, device=DEVICE)
+    with torch.no_grad():
+        mixer._fused(projected, None, None)
+    mixer._fused(projected, None, None)
+    assert kept == [False, True]

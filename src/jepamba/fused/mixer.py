@@ -28,7 +28,8 @@ class FusedMixer(torch.autograd.Function):
     """(gated and normed output (B, T, I), final state (B, H, P, N) fp32, not differentiable).
 
     Inputs: the projection's rows; convolution's weight and bias; dt_bias, A_log, D; the gated norm's weight; the
-    convolution's history and the initial state (None at a stream's start; neither gets a gradient); resets; sizes.
+    convolution's history and the initial state (None at a stream's start; neither gets a gradient); resets; sizes;
+    whether a backward pass follows. (Inside, gradients are off, and whether inputs want them does not say it.)
     """
 
     @staticmethod
@@ -45,6 +46,7 @@ class FusedMixer(torch.autograd.Function):
         initial_BHPN: Tensor | None,
         reset_BT: Tensor | None,
         sizes: MixerSizes,
+        learning: bool,
     ) -> tuple[Tensor, Tensor]:
         z_BTI, raw_BTC, dt_BTH = sizes.split(projected_BTS)
         xBC_BTC = conv_silu_forward(raw_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
@@ -52,7 +54,7 @@ class FusedMixer(torch.autograd.Function):
         A_H = -torch.exp(A_log_H.float())
         x, B, C = sizes.operands(xBC_BTC)
         y, final, starts, decays, documents = run_forward(
-            x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT, sizes.chunk, any(ctx.needs_input_grad)
+            x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT, sizes.chunk, learning
         )
         y_BTI = y.flatten(-2)
         out_BTI = gated_norm_forward(y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS)
@@ -98,5 +100,5 @@ class FusedMixer(torch.autograd.Function):
             (dA_H * A_H).to(dt_bias_H.dtype),
             dD_H.to(D_H.dtype),
             dnorm_I.to(norm_I.dtype),
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip

@@ -51,9 +51,9 @@ class _CappedCrossEntropy(torch.autograd.Function):
         kind: str,
         cap: float,
         z_weight: float,
+        learning: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, vocab = len(targets_N), len(matrix_VE)
-        learning = any(ctx.needs_input_grad)
         matrix = matrix_VE.to(features_NE.dtype)
         ce = bias_V.new_zeros((), dtype=torch.float32)
         z = torch.zeros_like(ce)
@@ -87,7 +87,7 @@ class _CappedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *(grads[0] * saved for saved in ctx.saved_tensors), None, None, None, None
+        return *(grads[0] * saved for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 def capped_cross_entropy(
@@ -108,7 +108,7 @@ def capped_cross_entropy(
         *cast(
             tuple[Tensor, Tensor, Tensor],
             _CappedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                features_NE, matrix_VE, bias_V, targets_N, kind, cap, z_weight
+                features_NE, matrix_VE, bias_V, targets_N, kind, cap, z_weight, torch.is_grad_enabled()
             ),
         )
     )

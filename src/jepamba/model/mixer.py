@@ -97,6 +97,7 @@ class Mamba2(Gridded):
             ssm_BHPN,
             reset_BT,
             self.sizes,
+            torch.is_grad_enabled(),
         )
         history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
