@@ -153,6 +153,26 @@ def test_matrices_are_dealt_by_what_they_cost() -> None:
     assert max(sum(shapes[i][0] * shapes[i][1] for i in share) for share in dealt(shapes[:30], 2)) < 12.4e6
 
 
+def test_scheduled_values_may_be_tensors() -> None:
+    """As a captured graph needs them: set in place, they do what numbers do."""
+    numbers, tensors = matrices(), matrices()
+    by_number = ours(numbers, row_norm=True)
+    by_tensor = ours(tensors, row_norm=True, lr=torch.tensor(0.02), momentum=torch.tensor(0.95))
+    g = torch.Generator().manual_seed(5)
+    for step in range(4):
+        lr, momentum = 0.02 / (step + 1), 0.8 + 0.04 * step
+        by_number.param_groups[0].update(lr=lr, momentum=momentum)
+        by_tensor.param_groups[0]["lr"].fill_(lr)
+        by_tensor.param_groups[0]["momentum"].fill_(momentum)
+        for p, q in zip(numbers, tensors, strict=True):
+            p.grad = torch.randn(p.shape, generator=g)
+            q.grad = p.grad.clone()
+        by_number.step()
+        by_tensor.step()
+    for p, q in zip(numbers, tensors, strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
 def test_row_normalisation_makes_rows_equal_in_size() -> None:
     p = nn.Parameter(torch.zeros(6, 30))
     p.grad = torch.randn(6, 30) * torch.logspace(-6, 3, 6).unsqueeze(1)

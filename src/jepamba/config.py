@@ -384,9 +384,9 @@ class Train:
     back-propagation through time). Each row of a micro-batch then walks along its own stretch of the text; needs
     `data.shuffle` off."""
     compile: bool = False
-    """Compile the model's blocks with torch.compile."""
+    """Compile the model's blocks with torch.compile; on a CPU alone. (On a GPU their kernels are fused as it is.)"""
     graph: bool = True
-    """On a GPU: capture the work of a micro-batch as a CUDA graph, and replay it."""
+    """On a GPU: capture the work of a micro-batch, and the grids, clip and update of a step, as CUDA graphs."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
     skip_limit: int = 10

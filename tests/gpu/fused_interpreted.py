@@ -1,5 +1,5 @@
 """The fused operators by Triton's interpreter on the CPU, against plain PyTorch in float64 (fp32; test_fused_gpu.py has
-bfloat16). `tests/test_fused_triton.py` runs this file."""
+bfloat16). `tests/test_triton.py` runs this file."""
 
 from __future__ import annotations
 

@@ -66,6 +66,11 @@ def test_gradients_of_bf16_factors_are_summed_in_fp32() -> None:
     assert (w.grad - truth).norm() < 1e-5 * truth.norm()
 
 
+def test_a_strided_scale_and_a_single_token() -> None:
+    x, w, scale = random(24, seed=0), random(24, 24, seed=1), random(48, seed=2)[::2]
+    assert torch.allclose(settled_linear(x, w, scale, 0), plain(x, w, scale, 0), atol=1e-5)
+
+
 def test_no_gradient_where_none_is_wanted() -> None:
     x, w = random(2, 70, 24, seed=0), random(24, 24, seed=1).requires_grad_()
     settled_linear(x, w, None, 32).sum().backward()

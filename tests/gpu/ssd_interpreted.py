@@ -1,5 +1,5 @@
 """The sequence operator in Triton, run by Triton's interpreter on the CPU, against the float64 recurrence (fp32 only:
-the interpreter has no bfloat16 products; test_ssd_gpu.py has them). `tests/test_ssd_triton.py` runs this file."""
+the interpreter has no bfloat16 products; test_ssd_gpu.py has them). `tests/test_triton.py` runs this file."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jepamba.errors import UserError
 from jepamba.ssd import ssd_chunked
+from jepamba.ssd.triton_launch import tiles
 from jepamba.ssd.triton_segments import segments
 from jepamba.ssd.triton_ssd import ssd_triton
 
@@ -30,6 +31,19 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_gradients_equal_the_recurrence(case: Case) -> None:
     assert {k: v for k, v in errors(case, torch.float32, DEVICE).items() if not v < 1e-5} == {}
+
+
+def test_slices_of_anything_are_read_right() -> None:
+    """A and D with a stride too; what would be written to a copy is refused."""
+    values, reset, _ = inputs(Case(1, 40, 2, 32, 1, 16, 16, resets=0.1), torch.float32, DEVICE)
+    apart = [torch.stack([value, torch.full_like(value, 7.0)], dim=-1)[..., 0] for value in values]
+    assert not any(value.is_contiguous() for value in apart)
+    for ours, truth in zip(ssd_triton(*apart, None, reset), ssd_triton(*values, None, reset), strict=True):
+        assert relative(ours, truth) < 1e-6
+    with pytest.raises(ValueError, match="cannot be written to"):
+        tiles(torch.empty(1, 40, 2, 33, device=DEVICE)[..., :32], 16, 32, written=True)
+    with pytest.raises(UserError, match="one value for each of 2 heads"):
+        ssd_triton(*values[:2], values[2][:1], *values[3:], None, reset)
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)

@@ -83,6 +83,42 @@ def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: b
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
+    """Rates fall to nothing, momentum doubles, the grids come into view half-way: a graph that had kept the first
+    step's values would be somewhere else soon."""
+    run, text = small
+    changes = {"optim.warmdown": 1.0, "optim.muon_momentum_start": 0.4, "optim.muon_momentum_steps": 6}
+    run = with_settings(run, {**changes, "quant.qat_fraction": 0.5})
+    found = []
+    for graph in (True, False):
+        session = Session(replace(run, train=replace(run.train, graph=graph)), text, place(run.train))
+        micro = MicroPass(session)
+        losses = [training_step(micro, step / 8)["loss"] for step in range(8)]
+        found.append((losses, [p.detach().clone() for p in session.parameters()]))
+    (replayed, ours), (launched, theirs) = found
+    assert replayed == pytest.approx(launched, rel=1e-4)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+def test_a_restored_session_goes_on_with_its_graphs(small: tuple[Run, Corpus]) -> None:
+    """As after ghost steps: all goes back, into the tensors that the graphs read."""
+    run, text = small
+    session = Session(run, text, place(run.train))
+    micro = MicroPass(session)
+    for _ in range(2):
+        training_step(micro, 0.0)
+    tensors = {name: value.clone() for name, value in session.tensors().items()}
+    state = session.state()
+    first = [training_step(micro, 0.0) for _ in range(3)]
+    session.restore(tensors, state)
+    assert [training_step(micro, 0.0) for _ in range(3)] == first
+    fresh = Session(run, text, place(run.train))
+    fresh.restore(tensors, state)
+    again = MicroPass(fresh)
+    assert [training_step(again, 0.0)["loss"] for _ in range(3)] == pytest.approx([r["loss"] for r in first], rel=1e-5)
+
+
 def test_the_same_run_twice_is_the_same(small: tuple[Run, Corpus], tmp_path: Path) -> None:
     run, text = small
     assert steps(run, text, True, 4) == steps(run, text, True, 4)

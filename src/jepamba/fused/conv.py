@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jepamba.gpu import on_device, on_gpu
 
@@ -101,6 +102,7 @@ class _ConvSilu(torch.autograd.Function):
         return conv_silu_forward(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x_BTC, history_BCW, kernel_CW, bias_C, reset_BT = ctx.saved_tensors
         dx_BTC = torch.empty(x_BTC.shape, dtype=x_BTC.dtype, device=x_BTC.device)

@@ -26,6 +26,7 @@ def settled_linear(
 
     The gradient of W is fp32 whatever W is: for a leaf whose `grad_dtype` is fp32 nothing is rounded.
     """
+    scale_R = None if scale_R is None else scale_R.contiguous()
     return cast(Tensor, SettledLinear.apply(x, w_RK, scale_R, max(rows, len(w_RK))))  # type: ignore[no-untyped-call]
 
 
@@ -65,7 +66,7 @@ class SettledLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_RK: Tensor, scale_R: Tensor | None, rows: int) -> Tensor:
         w_RK = w_RK.contiguous()
-        x_NK, wide_OK = x.flatten(0, -2), fold(w_RK, scale_R, rows)
+        x_NK, wide_OK = x.reshape(-1, x.shape[-1]), fold(w_RK, scale_R, rows)
         ctx.save_for_backward(x_NK, w_RK, scale_R, wide_OK)
         return (x_NK @ wide_OK.t()).view(*x.shape[:-1], rows)
 
@@ -73,7 +74,7 @@ class SettledLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x_NK, w_RK, scale_R, wide_OK = ctx.saved_tensors
-        dy_NO = grads[0].flatten(0, -2)
+        dy_NO = grads[0].reshape(-1, len(wide_OK))
         dx = dw_RK = dscale_R = None
         if ctx.needs_input_grad[0]:
             dx = (dy_NO @ wide_OK).view(*grads[0].shape[:-1], x_NK.shape[1])

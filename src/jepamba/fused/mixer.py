@@ -25,7 +25,7 @@ from jepamba.ssd.triton_ssd import run_backward, run_forward
 
 
 class FusedMixer(torch.autograd.Function):
-    """(gated and normed output (B, T, I), final state (B, H, P, N) fp32, not differentiable).
+    """(gated and normed output (B, T, I), final state (B, H, P, N) fp32).
 
     Inputs: the projection's rows; convolution's weight and bias; dt_bias, A_log, D; the gated norm's weight; the
     convolution's history and the initial state (None at a stream's start; neither gets a gradient); resets; sizes;
@@ -63,7 +63,7 @@ class FusedMixer(torch.autograd.Function):
             xBC_BTC, dt_BTH, y_BTI, starts, decays, documents,
         )  # fmt: skip
         ctx.sizes = sizes
-        ctx.mark_non_differentiable(final)
+        ctx.set_materialize_grads(False)
         return out_BTI, final
 
     @staticmethod
@@ -74,14 +74,17 @@ class FusedMixer(torch.autograd.Function):
             xBC_BTC, dt_BTH, y_BTI, starts, decays, documents,
         ) = ctx.saved_tensors  # fmt: skip
         sizes: MixerSizes = ctx.sizes
+        dout_BTI, dfinal_BHPN = grads
+        if dout_BTI is None:
+            dout_BTI = torch.zeros_like(y_BTI)
         z_BTI, raw_BTC, raw_dt_BTH = sizes.split(projected_BTS)
         dprojected_BTS = torch.empty_like(projected_BTS)
         dz_BTI, draw_BTC, draw_dt_BTH = sizes.split(dprojected_BTS)
-        dy_BTI, dnorm_I = gated_norm_backward(grads[0], y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS, dz_BTI)
+        dy_BTI, dnorm_I = gated_norm_backward(dout_BTI, y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS, dz_BTI)
         x, B, C = sizes.operands(xBC_BTC)
         dxBC_BTC = torch.empty_like(xBC_BTC)
         ddt_BTH, dA_H, dD_H, _ = run_backward(
-            dy_BTI.view(x.shape), None, x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT,
+            dy_BTI.view(x.shape), dfinal_BHPN, x, dt_BTH, A_H, B, C, D_H, initial_BHPN, reset_BT,
             starts, decays, documents, sizes.chunk, sizes.operands(dxBC_BTC),
         )  # fmt: skip
         dkernel_CW, dbias_C, _ = conv_silu_backward(

@@ -73,7 +73,7 @@ class MixNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, x0: Tensor, mix: Tensor, skip: Tensor | None, weight: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = x.contiguous()
+        x, x0 = x.contiguous(), x0.contiguous()
         N, D, settings = _sizes(x)
         mixed, normed = torch.empty_like(x), torch.empty_like(x)
         mix_fp32 = mix.detach().float().contiguous()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jepamba.fused.cross_entropy import row_losses
 
@@ -58,7 +59,8 @@ class _CappedCrossEntropy(torch.autograd.Function):
         ce = bias_V.new_zeros((), dtype=torch.float32)
         z = torch.zeros_like(ce)
         grad_features = torch.empty_like(features_NE)
-        grad_matrix = torch.zeros_like(matrix_VE)
+        # Summed over slices, in fp32 at least.
+        grad_matrix = torch.zeros_like(matrix_VE, dtype=torch.promote_types(matrix_VE.dtype, torch.float32))
         grad_bias = torch.zeros_like(bias_V)
         rows = max(1, SLICE_VALUES[features_NE.device.type] // vocab)
         for start in range(0, count, rows):
@@ -86,6 +88,7 @@ class _CappedCrossEntropy(torch.autograd.Function):
         return ce + z_weight * z, ce, z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         return *(grads[0] * saved for saved in ctx.saved_tensors), None, None, None, None, None
 

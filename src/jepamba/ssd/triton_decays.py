@@ -25,7 +25,8 @@ def prepare_kernel(
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    t_cL = c[:, None] * L + tl.arange(0, L)[None, :]
+    # 64 bits: token times stride may pass 2³¹.
+    t_cL = c[:, None].to(tl.int64) * L + tl.arange(0, L)[None, :]
     dt_cL = tl.load(dt + b * dt_sb + t_cL * dt_st + h * dt_sh, mask=t_cL < T, other=0.0).to(tl.float32)
     s_cL = tl.cumsum(dt_cL * (tl.load(A + h).to(tl.float32) * LOG2E), axis=1)
     inside_cL = t_cL < chunks * L
@@ -49,7 +50,7 @@ def decay_gradient_kernel(
     Of one head's share in dB and dC, B_j·dB_j is the gradient times the value of all readings of what token j wrote,
     and C_i·dC_i that of all readings by token i. The log-decay of token t carries every reading by t or later of what
     was written before t: within the chunk, readings by tokens from t on, less those of things written from t on; and
-    all that passes over the chunk's end. Both sums are of the same rounded terms, so that their difference is exact.
+    all that passes over the chunk's end. Both sums are of the same rounded terms: what is in both cancels.
     """
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)

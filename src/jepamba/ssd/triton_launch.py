@@ -48,7 +48,15 @@ def launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[
 
 
 def check(
-    x: Tensor, dt: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, reset: Tensor | None, chunk: int
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    chunk: int,
 ) -> None:
     """UserError for what the kernels do not do."""
     problem = ""
@@ -64,6 +72,8 @@ def check(
         problem = "there must be at least one token and one sequence"
     elif heads % groups or B.shape != (batch, length, groups, n) or C.shape != B.shape or dt.shape != x.shape[:3]:
         problem = f"shapes do not fit: x {x.shape}, dt {dt.shape}, B {B.shape}, C {C.shape}"
+    elif A.shape != (heads,) or D.shape != (heads,):
+        problem = f"A {A.shape} and D {D.shape} must have one value for each of {heads} heads"
     elif initial is not None and initial.shape != (batch, heads, width, n):
         problem = f"the initial state is {initial.shape}, not {(batch, heads, width, n)}"
     elif reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
@@ -74,14 +84,17 @@ def check(
         raise UserError(f"ssd_triton: {problem}; use ssd_chunked (plain PyTorch) for it")
 
 
-def tiles(tensor: Tensor, L: int, width: int) -> TensorDescriptor:
+def tiles(tensor: Tensor, L: int, width: int, *, written: bool = False) -> TensorDescriptor:
     """Descriptor of a (batch, time, heads, width) tensor for tiles of L tokens of one head; reads past the end give 0.
 
     The copy engine wants the last axis contiguous and everything else in steps of 16 bytes; a copy is made otherwise.
+    Raises `ValueError` where that would be a copy of what is to be `written`.
     """
     step = 16 // tensor.element_size()
     strides = tensor.stride()
     if strides[3] != 1 or any(s % step or not s for s in strides[:3]) or tensor.data_ptr() % 16:
+        if written:
+            raise ValueError(f"a tensor with strides {strides} cannot be written to: rows must be whole 16 bytes")
         tensor = tensor.contiguous()
     return TensorDescriptor.from_tensor(tensor.transpose(1, 2), [1, 1, L, width])
 

@@ -78,7 +78,7 @@ def run_forward(
         forward_kernel[(heads * (width // block), batch)](
             tiles(x, L, block), decays[0], decays[1], documents, tiles(B, L, n), tiles(C, L, n), D,
             x if initial is None else initial.contiguous(),
-            tiles(y, L, block), final, states_of(starts, block) if keep else starts,
+            tiles(y, L, block, written=True), final, states_of(starts, block) if keep else starts,
             heads, heads // groups, triton.cdiv(tokens, L), 0,
             L=L, P=width, P_BLOCK=block, N=n,
             HAS_INITIAL=initial is not None, HAS_RESET=reset is not None, KEEP=keep,
@@ -137,8 +137,8 @@ def run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of dt, A, D and the initial state; those of x, B and C are written `into` tensors of their shapes.
 
-    These may be slices of the rows of (batch · time, any) matrices. `starts` empty means that the states at chunk
-    starts are recomputed here.
+    These may be slices of the rows of (batch · time, any) matrices, if these rows are whole 16 bytes. `starts` empty
+    means that the states at chunk starts are recomputed here.
     """
     dx, dB_out, dC_out = into
     batch, tokens, heads, width = x.shape
@@ -182,7 +182,7 @@ def run_backward(
         gradient_kernel[(chunks, batch, groups * splits)](
             tiles(x, L, width), decays[0], decays[1], documents,
             B_tiles, C_tiles, pairs(B_tiles), pairs(C_tiles), D, tiles(dy, L, width),
-            states_of(starts, width), states_of(dends, width), tiles(dx, L, width), dB, dC, sums, passing,
+            states_of(starts, width), states_of(dends, width), tiles(dx, L, width, written=True), dB, dC, sums, passing,
             tokens, heads, per_group, chunks, 0, dB.stride(0), dB.stride(2), sums.stride(0),
             L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
             PAIRED=x.dtype == torch.bfloat16,
@@ -302,8 +302,8 @@ def ssd_triton(
     keep_states: the forward pass stores the state at each chunk's start for the backward pass (in x's dtype); otherwise
     the backward pass recomputes them. Raises `UserError` for sizes and dtypes that the kernels do not take.
     """
-    check(x_BTHP, dt_BTH, B_BTGN, C_BTGN, initial_state_BHPN, reset_BT, chunk)
-    inputs = (x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN)
+    check(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN, reset_BT, chunk)
+    inputs = (x_BTHP, dt_BTH, A_H.contiguous(), B_BTGN, C_BTGN, D_H.contiguous(), initial_state_BHPN)
     keep = keep_states and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     plain = type(x_BTHP) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
     operator: Callable[..., tuple[Tensor, ...]] = _Eager.apply if plain else torch.ops.jepamba.ssd_forward

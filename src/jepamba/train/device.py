@@ -63,6 +63,11 @@ def place(config: Train) -> Place:
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
+    if config.compile and on_gpu:
+        raise UserError(
+            "train.compile = true: on a GPU the blocks are fused kernels in captured graphs already; use "
+            "--train.compile false, or --train.device cpu"
+        )
     if config.products != "bf16" and (not on_gpu or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
         found = f"{torch.cuda.get_device_name(device)} has less" if on_gpu else "this run computes on the CPU"
         raise UserError(
