@@ -121,6 +121,7 @@ class Guard:
                 raise
             kind, what = "crash", f"{type(error).__name__}: {_class(str(error), self.folder)}"
         seconds = time.process_time() - started
+        self._watching = False
         return End(kind, what, seconds, max(0, _peak() - before))
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
@@ -147,4 +148,6 @@ def _reset_peak() -> int:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    # Not getrusage's maximum: that starts with what the parent had when it started this process.
+    status = Path("/proc/self/status").read_bytes()
+    return int(status.partition(b"VmHWM:")[2].split(None, 1)[0]) << 10
