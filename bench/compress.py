@@ -5,7 +5,7 @@
 Compresses the beginning of the text, decompresses it and compares; says the same of the text as the artifact's
 tokenizer gives it back (where that differs, the original has corrections in its file); scores it by one pass with
 carried state, in one stream and in several numbers of lanes. Prints two tables and, last, one JSON line. Seconds are of
-the clock and of the processor. A megabyte takes as many threads as it has batches of lanes: two.
+the clock and of the processor. At most as many threads work as the text has batches of lanes.
 """
 
 from __future__ import annotations
