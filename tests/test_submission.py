@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import shutil
@@ -13,7 +14,7 @@ from pydoc_data import topics
 import pytest
 import torch
 
-from jepamba.artifact import load_artifact
+from jepamba.artifact import load_artifact, save_artifact
 from jepamba.artifact.container import open_container
 from jepamba.cli import main
 from jepamba.config import from_dict
@@ -238,6 +239,33 @@ def test_too_many_bytes_are_refused_and_nothing_is_left(
     assert main([*words, "--json"]) == 0
     same = {key: value for key, value in json.loads(capsys.readouterr().out).items() if key in claims}
     assert same == {**claims, **vars(About())}
+
+
+def test_figures_of_another_artifact_are_refused(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sound artifact of another temperature, by its sha256; and by its size, where no sha256 was noted."""
+    copy, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(run_dir, copy)
+    artifact, summary_file = copy / "artifact.jepa", copy / "summary.json"
+    own, summary = artifact.read_bytes(), json.loads(summary_file.read_text())
+    assert summary["artifact_sha256"] == hashlib.sha256(own).hexdigest()
+    loaded = load_artifact(artifact)
+    save_artifact(artifact, loaded.model, loaded.run, loaded.tokenizer, 7.25, {"note": "another one"})
+    other = artifact.read_bytes()
+    older = {key: value for key, value in summary.items() if key != "artifact_sha256"}
+    unknown = {**older, "artifact_bytes": None}
+    for written, key in ((summary, "artifact_sha256"), (older, "artifact_bytes"), (unknown, "artifact_bytes")):
+        summary_file.write_text(json.dumps(written))
+        assert main(["submission", str(copy), "-o", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"its {key} is" in said
+        assert not out.exists()
+    assert len(other) != len(own)
+    artifact.write_bytes(own)
+    summary_file.write_text(json.dumps(older))
+    write_submission(copy, out, ABOUT)
 
 
 def test_refusals(run_dir: Path, made: Path, tmp_path: Path) -> None:

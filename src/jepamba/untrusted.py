@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from io import BufferedReader
@@ -37,3 +38,9 @@ def read_untrusted(path: Path, what: str, limit: int) -> bytes:
             return file.read()
         except OSError as error:
             raise UserError(f"{path}: cannot read {what} ({error.strerror})") from error
+
+
+def sha256_of(path: Path, what: str) -> str:
+    """The sha256 of `path`'s bytes, in hexadecimal digits; as `open_untrusted`."""
+    with open_untrusted(path, what) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from jepamba.study.records import Metrics, read_metrics, read_summary
 from jepamba.submission.bundle import bundle
 from jepamba.submission.readme import by_decoded_bytes, readme
 from jepamba.submission.scoring import TOLERANCE
+from jepamba.untrusted import sha256_of
 
 LIMIT_BYTES = 16_000_000
 """Of code and model together (spec section 8)."""
@@ -46,8 +47,8 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     """Make the folder `out` from the finished run in `run_dir`; the folder.
 
     Arguments: `packed`, keep the script's code compressed; `validation`, add the validation text's tokens as a shard.
-    Raises `UserError` for a run that is not finished, a folder that is there already, or more than 16,000,000 bytes
-    of code and model; nothing is left behind then.
+    Raises `UserError` for a run that is not finished, an artifact that is not the one that its summary is of, a folder
+    that is there already, or more than 16,000,000 bytes of code and model; nothing is left behind then.
     """
     summary, metrics = read_summary(run_dir), read_metrics(run_dir / "metrics.jsonl")
     artifact = run_dir / "artifact.jepa"
@@ -57,6 +58,7 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
         raise UserError(f"{out} is already there; choose another -o, or delete it")
     run = load_preset(str(run_dir / "config.toml"))
     headline = _headline(summary)
+    _check_artifact(artifact, summary)
     packages = _packages(artifact)
     script = _script(headline, packages, packed).encode("utf-8")
     model_bytes = artifact.stat().st_size
@@ -122,6 +124,19 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (KeyError, TypeError):
         raise UserError("summary.json is not that of a finished run; `jepamba resume` writes it again") from None
+
+
+def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
+    """The figures must be this artifact's: by its sha256, or in a summary from before that was noted, by its size."""
+    if "artifact_sha256" in summary:
+        key, found = "artifact_sha256", sha256_of(artifact, "the artifact")
+    else:
+        key, found = "artifact_bytes", artifact.stat().st_size
+    if summary.get(key) != found:
+        raise UserError(
+            f"{artifact}: not the artifact that summary.json has figures of: its {key} is {found}, there it is "
+            f"{summary.get(key)}; put the run's own back, or let `jepamba resume {artifact.parent}` pack and score it anew"
+        )
 
 
 def _packages(artifact: Path) -> list[str]:

@@ -5,7 +5,6 @@ Nothing in it is a pickle, so loading runs no code. The JSON holds the sha256 of
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepamba.errors import UserError
-from jepamba.untrusted import open_untrusted, read_untrusted
+from jepamba.untrusted import read_untrusted, sha256_of
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 _PREFIX, _BUILDING = "step-", ".building-"
 _MOST_STATE = 1 << 20
 """Bytes of the JSON, which has some hundred."""
+_WHAT = "a checkpoint's tensors"
 
 
 def save_checkpoint(
@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, state) of one checkpoint. Raises `UserError` if it is damaged; nothing is half loaded."""
     try:
         state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MOST_STATE).decode("utf-8"))
-        if not isinstance(state, dict) or state.get("sha256") != _sha256(path / TENSORS):
+        if not isinstance(state, dict) or state.get("sha256") != sha256_of(path / TENSORS, _WHAT):
             raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}")
         return load_file(path / TENSORS), state
     except (UserError, OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -79,7 +79,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Both files, down to the disk."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
-    complete = {**state, "sha256": _sha256(building / TENSORS)}
+    complete = {**state, "sha256": sha256_of(building / TENSORS, _WHAT)}
     (building / STATE).write_text(json.dumps(complete, indent=1))
     for path in (building / TENSORS, building / STATE, building):
         _sync(path)
@@ -96,11 +96,6 @@ def _clear(folder: Path) -> None:
     """Remove what a crash left of checkpoints that were being written or deleted."""
     for stale in folder.glob(f"{_BUILDING}*"):
         shutil.rmtree(stale)
-
-
-def _sha256(path: Path) -> str:
-    with open_untrusted(path, "a checkpoint's tensors") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -20,6 +20,7 @@ from jepamba.model import parts
 from jepamba.progress import Progress
 from jepamba.ranks import Ranks
 from jepamba.train.session import Session
+from jepamba.untrusted import sha256_of
 
 ARTIFACT, REPORT = "artifact.jepa", "report.html"
 
@@ -82,6 +83,7 @@ def _summarize(
         **scores,
         "temperature": temperature,
         "artifact_bytes": artifact_bytes,
+        "artifact_sha256": sha256_of(out / ARTIFACT, "the artifact"),
         "parameters": {
             "kept": sum(p.numel() for p in session.model.parameters()),
             "training_only": sum(p.numel() for p in session.parameters())
