@@ -243,6 +243,22 @@ def test_the_first_wrong_piece_is_named(data: st.DataObject) -> None:
     assert first == 1 or counted_bytes(lying, first - 1) == counted_bytes(tokens, first - 1)
 
 
+@pytest.mark.parametrize("kind", ["prefix, nfkc, fallback", "no prefix, identity", "unigram, own symbols"])
+def test_a_wrong_table_of_lengths_is_noticed(kind: str) -> None:
+    """What is decoded comes from the library, not from the table that is counted by."""
+    honest = tokenizer_of(kind)
+    tokens = stream([" the first document, and of the", "second 漢"], honest)
+    ids = tokens.read(0, len(tokens))
+    assert text_bytes(Tokens([ids], honest), len(ids) - 1).decoded == len(tokens.text())
+    leads, lengths = honest._leads, honest._lengths  # type: ignore[union-attr]
+    never, twice = np.zeros_like(leads), lengths + leads
+    for wrong in ({"_leads": never}, {"_lengths": twice}):
+        liar = SentencePieceTokenizer.__new__(SentencePieceTokenizer)
+        liar.__dict__.update(honest.__dict__ | wrong)
+        with pytest.raises(UserError, match="byte accounting is wrong from position 1 "):
+            counted_bytes(Tokens([ids], liar), len(ids) - 1)
+
+
 def test_a_model_whose_library_decodes_other_text_than_its_pieces_is_refused(tmp_path: Path) -> None:
     """Denormalisation rules are part of a model and no piece's name knows of them."""
     rules = tmp_path / "rules.tsv"

@@ -134,8 +134,8 @@ def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
         key, found = "artifact_bytes", artifact.stat().st_size
     if summary.get(key) != found:
         raise UserError(
-            f"{artifact}: not the artifact that summary.json has figures of: its {key} is {found}, there it is "
-            f"{summary.get(key)}; put the run's own back, or let `jepamba resume {artifact.parent}` pack and score it anew"
+            f"{artifact}: not the artifact that summary.json has figures of: its {key} is {found}, there it "
+            f"is {summary.get(key)}; put the run's own back, or let `jepamba resume {artifact.parent}` pack it anew"
         )
 
 

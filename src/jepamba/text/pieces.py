@@ -2,8 +2,8 @@
 
 Where a model's pieces stand for spaces, "▁" (U+2581) does: in a piece, "▁" is one byte of text, except that a leading
 one counts nothing right after a control token, where a model puts it in front of a document of its own accord (spec
-section 3). What is counted comes from the pieces' names by this rule, what is decoded from the library's own decoder:
-two sources, so that comparing them means something.
+section 3). What is counted comes from a table made of the pieces' names by this rule; what is decoded, from the
+library's own decoder each time: two sources, so that comparing them means something.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ SPACE = "▁"
 _SPACE_BYTES = SPACE.encode()
 _CUT = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 _THREADS = min(os.cpu_count() or 1, 8)
 
 
@@ -82,15 +83,24 @@ class SentencePieceTokenizer:
         return [self._whole(ids) for ids in found]
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
-        """The bytes that `ids` stand for; see `Tokenizer.decode`."""
+        """The bytes that `ids` stand for; see `Tokenizer.decode`.
+
+        The library decodes what lies between control tokens, each time anew: no table of lengths takes part. It shows
+        byte pieces that are no UTF-8 as U+FFFD; where there is one, the pieces' own bytes are joined instead.
+        """
         array = checked(ids, self.vocab_size).reshape(-1)
-        before = np.empty_like(array)
-        before[1:] = array[:-1]
-        if array.size:
-            before[0] = self._any_text if previous is None else checked([previous], self.vocab_size)[0]
-        # The second half of the table holds each piece without its leading space.
-        rows = array + self.vocab_size * (self._control[before] & self._leads[array])
-        return b"".join([self._bytes[row] for row in rows.tolist()])
+        silent = np.flatnonzero(self._control[array])
+        runs = [run[index > 0 :].tolist() for index, run in enumerate(np.split(array, silent))]
+        starts = [index > 0 or (previous is not None and previous in self.control_ids) for index in range(len(runs))]
+        texts = self._in_the_middle(runs)
+        return b"".join([self._after(*given) for given in zip(runs, texts, starts, strict=True)])
+
+    def _after(self, run: list[int], text: str, starts: bool) -> bytes:
+        """`text`, what the library makes of `run`; less its leading "▁" if it `starts` a document."""
+        if not run:
+            return b""
+        raw = b"".join([self._bytes[index] for index in run]) if _NO_TEXT in text else text.encode("utf-8")
+        return raw[1:] if starts and self._processor.id_to_piece(run[0]).startswith(SPACE) else raw
 
     def target_bytes(self, previous_N: Ids, targets_N: Ids) -> NDArray[np.int64]:
         """Bytes of each target; see `Tokenizer.target_bytes`."""
@@ -132,9 +142,8 @@ class SentencePieceTokenizer:
             f"decodes its piece {wrong}, {pieces[wrong]!r}, to {text[wrong]!r}, which would count "
             f"{self._lengths[wrong]} bytes; train one without denormalisation rules",
         )
-        self._bytes = text + [raw[1:] if lead else raw for raw, lead in zip(text, leads, strict=True)]
-        self._any_text = next((index for index in ids if not silent[index]), -1)
-        _require(self._any_text >= 0, "has no piece that stands for text")
+        self._bytes = text
+        _require(not all(silent), "has no piece that stands for text")
         self._crossing = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
         self._byte_ids = {text[index][0]: index for index in ids if is_byte[index]}
         self._space_as_bytes = self.spell(_SPACE_BYTES)
@@ -143,14 +152,20 @@ class SentencePieceTokenizer:
     def _decoded(self, named: list[bytes], spelled: list[int]) -> list[bytes]:
         """`named`, those of `spelled` replaced by what the library decodes them to in the middle of a text."""
         text = list(named)
+        # The library drops spaces at the start of what it decodes, so that something has to come before.
         decode = self._processor.decode
-        # The library drops a space at the start of what it decodes, so that something has to come before.
-        first = next((index for index, raw in enumerate(named) if raw and decode([index])), None)
-        if first is not None:
-            before = decode([first])
-            for index, both in zip(spelled, decode([[first, index] for index in spelled]), strict=True):
-                text[index] = both.removeprefix(before).encode("utf-8")
+        self._first = next(([index] for index in spelled if decode([index])), [])
+        if self._first:
+            for index, found in zip(spelled, self._in_the_middle([[index] for index in spelled]), strict=True):
+                text[index] = found.encode("utf-8")
         return text
+
+    def _in_the_middle(self, runs: list[list[int]]) -> list[str]:
+        """What the library decodes each of `runs` to if there is text before it; U+FFFD if it knows of no text."""
+        if not self._first:
+            return [_NO_TEXT for _ in runs]
+        before = self._processor.decode(self._first)
+        return [both.removeprefix(before) for both in self._processor.decode([self._first + run for run in runs])]
 
     def _learn_habits(self) -> None:
         """Find out by trial what the model does to spaces: its normaliser is not part of the library's interface."""
