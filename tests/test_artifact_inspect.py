@@ -15,6 +15,8 @@ from jepamba.artifact import inspect, save_artifact
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
+from jepamba.quant import IntGrid
+from jepamba.quant.floats import FloatGrid, Fp8Grid
 from jepamba.text import ByteTokenizer
 
 QUANTS = [
@@ -70,6 +72,23 @@ def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant:
         lost = (grid.decode(streams, tuple(master.shape)) - master).norm() / master.norm()
         assert row["error"] == pytest.approx(lost.item(), rel=1e-4, abs=1e-12), row["name"]
         assert unseen["error"] is None
+        assert unseen["clipped"] is None
+        assert unseen["at_largest"] == row["at_largest"]
+        if isinstance(grid, FloatGrid):
+            assert (row["clipped"], row["at_largest"]) == (None, None)
+        elif isinstance(grid, IntGrid):
+            # By the definition, from the scales: beyond the last integer's own half step.
+            scale_RK1 = streams["scale"].double().reshape(streams["q"].shape[0], -1, 1)
+            wide = torch.nn.functional.pad(
+                master.double().reshape(len(streams["q"]), -1), (0, -streams["q"].shape[1] % (grid.group or 1))
+            )
+            beyond = wide.reshape(*scale_RK1.shape[:2], -1).abs() > (grid.limit + 0.5) * scale_RK1
+            assert row["clipped"] == pytest.approx(beyond.sum().item() / master.numel()), row["name"]
+            if grid.scale == "absmax":
+                assert row["clipped"] == 0
+                assert row["at_largest"] > 0
+        elif isinstance(grid, Fp8Grid) and grid.scaled:
+            assert row["clipped"] == 0
         assert row["bits_coded"] == pytest.approx(8 * row["bytes_coded"] / row["values"])
         assert "same" not in row
         # Rounding alone, no clipping: what is expected is what happened, where there are enough values to average.
@@ -77,6 +96,24 @@ def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant:
         if unclipped and row["grid"] != "fp32" and row["values"] >= 2000:
             assert row["expected_error"] == pytest.approx(row["error"], rel=0.12), row["name"]
         assert (row["expected_error"] > 0) == (row["grid"] != "fp32") or row["expected_error"] < 1e-7
+
+
+def test_weights_beyond_a_clipped_grid_are_counted(tmp_path: Path) -> None:
+    """One weight in each row of 48 far out: a clipped scale gives it up, an absmax scale does not."""
+    shares = []
+    for scale in ("clip", "absmax"):
+        run = run_of(Quant(large=512, bits=2, scale=scale))
+        model = shaken_model(run)
+        weight = dict(model.named_parameters())["embed_proj.w"]
+        weight.data = weight.data.sign() + 0.01 * weight.data
+        weight.data[:, 0] = 2.5
+        save_artifact(tmp_path / scale, model, run, ByteTokenizer())
+        rows = {row["name"]: row for row in inspect(tmp_path / scale, masters_of(model))["tensors"]}
+        shares.append((rows["embed_proj.w"]["clipped"], rows["embed_proj.w"]["at_largest"]))
+    (clipped, at_largest), (absmax, one_a_row) = shares
+    assert clipped == pytest.approx(1 / 48)
+    assert at_largest == 1.0
+    assert (absmax, one_a_row) == (0.0, pytest.approx(1 / 48))
 
 
 def test_other_masters_are_noticed_and_those_of_another_model_refused(tmp_path: Path) -> None:

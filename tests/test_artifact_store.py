@@ -185,8 +185,8 @@ def test_inspection_adds_up(tmp_path: Path, bpe: SentencePieceTokenizer) -> None
         if row["grid"] == "int4":
             codes = grids[row["name"]].encode(weight)["q"]
             assert row["zeros"] == pytest.approx((codes == 0).float().mean().item())
-            assert row["clipped"] == pytest.approx((codes.abs() == 7).float().mean().item())
-            assert row["clipped"] >= 1 / weight.shape[1]  # the largest of each row lies at the grid's end
+            assert row["at_largest"] == pytest.approx((codes.abs() == 7).float().mean().item())
+            assert row["at_largest"] >= 1 / weight.shape[1]  # the largest of each row lies at the grid's end
 
 
 @pytest.mark.parametrize("preset", ["submission-bpe", "submission-byte"])

@@ -107,13 +107,14 @@ def _row(
 
     `bytes_packed`, scales included, before compression, and `bits_per_value` of that; `bytes_coded`, its share of the
     compressed file, and `bits_coded` a value of that; `entropy` (order 0, bits per value, of what its grid stores: the
-    least that a codec blind to context needs, scales excluded); `zeros` (share of values that are 0) and `clipped`
-    (share at the grid's largest magnitude; null for plain floating point).
+    least that a codec blind to context needs, scales excluded); `zeros` (share of values that are 0) and `at_largest`
+    (share at the grid's largest magnitude, clipped or not; null for plain floating point).
 
     `expected_error`: RMS of the rounding error over the RMS of the weights, if errors were spread evenly over each
-    grid step (step / √12); what clipping loses is not in it. `error`: the same as it is, and `one_more_bit`, the
-    bytes that one more bit for its integers would take; both need the masters, without which `error` is null and
-    `one_more_bit` what a step that much finer costs at high resolution.
+    grid step (step / √12); what clipping loses is not in it. `error`: the same as it is; `clipped`, the share of the
+    weights that rounding moved by more than half a step because the grid ends there (null for plain floating point);
+    and `one_more_bit`, the bytes that one more bit for its integers would take. They need the masters, without which
+    `error` and `clipped` are null and `one_more_bit` is what a step that much finer costs at high resolution.
     """
     described = tensor.streams(name)
     packed = sum(stream.packed_bytes for stream in described.values())
@@ -123,6 +124,7 @@ def _row(
     coded = sum(shares[stream.name] for stream in described.values())
     grid, encoded = grid_named(tensor.grid), stored_streams(name, tensor, streams)
     weight = grid.decode(encoded, tensor.shape)
+    steps, largest = _steps(grid, encoded, weight), _at_largest(described[role], values)
     row = {
         "name": name,
         "part": part_of(name),
@@ -134,29 +136,38 @@ def _row(
         "bytes_coded": coded,
         "bits_coded": 8 * coded / tensor.values,
         "entropy": entropy(counts),
-        **_use(described[role], values),
-        "expected_error": _relative(_steps(grid, encoded, weight) / math.sqrt(12), weight),
+        "zeros": _zeros(described[role], values),
+        "at_largest": None if largest is None else float(largest.double().mean()),
+        "expected_error": _relative(steps / math.sqrt(12), weight),
         "error": None,
+        "clipped": None,
     }
     master = importance = None
     if masters is not None:
         master, importance = masters[name].float(), masters.get(f"{name.rpartition('.')[0]}.input_power")
         row["error"] = _relative(weight - master, master)
+        if largest is not None:
+            beyond = (master * weight.sign() - weight.abs() > steps / 2) & largest.reshape(weight.shape)
+            row["clipped"] = float(beyond.double().mean())
         again = grid.encode(master, importance)
         row["same"] = all(torch.equal(again[part], value) for part, value in encoded.items())
     return row | {"one_more_bit": _one_more_bit(grid, encoded, coded, master, importance)}
 
 
-def _use(stream: Stream, values: Values) -> dict[str, float | None]:
-    """Shares of zeros and of values at the largest magnitude of the grid."""
+def _zeros(stream: Stream, values: Values) -> float:
+    """The share of zeros."""
     if stream.kind == "int":
-        magnitude, top = np.abs(values), 2 ** (stream.bits - 1) - 1
-    elif stream.kind == "fp8":
-        magnitude, top = values & 0x7F, 0x7E  # e4m3 without its sign; 0x7e is 448, 0x7f is NaN
-    else:
-        sign = 1 << (stream.bits - 1)
-        return {"zeros": float(((values & (sign - 1)) == 0).mean()), "clipped": None}
-    return {"zeros": float((magnitude == 0).mean()), "clipped": float((magnitude == top).mean())}
+        return float((values == 0).mean())
+    return float(((values & ((1 << (stream.bits - 1)) - 1)) == 0).mean())  # without the sign
+
+
+def _at_largest(stream: Stream, values: Values) -> torch.Tensor | None:
+    """Which values have the largest magnitude of the grid; None for plain floating point."""
+    if stream.kind == "int":
+        return _tensor(np.abs(values) == 2 ** (stream.bits - 1) - 1)
+    if stream.kind == "fp8":
+        return _tensor((values & 0x7F) == 0x7E)  # e4m3 without its sign; 0x7e is 448, 0x7f is NaN
+    return None
 
 
 _MANTISSA = {"fp8": 3, "fp8-row": 3, "bf16": 7, "fp32": 23}

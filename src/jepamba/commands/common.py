@@ -10,7 +10,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     """`rows` as text in columns two spaces apart; a column of numbers stands right, its heading (first row) too."""
     sides = []
     for index, column in enumerate(zip(*rows, strict=True)):
-        figures = all(cell[:1].isdigit() or not cell for cell in column[1:]) and any(column[1:])
+        figures = all(cell[:1].isdigit() or cell in ("", "–") for cell in column[1:]) and any(column[1:])
         sides.append((max(map(len, column)), str.rjust if index and figures else str.ljust))
     lines = ("  ".join(side(cell, width) for cell, (width, side) in zip(row, sides, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

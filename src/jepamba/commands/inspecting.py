@@ -54,7 +54,7 @@ def _masters(checkpoint: Path) -> dict[str, Any]:
 
 def _table(found: dict[str, Any]) -> str:
     measured = any(row["error"] is not None for row in found["tensors"])
-    heads = ["tensor", "shape", "grid", "bytes", "bits a value", "entropy", "clipped"]
+    heads = ["tensor", "shape", "grid", "bytes", "bits a value", "entropy", "at largest", "clipped"]
     heads += ["error" if measured else "expected error", "one more bit"]
     rows = [
         [
@@ -64,7 +64,7 @@ def _table(found: dict[str, Any]) -> str:
             f"{row['bytes_coded']:,.0f}",
             f"{row['bits_coded']:.2f}",
             f"{row['entropy']:.2f}",
-            "" if row["clipped"] is None else f"{row['clipped']:.2%}",
+            *("–" if row[share] is None else f"{row[share]:.2%}" for share in ("at_largest", "clipped")),
             f"{row['error'] if measured else row['expected_error']:.2%}",
             "" if row["one_more_bit"] is None else f"{row['one_more_bit']:,.0f}",
         ]
