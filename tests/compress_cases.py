@@ -18,7 +18,8 @@ from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, stdlib_documents, train_bpe
 
-TEXT = "\0".join(text for _, text in stdlib_documents()[200:260]).encode()[:20_000]
+LONG = "\0".join(text for _, text in stdlib_documents()[200:260]).encode()
+TEXT = LONG[:20_000]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress_cases import KINDS, ODD, TEXT, artifact_at, coded, tokenizer_named
+from compress_cases import KINDS, LONG, ODD, TEXT, artifact_at, coded, tokenizer_named
 from jepamba.artifact import load_artifact
 from jepamba.cli import main
 from jepamba.compress import Compressor, compressor, lanes, packed
@@ -65,6 +65,21 @@ def test_a_file_comes_back_and_is_as_large_as_the_model_says(
     # A tokenizer that keeps text whole needs no corrections; one that drops line ends needs some, and they are cheap.
     assert (found.corrections > 0) == (found.corrections_bytes > 0) == (name == "normalising")
     assert found.corrections_bytes < 0.05 * len(found.content)
+
+
+def test_the_whole_file_is_within_half_a_percent_of_the_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stated bar, header and all, where the tokenizer loses nothing: against the score by the same steps."""
+    monkeypatch.setattr(lanes, "WIDTH", 160)
+    model, data = _opened(folder, "bytes"), LONG[:60_000]
+    found = model.compress(data, lanes=160)
+    ids = to_ids(model.artifact.tokenizer, data)
+    score = parallel_nats(model, ids, Cut(len(ids), 160)) / math.log(2) / len(data)
+    head = packed.OVERHEAD + 4  # of which 4 are the size of its one section
+    assert head == 92
+    assert found.corrections == found.corrections_bytes == 0
+    assert score < found.bpb < 1.005 * score
+    # Less the head, only rounding and the coder's last word are left.
+    assert 0 <= len(found.content) - head - score * len(data) / 8 <= 0.0005 * len(found.content)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -161,6 +176,7 @@ def test_the_command_s_files_and_words(folder: Path, tmp_path: Path, capsys: pyt
     assert main(["decompress", str(source), *words, str(back)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["compress", str(tmp_path / "absent"), *words, str(back)]) == 2
+    assert "absent: cannot read the file to compress (No such file" in capsys.readouterr().err
 
 
 def test_rounding_of_probabilities() -> None:

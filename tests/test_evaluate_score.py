@@ -241,8 +241,8 @@ def test_bad_input_is_refused(bpe: SentencePieceTokenizer) -> None:
     for stride in (0, 9):
         with pytest.raises(UserError, match="stride"):
             score_sliding(model, tokens, 8, stride=stride)
-    for temperature in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(UserError, match="temperature"):
+    for temperature in (0.0, -1.0, 1e-9, 0.0009, 1001.0, math.inf, math.nan):
+        with pytest.raises(UserError, match=r"temperature .*: must be between 0\.001 and 1000"):
             score_plain(model, tokens, 8, temperature=temperature)
 
 

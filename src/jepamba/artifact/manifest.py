@@ -22,6 +22,8 @@ from jepamba.model import LanguageModel
 from jepamba.quant import FloatGrid, Grid, IntGrid, grid_named
 from jepamba.text import Tokenizer
 
+COLDEST, HOTTEST = 1e-3, 1e3
+"""The temperatures that a model may be scored at: beyond them its figures say nothing."""
 TOKENIZER_STREAM = "tokenizer"
 """Name of the stream that holds the tokenizer's own file; absent where that is empty (bytes)."""
 
@@ -135,8 +137,8 @@ class Manifest:
         run = _run(take(header, "config", dict))
         tokenizer = take(header, "tokenizer", dict)
         temperature = take(header, "temperature", float)
-        if not 1e-3 <= temperature <= 1e3:
-            raise UserError(f"its temperature {temperature} is not between 0.001 and 1000")
+        if not COLDEST <= temperature <= HOTTEST:
+            raise UserError(f"its temperature {temperature} is not between {COLDEST:g} and {HOTTEST:g}")
         tensors = _tensors(take(header, "tensors", list))
         check_config(run.model, run.data.sequence, len(tensors))
         if tensors != expected_tensors(run.model, run.quant):

@@ -74,6 +74,8 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _sentences(found: dict[str, Any], checkpoint: Path | None) -> str:
+    from jepamba.artifact.inspect import LIMIT_BYTES
+
     costs = found["costs"]
     lines = [
         "",
@@ -81,7 +83,7 @@ def _sentences(found: dict[str, Any], checkpoint: Path | None) -> str:
         f"temperature {found['temperature']:.2f}; tokenizer: {found['tokenizer']['kind']} of "
         f"{found['tokenizer']['vocab']:,} symbols",
         f"one more layer would take {costs['one_more_layer']:,.0f} bytes, one more bit for every integer "
-        f"{costs['one_more_bit']:,.0f}; to 16,000,000 bytes there are {costs['room']:,.0f}, less the code's",
+        f"{costs['one_more_bit']:,.0f}; to {LIMIT_BYTES:,} bytes there are {costs['room']:,.0f}, less the code's",
     ]
     if checkpoint is None:
         lines.append("expected error: step / √12, without what clipping loses; give the run's folder for the true one")

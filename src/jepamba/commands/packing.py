@@ -17,7 +17,7 @@ def compress(args: Namespace) -> int:
     from jepamba.untrusted import read_untrusted
 
     _check_output(args)
-    data = read_untrusted(args.file, "compressed", MAX_BYTES)
+    data = read_untrusted(args.file, "the file to compress", MAX_BYTES)
     started = time.monotonic()
     with Progress("compressing") as report:
         found = Compressor.open(args.model).compress(data, args.lanes, report)

@@ -8,6 +8,7 @@ from argparse import Namespace
 
 def submission(args: Namespace) -> int:
     """`jepamba submission`: from a finished run, the folder that a reviewer of the challenge wants."""
+    from jepamba.artifact.inspect import LIMIT_BYTES
     from jepamba.submission import About, check, write_submission
 
     about = About(args.name, args.author, args.github_id, args.date, args.blurb)
@@ -20,7 +21,7 @@ def submission(args: Namespace) -> int:
     print(
         f"{out}: {claims['val_bpb']:.4f} BPB ({claims['mode']}) in {claims['bytes_total']:,} bytes "
         f"({claims['bytes_model']:,} of model, {claims['bytes_code']:,} of code), "
-        f"{16_000_000 - claims['bytes_total']:,} to spare"
+        f"{LIMIT_BYTES - claims['bytes_total']:,} to spare"
     )
     if checked:
         print(f"its own script gives {checked['bpb']:.6f} BPB: within {checked['within']} of the claim")

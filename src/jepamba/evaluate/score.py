@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jepamba.artifact.manifest import COLDEST, HOTTEST
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate.accounting import Counted, text_bytes
@@ -91,8 +92,8 @@ def scores(
     `UserError` for a wrong temperature, or a byte count that is not the length of the decoded text.
     """
     for temperature in temperatures:
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature {temperature}: must be a positive number")
+        if not COLDEST <= temperature <= HOTTEST:
+            raise UserError(f"temperature {temperature}: must be between {COLDEST:g} and {HOTTEST:g}")
     started = time.monotonic()
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0

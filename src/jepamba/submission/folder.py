@@ -14,6 +14,7 @@ from typing import Any
 
 from jepamba import __version__
 from jepamba.artifact.container import open_container
+from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import Run, with_settings
 from jepamba.data import Tokens, corpus, write_shard
 from jepamba.errors import UserError
@@ -25,8 +26,6 @@ from jepamba.submission.readme import by_decoded_bytes, readme
 from jepamba.submission.scoring import TOLERANCE
 from jepamba.untrusted import sha256_of
 
-LIMIT_BYTES = 16_000_000
-"""Of code and model together (spec section 8)."""
 SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
 PACKAGES = {"ans": "constriction", "brotli": "brotli", "zstd": "zstandard"}
 """What decodes a codec that Python itself cannot."""
@@ -131,8 +130,8 @@ def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
     if "artifact_sha256" in summary:
         key, found = "artifact_sha256", sha256_of(artifact, "the artifact")
     else:
-        key, found = "artifact_bytes", artifact.stat().st_size
-    if summary.get(key) != found:
+        key, found = "artifact_bytes", str(artifact.stat().st_size)
+    if str(summary.get(key)) != found:
         raise UserError(
             f"{artifact}: not the artifact that summary.json has figures of: its {key} is {found}, there it "
             f"is {summary.get(key)}; put the run's own back, or let `jepamba resume {artifact.parent}` pack it anew"
