@@ -21,7 +21,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 LONGEST = ("test_triton", "test_train", "test_ranks_faults", "test_fuzz", "test_ranks_run", "test_cli_demo")
-"""The files that take longest, a third of the whole time: begun first, so that no process is left with one at the end."""
+"""The files that take longest, together half of the time: begun first, so that no process ends with one alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
