@@ -134,7 +134,7 @@ def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
     if str(summary.get(key)) != found:
         raise UserError(
             f"{artifact}: not the artifact that summary.json has figures of: its {key} is {found}, there it "
-            f"is {summary.get(key)}; put the run's own back, or let `jepamba resume {artifact.parent}` pack it anew"
+            f"is {summary.get(key)}; put the run's own back (`jepamba resume` packs it anew from a checkpoint)"
         )
 
 
