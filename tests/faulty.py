@@ -34,3 +34,8 @@ def fast_clock_on_rank_1() -> None:
     if os.environ["RANK"] == "1":
         honest = time.perf_counter
         time.perf_counter = lambda: 100 * honest()
+
+
+def folder_of_its_own() -> None:
+    """Each rank in the folder of its number in FOLDERS, as if on a machine of its own."""
+    os.chdir(os.path.join(os.environ["FOLDERS"], os.environ["RANK"]))
