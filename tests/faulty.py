@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
 from jepamba import lookout
 from jepamba.data import Ahead
 from jepamba.errors import UserError
+from jepamba.evaluate import windowed
+from jepamba.train import alike
 
 
 def impatient() -> None:
-    """A lookout that waits two seconds where it would wait thirty."""
-    lookout.SILENCE, lookout.GRACE, lookout.EVERY = 2.0, 1.0, 0.2
+    """A lookout that waits two seconds where it would wait thirty, and four where it would wait five minutes."""
+    lookout.SILENCE, lookout.ABSENCE, lookout.GRACE, lookout.EVERY = 2.0, 4.0, 1.0, 0.2
+
+
+def rank_1_stands_still_while_reading() -> None:
+    """Rank 1 stops itself, all threads of it, where it would read its text."""
+    impatient()
+    if os.environ["RANK"] == "1":
+        alike._read = lambda run: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
+
+
+def rank_1_stands_still_while_scoring() -> None:
+    """Rank 1 stops itself at its first batch of the last scores, where only the shorter wait is short enough."""
+    impatient()
+    lookout.ABSENCE = 300.0
+    if os.environ["RANK"] == "1":
+        windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
 
 
 def bad_disk_on_rank_1() -> None:

@@ -77,6 +77,20 @@ def test_a_rank_that_stands_still_is_not_waited_for(whole: Path, tmp_path: Path)
     assert running.said(0).splitlines()[-1].startswith("jepamba: rank 1 is gone without a word")
 
 
+@pytest.mark.parametrize("where", ["reading", "scoring"])
+def test_a_rank_that_stands_still_outside_the_steps_is_not_waited_for(whole: Path, tmp_path: Path, where: str) -> None:
+    running = Running(
+        ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")],
+        tmp_path,
+        2,
+        setup=f"faulty:rank_1_stands_still_while_{where}",
+    )
+    running.processes[0].join(60)
+    running.signal(signal.SIGKILL, 1)
+    assert running.wait() == [2, -signal.SIGKILL]
+    assert running.said(0).splitlines()[-1].startswith("jepamba: rank 1 is gone without a word")
+
+
 def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
     running = Running(words, tmp_path, 2, setup="faulty:bad_disk_on_rank_1")

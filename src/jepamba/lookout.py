@@ -1,8 +1,9 @@
 """A lookout for ranks that are gone: each says that it is there, and on leaving why, so that none waits in vain.
 
 A rank that waits for a sum on a GPU does not notice by itself that another has died, for minutes. A thread of each rank
-therefore counts up in the store that `torchrun` keeps, and looks at the others' counts. Outside `training`, where a
-rank may train a tokenizer or pack for minutes without a sign of life, only broken connections and last words count.
+therefore counts up in the store that `torchrun` keeps, and looks at the others' counts. The thread counts beside
+whatever else the rank does; only outside `training`, where a library may hold Python's lock for long while it trains a
+tokenizer or packs, the others are more patient.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from jepamba.ranks import Ranks
 EVERY = 1.0
 """Seconds between two counts."""
 SILENCE = 30.0
-"""Seconds without a count after which a rank is gone."""
+"""Seconds without a count after which a rank in `training` is gone."""
+ABSENCE = 300.0
+"""Seconds without a count after which any rank is."""
 GRACE = 10.0
 """Seconds that a rank has to notice by itself, and to end in order, once another is known to have gone."""
 _LOST = 2
@@ -60,7 +63,8 @@ def watched(ranks: Ranks) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training() -> Iterator[None]:
-    """While entered, a sign of life is expected of this rank every moment."""
+    """While entered, here and on the others, a sign of life is expected of this rank every moment: in training, and in
+    scoring that the ranks share."""
     if _posted is None:
         yield
         return
@@ -81,11 +85,14 @@ class _Lookout:
         self._count, self._mark = 0, b""
         self._beat()
         # Nobody is missed before it has been there.
-        ranks.told(None)
+        try:
+            ranks.barrier(ABSENCE)
+        except RuntimeError as error:
+            raise UserError(f"the other ranks did not all come within {ABSENCE:.0f} s: start them all anew") from error
         threading.Thread(target=self._watch, name="lookout", daemon=True).start()
 
     def expect(self, on: bool) -> None:
-        """Whether the others may take silence of this rank for its end."""
+        """Whether the others may soon take silence of this rank for its end."""
         self._mark = _EXPECTED if on else b""
         with contextlib.suppress(RuntimeError):
             self._beat()
@@ -148,9 +155,9 @@ class _Lookout:
                 self._beat()
                 reason, now = self._said(), time.monotonic()
                 for rank, value in self._counts().items():
-                    if value != seen[rank][0] or not value.endswith(_EXPECTED) or self._left(rank):
+                    if value != seen[rank][0] or self._left(rank):
                         seen[rank] = value, now
-                silent = [rank for rank, (_, last) in seen.items() if now - last > SILENCE]
+                silent = [rank for rank, (value, last) in seen.items() if now - last > _limit(value)]
                 if silent and not reason:
                     reason = self._gone(silent)
             except RuntimeError:
@@ -163,6 +170,11 @@ class _Lookout:
         if not self.stop.wait(GRACE):
             print(f"jepamba: {reason}", file=sys.stderr, flush=True)
             os._exit(_LOST)
+
+
+def _limit(count: bytes) -> float:
+    """Seconds for which a rank with that count may be silent."""
+    return SILENCE if count.endswith(_EXPECTED) else ABSENCE
 
 
 _posted: _Lookout | None = None

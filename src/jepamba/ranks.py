@@ -28,7 +28,7 @@ FRAME = 512
 PATIENCE = timedelta(minutes=5)
 """How long a sum of tensors waits for a rank that does not come."""
 WORK_PATIENCE = timedelta(days=30)
-"""How long a decision does: the others may wait for rank 0 to tokenize, to score, to pack."""
+"""How long a decision does: the others may wait for rank 0 to tokenize, to pack. Who is gone, the lookout notices."""
 
 Result = TypeVar("Result")
 
