@@ -76,7 +76,7 @@ def training() -> Iterator[None]:
 
 
 class _Lookout:
-    """The thread, and what it knows."""
+    """The threads, and what they know."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.rank, self.others = ranks.rank, [rank for rank in range(ranks.size) if rank != ranks.rank]
@@ -89,7 +89,9 @@ class _Lookout:
             ranks.barrier(ABSENCE)
         except RuntimeError as error:
             raise UserError(f"the other ranks did not all come within {ABSENCE:.0f} s: start them all anew") from error
-        threading.Thread(target=self._watch, name="lookout", daemon=True).start()
+        self._answered = time.monotonic()
+        for work in (self._watch, self._watch_store):
+            threading.Thread(target=work, name="lookout", daemon=True).start()
 
     def expect(self, on: bool) -> None:
         """Whether the others may soon take silence of this rank for its end."""
@@ -160,10 +162,20 @@ class _Lookout:
                 silent = [rank for rank, (value, last) in seen.items() if now - last > _limit(value)]
                 if silent and not reason:
                     reason = self._gone(silent)
+                self._answered = now
             except RuntimeError:
-                reason = self._gone([0] if self.rank else [])
+                reason = self._store_gone()
             if reason:
                 self._end(reason)
+
+    def _watch_store(self) -> None:
+        """See to it that the store answers: with its machine gone, asking it takes forever."""
+        while not self.stop.wait(EVERY):
+            if time.monotonic() - self._answered > _limit(self._mark):
+                self._end(self._store_gone())
+
+    def _store_gone(self) -> str:
+        return self._gone([0] if self.rank else [])
 
     def _end(self, reason: str) -> None:
         """Wait for this rank to end by itself; end it if it does not."""
