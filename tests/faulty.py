@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -11,7 +12,8 @@ from jepamba import lookout
 from jepamba.data import Ahead
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
-from jepamba.train import alike
+from jepamba.ranks import Ranks
+from jepamba.train import alike, finish
 
 
 def impatient() -> None:
@@ -32,6 +34,28 @@ def rank_1_stands_still_while_scoring() -> None:
     lookout.ABSENCE = 300.0
     if os.environ["RANK"] == "1":
         windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
+
+
+def rank_1_is_terminated_while_scoring() -> None:
+    """Rank 1 is sent SIGTERM at its first batch of the last scores."""
+    if os.environ["RANK"] == "1":
+        windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment, return-value]
+
+
+def rank_1_is_terminated_while_waiting() -> None:
+    """Rank 1 is sent SIGTERM while it waits for rank 0, which packs for a minute."""
+    impatient()
+    if os.environ["RANK"] == "1":
+        share = Ranks.chiefly
+
+        def waiting(self: Any, work: Any) -> Any:
+            if "_pack" in work.__code__.co_names:
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return share(self, work)
+
+        Ranks.chiefly = waiting  # type: ignore[method-assign]
+    else:
+        finish._pack = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
 
 
 def bad_disk_on_rank_1() -> None:

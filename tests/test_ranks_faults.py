@@ -105,6 +105,14 @@ def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> 
     assert running.said(0).splitlines()[-1] == f"jepamba: rank 1 ended: {reason}"
 
 
+@pytest.mark.parametrize("when", ["scoring", "waiting"])
+def test_a_rank_that_is_terminated_after_the_steps_says_so(whole: Path, tmp_path: Path, when: str) -> None:
+    words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
+    running = Running(words, tmp_path, 2, setup=f"faulty:rank_1_is_terminated_while_{when}")
+    assert running.wait(50) == [2, 143]
+    assert running.said(0).splitlines()[-1] == "jepamba: rank 1 ended: it was sent SIGTERM"
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, told: int) -> None:
     out = tmp_path / "out"

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -30,6 +32,8 @@ ABSENCE = 300.0
 GRACE = 10.0
 """Seconds that a rank has to notice by itself, and to end in order, once another is known to have gone."""
 _LOST = 2
+_SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
+"""Which signals end a rank, and what it then says."""
 _EXPECTED = b"!"
 """Ends the count of a rank that is in `training`."""
 
@@ -44,10 +48,13 @@ def watched(ranks: Ranks) -> Iterator[None]:
     global _posted
     lookout = _posted = _Lookout(ranks)
     try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        # Agreed upon by all.
-        lookout.leave("")
+        with _signals(lookout):
+            yield
+    except KeyboardInterrupt:
+        lookout.leave(_SIGNALS[signal.SIGINT])
+        raise
+    except SystemExit:
+        lookout.leave(_SIGNALS[signal.SIGTERM])
         raise
     except Exception as error:
         if _broken(error):
@@ -59,6 +66,41 @@ def watched(ranks: Ranks) -> Iterator[None]:
     finally:
         lookout.stop.set()
         _posted = None
+
+
+@contextlib.contextmanager
+def _signals(lookout: _Lookout) -> Iterator[None]:
+    """While entered, SIGTERM and SIGINT end this rank with a word to the others, unless a handler of the run has them.
+
+    Handlers run between two lines of Python, in the main thread: not while it waits for another rank. A thread of its
+    own therefore reads what the system's handler writes, and ends the process where the main thread does not.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def listen() -> None:
+        while came := os.read(ours, 1):
+            number = signal.Signals(came[0])
+            if number in _SIGNALS and signal.getsignal(number) in (terminate, signal.default_int_handler):
+                lookout.leave(_SIGNALS[number])
+                if not lookout.stop.wait(GRACE):
+                    os._exit(128 + number)
+        os.close(ours)
+
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    handler, wakeup = signal.signal(signal.SIGTERM, terminate), signal.set_wakeup_fd(theirs)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(theirs)
 
 
 @contextlib.contextmanager
