@@ -42,6 +42,22 @@ def rank_1_is_terminated_while_scoring() -> None:
         windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment, return-value]
 
 
+def last_rank_is_terminated_while_validating() -> None:
+    """The last rank is sent SIGTERM after its second batch; each batch that it takes is a line of the file BATCHES."""
+    take, last = windowed.batches, int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+    def taken(*arguments: Any) -> Any:
+        for number, batch in enumerate(take(*arguments)):
+            if int(os.environ.get("RANK", "0")) == last:
+                with open(os.environ["BATCHES"], "a") as file:
+                    file.write(f"{number}\n")
+                if number == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    windowed.batches = taken
+
+
 def rank_1_is_terminated_while_waiting() -> None:
     """Rank 1 is sent SIGTERM while it waits for rank 0, which packs for a minute."""
     impatient()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -126,6 +127,35 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: 
         assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
         assert losses(out) == losses(whole / "out")
         assert seen(tmp_path) == seen(whole)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_signal_in_a_validation_is_answered_soon(text: Path, tmp_path: Path, size: int) -> None:
+    """The last rank alone gets it, with most of the text still to score; the resumed run makes up for it, once."""
+    run = tiny(text, train__steps=6, train__val_every=2, train__checkpoint_every=2, eval__tokens_per_batch=64)
+    words = ["train", preset(tmp_path, run), "--out"]
+    assert Running([*words, str(tmp_path / "whole")], tmp_path / "as whole", size).wait() == [0] * size
+    out, batches = tmp_path / "cut", tmp_path / "batches"
+    running = Running(
+        [*words, str(out)],
+        tmp_path / "as cut",
+        size,
+        environment={"BATCHES": str(batches)},
+        setup="faulty:last_rank_is_terminated_while_validating",
+    )
+    assert running.wait() == [143] * size
+    assert batches.read_text().split() == ["0", "1"]
+    assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-000000002"]
+    assert records(out, "val") == []
+    assert Running(["resume", str(out)], tmp_path / "as cut", size).wait() == [0] * size
+    assert losses(out) == losses(tmp_path / "whole")
+    scored = [[(r["step"], r["bpb"]) for r in records(folder, "val")] for folder in (out, tmp_path / "whole")]
+    assert scored[0] == scored[1]
+    assert [step for step, _ in scored[0]] == [2, 4, 6]
+    # One that came before the checkpoint is not repeated.
+    shutil.rmtree(checkpoints(out / "checkpoints")[-1])
+    assert Running(["resume", str(out)], tmp_path / "as cut", size).wait() == [0] * size
+    assert [(r["step"], r["bpb"]) for r in records(out, "val")] == scored[1]
 
 
 def test_a_budget_in_seconds_follows_the_clock_of_rank_0(text: Path, tmp_path: Path) -> None:
