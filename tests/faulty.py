@@ -13,7 +13,7 @@ from jepamba.data import Ahead
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.ranks import Ranks
-from jepamba.train import alike, finish
+from jepamba.train import alike, finish, writer
 
 
 def impatient() -> None:
@@ -74,13 +74,20 @@ def rank_1_is_terminated_while_waiting() -> None:
         finish._pack = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
 
 
-def bad_disk_on_rank_1() -> None:
+def hanging_disk_on_rank_0() -> None:
+    """No checkpoint on rank 0 comes to its end, and the fifth read of data fails there."""
+    impatient()
+    writer.save_checkpoint = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
+    bad_disk_on_rank_1("0")
+
+
+def bad_disk_on_rank_1(rank: str = "1") -> None:
     """The fifth read of data fails, on rank 1 alone."""
     take, reads = Ahead.next, []
 
     def failing(self: Any, *arguments: Any) -> Any:
         reads.append(1)
-        if len(reads) == 5 and os.environ["RANK"] == "1":
+        if len(reads) == 5 and os.environ["RANK"] == rank:
             raise UserError("/data/text_train_000003.bin: the shard can no longer be read (Input/output error)")
         return take(self, *arguments)
 

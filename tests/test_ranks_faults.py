@@ -106,6 +106,19 @@ def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> 
     assert running.said(0).splitlines()[-1] == f"jepamba: rank 1 ended: {reason}"
 
 
+def test_a_rank_tells_why_it_fails_before_it_waits_for_its_disk(whole: Path, tmp_path: Path) -> None:
+    words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
+    running = Running(words, tmp_path, 2, setup="faulty:hanging_disk_on_rank_0")
+    running.processes[1].join(40)
+    codes = [process.exitcode for process in running.processes]
+    running.signal(signal.SIGKILL)
+    running.wait()
+    # Rank 0 still waits: a disk may be slow.
+    assert codes == [None, 2]
+    reason = "/data/text_train_000003.bin: the shard can no longer be read (Input/output error)"
+    assert running.said(1).splitlines()[-1] == f"jepamba: rank 0 ended: {reason}"
+
+
 @pytest.mark.parametrize("when", ["scoring", "waiting"])
 def test_a_rank_that_is_terminated_after_the_steps_says_so(whole: Path, tmp_path: Path, when: str) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]

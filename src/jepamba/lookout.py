@@ -59,7 +59,7 @@ def watched(ranks: Ranks) -> Iterator[None]:
     except Exception as error:
         if _broken(error):
             raise UserError(lookout.missing()) from error
-        lookout.leave(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        lookout.fail(error)
         raise
     else:
         lookout.leave("")
@@ -110,11 +110,17 @@ def training() -> Iterator[None]:
     if _posted is None:
         yield
         return
-    _posted.expect(True)
+    lookout = _posted
+    lookout.expect(True)
     try:
         yield
+    except Exception as error:
+        # Before all else that the error ends, such as waiting for a disk.
+        if not _broken(error):
+            lookout.fail(error)
+        raise
     finally:
-        _posted.expect(False)
+        lookout.expect(False)
 
 
 class _Lookout:
@@ -145,6 +151,10 @@ class _Lookout:
         """Say that this rank goes, and why; nothing if in order."""
         with contextlib.suppress(RuntimeError):
             self._store.set(self._key("left", self.rank), reason or "-")
+
+    def fail(self, error: Exception) -> None:
+        """Say that this rank goes because of `error`."""
+        self.leave(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
     def missing(self) -> str:
         """One line on who is gone and why, some seconds after it was noticed that somebody is."""
