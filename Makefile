@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml constraints-dev.txt
 demo: $(STAMP)
 	$(BIN)/jepamba demo
 
-# Two processes of one thread each: most tests are too small for more threads.
+# Two processes of one thread each: most tests are too small for more threads. The order is tests/conftest.py's.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Twenty kills of one process and of two, and what they cost: some minutes.
 faults: $(STAMP)

@@ -49,7 +49,11 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 def t_cdf(t: float, df: float) -> float:
     """P(T <= t) of Student's t with `df` > 0 degrees of freedom (DLMF 8.17.4 and its symmetry)."""
-    tail = 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
+    square = t * t
+    if square < df:
+        # What lies between 0 and t: near the middle the tails' own argument would round to 1.
+        return 0.5 + math.copysign(0.5 * incomplete_beta(0.5, df / 2, square / (df + square)), t)
+    tail = 0.5 * incomplete_beta(df / 2, 0.5, df / (df + square))
     return 1.0 - tail if t > 0 else tail
 
 
