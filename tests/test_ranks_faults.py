@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -65,38 +64,6 @@ def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
     assert seen(tmp_path) == seen(whole)
 
 
-@pytest.mark.parametrize("still", [0, 1])
-def test_a_rank_that_stands_still_is_not_waited_for(whole: Path, tmp_path: Path, still: int) -> None:
-    """Stopped, not ended: no connection breaks, as where a machine loses its power. Rank 0 has the store, too."""
-    out = tmp_path / "out"
-    words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
-    running = Running(words, tmp_path, 2, setup="faulty:impatient")
-    running.wait_for(out / "metrics.jsonl", lines=6)
-    running.signal(signal.SIGSTOP, still)
-    running.processes[1 - still].join(60)
-    ended = running.processes[1 - still].exitcode
-    running.signal(signal.SIGKILL)
-    running.wait()
-    assert ended == 2
-    assert running.said(1 - still).splitlines()[-1].startswith(f"jepamba: rank {still} is gone without a word")
-
-
-@pytest.mark.parametrize("where", ["reading", "scoring"])
-def test_a_rank_that_stands_still_outside_the_steps_is_not_waited_for(whole: Path, tmp_path: Path, where: str) -> None:
-    running = Running(
-        ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")],
-        tmp_path,
-        2,
-        setup=f"faulty:rank_1_stands_still_while_{where}",
-    )
-    running.processes[0].join(60)
-    ended = running.processes[0].exitcode
-    running.signal(signal.SIGKILL)
-    running.wait()
-    assert ended == 2
-    assert running.said(0).splitlines()[-1].startswith("jepamba: rank 1 is gone without a word")
-
-
 def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
     running = Running(words, tmp_path, 2, setup="faulty:bad_disk_on_rank_1")
@@ -104,27 +71,6 @@ def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> 
     reason = "/data/text_train_000003.bin: the shard can no longer be read (Input/output error)"
     assert running.said(1).splitlines()[-1] == f"jepamba: {reason}"
     assert running.said(0).splitlines()[-1] == f"jepamba: rank 1 ended: {reason}"
-
-
-def test_a_rank_tells_why_it_fails_before_it_waits_for_its_disk(whole: Path, tmp_path: Path) -> None:
-    words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
-    running = Running(words, tmp_path, 2, setup="faulty:hanging_disk_on_rank_0")
-    running.processes[1].join(40)
-    codes = [process.exitcode for process in running.processes]
-    running.signal(signal.SIGKILL)
-    running.wait()
-    # Rank 0 still waits: a disk may be slow.
-    assert codes == [None, 2]
-    reason = "/data/text_train_000003.bin: the shard can no longer be read (Input/output error)"
-    assert running.said(1).splitlines()[-1] == f"jepamba: rank 0 ended: {reason}"
-
-
-@pytest.mark.parametrize("when", ["scoring", "waiting"])
-def test_a_rank_that_is_terminated_after_the_steps_says_so(whole: Path, tmp_path: Path, when: str) -> None:
-    words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
-    running = Running(words, tmp_path, 2, setup=f"faulty:rank_1_is_terminated_while_{when}")
-    assert running.wait(50) == [2, 143]
-    assert running.said(0).splitlines()[-1] == "jepamba: rank 1 ended: it was sent SIGTERM"
 
 
 @pytest.mark.parametrize("told", [0, 1])
@@ -140,35 +86,6 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: 
         assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
         assert losses(out) == losses(whole / "out")
         assert seen(tmp_path) == seen(whole)
-
-
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_signal_in_a_validation_is_answered_soon(text: Path, tmp_path: Path, size: int) -> None:
-    """The last rank alone gets it, with most of the text still to score; the resumed run makes up for it, once."""
-    run = tiny(text, train__steps=6, train__val_every=2, train__checkpoint_every=2, eval__tokens_per_batch=64)
-    words = ["train", preset(tmp_path, run), "--out"]
-    assert Running([*words, str(tmp_path / "whole")], tmp_path / "as whole", size).wait() == [0] * size
-    out, batches = tmp_path / "cut", tmp_path / "batches"
-    running = Running(
-        [*words, str(out)],
-        tmp_path / "as cut",
-        size,
-        environment={"BATCHES": str(batches)},
-        setup="faulty:last_rank_is_terminated_while_validating",
-    )
-    assert running.wait() == [143] * size
-    assert batches.read_text().split() == ["0", "1"]
-    assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-000000002"]
-    assert records(out, "val") == []
-    assert Running(["resume", str(out)], tmp_path / "as cut", size).wait() == [0] * size
-    assert losses(out) == losses(tmp_path / "whole")
-    scored = [[(r["step"], r["bpb"]) for r in records(folder, "val")] for folder in (out, tmp_path / "whole")]
-    assert scored[0] == scored[1]
-    assert [step for step, _ in scored[0]] == [2, 4, 6]
-    # One that came before the checkpoint is not repeated.
-    shutil.rmtree(checkpoints(out / "checkpoints")[-1])
-    assert Running(["resume", str(out)], tmp_path / "as cut", size).wait() == [0] * size
-    assert [(r["step"], r["bpb"]) for r in records(out, "val")] == scored[1]
 
 
 def test_a_budget_in_seconds_follows_the_clock_of_rank_0(text: Path, tmp_path: Path) -> None:
