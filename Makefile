@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-gpu fuzz check clean
+.PHONY: install demo test faults test-gpu fuzz check clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)

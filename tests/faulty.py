@@ -3,26 +3,91 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from typing import Any
 
 from jepamba import lookout
 from jepamba.data import Ahead
 from jepamba.errors import UserError
+from jepamba.evaluate import windowed
+from jepamba.ranks import Ranks
+from jepamba.train import alike, finish, writer
 
 
 def impatient() -> None:
-    """A lookout that waits two seconds where it would wait thirty."""
-    lookout.SILENCE, lookout.GRACE, lookout.EVERY = 2.0, 1.0, 0.2
+    """A lookout that waits two seconds where it would wait thirty, and four where it would wait five minutes."""
+    lookout.SILENCE, lookout.ABSENCE, lookout.GRACE, lookout.EVERY = 2.0, 4.0, 1.0, 0.2
 
 
-def bad_disk_on_rank_1() -> None:
+def rank_1_stands_still_while_reading() -> None:
+    """Rank 1 stops itself, all threads of it, where it would read its text."""
+    impatient()
+    if os.environ["RANK"] == "1":
+        alike._read = lambda run: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
+
+
+def rank_1_stands_still_while_scoring() -> None:
+    """Rank 1 stops itself at its first batch of the last scores, where only the shorter wait is short enough."""
+    impatient()
+    lookout.ABSENCE = 300.0
+    if os.environ["RANK"] == "1":
+        windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
+
+
+def rank_1_is_terminated_while_scoring() -> None:
+    """Rank 1 is sent SIGTERM at its first batch of the last scores."""
+    if os.environ["RANK"] == "1":
+        windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment, return-value]
+
+
+def last_rank_is_terminated_while_validating() -> None:
+    """The last rank is sent SIGTERM after its second batch; each batch that it takes is a line of the file BATCHES."""
+    take, last = windowed.batches, int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+    def taken(*arguments: Any) -> Any:
+        for number, batch in enumerate(take(*arguments)):
+            if int(os.environ.get("RANK", "0")) == last:
+                with open(os.environ["BATCHES"], "a") as file:
+                    file.write(f"{number}\n")
+                if number == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    windowed.batches = taken
+
+
+def rank_1_is_terminated_while_waiting() -> None:
+    """Rank 1 is sent SIGTERM while it waits for rank 0, which packs for a minute."""
+    impatient()
+    if os.environ["RANK"] == "1":
+        share = Ranks.chiefly
+
+        def waiting(self: Any, work: Any) -> Any:
+            if "_pack" in work.__code__.co_names:
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return share(self, work)
+
+        Ranks.chiefly = waiting  # type: ignore[method-assign]
+    else:
+        finish._pack = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
+
+
+def hanging_disk_on_rank_0() -> None:
+    """No checkpoint on rank 0 comes to its end, and the fifth read of data fails there."""
+    impatient()
+    writer.save_checkpoint = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
+    bad_disk_on_rank_1("0")
+
+
+def bad_disk_on_rank_1(rank: str = "1") -> None:
     """The fifth read of data fails, on rank 1 alone."""
     take, reads = Ahead.next, []
 
     def failing(self: Any, *arguments: Any) -> Any:
         reads.append(1)
-        if len(reads) == 5 and os.environ["RANK"] == "1":
+        if len(reads) == 5 and os.environ["RANK"] == rank:
             raise UserError("/data/text_train_000003.bin: the shard can no longer be read (Input/output error)")
         return take(self, *arguments)
 
@@ -34,3 +99,8 @@ def fast_clock_on_rank_1() -> None:
     if os.environ["RANK"] == "1":
         honest = time.perf_counter
         time.perf_counter = lambda: 100 * honest()
+
+
+def folder_of_its_own() -> None:
+    """Each rank in the folder of its number in FOLDERS, as if on a machine of its own."""
+    os.chdir(os.path.join(os.environ["FOLDERS"], os.environ["RANK"]))

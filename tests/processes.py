@@ -20,9 +20,8 @@ from typing import Any
 
 SECONDS = 90.0
 """How long anything may take."""
-
-
 PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
+"""What the server imports, once for all processes."""
 
 
 class Running:
@@ -43,9 +42,7 @@ class Running:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
-        )
+        context.set_forkserver_preload(PRELOAD)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

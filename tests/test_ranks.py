@@ -111,3 +111,28 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="RANK"), joined():
         pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE = 0"),
+        ({"RANK": "2"}, "RANK = 2 and WORLD_SIZE = 2"),
+        ({"RANK": "x"}, "RANK = 'x'"),
+        ({"MASTER_ADDR": ""}, r"do not find each other at \?:29500 .*MASTER_ADDR"),
+        ({"MASTER_PORT": "hello"}, r"do not find each other at 127\.0\.0\.1:hello .*hello"),
+        ({"MASTER_PORT": "70000"}, r"do not find each other at 127\.0\.0\.1:70000 "),
+    ],
+)
+def test_an_incomplete_environment_is_a_mistake_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str
+) -> None:
+    whole = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (whole | settings).items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=said) as raised, joined():
+        pass
+    assert "\n" not in str(raised.value)

@@ -64,19 +64,6 @@ def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
     assert seen(tmp_path) == seen(whole)
 
 
-def test_a_rank_that_stands_still_is_not_waited_for(whole: Path, tmp_path: Path) -> None:
-    """Stopped, not ended: no connection breaks, as where a machine loses its power."""
-    out = tmp_path / "out"
-    words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
-    running = Running(words, tmp_path, 2, setup="faulty:impatient")
-    running.wait_for(out / "metrics.jsonl", lines=6)
-    running.signal(signal.SIGSTOP, 1)
-    running.processes[0].join(60)
-    running.signal(signal.SIGKILL, 1)
-    assert running.wait() == [2, -signal.SIGKILL]
-    assert running.said(0).splitlines()[-1].startswith("jepamba: rank 1 is gone without a word")
-
-
 def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
     running = Running(words, tmp_path, 2, setup="faulty:bad_disk_on_rank_1")

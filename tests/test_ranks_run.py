@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -118,3 +119,46 @@ def test_a_mistake_ends_all_processes_with_its_line(run: Run, two: Path, tmp_pat
     started = Running(["train", preset(tmp_path, run), "--out", str(two / "run")], tmp_path, 2)
     assert started.wait() == [2, 2]
     assert "already holds a run" in started.said(0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "data.train",
+            r"rank 1 has another number of training tokens than rank 0 \([0-9,]+, there [0-9,]+\): every process must",
+        ),
+        ("data.val", r"rank 1 has another validation text than rank 0: every process must read the same text"),
+    ],
+)
+def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, setting: str, said: str) -> None:
+    """Two folders, as two machines have them, and in each a file of the same name."""
+    text = Path(run.data.train).read_text()
+    # Cut short, and of the same length: a word in the middle is another.
+    other = text[:-100] if setting == "data.train" else text.replace("the", "thE", 1)
+    for rank, content in enumerate((text, other)):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        (folder / "same.txt").write_text(content)
+    settings = {setting: "same.txt", "data.cache": "cache"}
+    words = ["train", preset(tmp_path, with_settings(run, settings)), "--out", str(tmp_path / "out")]
+    started = Running(words, tmp_path, 2, environment={"FOLDERS": str(tmp_path)}, setup="faulty:folder_of_its_own")
+    assert started.wait() == [2, 2]
+    for rank in range(2):
+        assert re.search(said, started.said(rank)), started.said(rank)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_resumed_on_different_text(run: Run, two: Path, tmp_path: Path) -> None:
+    text = Path(run.data.train).read_text()
+    for rank, content in enumerate((text, text.replace("the", "thE", 1))):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        (folder / "same.txt").write_text(content)
+    shutil.copytree(two / "run", tmp_path / "run")
+    preset(tmp_path / "run", with_settings(run, {"data.train": "same.txt", "data.cache": "cache"}))
+    (tmp_path / "run" / "tiny.toml").replace(tmp_path / "run" / "config.toml")
+    words = ["resume", str(tmp_path / "run")]
+    started = Running(words, tmp_path, 2, environment={"FOLDERS": str(tmp_path)}, setup="faulty:folder_of_its_own")
+    assert started.wait() == [2, 2]
+    assert "rank 1 has another training text than rank 0: " in started.said(0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jepamba.artifact import load_artifact, save_artifact
-from jepamba.config import Run, from_dict, with_settings
+from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.quant import IntGrid
@@ -204,3 +204,9 @@ def test_a_checkpoint_of_impossible_widths_is_refused(small: Run) -> None:
         state = json.loads(json.dumps({**session.state(), "widths": bad}))
         with pytest.raises(UserError):
             session.restore(session.tensors(), state)
+
+
+def test_a_budget_without_bits_to_choose_is_refused_before_training(small: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no parameter on an integer grid has quant\.large = 1,000,000 values"):
+        train(with_settings(small, {"quant.large": 1_000_000}), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -1,18 +1,21 @@
 """A lookout for ranks that are gone: each says that it is there, and on leaving why, so that none waits in vain.
 
 A rank that waits for a sum on a GPU does not notice by itself that another has died, for minutes. A thread of each rank
-therefore counts up in the store that `torchrun` keeps, and looks at the others' counts. Outside `training`, where a
-rank may train a tokenizer or pack for minutes without a sign of life, only broken connections and last words count.
+therefore counts up in the store that `torchrun` keeps, and looks at the others' counts. The thread counts beside
+whatever else the rank does; only outside `training`, where a library may hold Python's lock for long while it trains a
+tokenizer or packs, the others are more patient.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -23,10 +26,14 @@ from jepamba.ranks import Ranks
 EVERY = 1.0
 """Seconds between two counts."""
 SILENCE = 30.0
-"""Seconds without a count after which a rank is gone."""
+"""Seconds without a count after which a rank in `training` is gone."""
+ABSENCE = 300.0
+"""Seconds without a count after which any rank is."""
 GRACE = 10.0
 """Seconds that a rank has to notice by itself, and to end in order, once another is known to have gone."""
 _LOST = 2
+_SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
+"""Which signals end a rank, and what it then says."""
 _EXPECTED = b"!"
 """Ends the count of a rank that is in `training`."""
 
@@ -41,15 +48,18 @@ def watched(ranks: Ranks) -> Iterator[None]:
     global _posted
     lookout = _posted = _Lookout(ranks)
     try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        # Agreed upon by all.
-        lookout.leave("")
+        with _signals(lookout):
+            yield
+    except KeyboardInterrupt:
+        lookout.leave(_SIGNALS[signal.SIGINT])
+        raise
+    except SystemExit:
+        lookout.leave(_SIGNALS[signal.SIGTERM])
         raise
     except Exception as error:
         if _broken(error):
             raise UserError(lookout.missing()) from error
-        lookout.leave(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        lookout.fail(error)
         raise
     else:
         lookout.leave("")
@@ -59,20 +69,62 @@ def watched(ranks: Ranks) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training() -> Iterator[None]:
-    """While entered, a sign of life is expected of this rank every moment."""
-    if _posted is None:
+def _signals(lookout: _Lookout) -> Iterator[None]:
+    """While entered, SIGTERM and SIGINT end this rank with a word to the others, unless a handler of the run has them.
+
+    Handlers run between two lines of Python, in the main thread: not while it waits for another rank. A thread of its
+    own therefore reads what the system's handler writes, and ends the process where the main thread does not.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _posted.expect(True)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def listen() -> None:
+        while came := os.read(ours, 1):
+            number = signal.Signals(came[0])
+            if number in _SIGNALS and signal.getsignal(number) in (terminate, signal.default_int_handler):
+                lookout.leave(_SIGNALS[number])
+                if not lookout.stop.wait(GRACE):
+                    os._exit(128 + number)
+        os.close(ours)
+
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    handler, wakeup = signal.signal(signal.SIGTERM, terminate), signal.set_wakeup_fd(theirs)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
     try:
         yield
     finally:
-        _posted.expect(False)
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(theirs)
+
+
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """While entered, here and on the others, a sign of life is expected of this rank every moment: in training, and in
+    scoring that the ranks share."""
+    if _posted is None:
+        yield
+        return
+    lookout = _posted
+    lookout.expect(True)
+    try:
+        yield
+    except Exception as error:
+        # Before all else that the error ends, such as waiting for a disk.
+        if not _broken(error):
+            lookout.fail(error)
+        raise
+    finally:
+        lookout.expect(False)
 
 
 class _Lookout:
-    """The thread, and what it knows."""
+    """The threads, and what they know."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.rank, self.others = ranks.rank, [rank for rank in range(ranks.size) if rank != ranks.rank]
@@ -81,11 +133,16 @@ class _Lookout:
         self._count, self._mark = 0, b""
         self._beat()
         # Nobody is missed before it has been there.
-        ranks.told(None)
-        threading.Thread(target=self._watch, name="lookout", daemon=True).start()
+        try:
+            ranks.barrier(ABSENCE)
+        except RuntimeError as error:
+            raise UserError(f"the other ranks did not all come within {ABSENCE:.0f} s: start them all anew") from error
+        self._answered = time.monotonic()
+        for work in (self._watch, self._watch_store):
+            threading.Thread(target=work, name="lookout", daemon=True).start()
 
     def expect(self, on: bool) -> None:
-        """Whether the others may take silence of this rank for its end."""
+        """Whether the others may soon take silence of this rank for its end."""
         self._mark = _EXPECTED if on else b""
         with contextlib.suppress(RuntimeError):
             self._beat()
@@ -94,6 +151,10 @@ class _Lookout:
         """Say that this rank goes, and why; nothing if in order."""
         with contextlib.suppress(RuntimeError):
             self._store.set(self._key("left", self.rank), reason or "-")
+
+    def fail(self, error: Exception) -> None:
+        """Say that this rank goes because of `error`."""
+        self.leave(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
     def missing(self) -> str:
         """One line on who is gone and why, some seconds after it was noticed that somebody is."""
@@ -148,21 +209,36 @@ class _Lookout:
                 self._beat()
                 reason, now = self._said(), time.monotonic()
                 for rank, value in self._counts().items():
-                    if value != seen[rank][0] or not value.endswith(_EXPECTED) or self._left(rank):
+                    if value != seen[rank][0] or self._left(rank):
                         seen[rank] = value, now
-                silent = [rank for rank, (_, last) in seen.items() if now - last > SILENCE]
+                silent = [rank for rank, (value, last) in seen.items() if now - last > _limit(value)]
                 if silent and not reason:
                     reason = self._gone(silent)
+                self._answered = now
             except RuntimeError:
-                reason = self._gone([0] if self.rank else [])
+                reason = self._store_gone()
             if reason:
                 self._end(reason)
+
+    def _watch_store(self) -> None:
+        """See to it that the store answers: with its machine gone, asking it takes forever."""
+        while not self.stop.wait(EVERY):
+            if time.monotonic() - self._answered > _limit(self._mark):
+                self._end(self._store_gone())
+
+    def _store_gone(self) -> str:
+        return self._gone([0] if self.rank else [])
 
     def _end(self, reason: str) -> None:
         """Wait for this rank to end by itself; end it if it does not."""
         if not self.stop.wait(GRACE):
             print(f"jepamba: {reason}", file=sys.stderr, flush=True)
             os._exit(_LOST)
+
+
+def _limit(count: bytes) -> float:
+    """Seconds for which a rank with that count may be silent."""
+    return SILENCE if count.endswith(_EXPECTED) else ABSENCE
 
 
 _posted: _Lookout | None = None

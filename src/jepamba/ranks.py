@@ -28,7 +28,7 @@ FRAME = 512
 PATIENCE = timedelta(minutes=5)
 """How long a sum of tensors waits for a rank that does not come."""
 WORK_PATIENCE = timedelta(days=30)
-"""How long a decision does: the others may wait for rank 0 to tokenize, to score, to pack."""
+"""How long a decision does: the others may wait for rank 0 to tokenize, to pack. Who is gone, the lookout notices."""
 
 Result = TypeVar("Result")
 
@@ -213,15 +213,31 @@ ALONE = Ranks()
 def joined() -> Iterator[Ranks]:
     """The ranks that `torchrun` started with this one; `ALONE` without `torchrun`.
 
-    Raises `UserError` for an environment that is not torchrun's.
+    Raises `UserError` for an environment that is not torchrun's, and where the processes do not find each other.
     """
     size = _from_environment("WORLD_SIZE", 1)
+    if size < 1:
+        raise UserError("WORLD_SIZE = 0 in the environment: torchrun sets it to at least 1; unset it, or use torchrun")
     if size == 1:
         yield ALONE
         return
     rank, local = _from_environment("RANK", None), _from_environment("LOCAL_RANK", None)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    yield Ranks(rank, size, local, dist.new_group(backend="gloo", timeout=WORK_PATIENCE))
+    if not 0 <= rank < size:
+        raise UserError(
+            f"RANK = {rank} and WORLD_SIZE = {size} in the environment: ranks count from 0 to below the size"
+        )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+        decisions = dist.new_group(backend="gloo", timeout=WORK_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the {size} processes do not find each other at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
+            "start them with torchrun, or unset WORLD_SIZE for one process"
+        ) from error
+    yield Ranks(rank, size, local, decisions)
     # Not after an error: the others may have gone, and to take leave of them would wait for them.
     dist.destroy_process_group()
 

@@ -7,7 +7,7 @@ from jepamba.evaluate.accounting import TextBytes, counted_bytes, text_bytes
 from jepamba.evaluate.baselines import Baseline, compressors
 from jepamba.evaluate.carried import score_carried
 from jepamba.evaluate.diagnostics import diagnostics
-from jepamba.evaluate.score import Score
+from jepamba.evaluate.score import Score, StoppedError
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.temperature import calibrate
 from jepamba.evaluate.windowed import score_plain, score_plain_at, score_sliding
@@ -15,6 +15,7 @@ from jepamba.evaluate.windowed import score_plain, score_plain_at, score_sliding
 __all__ = [
     "Baseline",
     "Score",
+    "StoppedError",
     "TextBytes",
     "calibrate",
     "compressors",

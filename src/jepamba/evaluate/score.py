@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,14 @@ class Score:
     """Time that scoring took."""
 
 
+Stopped = Callable[[], bool]
+"""Asked between two batches: whether the score is no longer wanted."""
+
+
+class StoppedError(Exception):
+    """A score was left unfinished because it was no longer wanted."""
+
+
 def scored_targets(model: LanguageModel, tokens: Tokens, sequence: int, limit: int) -> int:
     """How many targets an evaluation scores: all of `tokens`, or the first `limit` if that is not 0.
 
@@ -84,12 +92,14 @@ def scores(
     reset: bool,
     progress: Report | None,
     ranks: Ranks = ALONE,
+    stopped: Stopped | None = None,
 ) -> list[Score]:
     """The score of the first `targets` targets at each temperature, in `mode`.
 
     `latents` gives (h_ND, targets_N) of some targets at a time, each target of the stream once, in any order, and on
     one of the `ranks` alone; all have the score. It is run with the weights as the artifact holds them. Raises
-    `UserError` for a wrong temperature, or a byte count that is not the length of the decoded text.
+    `UserError` for a wrong temperature, or a byte count that is not the length of the decoded text; `StoppedError`, on
+    all ranks, soon after `stopped` says so on one.
     """
     for temperature in temperatures:
         if not COLDEST <= temperature <= HOTTEST:
@@ -98,7 +108,7 @@ def scores(
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
     with stored(model):
-        for h_ND, targets_N in latents:
+        for h_ND, targets_N in latents if stopped is None else _in_concert(latents, ranks, stopped):
             nats_K += summed_nats(model, h_ND, targets_N, temperatures)
             done += len(targets_N)
             if progress is not None:
@@ -123,3 +133,18 @@ def scores(
         )
         for nats, temperature in zip(nats, temperatures, strict=True)
     ]
+
+
+def _in_concert(
+    latents: Iterator[tuple[Tensor, Tensor]], ranks: Ranks, stopped: Stopped
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's `latents`, batch by batch along with the others', who may have fewer. Raises `StoppedError`."""
+    while True:
+        batch = next(latents, None)
+        told = ranks.told([batch is not None, stopped()])
+        if any(asked for _, asked in told):
+            raise StoppedError
+        if batch is not None:
+            yield batch
+        elif not any(more for more, _ in told):
+            return

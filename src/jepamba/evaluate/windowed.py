@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
-from jepamba.evaluate.score import Score, scored_targets, scores
+from jepamba.evaluate.score import Score, Stopped, scored_targets, scores
 from jepamba.evaluate.windows import Window, batches, plain_windows, sliding_windows
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
@@ -31,15 +31,16 @@ def score_plain(
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
     ranks: Ranks = ALONE,
+    stopped: Stopped | None = None,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs side by side, the state empty at each window's start.
 
     Every target is scored once, those of the last, partial window too. The weights are used as the artifact holds
     them. Arguments: `reset`, forget the state where a document starts; `limit`, score only so many targets from the
     stream's start (0: all); `tokens_per_batch`, tokens of one forward pass; `ranks`, which share the windows and are to
-    call this together.
-    Raises `UserError` for an empty text, a tokenizer that does not fit the model, or a byte count that is not the
-    length of the decoded text.
+    call this together; `stopped`, asked between batches whether to give up (if given on one rank, then on all).
+    Raises `StoppedError` when it said so on one rank; `UserError` for an empty text, a tokenizer that does not fit the
+    model, or a byte count that is not the length of the decoded text.
     """
     (score,) = score_plain_at(
         model,
@@ -51,6 +52,7 @@ def score_plain(
         tokens_per_batch=tokens_per_batch,
         progress=progress,
         ranks=ranks,
+        stopped=stopped,
     )
     return score
 
@@ -66,13 +68,23 @@ def score_plain_at(
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
     ranks: Ranks = ALONE,
+    stopped: Stopped | None = None,
 ) -> list[Score]:
     """`score_plain` at each of `temperatures`, for little more than the price of one; each says the time of all."""
     targets = scored_targets(model, tokens, sequence, limit)
     windows = islice(plain_windows(targets, sequence), ranks.rank, None, ranks.size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     return scores(
-        model, tokens, latents, targets, temperatures, mode="plain", reset=reset, progress=progress, ranks=ranks
+        model,
+        tokens,
+        latents,
+        targets,
+        temperatures,
+        mode="plain",
+        reset=reset,
+        progress=progress,
+        ranks=ranks,
+        stopped=stopped,
     )
 
 

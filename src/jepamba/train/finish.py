@@ -16,6 +16,7 @@ import torch
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
+from jepamba.lookout import training
 from jepamba.model import parts
 from jepamba.progress import Progress
 from jepamba.ranks import Ranks
@@ -147,12 +148,10 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
                 ranks=session.ranks,
             )
 
-    at_one, calibrated = plain()
-    return {
-        "bpb_plain": asdict(at_one),
-        "bpb_calibrated": asdict(calibrated),
-        "bpb_sliding": asdict(sliding()) if run.eval.stride > 0 else None,
-    }
+    with training():
+        at_one, calibrated = plain()
+        slid = asdict(sliding()) if run.eval.stride > 0 else None
+    return {"bpb_plain": asdict(at_one), "bpb_calibrated": asdict(calibrated), "bpb_sliding": slid}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import signal
@@ -15,7 +16,7 @@ from torch import Tensor
 from jepamba.config import Run
 from jepamba.data import Corpus
 from jepamba.errors import UserError
-from jepamba.evaluate import score_plain
+from jepamba.evaluate import StoppedError, score_plain
 from jepamba.lookout import training
 from jepamba.progress import Progress
 from jepamba.ranks import ALONE, Ranks
@@ -106,12 +107,15 @@ class Loop:
 
     def _loop(self, stop: StopRequest, report: Progress) -> None:
         done, budget = self.session.progress, self.run.train
+        if self._missed_validation():
+            self._answer(self._validate(stop))
         clock = saved = time.perf_counter()
         while (share := self.share()) < 1.0:
             if budget.terms_every > 0 and done.step % budget.terms_every == 0:
                 self.metrics.append("terms", done.step, **term_gradients(self.session, share))
             if widths.due(self.session, share):
                 self._choose_widths(share)
+                self._answer(self._agreed(0.0, stop)[1])
             before = done.tokens
             record, problem = dict[str, float](), ""
             try:
@@ -126,8 +130,9 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, done.tokens - before)
-            if budget.val_every > 0 and done.step % budget.val_every == 0 and self.share() < 1.0:
-                self._validate()
+            # Once a signal came, the end is near; the resumed run makes up for the validation.
+            if asked is None and self._validation_due():
+                asked = self._validate(stop)
                 clock = time.perf_counter()
             # After the validation: a run resumed from here would not repeat it. Not after a bad step, whose reason may
             # be in the weights: it would take the place of a better one.
@@ -222,22 +227,36 @@ class Loop:
         found = checkpoints(self.out / CHECKPOINTS)
         return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
 
-    def _validate(self) -> None:
-        score = asdict(
-            score_plain(
-                self.session.model,
-                self.session.corpus.val,
-                self.run.data.sequence,
-                reset=self.run.data.reset,
-                limit=self.run.train.val_tokens,
-                tokens_per_batch=self.run.eval.tokens_per_batch,
-                ranks=self.ranks,
+    def _validation_due(self) -> bool:
+        every, step = self.run.train.val_every, self.session.progress.step
+        return every > 0 and step > 0 and step % every == 0 and self.share() < 1.0
+
+    def _missed_validation(self) -> bool:
+        """Whether the run was stopped before or in the validation that was due at the step where it goes on."""
+        step = self.session.progress.step
+        due = self.restored and self._validation_due()
+        return due and not self.ranks.chiefly(lambda: self.metrics.holds("val", step))
+
+    def _validate(self, stop: StopRequest) -> signal.Signals | None:
+        """Score the validation text, unless a signal comes; the signal that came."""
+        with contextlib.suppress(StoppedError):
+            score = asdict(
+                score_plain(
+                    self.session.model,
+                    self.session.corpus.val,
+                    self.run.data.sequence,
+                    reset=self.run.data.reset,
+                    limit=self.run.train.val_tokens,
+                    tokens_per_batch=self.run.eval.tokens_per_batch,
+                    ranks=self.ranks,
+                    stopped=lambda: stop.signal is not None,
+                )
             )
-        )
-        done = self.session.progress
-        kept = {key: score[key] for key in VAL_FIELDS}
-        self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
-        self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
+            done = self.session.progress
+            kept = {key: score[key] for key in VAL_FIELDS}
+            self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
+            self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
+        return self._agreed(0.0, stop)[1]
 
     def _ghost_warmup(self) -> None:
         """Steps that prime the optimizers' moments (and compile what is compiled); then all else goes back."""

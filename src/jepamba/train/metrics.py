@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,7 @@ class MetricsLog:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for line, record in self._records():
             # A `terms` record is made before the step that follows its own number, and so would be made again.
             kept_until = step - 1 if record["kind"] == "terms" else step
             if record["step"] <= kept_until and not record.get("final"):
@@ -65,6 +62,19 @@ class MetricsLog:
         replacement = self.path.with_suffix(".tmp")
         replacement.write_text("".join(kept))
         replacement.replace(self.path)
+
+    def holds(self, kind: str, step: int) -> bool:
+        """Whether the file has a record of that kind and step."""
+        return self.path.exists() and any((r["kind"], r["step"]) == (kind, step) for _, r in self._records())
+
+    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each line and what it says; not one that a crash cut short."""
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            yield line, record
 
 
 class NoLog(MetricsLog):

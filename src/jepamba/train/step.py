@@ -41,8 +41,8 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     micro.sums.zero_()
     micro.settle()
     leave_piles_to_the_chief(session)
-    # Batch norm's, where there is any: what a bad step does to them would outlive it.
-    buffers, position = [value.clone() for value in session.modules.buffers()], session.loader.state()
+    # What a bad step does to these would outlive it.
+    kept, position = {name: value.clone() for name, value in outliving(session).items()}, session.loader.state()
     batch = session.next_windows()
     with session.model.settled():
         micro(StepInputs(session, batch, lam))
@@ -56,7 +56,7 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     session.progress.step += 1
     if not math.isfinite(total + grad_norm):
         session.progress.skipped += 1
-        undo(session, buffers)
+        undo(session, kept)
         raise NotFiniteError(
             f"step {session.progress.step}: the loss is {total} and its gradient's norm {grad_norm}, on the "
             f"{session.deal.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
@@ -96,13 +96,24 @@ def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
     return dict(zip(Terms._fields, means, strict=True)), norm, int(everything)
 
 
-def undo(session: Session, buffers: list[Tensor]) -> None:
-    """Leave nothing of a step that is not finite: no gradient, the `buffers` as they were, carried states empty."""
+def outliving(session: Session) -> dict[str, Tensor]:
+    """What a step's passes change and the next step starts from: batch norm's statistics, where there are any, and the
+    gradients that nothing clears (`optim.train_conv` off)."""
+    untrained = session.optimizers.groups.untrained
+    piles = {f"grad/{name}": p.grad for name, p in untrained.items() if p.grad is not None}
+    return dict(session.modules.named_buffers()) | piles
+
+
+def undo(session: Session, kept: dict[str, Tensor]) -> None:
+    """Leave nothing of a step that is not finite: what is `outliving` as it was `kept`, no other gradient, carried
+    states empty."""
     for p in session.parameters():
         if p.grad is not None:
             p.grad.zero_()
-    for value, before in zip(session.modules.buffers(), buffers, strict=True):
-        value.copy_(before)
+    for name, value in outliving(session).items():
+        # Not a pile that the first step began.
+        if name in kept:
+            value.copy_(kept[name])
     session.carry(None)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.config import ConfigError, Run, from_dict, to_dict
-from jepamba.data import Corpus, corpus
+from jepamba.data import Corpus
 from jepamba.errors import UserError
 from jepamba.lookout import watched
 from jepamba.presets import dump_toml, load_preset
-from jepamba.progress import Progress, silence
+from jepamba.progress import silence
 from jepamba.ranks import Ranks, joined
+from jepamba.train.alike import read_alike
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -24,11 +25,12 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
     """Train `run` into the folder `out`, pack and score the result; the summary that summary.json holds.
 
     In a process that torchrun started, together with the others that it started; `out` is rank 0's alone. Raises
-    `UserError` if `out` already holds a run, if the data is bad, or if the loss stops being a number.
+    `UserError` if `out` already holds a run, if the data is bad or not the same on all of them, or if the loss stops
+    being a number.
     """
     with _ranks() as ranks:
         ranks.chiefly(lambda: _refuse_another(out))
-        text = ranks.machine_by_machine(lambda: _read(run))
+        text = read_alike(run, ranks)
         run = resolve(run, text)
         ranks.chiefly(lambda: _begin(run, out, preset))
         return Loop(run, out, text, preset, ranks).run_to_end()
@@ -43,7 +45,7 @@ def resume(out: Path) -> dict[str, Any]:
     with _ranks() as ranks:
         settings, preset = ranks.chiefly(lambda: _begun(out))
         run = from_dict(settings)
-        loop = Loop(run, out, ranks.machine_by_machine(lambda: _read(run)), preset, ranks)
+        loop = Loop(run, out, read_alike(run, ranks), preset, ranks)
         loop.restore()
         return loop.run_to_end()
 
@@ -89,8 +91,3 @@ def resolve(run: Run, text: Corpus) -> Run:
             )
         return run
     return replace(run, model=replace(run.model, vocab_size=size))
-
-
-def _read(run: Run) -> Corpus:
-    with Progress("reading the text") as report:
-        return corpus(run.data, progress=report)

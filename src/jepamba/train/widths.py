@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jepamba.artifact import save_artifact
+from jepamba.config import ConfigError
 from jepamba.errors import UserError
 from jepamba.model.layers import Gridded
 from jepamba.progress import Progress
@@ -39,10 +40,16 @@ def due(session: Session, progress: float) -> bool:
 
 
 def check(session: Session) -> None:
-    """Raise `UserError` if not even the fewest bits can keep to the budget, as far as fresh weights can tell."""
-    budget = session.run.quant.budget_bytes
+    """Raise `UserError` if not even the fewest bits can keep to the budget, as far as fresh weights can tell, and
+    `ConfigError` if there is nothing whose bits could be chosen."""
+    budget, places = session.run.quant.budget_bytes, adjustable(session)
+    if budget > 0 and not places:
+        raise ConfigError(
+            f"quant.budget_bytes = {budget:,}: there are no bits to choose, since no parameter on an integer grid has "
+            f"quant.large = {session.run.quant.large:,} values; lower quant.large, or set quant.budget_bytes = 0"
+        )
     if budget > 0:
-        matrices = sum(_cost(place, MIN_WIDTH)[0] for place in adjustable(session).values())
+        matrices = sum(_cost(place, MIN_WIDTH)[0] for place in places.values())
         least = matrices + len(lzma.compress(session.corpus.tokenizer.serialize(), preset=9))
         if least > budget:
             raise UserError(
