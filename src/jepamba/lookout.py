@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from jepamba.errors import UserError
-from jepamba.ranks import Ranks
+from jepamba.ranks import Ranks, in_words
 
 EVERY = 1.0
 """Seconds between two counts."""
@@ -154,7 +154,7 @@ class _Lookout:
 
     def fail(self, error: Exception) -> None:
         """Say that this rank goes because of `error`."""
-        self.leave(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        self.leave(in_words(error))
 
     def missing(self) -> str:
         """One line on who is gone and why, some seconds after it was noticed that somebody is."""

@@ -172,7 +172,7 @@ class Ranks:
         except BaseException as error:
             # If the others have gone already, what happened here is still what is to be told.
             with contextlib.suppress(RuntimeError):
-                self.shared({"error": _named(error)})
+                self.shared({"error": in_words(error)})
             raise
         self.shared({"value": value})
         return value
@@ -190,7 +190,7 @@ class Ranks:
                     results.append(work())
                 except Exception as error:
                     problem = error
-            problems = self.told(None if problem is None else _named(problem))
+            problems = self.told(None if problem is None else in_words(problem))
             if problem is not None:
                 raise problem
             for rank, message in enumerate(problems):
@@ -288,7 +288,8 @@ def _decoded(frame: Tensor) -> Any:
     return json.loads(frame[8 : 8 + _size(frame)].numpy().tobytes())
 
 
-def _named(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """What other ranks are told of `error`."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 

@@ -19,13 +19,13 @@ from fp8_cases import (
     settled_linear,
     unrounded,
 )
+from small import small_run
 from torch import Tensor
 
 from jepamba.config import Quant, Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.fused import fp8
 from jepamba.fused.fp8 import round_rows_plain, round_rows_triton
-from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import FP8_CAPABILITY, place
 from jepamba.train.micro import MicroPass
@@ -127,24 +127,7 @@ def test_a_captured_product_reads_what_was_settled_last() -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
     """Two micro-batches a step of a model with everything in it, on the English inside Python."""
-    run = with_settings(
-        load_preset("submission-bpe"),
-        {
-            "data.tokenizer": "bytes",
-            "data.reset": True,
-            "data.cache": str(tmp_path_factory.mktemp("cache")),
-            "data.sequence": 256,
-            "model.vocab_size": 0,
-            "model.dim": 128,
-            "model.embed_dim": 96,
-            "model.layers": 4,
-            "jepa.sigreg_projections": 64,
-            "optim.ghost_steps": 0,
-            "train.products": "fp8",
-            "train.tokens_per_micro": 2048,
-            "train.tokens_per_step": 4096,
-        },
-    )
+    run = small_run(tmp_path_factory.mktemp("cache"), {"optim.ghost_steps": 0, "train.products": "fp8"})
     text = corpus(run.data)
     return resolve(run, text), text
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import small_run
 
-from jepamba.config import Run, with_settings
+from jepamba.config import Run
 from jepamba.data import Corpus, corpus
-from jepamba.presets import load_preset
 from jepamba.quant import grid_named
 from jepamba.submission import About, check, write_submission
 from jepamba.train import resolve, train
@@ -27,17 +27,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
     """Two micro-batches a step of a small model whose grids use everything, on the English inside Python."""
-    run = with_settings(
-        load_preset("submission-bpe"),
+    run = small_run(
+        tmp_path_factory.mktemp("cache"),
         {
-            "data.tokenizer": "bytes",
-            "data.reset": True,
-            "data.cache": str(tmp_path_factory.mktemp("cache")),
-            "data.sequence": 256,
-            "model.vocab_size": 0,
-            "model.dim": 128,
-            "model.embed_dim": 96,
-            "model.layers": 4,
             "jepa.weight": 0.0,
             "jepa.sigreg_weight": 0.0,
             "quant.scale": "hessian",
@@ -47,8 +39,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
             "quant.budget_bytes": 220_000,
             "optim.ghost_steps": 0,
             "train.steps": 12,
-            "train.tokens_per_micro": 2048,
-            "train.tokens_per_step": 4096,
             "eval.stride": 0,
             "eval.sample_tokens": 4,
         },

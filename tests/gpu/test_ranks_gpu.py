@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from ranks_cases import CASES, EVEN, stepped
+from small import small_run
 
-from jepamba.config import Run, with_settings
+from jepamba.config import Run
 from jepamba.data import corpus
-from jepamba.presets import load_preset
 from spawn import together
 
 pytestmark = [
@@ -23,21 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A model with everything in it, on the English inside Python."""
-    run = with_settings(
-        load_preset("submission-bpe"),
-        {
-            "data.tokenizer": "bytes",
-            "data.reset": True,
-            "data.cache": str(tmp_path_factory.mktemp("cache")),
-            "data.sequence": 256,
-            "model.vocab_size": 0,
-            "model.dim": 128,
-            "model.embed_dim": 96,
-            "model.layers": 4,
-            "jepa.sigreg_projections": 64,
-            **EVEN,
-        },
-    )
+    run = small_run(tmp_path_factory.mktemp("cache"), EVEN)
     corpus(run.data)
     return run
 

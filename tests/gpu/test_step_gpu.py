@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import small_run
 
 from jepamba import gpu
 from jepamba.config import Run, with_settings
@@ -26,22 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
     """Two micro-batches a step of a model with everything in it, on the English inside Python."""
-    run = with_settings(
-        load_preset("submission-bpe"),
-        {
-            "data.tokenizer": "bytes",
-            "data.reset": True,
-            "data.cache": str(tmp_path_factory.mktemp("cache")),
-            "data.sequence": 256,
-            "model.vocab_size": 0,
-            "model.dim": 128,
-            "model.embed_dim": 96,
-            "model.layers": 4,
-            "jepa.sigreg_projections": 64,
-            "train.tokens_per_micro": 2048,
-            "train.tokens_per_step": 4096,
-        },
-    )
+    run = small_run(tmp_path_factory.mktemp("cache"))
     text = corpus(run.data)
     return resolve(run, text), text
 

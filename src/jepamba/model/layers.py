@@ -168,13 +168,17 @@ class Linear(Gridded):
         """
         self.watch(x)
         tokens = x.numel() // x.shape[-1]
-        if self.in_one_piece(x) and (scale is None or tokens > x.shape[-1]):
+        if self.in_one_piece(x) and (scale is None or self.scales_weights(tokens)):
             from jepamba.fused.linear import settled_linear
 
             return settled_linear(x, self.weight("w"), scale, rows)
         w, factor, left = self.factor(tokens, scale, rows)
         out = F.linear(x, w) if factor is None else fp8_linear(x, factor)
         return out if left is None else left * out
+
+    def scales_weights(self, tokens: int) -> bool:
+        """Whether a scale multiplies the weights of a pass over so many tokens, rather than its outputs."""
+        return tokens > self.get_parameter("w").shape[1]
 
     def in_one_piece(self, x: Tensor) -> bool:
         """Whether this pass takes scale, padding and product, and their gradients, as one function on a GPU."""
@@ -191,7 +195,7 @@ class Linear(Gridded):
     ) -> tuple[Float[Tensor, "padded inputs"], Factor | None, Float[Tensor, " outputs"] | None]:
         """(W scaled and padded, the same in FP8 if the product is to be so, the scale if it is left to be applied)."""
         w = self.weight("w")
-        on_weights = scale is not None and tokens > w.shape[1]
+        on_weights = scale is not None and self.scales_weights(tokens)
         if scale is not None and on_weights:
             w = (scale.unsqueeze(1) * w).to(w.dtype)
         if rows > w.shape[0]:

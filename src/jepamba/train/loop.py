@@ -266,9 +266,7 @@ class Loop:
         for _ in range(self.run.optim.ghost_steps):
             training_step(self.micro, 0.0)
         moments = {name: value.clone() for name, value in session.optimizers.state().items()}
-        for parameter in session.parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
+        session.modules.zero_grad(set_to_none=False)
         session.restore(tensors, state)
         if self.run.optim.ghost_keep_moments:
             session.optimizers.restore(moments)

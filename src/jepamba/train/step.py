@@ -107,9 +107,7 @@ def outliving(session: Session) -> dict[str, Tensor]:
 def undo(session: Session, kept: dict[str, Tensor]) -> None:
     """Leave nothing of a step that is not finite: what is `outliving` as it was `kept`, no other gradient, carried
     states empty."""
-    for p in session.parameters():
-        if p.grad is not None:
-            p.grad.zero_()
+    session.modules.zero_grad(set_to_none=False)
     for name, value in outliving(session).items():
         # Not a pile that the first step began.
         if name in kept:
