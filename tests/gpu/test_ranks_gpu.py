@@ -42,8 +42,9 @@ def test_two_gpus_do_what_one_does(small: Run, two: list[dict[str, Any]]) -> Non
         for name, truth in alone.items():
             for ours, theirs in zip(found[name]["records"], truth["records"], strict=True):
                 assert ours["ce"] == pytest.approx(theirs["ce"], rel=5e-3), name
-                assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-2), name
+                # Two GPUs give SIGReg a pass of twice the windows: another sample, another loss, another gradient.
                 if name != "uneven":
+                    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-2), name
                     assert ours["jepa"] == pytest.approx(theirs["jepa"], rel=5e-2), name
                     assert ours["sigreg"] == pytest.approx(theirs["sigreg"], rel=5e-2), name
             if "uneven" not in name:
