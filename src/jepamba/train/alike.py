@@ -1,11 +1,15 @@
-"""The text of a run, which every rank reads from its own disk and which must be the same on all of them."""
+"""What must be the same on all ranks: the command, the settings, and the text that each reads from its own disk."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
-from jepamba.config import Run
+import torch
+
+from jepamba import __version__
+from jepamba.config import Run, to_dict
 from jepamba.data import Corpus, Tokens, corpus
 from jepamba.errors import UserError
 from jepamba.progress import Progress
@@ -13,6 +17,36 @@ from jepamba.ranks import Ranks
 
 WINDOWS, LENGTH = 64, 4096
 """How many windows of a stream are compared, spread over it, and the tokens of each; a shorter stream is whole."""
+OF_A_MACHINE = {"data.train", "data.val", "data.tokenizer", "data.cache", "train.threads"}
+"""Settings that may differ. Each machine has its disks where it likes: not the names of text and tokenizer count but
+what they hold, which `read_alike` compares. And it has as many cores as it has, which changes no result but by
+rounding."""
+
+
+def check_command(command: str, ranks: Ranks) -> None:
+    """Raise `UserError`, on all `ranks`, for one that runs another command than rank 0, or another jepamba.
+
+    Another PyTorch is let pass: its sums may round in another way, which is no worse than another GPU's.
+    """
+    found = _first_difference(ranks.told({"jepamba": __version__, "the command": command}))
+    if found is not None:
+        rank, name, here, there = found
+        raise UserError(
+            f"rank {rank} has {name} {here} where rank 0 has {there}; start all with the same command, of one version "
+            "of jepamba"
+        )
+
+
+def check_settings(run: Run, ranks: Ranks) -> None:
+    """Raise `UserError`, on all `ranks`, for one whose settings are not rank 0's, but for those `OF_A_MACHINE`."""
+    found = _first_difference(ranks.told(_settings(run)))
+    if found is not None:
+        rank, name, here, there = found
+        here, there = (json.dumps(value, ensure_ascii=False)[:80] for value in (here, there))
+        cause = "start all with the same flags"
+        if name == "train.device" and run.train.device == "auto":
+            cause = "PyTorch must see a GPU for each process, or train.device be cpu on all"
+        raise UserError(f"rank {rank} has {name} = {here} where rank 0 has {there}; {cause}")
 
 
 def read_alike(run: Run, ranks: Ranks) -> Corpus:
@@ -25,6 +59,15 @@ def read_alike(run: Run, ranks: Ranks) -> Corpus:
     if ranks.size > 1:
         _compare(ranks.told(ranks.machine_by_machine(lambda: _marks(text))))
     return text
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What must not differ, by its dotted name, the device as it was found."""
+    nested = to_dict(run)
+    flat = {f"{room}.{name}": value for room, values in nested.items() for name, value in values.items()}
+    if run.train.device == "auto":
+        flat["train.device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    return {name: value for name, value in flat.items() if name not in OF_A_MACHINE}
 
 
 def _read(run: Run) -> Corpus:
@@ -46,14 +89,23 @@ def _marks(text: Corpus) -> dict[str, Any]:
 
 def _compare(everyone: list[dict[str, Any]]) -> None:
     """Raise `UserError` for the first rank, and the first mark, that is not as on rank 0."""
+    found = _first_difference(everyone)
+    if found is not None:
+        rank, name, here, there = found
+        figures = f" ({here:,}, there {there:,})" if isinstance(there, int) else ""
+        raise UserError(
+            f"rank {rank} has another {name} than rank 0{figures}: every process must read the same text; "
+            "put the same files on each machine, or name them by a full path"
+        )
+
+
+def _first_difference(everyone: list[dict[str, Any]]) -> tuple[int, str, Any, Any] | None:
+    """The first rank with a mark that is not as on rank 0, the mark's name, and its values here and there."""
     for rank, marks in enumerate(everyone):
         for name, there in everyone[0].items():
-            if marks[name] != there:
-                figures = f" ({marks[name]:,}, there {there:,})" if isinstance(there, int) else ""
-                raise UserError(
-                    f"rank {rank} has another {name} than rank 0{figures}: every process must read the same text; "
-                    "put the same files on each machine, or name them by a full path"
-                )
+            if marks.get(name) != there:
+                return rank, name, marks.get(name), there
+    return None
 
 
 def _digest(tokens: Tokens) -> str:

@@ -15,7 +15,7 @@ from jepamba.lookout import watched
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import silence
 from jepamba.ranks import Ranks, joined
-from jepamba.train.alike import read_alike
+from jepamba.train.alike import check_command, check_settings, read_alike
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -25,10 +25,12 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
     """Train `run` into the folder `out`, pack and score the result; the summary that summary.json holds.
 
     In a process that torchrun started, together with the others that it started; `out` is rank 0's alone. Raises
-    `UserError` if `out` already holds a run, if the data is bad or not the same on all of them, or if the loss stops
-    being a number.
+    `UserError` if `out` already holds a run, if settings or data are bad or not the same on all of them, or if the loss
+    stops being a number.
     """
     with _ranks() as ranks:
+        check_command("train", ranks)
+        check_settings(run, ranks)
         ranks.chiefly(lambda: _refuse_another(out))
         text = read_alike(run, ranks)
         run = resolve(run, text)
@@ -43,8 +45,11 @@ def resume(out: Path) -> dict[str, Any]:
     On another number of processes than before it goes on with the same windows, step by step.
     """
     with _ranks() as ranks:
+        check_command("resume", ranks)
+        # Rank 0 has the folder, and so the settings of all; what each makes of them may still differ.
         settings, preset = ranks.chiefly(lambda: _begun(out))
         run = from_dict(settings)
+        check_settings(run, ranks)
         loop = Loop(run, out, read_alike(run, ranks), preset, ranks)
         loop.restore()
         return loop.run_to_end()

@@ -1,0 +1,80 @@
+"""Ranks that were not started alike: another file of settings, another command, another jepamba, no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepamba.config import Run
+from jepamba.errors import UserError
+from jepamba.ranks import Ranks
+from jepamba.train import alike
+from processes import Running, records
+from spawn import together
+from tiny import preset, text_file, tiny
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_file(tmp_path_factory.mktemp("text"))
+
+
+def started(tmp_path: Path, *runs: Run) -> Running:
+    """A rank for each of `runs`, on a machine of its own where it is the file tiny.toml."""
+    for rank, run in enumerate(runs):
+        (tmp_path / str(rank)).mkdir()
+        preset(tmp_path / str(rank), run)
+    words = ["train", "tiny.toml", "--out", str(tmp_path / "out")]
+    environment = {"FOLDERS": str(tmp_path)}
+    return Running(words, tmp_path, len(runs), environment, setup="faulty:folder_of_its_own")
+
+
+def test_ranks_with_other_settings_are_refused(text: Path, tmp_path: Path) -> None:
+    """The first setting is named, and text that would not be there is not asked for."""
+    one, another = tiny(text, optim__muon_lr=0.02), tiny(text, optim__muon_lr=0.01, train__seed=4, data__train="none")
+    running = started(tmp_path, one, another)
+    assert running.wait() == [2, 2]
+    for rank in range(2):
+        last = running.said(rank).splitlines()[-1]
+        assert "rank 1 has optim.muon_lr = 0.01 where rank 0 has 0.02; start all with the same flags" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_machine_has_its_files_where_it_likes(text: Path, tmp_path: Path) -> None:
+    """And as many threads as it likes: that is no other run."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = tiny(text_file(elsewhere), train__steps=2, train__threads=2)
+    running = started(tmp_path, tiny(text, train__steps=2), moved)
+    assert running.wait() == [0, 0], running.said(1)
+    assert len(records(tmp_path / "out")) == 2
+
+
+def refusals(ranks: Ranks, run: Run) -> list[str]:
+    """What a rank is told when rank 1 runs another command, has another jepamba, or sees a GPU; and when none does."""
+    found = []
+    version, sees = alike.__version__, torch.cuda.is_available
+    for command, other_version, gpu in (("resume", version, False), ("train", "9.9", False), ("train", version, True)):
+        alike.__version__ = version if ranks.chief else other_version
+        torch.cuda.is_available = lambda gpu=gpu: gpu and not ranks.chief  # type: ignore[misc]
+        try:
+            alike.check_command("train" if ranks.chief else command, ranks)
+            alike.check_settings(run, ranks)
+        except UserError as error:
+            found.append(str(error))
+    alike.__version__, torch.cuda.is_available = version, sees
+    alike.check_command("train", ranks)
+    alike.check_settings(run, ranks)
+    return found
+
+
+def test_ranks_with_another_command_jepamba_or_device_are_refused(text: Path) -> None:
+    ours, theirs = together(2, refusals, tiny(text))
+    assert isinstance(ours, list), ours
+    assert ours[:2] == theirs[:2]
+    command, version, device = ours
+    assert command.startswith("rank 1 has the command resume where rank 0 has train; start all with the same command")
+    assert version.startswith(f"rank 1 has jepamba 9.9 where rank 0 has {alike.__version__}; ")
+    assert device.startswith('rank 1 has train.device = "cuda" where rank 0 has "cpu"; PyTorch must see a GPU')
