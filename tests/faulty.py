@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -14,11 +15,32 @@ from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.ranks import Ranks
 from jepamba.train import alike, finish, writer
+from jepamba.train.metrics import MetricsLog, NoLog
 
 
 def impatient() -> None:
     """A lookout that waits two seconds where it would wait thirty, and four where it would wait five minutes."""
     lookout.SILENCE, lookout.ABSENCE, lookout.GRACE, lookout.EVERY = 2.0, 4.0, 1.0, 0.2
+
+
+def slow_to_end() -> None:
+    """Python's own end takes minutes, as where NCCL is taken down with captured graphs in use."""
+    atexit.register(time.sleep, 300)
+
+
+def waiting_for_a_gpu() -> None:
+    """After five steps no rank does anything more, nor notices anything, as one that waits for a sum on its GPU."""
+    lookout.GRACE = 1.0
+    log = NoLog if os.environ["RANK"] != "0" else MetricsLog
+    append, kinds = log.append, list[str]()
+
+    def appended(self: Any, kind: str, *arguments: Any, **values: Any) -> None:
+        append(self, kind, *arguments, **values)
+        kinds.append(kind)
+        if kinds.count("step") == 5:
+            time.sleep(120)
+
+    log.append = appended  # type: ignore[method-assign]
 
 
 def rank_1_stands_still_while_reading() -> None:

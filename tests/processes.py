@@ -12,9 +12,9 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Running:
     """`jepamba WORDS` in `size` processes as torchrun would start them, each saying what it says into `folder`.
 
     Arguments: `environment`, to be set in each; `setup`, the path of a Python function `module:function` that is called
-    first in each, to prepare a fault.
+    first in each, to prepare a fault; `fresh`, to start each from nothing rather than forked, so that it can have a GPU
+    and ends as Python ends. As a context: none of the processes outlives it.
     """
 
     def __init__(
@@ -38,15 +39,16 @@ class Running:
         size: int = 1,
         environment: Mapping[str, str] | None = None,
         setup: str = "",
+        fresh: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        context = multiprocessing.get_context("forkserver")
+        context = multiprocessing.get_context("spawn" if fresh else "forkserver")
         context.set_forkserver_preload(PRELOAD)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.processes = []
+        self.processes: list[BaseProcess] = []
         for rank in range(size):
             variables = dict(environment or {})
             if size > 1:
@@ -57,6 +59,14 @@ class Running:
             process = context.Process(target=_main, args=(list(words), folder, rank, variables, setup))
             process.start()
             self.processes.append(process)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.join(10)
 
     def wait(self, seconds: float = SECONDS) -> list[int]:
         """The exit codes, by rank; minus the signal's number where one ended a process."""
@@ -90,6 +100,12 @@ class Running:
     def said(self, rank: int = 0) -> str:
         """What a rank wrote to standard output and standard error, in all its lives."""
         return (self.folder / f"said-{rank}.txt").read_text()
+
+    def last_words(self, rank: int = 0) -> str:
+        """The last line of a rank that is jepamba's own; libraries may say more after it."""
+        ours = [line for line in self.said(rank).splitlines() if line.startswith("jepamba: ")]
+        assert ours, self.said(rank)
+        return ours[-1]
 
 
 def seen(folder: Path) -> dict[int, list[str]]:
@@ -155,9 +171,9 @@ def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str]
     if setup:
         module, _, name = setup.partition(":")
         getattr(__import__(module), name)()
-    from jepamba.cli import main
+    from jepamba.__main__ import run
 
-    sys.exit(main(words))
+    run(words)
 
 
 def _record(path: Path) -> None:

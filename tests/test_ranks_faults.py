@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jepamba.train.checkpoint import checkpoints
 from processes import Running, losses, records, seen
+from ranks_faulted import kill_one, terminate_one
 from tiny import preset, text_file, tiny
 
 STEPS, EVERY = 24, 3
@@ -36,21 +36,24 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
 ) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
-    running.wait_for(out / "metrics.jsonl", lines=8)
-    running.signal(signal.SIGKILL, dead)
-    # A minute is what is promised.
-    codes = running.wait(60)
-    assert codes[dead] == -signal.SIGKILL
-    assert codes[1 - dead] == 2
-    last = running.said(1 - dead).splitlines()[-1]
-    assert last.startswith(f"jepamba: rank {dead} is gone without a word") or (
-        # Without torchrun the store, through which ranks know of one another, is rank 0's and dies with it.
-        dead == 0 and last.startswith("jepamba: ") and "gone without a word" in last
-    )
+    kill_one(running, out, dead, lines=8)
     assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
     assert losses(out) == losses(whole / "out")
     assert seen(tmp_path) == seen(whole)
     assert len(seen(whole)) == STEPS
+
+
+def test_ranks_that_wait_for_their_gpus_notice_one_that_is_killed(whole: Path, tmp_path: Path) -> None:
+    """One of the two that are left has no connection to it that would break under a word; both know as soon."""
+    out = tmp_path / "out"
+    words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
+    with Running(words, tmp_path, 3, setup="faulty:waiting_for_a_gpu") as running:
+        running.wait_for(out / "metrics.jsonl", lines=6)
+        running.signal(signal.SIGKILL, 2)
+        # Not for want of a sign of life, which would take half a minute.
+        assert running.wait(20) == [2, 2, -signal.SIGKILL]
+        for rank in range(2):
+            assert running.last_words(rank).startswith("jepamba: rank 2 is gone without a word")
 
 
 def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
@@ -77,15 +80,18 @@ def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> 
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, told: int) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
-    running.wait_for(out / "metrics.jsonl", lines=6)
-    running.signal(signal.SIGTERM, told)
-    assert running.wait() == [143, 143]
-    done = records(out)[-1]["step"]
-    assert checkpoints(out / "checkpoints")[-1].name == f"step-{done:09d}"
+    terminate_one(running, out, told, lines=6)
     if told == 1:
         assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
         assert losses(out) == losses(whole / "out")
         assert seen(tmp_path) == seen(whole)
+
+
+def test_a_rank_that_was_told_to_stop_does_not_wait_for_python_to_end(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
+    with Running(words, tmp_path, 2, setup="faulty:slow_to_end", fresh=True) as running:
+        terminate_one(running, out, 0, lines=6)
 
 
 def test_a_budget_in_seconds_follows_the_clock_of_rank_0(text: Path, tmp_path: Path) -> None:

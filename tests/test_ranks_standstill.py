@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from processes import Running
+from ranks_faulted import stop_one
 from tiny import preset, text_file, tiny
 
 STEPS = 24
@@ -24,14 +25,7 @@ def test_a_rank_that_stands_still_is_not_waited_for(text: Path, tmp_path: Path, 
     out = tmp_path / "out"
     words = ["train", preset(tmp_path, tiny(text, train__steps=STEPS, train__checkpoint_every=3)), "--out", str(out)]
     running = Running(words, tmp_path, 2, setup="faulty:impatient")
-    running.wait_for(out / "metrics.jsonl", lines=6)
-    running.signal(signal.SIGSTOP, still)
-    running.processes[1 - still].join(60)
-    ended = running.processes[1 - still].exitcode
-    running.signal(signal.SIGKILL)
-    running.wait()
-    assert ended == 2
-    assert running.said(1 - still).splitlines()[-1].startswith(f"jepamba: rank {still} is gone without a word")
+    stop_one(running, out, still, lines=6, seconds=60)
 
 
 @pytest.mark.parametrize("where", ["reading", "scoring"])

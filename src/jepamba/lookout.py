@@ -4,6 +4,10 @@ A rank that waits for a sum on a GPU does not notice by itself that another has 
 therefore counts up in the store that `torchrun` keeps, and looks at the others' counts. The thread counts beside
 whatever else the rank does; only outside `training`, where a library may hold Python's lock for long while it trains a
 tokenizer or packs, the others are more patient.
+
+A count that stops is how a rank is missed that stands still, or whose machine is gone. Of a process that ends, the
+system closes the connections: another thread of each rank waits for a word of farewell from the next, and tells all if
+the connection breaks instead.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from jepamba.errors import UserError
@@ -34,6 +40,8 @@ GRACE = 10.0
 _LOST = 2
 _SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
 """Which signals end a rank, and what it then says."""
+_FAREWELL = 1
+"""The tag of a word to the rank before, beside the decisions of the same group."""
 _EXPECTED = b"!"
 """Ends the count of a rank that is in `training`."""
 
@@ -62,7 +70,7 @@ def watched(ranks: Ranks) -> Iterator[None]:
         lookout.fail(error)
         raise
     else:
-        lookout.leave("")
+        lookout.part()
     finally:
         lookout.stop.set()
         _posted = None
@@ -127,7 +135,8 @@ class _Lookout:
     """The threads, and what they know."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.rank, self.others = ranks.rank, [rank for rank in range(ranks.size) if rank != ranks.rank]
+        self.ranks, self.rank = ranks, ranks.rank
+        self.others = [rank for rank in range(ranks.size) if rank != ranks.rank]
         self.stop = threading.Event()
         self._store = self._connected()
         self._count, self._mark = 0, b""
@@ -138,8 +147,12 @@ class _Lookout:
         except RuntimeError as error:
             raise UserError(f"the other ranks did not all come within {ABSENCE:.0f} s: start them all anew") from error
         self._answered = time.monotonic()
-        for work in (self._watch, self._watch_store):
-            threading.Thread(target=work, name="lookout", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, name="lookout", daemon=True)
+            for work in (self._watch, self._watch_store, self._wait_for_farewell)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def expect(self, on: bool) -> None:
         """Whether the others may soon take silence of this rank for its end."""
@@ -151,6 +164,18 @@ class _Lookout:
         """Say that this rank goes, and why; nothing if in order."""
         with contextlib.suppress(RuntimeError):
             self._store.set(self._key("left", self.rank), reason or "-")
+
+    def part(self) -> None:
+        """Go in order, when all do."""
+        self.leave("")
+        word, before = torch.zeros(1), (self.rank - 1) % self.ranks.size
+        with contextlib.suppress(RuntimeError):
+            sent = dist.isend(word, before, self.ranks.decisions, _FAREWELL)
+            assert sent is not None
+            sent.wait(timedelta(seconds=GRACE))
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(GRACE)
 
     def fail(self, error: Exception) -> None:
         """Say that this rank goes because of `error`."""
@@ -211,7 +236,8 @@ class _Lookout:
                 for rank, value in self._counts().items():
                     if value != seen[rank][0] or self._left(rank):
                         seen[rank] = value, now
-                silent = [rank for rank, (value, last) in seen.items() if now - last > _limit(value)]
+                ended = self._ended()
+                silent = [rank for rank, (value, last) in seen.items() if rank == ended or now - last > _limit(value)]
                 if silent and not reason:
                     reason = self._gone(silent)
                 self._answered = now
@@ -219,6 +245,21 @@ class _Lookout:
                 reason = self._store_gone()
             if reason:
                 self._end(reason)
+
+    def _wait_for_farewell(self) -> None:
+        """Tell all if the next rank ends without one, and without a reason."""
+        following = (self.rank + 1) % self.ranks.size
+        try:
+            dist.recv(torch.zeros(1), following, self.ranks.decisions, _FAREWELL)
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):
+                if not self._left(following):
+                    self._store.set(self._key("ended", 0), str(following))
+
+    def _ended(self) -> int | None:
+        """A rank whose process has ended without a word."""
+        key = self._key("ended", 0)
+        return int(self._store.get(key)) if self._store.check([key]) else None
 
     def _watch_store(self) -> None:
         """See to it that the store answers: with its machine gone, asking it takes forever."""

@@ -222,6 +222,8 @@ class Loop:
         failure = self.writer.failure(wait=True)
         if failure is not None:
             raise UserError(f"{failure}; stopped by {why} nevertheless, {self._newest()}")
+        # Several ranks do not end as Python would, with what a library keeps for the end.
+        self.metrics.close()
 
     def _newest(self) -> str:
         found = checkpoints(self.out / CHECKPOINTS)

@@ -32,7 +32,7 @@ class MetricsLog:
         if self.tracker is not None:
             self.tracker.log(kind, step, values)
             if values.get("final"):
-                self.tracker.finish()
+                self.close()
 
     def flush(self) -> None:
         """Write what waits. Raises `OSError` naming the file if it cannot be written; it then ends as it did before."""
@@ -48,6 +48,11 @@ class MetricsLog:
                 file.truncate(end)
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._waiting.clear()
+
+    def close(self) -> None:
+        """Tell the tracker that no more will come, for now or for good."""
+        if self.tracker is not None:
+            self.tracker.finish()
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, and a last line that a crash cut short."""

@@ -1,0 +1,43 @@
+"""What is done to one of two processes that train together, and what must become of the other: over gloo and NCCL."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from jepamba.train.checkpoint import checkpoints
+from processes import Running, records
+
+
+def kill_one(running: Running, out: Path, dead: int, lines: int) -> None:
+    """SIGKILL to rank `dead` once the log has so many lines: the other ends by itself, with a line that names it."""
+    running.wait_for(out / "metrics.jsonl", lines)
+    running.signal(signal.SIGKILL, dead)
+    # A minute is what is promised.
+    codes = running.wait(60)
+    assert codes[dead] == -signal.SIGKILL
+    assert codes[1 - dead] == 2, running.said(1 - dead)
+    last = running.last_words(1 - dead)
+    # Without torchrun the store, through which ranks know of one another, is rank 0's and dies with it.
+    assert f"rank {dead} is gone without a word" in last or (dead == 0 and "gone without a word" in last)
+
+
+def stop_one(running: Running, out: Path, still: int, lines: int, seconds: float) -> None:
+    """SIGSTOP to rank `still`: the other ends within so many seconds, with a line that names it."""
+    running.wait_for(out / "metrics.jsonl", lines)
+    running.signal(signal.SIGSTOP, still)
+    running.processes[1 - still].join(seconds)
+    ended = running.processes[1 - still].exitcode
+    running.signal(signal.SIGKILL)
+    running.wait()
+    assert ended == 2, running.said(1 - still)
+    assert running.last_words(1 - still).startswith(f"jepamba: rank {still} is gone without a word")
+
+
+def terminate_one(running: Running, out: Path, told: int, lines: int) -> None:
+    """SIGTERM to rank `told`: both end after the same step, of which there is a checkpoint."""
+    running.wait_for(out / "metrics.jsonl", lines)
+    running.signal(signal.SIGTERM, told)
+    assert running.wait(60) == [143, 143], [running.said(rank) for rank in range(2)]
+    done = records(out)[-1]["step"]
+    assert checkpoints(out / "checkpoints")[-1].name == f"step-{done:09d}"
