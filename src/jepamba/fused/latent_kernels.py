@@ -31,8 +31,10 @@ def _gauss(v):
 @no_type_check
 def bias_gelu_kernel(u, bias, out, N, M, R: tl.constexpr, BLOCK: tl.constexpr):
     """out = gelu(u + bias), the exact one: v·Φ(v)."""
-    rows = tl.program_id(0) * R + tl.arange(0, R)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # Neighbouring programs take neighbouring columns, as they lie in memory.
+    across = tl.cdiv(M, BLOCK)
+    rows = tl.program_id(0) // across * R + tl.arange(0, R)
+    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
     inside = (rows < N)[:, None] & (cols < M)[None, :]
     at = rows.to(tl.int64)[:, None] * M + cols[None, :]
     v = tl.load(u + at, mask=inside, other=0.0).to(tl.float32)

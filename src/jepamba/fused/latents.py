@@ -59,7 +59,7 @@ class BiasGelu(torch.autograd.Function):
         N = u.numel() // M
         out = torch.empty_like(u)
         with on_device(u):
-            bias_gelu_kernel[(-(-N // ROWS), -(-M // COLUMNS))](u, bias, out, N, M, R=ROWS, BLOCK=COLUMNS)
+            bias_gelu_kernel[(-(-N // ROWS) * -(-M // COLUMNS),)](u, bias, out, N, M, R=ROWS, BLOCK=COLUMNS)
         ctx.save_for_backward(u, bias)
         return out
 
