@@ -23,7 +23,7 @@ from jepamba.presets import dump_toml, load_preset
 from jepamba.train import resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
+from jepamba.train.micro import MicroPass, add_gradients
 from jepamba.train.session import Session
 from jepamba.train.step import term_gradients, training_step
 
@@ -221,6 +221,24 @@ def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run)
     for other in found[1:]:
         assert other["ce"] == pytest.approx(found[0]["ce"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
+
+
+def test_gradients_laid_out_otherwise_are_added_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the layout of what they are added to, without which no pair is added in one launch with the others."""
+    leaves = [torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)]
+    factors, honest, pairs = (torch.randn(5, 3), torch.randn(5)), torch._foreach_add_, list[tuple[Any, Any]]()
+
+    def noted(there: list[torch.Tensor], fresh: list[torch.Tensor]) -> None:
+        pairs.extend((a.stride(), b.stride()) for a, b in zip(there, fresh, strict=True))
+        honest(there, fresh)
+
+    monkeypatch.setattr(torch, "_foreach_add_", noted)
+    for times in (1, 2, 3):
+        add_gradients((leaves[0].T * factors[0]).sum() + leaves[1] @ factors[1], leaves)
+        for leaf, truth in zip(leaves, (factors[0].T, factors[1]), strict=True):
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad, times * truth)
+    assert pairs == 2 * [((5, 1), (5, 1)), ((1,), (1,))]
 
 
 def test_term_gradients_add_up(small: Run) -> None:

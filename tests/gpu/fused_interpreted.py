@@ -152,6 +152,7 @@ def test_convolution_between_slices_of_wider_rows() -> None:
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert first[2] is None
+    assert first[0].is_contiguous()  # as the leaf's own gradient, to which it is added
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,13 @@ def test_bias_gelu(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float)
     compare(BiasGelu.apply, latents.bias_gelu, [u, bias], tolerance)
 
 
+def test_gelu_far_out() -> None:
+    """Where Φ is next to 0 or 1 too: the formula's 7.5e-8 of the input, and some roundings of fp32."""
+    u, bias = torch.linspace(-12, 12, 24 * 33, device=DEVICE).view(33, 24), torch.zeros(24, device=DEVICE)
+    truth = torch.nn.functional.gelu(u.double())
+    assert ((BiasGelu.apply(u, bias) - truth).abs() <= 3e-7 * u.double().abs()).all()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("shape", "k"), [((3, 7, 24), 1), ((2, 9, 40), 3), ((1, 4, 16), 3)], ids=str)
 def test_shifted_error(shape: tuple[int, int, int], k: int, dtype: torch.dtype, tolerance: float) -> None:

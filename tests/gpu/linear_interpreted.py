@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepamba.fused.linear import settled_linear
+from jepamba.fused.products import Projected, projected
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
@@ -77,3 +78,24 @@ def test_no_gradient_where_none_is_wanted() -> None:
     assert x.grad is None
     assert w.grad is not None
     assert w.grad.shape == w.shape
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 24, 40), (70, 3, 640, 672)], ids=str)
+def test_projected(shape: tuple[int, int, int, int]) -> None:
+    """fp32 directions: the product keeps fp32's precision, and the gradient is off by its rounding to bf16 alone."""
+    S, N, E, M = shape
+    x = random(N, S, E, seed=0).bfloat16().transpose(0, 1).requires_grad_()
+    directions, pull = F.normalize(random(E, M, seed=1), dim=0), random(S, N, M, seed=2)
+    ours = Projected.apply(x, directions)
+    truth = x.detach().double().requires_grad_()
+    exact = truth @ directions.double()
+    assert ours.dtype == torch.float32
+    assert (ours - exact).norm() / exact.norm() < 1e-6
+    ours.backward(pull)
+    exact.backward(pull.double())
+    assert x.grad is not None
+    assert truth.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+    assert (x.grad - truth.grad).norm() / truth.grad.norm() < 2.0**-8
+    wide = x.detach().float()
+    assert torch.equal(projected(wide, directions), wide @ directions)

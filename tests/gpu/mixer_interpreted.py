@@ -1,6 +1,7 @@
 """A mixer's fused inside by Triton's interpreter (or on a GPU, where there is one) against the plain one in float64:
 output, state and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +13,20 @@ from jepamba.config import Model, Quant
 from jepamba.fused import mixer as fused_mixer
 from jepamba.fused.mixer import FusedMixer
 from jepamba.model.mixer import Mamba2, MixerState
+from jepamba.ssd.triton_segments import segments
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
+
+
+def in_float64(
+    mixer: Mamba2, rows: Tensor, values: Sequence[Tensor], state: MixerState | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What `FusedMixer` gives, by the plain path with these float64 rows and parameters."""
+    read = dict(zip(NAMES, values, strict=True))
+    mixer.weight = read.__getitem__  # type: ignore[method-assign]
+    before = mixer.initial_state(len(rows)) if state is None else state
+    normed, after = mixer._plain(rows, reset, MixerState(*(value.double() for value in before)))
+    return normed, after.ssm_BHPN
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -36,17 +49,75 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
         return FusedMixer.apply(rows, *values, *(state or (None, None)), reset, mixer.sizes, torch.is_grad_enabled())
 
     def plain(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        read = dict(zip(NAMES, values, strict=True))
-        mixer.weight = read.__getitem__  # type: ignore[method-assign]
-        before = mixer.initial_state(B) if state is None else state
-        normed, after = mixer._plain(rows, reset, MixerState(*(value.double() for value in before)))
-        return normed, after.ssm_BHPN
+        return in_float64(mixer, rows, values, state, reset)
 
     compare(fused, plain, [projected, *weights], tolerance)
     with torch.no_grad():
         ours = fused(projected, *weights)[1]
         truth = plain(projected.double(), *(value.double() for value in weights))[1]
     assert (ours - truth).norm() / truth.norm() < tolerance
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_steps_of_every_size(resets: bool) -> None:
+    """dt from 1e-18 to 30, head by head: each head's gradient to its own size. And nothing is read that was not
+    written, nor handed on, as the padding's gradient: fresh memory is full of NaN here."""
+    torch.manual_seed(5)
+    config = Model(vocab_size=16, dim=256, headdim=32, ngroups=2, d_state=16, chunk=16, layers=1)
+    mixer = Mamba2(config, Quant()).to(DEVICE)
+    heads, end = mixer.sizes.heads, mixer.sizes.inner + mixer.channels
+    B, T = 2, 37
+    projected = torch.randn(B, T, mixer.row_width, device=DEVICE)
+    projected[..., end + heads :] = 0
+    reset = (torch.rand(B, T, device=DEVICE) < 0.1) if resets else None
+    values = [getattr(mixer, name).detach() for name in NAMES]
+    values[2] = torch.tensor([-40.0, -20.0, -8.0, -3.0, -1.0, 1.0, 5.0, 30.0], device=DEVICE)
+    # Where every step forgets all before it, nothing is left of the gradients of its decays.
+    values[3] = -values[2].clamp_min(0.2).log()
+    pull = torch.randn(B, T, mixer.sizes.inner, device=DEVICE)
+
+    def gradients(fused: bool) -> dict[str, Tensor]:
+        width = torch.float32 if fused else torch.float64
+        leaves = [value.detach().to(width).requires_grad_() for value in (projected, *values)]
+        if fused:
+            out = FusedMixer.apply(*leaves, None, None, reset, mixer.sizes, True)[0]
+        else:
+            out = in_float64(mixer, leaves[0], leaves[1:], None, reset)[0]
+        grads = torch.autograd.grad(out, leaves, pull.to(out.dtype))
+        return dict(zip(("projected", *NAMES), grads, strict=True))
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        ours = gradients(True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    truth = gradients(False)
+    assert mixer.row_width > end + heads
+    assert not ours["projected"][..., end + heads :].any()
+    ours["raw_dt"], truth["raw_dt"] = (of["projected"][..., end : end + heads] for of in (ours, truth))
+    for name in ("raw_dt", "dt_bias", "A_log", "D"):
+        assert ours[name].dtype == torch.float32
+        for h in range(heads):
+            a, b = ours[name][..., h].double(), truth[name][..., h]
+            assert (a - b).norm() <= 1e-4 * b.norm() + 1e-30, f"{name} of head {h}: {a.norm():.3e}, {b.norm():.3e}"
+    for name in NAMES:
+        assert ours[name].is_contiguous()
+
+
+def test_a_long_stream_is_read_in_segments() -> None:
+    config = Model(vocab_size=16, dim=64, headdim=32, d_state=16, chunk=16, layers=1)
+    mixer = Mamba2(config, Quant()).to(DEVICE)
+    T = 1024
+    assert segments(mixer.sizes.heads, T, 16) > 1
+    projected = torch.randn(1, T, mixer.row_width, device=DEVICE)
+    reset = torch.rand(1, T, device=DEVICE) < 0.004
+    state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(1)))
+    with torch.no_grad():
+        ours = mixer._fused(projected, reset, state)
+        weights = [mixer.weight(name).double() for name in NAMES]
+        truth = in_float64(mixer, projected.double(), weights, state, reset)
+    for a, b in zip((ours[0], ours[1].ssm_BHPN), truth, strict=True):
+        assert (a - b).norm() < 1e-5 * b.norm()
 
 
 def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +129,7 @@ def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: py
     honest = fused_mixer.run_forward
 
     def noted(*given: Any) -> Any:
-        kept.append(given[-1])
+        kept.append(given[9])
         return honest(*given)
 
     monkeypatch.setattr(fused_mixer, "run_forward", noted)

@@ -1,6 +1,8 @@
 """The sequence operator in Triton, run by Triton's interpreter on the CPU, against the float64 recurrence (fp32 only:
 the interpreter has no bfloat16 products; test_ssd_gpu.py has them). `tests/test_triton.py` runs this file."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,10 +11,10 @@ from ssd_cases import Case, errors, inputs, relative, run
 from torch.utils.checkpoint import checkpoint
 
 from jepamba.errors import UserError
-from jepamba.ssd import ssd_chunked
-from jepamba.ssd.triton_launch import tiles
+from jepamba.ssd import ssd_chunked, ssd_reference
+from jepamba.ssd.triton_launch import decay_tensors, tiles
 from jepamba.ssd.triton_segments import segments
-from jepamba.ssd.triton_ssd import ssd_triton
+from jepamba.ssd.triton_ssd import run_backward, run_forward, ssd_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -91,6 +93,46 @@ def test_gradient_where_dt_is_zero() -> None:
     truth = run(ssd_chunked, args, None, weights, chunk=16)
     for a, b in zip(ours, truth, strict=True):
         assert relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("width", [torch.float32, torch.bfloat16], ids=str)
+def test_softplus_keeps_its_digits(width: torch.dtype) -> None:
+    """From a slice of rows, as long as no whole number of chunks."""
+    rows = torch.linspace(-80, 60, 2 * 37 * 12, device=DEVICE).view(2, 37, 12).to(width)
+    raw, bias, A_log = rows[..., 3:8], torch.randn(5, device=DEVICE), torch.randn(5, device=DEVICE)
+    decays, _ = decay_tensors(raw, A_log, None, 16, bias)
+    dt = torch.nn.functional.softplus((raw.float() + bias).double()).transpose(1, 2)
+    assert ((decays[0, ..., :37] - dt) / dt).abs().max() < (2e-5 if DEVICE == "cuda" else 1e-6)
+    assert not decays[0, ..., 37:].any()
+    logs = (dt * -A_log.double().exp()[:, None])[..., :32].unflatten(-1, (2, 16)).cumsum(-1).flatten(-2)
+    assert relative(decays[1, ..., :32] * math.log(2), logs) < 1e-6
+
+
+def test_gradients_of_what_a_mixer_has_for_dt() -> None:
+    """Raw dt in bfloat16 with a bias, and A_log; its gradient written beside other things in rows with padding."""
+    case = Case(2, 37, 4, 32, 2, 16, 16, resets=0.1, initial=True)
+    args, reset, weights = inputs(case, torch.float32, DEVICE)
+    x, _, _, B, C, D, initial = (value.detach() for value in args)
+    rows = torch.randn(2, 37, 20, device=DEVICE).bfloat16()
+    raw, bias = rows[..., 5:9], torch.tensor([-9.0, -2.0, 1.0, 25.0], device=DEVICE)
+    A_log = torch.tensor([2.0, 1.0, -1.0, -5.0], device=DEVICE)
+    leaves = [value.double().requires_grad_() for value in (raw, A_log, D, bias)]
+    read = (torch.nn.functional.softplus(leaves[0] + leaves[3]), -leaves[1].exp(), B, C, leaves[2], initial)
+    truth = torch.autograd.grad(ssd_reference(x, *read, reset), leaves, [weight.double() for weight in weights])
+
+    *_, starts, decays, documents = run_forward(x, raw, A_log, B, C, D, initial, reset, 16, True, bias)
+    drows = torch.full_like(rows, 7.0)
+    into = (torch.empty_like(x), drows[..., 5:18], torch.empty_like(B), torch.empty_like(C))
+    for kept in ((starts, decays, documents), (starts[:0], decays, documents)):
+        parts, _ = run_backward(*weights, x, raw, A_log, B, C, D, initial, reset, *kept, 16, into, bias)
+        assert torch.equal(drows[..., :5], torch.full_like(drows[..., :5], 7.0))
+        assert torch.equal(drows[..., 18:], torch.full_like(drows[..., 18:], 7.0))
+        assert not drows[..., 9:18].any()
+        for h in range(4):
+            # The interpreter cuts to bfloat16 where a GPU rounds.
+            assert relative(drows[..., 5 + h], truth[0][..., h]) < 6e-3
+        for ours, true in zip(parts.sum(0), truth[1:], strict=True):
+            assert relative(ours, true) < 1e-5
 
 
 def test_only_one_output_used() -> None:

@@ -160,15 +160,15 @@ def conv_silu_backward(
     dhistory = torch.empty_like(history) if history_BCW is not None else history
     tuned = TUNED["backward"]
     grid = (-(-channels // tuned["BLOCK"]), -(-length // tuned["CHUNK"]), batch)
-    parts = torch.empty(grid[1] * batch, taps + 1, channels, dtype=torch.float32, device=x_BTC.device)
+    parts = torch.empty(grid[1] * batch, channels * (taps + 1), dtype=torch.float32, device=x_BTC.device)
     with on_device(x_BTC):
         conv_kernels.backward_kernel[grid](
             dout_BTC, x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, dx_BTC, dhistory, parts,
             length, channels, *dout_BTC.stride()[:2], *x_BTC.stride()[:2], *flags.stride()[:2], *dx_BTC.stride()[:2],
             W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
         )  # fmt: skip
-    sums = sum_parts(parts)
-    return sums[:taps].flip(0).T, sums[taps], dhistory if history_BCW is not None else None
+    dkernel, dbias = sum_parts(parts).split([channels * taps, channels])
+    return dkernel.view(channels, taps), dbias, dhistory if history_BCW is not None else None
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def backward_kernel(
     W: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
     HAS_HISTORY: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
-    """dx of CHUNK tokens, and their parts of the taps' gradients (rows 0 … W − 1, by lag) and the bias's (row W).
+    """dx of CHUNK tokens, and their parts of the gradients: the kernel's (C, W), and the bias's (C) behind it.
 
     dx_t is whole once token t + W − 1 has been seen, so the walk goes W − 1 tokens past the chunk; the sums of taps
     and bias take its own tokens alone. `due` holds the gradients of the last tokens as far as they are known, `sees`
@@ -214,5 +214,5 @@ def backward_kernel(
             sees = _pushed(sees, tl.full((), 1.0, tl.float32), W - 1)
     part = (b * tl.num_programs(1) + tl.program_id(1)) * (W + 1) * C
     for k in tl.static_range(W):
-        tl.store(parts + part + k * C + c_C, dtaps[k], mask=inside_C)
+        tl.store(parts + part + c_C * W + (W - 1 - k), dtaps[k], mask=inside_C)
     tl.store(parts + part + W * C + c_C, dbias_C, mask=inside_C)

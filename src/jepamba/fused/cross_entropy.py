@@ -166,6 +166,7 @@ def _launch(
     targets_n = targets_n.contiguous()
     bias = raw_nV if bias_V is None else bias_V.contiguous()
     columns = max(16, 1 << (vocab - 1).bit_length())
+    cap = 1.0 if kind == "off" else cap
     given = {"KIND": kind, "HAS_BIAS": bias_V is not None}
     if columns <= BLOCK:
         at_once, warps = max(1, 2048 // columns), max(4, columns // PER_WARP)
@@ -175,7 +176,7 @@ def _launch(
             raw_nV, bias, targets_n, ce_n, lse_n, ce_n if parts_pV is None else parts_pV,
             rows, vocab, cap, 1.0 / temperature, scale or 0.0, 2.0 * z_weight,
             BOUNDED=kind != "off" and cap <= BOUND * temperature, LEARN=parts_pV is not None,
-            R=at_once, BLOCK=columns, STAGES=STAGES, num_warps=warps, **given,
+            FULL=at_once == 1 and columns == vocab, R=at_once, BLOCK=columns, STAGES=STAGES, num_warps=warps, **given,
         )  # fmt: skip
         return parts_pV
     kernels.logsumexp_kernel[(rows,)](

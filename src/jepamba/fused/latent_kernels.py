@@ -11,40 +11,54 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-SQRT_HALF = tl.constexpr(0.7071067811865476)
 INV_SQRT_TAU = tl.constexpr(0.3989422804014327)
+
+
+@triton.jit
+@no_type_check
+def _gauss(v):
+    """(Φ(v), φ(v)), Φ within 7.5e-8: 1 − Φ(v) = φ(v)·t·p(t), t = 1/(1 + 0.2316419 v) for v ≥ 0 (Abramowitz & Stegun
+    1964, 26.2.17). A quarter fewer instructions than the error function, which these kernels would be bound by, and the
+    density comes with it."""
+    density = INV_SQRT_TAU * tl.exp(-0.5 * v * v)
+    t = 1.0 / (1.0 + 0.2316419 * tl.abs(v))
+    p = 0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
+    tail = density * t * p
+    return tl.where(v < 0.0, tail, 1.0 - tail), density
 
 
 @triton.jit
 @no_type_check
 def bias_gelu_kernel(u, bias, out, N, M, R: tl.constexpr, BLOCK: tl.constexpr):
     """out = gelu(u + bias), the exact one: v·Φ(v)."""
-    cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    rows = tl.program_id(1) * R + tl.arange(0, R)
+    # Neighbouring programs take neighbouring columns, as they lie in memory.
+    across = tl.cdiv(M, BLOCK)
+    rows = tl.program_id(0) // across * R + tl.arange(0, R)
+    cols = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
     inside = (rows < N)[:, None] & (cols < M)[None, :]
     at = rows.to(tl.int64)[:, None] * M + cols[None, :]
     v = tl.load(u + at, mask=inside, other=0.0).to(tl.float32)
     v += tl.load(bias + cols, mask=cols < M, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + at, (0.5 * v * (1.0 + tl.erf(v * SQRT_HALF))).to(out.dtype.element_ty), mask=inside)
+    below, _ = _gauss(v)
+    tl.store(out + at, (v * below).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 @no_type_check
-def bias_gelu_gradient_kernel(u, bias, dout, du, parts, N, M, R: tl.constexpr, BLOCK: tl.constexpr):
+def bias_gelu_gradient_kernel(u, bias, dout, du, parts, N, M, BLOCK: tl.constexpr):
     """du, and parts (programs, M) of dbias."""
     cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    bias_C = tl.load(bias + cols, mask=cols < M, other=0.0).to(tl.float32)
-    sums = tl.zeros([R, BLOCK], tl.float32)
-    for start in range(tl.program_id(1) * R, N, tl.num_programs(1) * R):
-        rows = start + tl.arange(0, R)
-        inside = (rows < N)[:, None] & (cols < M)[None, :]
-        at = rows.to(tl.int64)[:, None] * M + cols[None, :]
-        v = tl.load(u + at, mask=inside, other=0.0).to(tl.float32) + bias_C[None, :]
-        slope = 0.5 * (1.0 + tl.erf(v * SQRT_HALF)) + v * INV_SQRT_TAU * tl.exp(-0.5 * v * v)
-        d = tl.load(dout + at, mask=inside, other=0.0).to(tl.float32) * slope
+    inside = cols < M
+    bias_C = tl.load(bias + cols, mask=inside, other=0.0).to(tl.float32)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for row in range(tl.program_id(1), N, tl.num_programs(1)):
+        at = tl.cast(row, tl.int64) * M + cols
+        v = tl.load(u + at, mask=inside, other=0.0).to(tl.float32) + bias_C
+        below, density = _gauss(v)
+        d = tl.load(dout + at, mask=inside, other=0.0).to(tl.float32) * (below + v * density)
         sums += d
         tl.store(du + at, d.to(du.dtype.element_ty), mask=inside)
-    tl.store(parts + tl.program_id(1).to(tl.int64) * M + cols, tl.sum(sums, axis=0), mask=cols < M)
+    tl.store(parts + tl.program_id(1).to(tl.int64) * M + cols, sums, mask=inside)
 
 
 @triton.jit

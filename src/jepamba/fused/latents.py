@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from jepamba.gpu import PROGRAMS, on_device, on_gpu, programs, warps
 
 ROWS, COLUMNS = 8, 512
-"""Tile of the bias-and-GELU kernel; its gradient takes one row at a time (docs/performance.md)."""
+"""Tile of the bias-and-GELU kernel."""
+GRADIENT_COLUMNS = 256
+"""Columns of a program of its gradient, which is one warp that takes one row at a time (docs/performance.md)."""
 
 
 def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[Tensor, "*batch M"]:
@@ -57,7 +59,7 @@ class BiasGelu(torch.autograd.Function):
         N = u.numel() // M
         out = torch.empty_like(u)
         with on_device(u):
-            bias_gelu_kernel[(-(-M // COLUMNS), -(-N // ROWS))](u, bias, out, N, M, R=ROWS, BLOCK=COLUMNS)
+            bias_gelu_kernel[(-(-N // ROWS) * -(-M // COLUMNS),)](u, bias, out, N, M, R=ROWS, BLOCK=COLUMNS)
         ctx.save_for_backward(u, bias)
         return out
 
@@ -71,12 +73,12 @@ class BiasGelu(torch.autograd.Function):
         M = u.shape[-1]
         N = u.numel() // M
         du = torch.empty_like(u)
-        blocks = -(-M // COLUMNS)
+        blocks = -(-M // GRADIENT_COLUMNS)
         count = min(N, PROGRAMS)
         parts = u.new_empty(count, M, dtype=torch.float32)
         with on_device(u):
             bias_gelu_gradient_kernel[(blocks, count)](
-                u, bias, grads[0].contiguous(), du, parts, N, M, R=1, BLOCK=COLUMNS
+                u, bias, grads[0].contiguous(), du, parts, N, M, BLOCK=GRADIENT_COLUMNS, num_warps=1
             )
         return du, sum_parts(parts).to(bias.dtype)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jepamba.fused.linear_kernels import fold_gradient_kernel, fold_kernel
+from jepamba.fused.products import product_fp32
 from jepamba.gpu import on_device, warps
 
 
@@ -53,11 +54,6 @@ def fold_gradient(w_RK: Tensor, scale_R: Tensor, dwide_OK: Tensor) -> tuple[Tens
     with on_device(w_RK):
         fold_gradient_kernel[(R,)](w_RK, scale_R, dwide_OK, dw_RK, dscale_R, K, BLOCK=block, num_warps=warps(block))
     return dw_RK, dscale_R
-
-
-def product_fp32(a: Float[Tensor, "O N"], b: Float[Tensor, "N K"]) -> Float[Tensor, "O K"]:
-    """a b, summed and left in fp32."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else a.float() @ b.float()
 
 
 class SettledLinear(torch.autograd.Function):

@@ -20,14 +20,17 @@ from jepamba.fused.norm_kernels import (
     relu2_norm_kernel,
 )
 from jepamba.fused.parts import sum_parts
-from jepamba.gpu import on_device, programs, warps
+from jepamba.gpu import on_device, programs
+
+GATED_PROGRAMS = 1320
+"""Programs of the gated norm's gradient: ten for each of a large GPU's 132 multiprocessors."""
 
 
-def _sizes(x: Tensor) -> tuple[int, int, dict[str, int]]:
-    """(N, D, launch settings) of a tensor seen as N rows of D values."""
+def _sizes(x: Tensor) -> tuple[int, dict[str, int]]:
+    """(N, launch settings) of a tensor seen as N rows of D values: at most eight pieces a row."""
     D = x.shape[-1]
-    block = triton.next_power_of_2(D)
-    return x.numel() // D, D, {"BLOCK": block, "num_warps": warps(block)}
+    piece = max(32, triton.next_power_of_2(D) // 8)
+    return x.numel() // D, {"D": D, "P": piece, "num_warps": min(max(2, piece // 256), 16)}
 
 
 class AddNorm(torch.autograd.Function):
@@ -36,12 +39,12 @@ class AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
-        N, D, settings = _sizes(x)
+        N, settings = _sizes(x)
         total = x if branch is None else torch.empty_like(x)
         normed = torch.empty_like(x)
         with on_device(x):
             add_norm_kernel[(N,)](
-                x, x if branch is None else branch.contiguous(), total, normed, D, eps,
+                x, x if branch is None else branch.contiguous(), total, normed, eps,
                 HAS_BRANCH=branch is not None, **settings,
             )  # fmt: skip
         ctx.save_for_backward(total)
@@ -56,11 +59,11 @@ class AddNorm(torch.autograd.Function):
         dtotal, dnormed = grads
         if dnormed is None:
             return dtotal, dtotal if ctx.has_branch else None, None
-        N, D, settings = _sizes(total)
+        N, settings = _sizes(total)
         dx = torch.empty_like(total)
         with on_device(total):
             add_norm_gradient_kernel[(N,)](
-                total, total if dtotal is None else dtotal.contiguous(), dnormed.contiguous(), dx, D, ctx.eps,
+                total, total if dtotal is None else dtotal.contiguous(), dnormed.contiguous(), dx, ctx.eps,
                 HAS_DTOTAL=dtotal is not None, **settings,
             )  # fmt: skip
         return dx, dx if ctx.has_branch else None, None
@@ -74,7 +77,7 @@ class MixNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, x0: Tensor, mix: Tensor, skip: Tensor | None, weight: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, x0 = x.contiguous(), x0.contiguous()
-        N, D, settings = _sizes(x)
+        N, settings = _sizes(x)
         mixed, normed = torch.empty_like(x), torch.empty_like(x)
         mix_fp32 = mix.detach().float().contiguous()
         weight_fp32 = None if weight is None else weight.detach().float().contiguous()
@@ -82,9 +85,9 @@ class MixNorm(torch.autograd.Function):
         with on_device(x):
             mix_norm_kernel[(N,)](
                 x, x0, x if skip is None else skip, mix_fp32, mix_fp32 if weight_fp32 is None else weight_fp32,
-                mixed, normed, D, eps, HAS_SKIP=skip is not None, **settings,
+                mixed, normed, eps, HAS_SKIP=skip is not None, **settings,
             )  # fmt: skip
-        ctx.save_for_backward(x, x0, mix_fp32, skip, weight_fp32, mixed)
+        ctx.save_for_backward(x, x0, mix_fp32, skip, weight_fp32)
         ctx.eps, ctx.dtypes = eps, (mix.dtype, None if weight is None else weight.dtype)
         ctx.set_materialize_grads(False)
         return mixed, normed, x0, x
@@ -92,24 +95,24 @@ class MixNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, x0, mix, skip, weight, mixed = ctx.saved_tensors
+        x, x0, mix, skip, weight = ctx.saved_tensors
         dmixed, dnormed, after, x_after = grads
         if dnormed is None:
-            dnormed = torch.zeros_like(mixed)
-        N, D, settings = _sizes(x)
+            dnormed = torch.zeros_like(x)
+        N, settings = _sizes(x)
         dx, dx0 = torch.empty_like(x), torch.empty_like(x)
         dskip = None if skip is None else torch.empty_like(x)
         count = programs(N)
-        parts = x.new_empty(count, 3, D, dtype=torch.float32)
+        parts = x.new_empty(count, 3, x.shape[-1], dtype=torch.float32)
         with on_device(x):
             mix_norm_gradient_kernel[(count,)](
-                x, x0, x if skip is None else skip, mix, mix if weight is None else weight, mixed,
+                x, x0, x if skip is None else skip, mix, mix if weight is None else weight,
                 x if dmixed is None else dmixed.contiguous(), dnormed.contiguous(),
                 x if after is None else after.contiguous(), x if x_after is None else x_after.contiguous(),
                 dx, dx0, x if dskip is None else dskip, parts,
-                N, D, ctx.eps,
+                N, ctx.eps,
                 HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_AFTER=after is not None,
-                HAS_X_AFTER=x_after is not None, **settings | {"num_warps": max(1, settings["num_warps"] // 2)},
+                HAS_X_AFTER=x_after is not None, **settings | {"num_warps": settings["num_warps"] // 2},
             )  # fmt: skip
         sums = sum_parts(parts)
         mix_dtype, weight_dtype = ctx.dtypes
@@ -118,10 +121,10 @@ class MixNorm(torch.autograd.Function):
 
 def gated_norm_forward(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight·rmsnorm(y·silu(z)) of y (…, D) contiguous and z, whose rows may lie apart; `weight` (D,) fp32."""
-    N, D, settings = _sizes(y)
+    N, settings = _sizes(y)
     out = torch.empty_like(y)
     with on_device(y):
-        gated_norm_kernel[(N,)](y, z, weight, out, z.stride(-2), D, eps, **settings)
+        gated_norm_kernel[(N,)](y, z, weight, out, z.stride(-2), eps, **settings)
     return out
 
 
@@ -129,14 +132,13 @@ def gated_norm_backward(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, eps: float, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(dy, dweight in fp32); writes dz, whose rows may lie apart."""
-    N, D, settings = _sizes(y)
+    N, settings = _sizes(y)
     dy = torch.empty_like(y)
-    # Five for each of 132 multiprocessors: as many as its registers allow at once.
-    count = programs(N, 660)
-    parts = y.new_empty(count, D, dtype=torch.float32)
+    count = programs(N, GATED_PROGRAMS)
+    parts = y.new_empty(count, y.shape[-1], dtype=torch.float32)
     with on_device(y):
         gated_norm_gradient_kernel[(count,)](
-            y, z, weight, dout.contiguous(), dy, dz, parts, z.stride(-2), dz.stride(-2), N, D, eps, **settings
+            y, z, weight, dout.contiguous(), dy, dz, parts, z.stride(-2), dz.stride(-2), N, eps, **settings
         )
     return dy, sum_parts(parts)
 
@@ -166,10 +168,10 @@ class Relu2Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, eps: float) -> Tensor:
         u = u.contiguous()
-        N, D, settings = _sizes(u)
+        N, settings = _sizes(u)
         out = torch.empty_like(u)
         with on_device(u):
-            relu2_norm_kernel[(N,)](u, out, D, eps, **settings)
+            relu2_norm_kernel[(N,)](u, out, eps, **settings)
         ctx.save_for_backward(u)
         ctx.eps = eps
         return out
@@ -178,8 +180,8 @@ class Relu2Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         (u,) = ctx.saved_tensors
-        N, D, settings = _sizes(u)
+        N, settings = _sizes(u)
         du = torch.empty_like(u)
         with on_device(u):
-            relu2_norm_gradient_kernel[(N,)](u, grads[0].contiguous(), du, D, ctx.eps, **settings)
+            relu2_norm_gradient_kernel[(N,)](u, grads[0].contiguous(), du, ctx.eps, **settings)
         return du, None

@@ -1,11 +1,14 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
+# ruff: noqa: RUF005, SIM108 (the kernels' language joins tuples by +)
 """Triton kernels of the row-wise operations in `norms`: each reads every tensor once and writes every result once.
 
-A row is one token. Forward kernels take one row a program; backward kernels take many in turn, so that the gradients
-of per-channel weights are summed on chip and leave as one part per program (summed afterwards: no atomics, the same
-inputs give the same bits). Arithmetic is fp32 whatever the tensors' dtype.
+A row is one token, and lies in the registers of one or two warps as a few pieces: widths are seldom powers of two, and
+a block that is one would be idle for a third of its threads. Few warps a row keep many rows on their way at once, which
+is what hides the memory's latency. Forward kernels take one row a program; backward kernels with per-channel weights
+take many in turn, so that these gradients are summed on chip and leave as one part per program (summed afterwards: no
+atomics, the same inputs give the same bits). Arithmetic is fp32 whatever the tensors' dtype.
 
-Legend: N rows, D columns (padded to BLOCK), r one over the root mean square of a row.
+Legend: N rows, D columns in C pieces of P columns, r one over the root mean square of a row.
 """
 
 from typing import no_type_check
@@ -16,14 +19,40 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def _load(tensor, row, stride, cols, inside):
-    return tl.load(tensor + row.to(tl.int64) * stride + cols, mask=inside, other=0.0).to(tl.float32)
+def _load(tensor, row, stride, D: tl.constexpr, P: tl.constexpr):
+    """A row as a tuple of pieces, in its own dtype: half the registers of fp32 while they wait."""
+    pieces = ()
+    for i in tl.static_range(triton.cdiv(D, P)):
+        cols = i * P + tl.arange(0, P)
+        at = tensor + tl.cast(row, tl.int64) * stride + cols
+        # A piece that is inside as a whole is read and written without a mask.
+        if (i + 1) * P <= D:
+            piece = tl.load(at)
+        else:
+            piece = tl.load(at, mask=cols < D, other=0.0)
+        pieces = pieces + (piece,)
+    return pieces
 
 
 @triton.jit
 @no_type_check
-def _store(tensor, row, stride, cols, inside, value):
-    tl.store(tensor + row.to(tl.int64) * stride + cols, value.to(tensor.dtype.element_ty), mask=inside)
+def _store(tensor, row, stride, i: tl.constexpr, value, D: tl.constexpr, P: tl.constexpr):
+    """Write piece `i` of a row."""
+    cols = i * P + tl.arange(0, P)
+    at = tensor + tl.cast(row, tl.int64) * stride + cols
+    if (i + 1) * P <= D:
+        tl.store(at, value.to(tensor.dtype.element_ty))
+    else:
+        tl.store(at, value.to(tensor.dtype.element_ty), mask=cols < D)
+
+
+@triton.jit
+@no_type_check
+def _zeros(D: tl.constexpr, P: tl.constexpr):
+    pieces = ()
+    for _ in tl.static_range(triton.cdiv(D, P)):
+        pieces = pieces + (tl.zeros((P,), tl.float32),)
+    return pieces
 
 
 @triton.jit
@@ -35,151 +64,245 @@ def _rounded(value, like):
 
 @triton.jit
 @no_type_check
-def _norm_gradient(dn, s, D, eps):
-    """Gradient of s·r(s) with respect to s."""
-    r = tl.rsqrt(tl.sum(s * s, axis=0) / D + eps)
-    return r * (dn - s * (r * r * tl.sum(dn * s, axis=0) / D))
+def _inverse_rms(squares_P, D: tl.constexpr, eps):
+    """r, from the sum over pieces of the squares."""
+    return tl.rsqrt(tl.sum(squares_P, axis=0) / D + eps)
 
 
 @triton.jit
 @no_type_check
-def add_norm_kernel(x, branch, total, normed, D, eps, HAS_BRANCH: tl.constexpr, BLOCK: tl.constexpr):
+def _shrinkage(products_P, r, D: tl.constexpr):
+    """k in the gradient r·(dn − k·s) of s·r(s) with respect to s, from the sum over pieces of dn·s."""
+    return r * r * tl.sum(products_P, axis=0) / D
+
+
+@triton.jit
+@no_type_check
+def add_norm_kernel(x, branch, total, normed, eps, D: tl.constexpr, P: tl.constexpr, HAS_BRANCH: tl.constexpr):
     """total = x + branch (not written without a branch: it is x), normed = total·r."""
-    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
-    inside = cols < D
-    s = _load(x, row, D, cols, inside)
+    row = tl.program_id(0)
+    s_CP = _load(x, row, D, D, P)
+    squares_P = tl.zeros((P,), tl.float32)
     if HAS_BRANCH:
-        s = _rounded(s + _load(branch, row, D, cols, inside), total)
-        _store(total, row, D, cols, inside, s)
-    _store(normed, row, D, cols, inside, s * tl.rsqrt(tl.sum(s * s, axis=0) / D + eps))
+        branch_CP = _load(branch, row, D, D, P)
+        sums = ()
+        for i in tl.static_range(triton.cdiv(D, P)):
+            s = (s_CP[i].to(tl.float32) + branch_CP[i].to(tl.float32)).to(total.dtype.element_ty)
+            _store(total, row, D, i, s, D, P)
+            sums = sums + (s,)
+        s_CP = sums
+    for i in tl.static_range(triton.cdiv(D, P)):
+        s = s_CP[i].to(tl.float32)
+        squares_P += s * s
+    r = _inverse_rms(squares_P, D, eps)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        _store(normed, row, D, i, s_CP[i].to(tl.float32) * r, D, P)
 
 
 @triton.jit
 @no_type_check
-def add_norm_gradient_kernel(total, dtotal, dnormed, dx, D, eps, HAS_DTOTAL: tl.constexpr, BLOCK: tl.constexpr):
+def add_norm_gradient_kernel(
+    total, dtotal, dnormed, dx, eps, D: tl.constexpr, P: tl.constexpr, HAS_DTOTAL: tl.constexpr
+):  # fmt: skip
     """dx, which is the branch's gradient too."""
-    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
-    inside = cols < D
-    d = _norm_gradient(_load(dnormed, row, D, cols, inside), _load(total, row, D, cols, inside), D, eps)
+    row = tl.program_id(0)
+    s_CP, dn_CP = _load(total, row, D, D, P), _load(dnormed, row, D, D, P)
+    left_CP = s_CP
     if HAS_DTOTAL:
-        d += _load(dtotal, row, D, cols, inside)
-    _store(dx, row, D, cols, inside, d)
+        left_CP = _load(dtotal, row, D, D, P)
+    squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        s = s_CP[i].to(tl.float32)
+        squares_P += s * s
+        products_P += s * dn_CP[i].to(tl.float32)
+    r = _inverse_rms(squares_P, D, eps)
+    k = _shrinkage(products_P, r, D)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        d = r * (dn_CP[i].to(tl.float32) - k * s_CP[i].to(tl.float32))
+        if HAS_DTOTAL:
+            d += left_CP[i].to(tl.float32)
+        _store(dx, row, D, i, d, D, P)
 
 
 @triton.jit
 @no_type_check
 def mix_norm_kernel(
-    x, x0, skip, mix, weight, mixed, normed, D, eps, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr
+    x, x0, skip, mix, weight, mixed, normed, eps, D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr
 ):  # fmt: skip
     """mixed = mix₀·(x + weight·skip) + mix₁·x0, normed = mixed·r."""
-    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
-    inside = cols < D
-    v = _load(x, row, D, cols, inside)
+    row = tl.program_id(0)
+    x_CP, x0_CP = _load(x, row, D, D, P), _load(x0, row, D, D, P)
+    m0_CP, m1_CP = _load(mix, 0, D, D, P), _load(mix, 1, D, D, P)
+    skip_CP, w_CP = x_CP, m0_CP
     if HAS_SKIP:
-        v += tl.load(weight + cols, mask=inside, other=0.0) * _load(skip, row, D, cols, inside)
-    m0, m1 = tl.load(mix + cols, mask=inside, other=0.0), tl.load(mix + D + cols, mask=inside, other=0.0)
-    s = _rounded(m0 * v + m1 * _load(x0, row, D, cols, inside), mixed)
-    _store(mixed, row, D, cols, inside, s)
-    _store(normed, row, D, cols, inside, s * tl.rsqrt(tl.sum(s * s, axis=0) / D + eps))
+        skip_CP, w_CP = _load(skip, row, D, D, P), _load(weight, 0, D, D, P)
+    squares_P = tl.zeros((P,), tl.float32)
+    mixed_CP = ()
+    for i in tl.static_range(triton.cdiv(D, P)):
+        v = x_CP[i].to(tl.float32)
+        if HAS_SKIP:
+            v += w_CP[i] * skip_CP[i].to(tl.float32)
+        s = _rounded(m0_CP[i] * v + m1_CP[i] * x0_CP[i].to(tl.float32), mixed)
+        _store(mixed, row, D, i, s, D, P)
+        squares_P += s * s
+        mixed_CP = mixed_CP + (s,)
+    r = _inverse_rms(squares_P, D, eps)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        _store(normed, row, D, i, mixed_CP[i] * r, D, P)
 
 
 @triton.jit
 @no_type_check
 def mix_norm_gradient_kernel(
-    x, x0, skip, mix, weight, mixed, dmixed, dnormed, dx0_after, dx_after, dx, dx0, dskip, parts,
-    N, D, eps, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_AFTER: tl.constexpr,
-    HAS_X_AFTER: tl.constexpr, BLOCK: tl.constexpr,
+    x, x0, skip, mix, weight, dmixed, dnormed, dx0_after, dx_after, dx, dx0, dskip, parts, N, eps,
+    D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_AFTER: tl.constexpr,
+    HAS_X_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """dx and dx0 (with what others left for them), dskip, and parts (programs, 3, D): of dmix₀, dmix₁ and dweight."""
-    cols = tl.arange(0, BLOCK)
-    inside = cols < D
-    m0, m1 = tl.load(mix + cols, mask=inside, other=0.0), tl.load(mix + D + cols, mask=inside, other=0.0)
-    w = m0
+    """dx and dx0 (with what others left for them), dskip, and parts (programs, 3, D): of dmix₀, dmix₁ and dweight.
+
+    What was mixed is computed again: that costs less than reading it.
+    """
+    m0_CP, m1_CP = _load(mix, 0, D, D, P), _load(mix, 1, D, D, P)
+    w_CP = m0_CP
     if HAS_SKIP:
-        w = tl.load(weight + cols, mask=inside, other=0.0)
-    dm0, dm1, dw = tl.zeros_like(m0), tl.zeros_like(m0), tl.zeros_like(m0)
+        w_CP = _load(weight, 0, D, D, P)
+    dm0_CP, dm1_CP, dw_CP = _zeros(D, P), _zeros(D, P), _zeros(D, P)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
-        row = tl.cast(row, tl.int64)
-        d = _norm_gradient(_load(dnormed, row, D, cols, inside), _load(mixed, row, D, cols, inside), D, eps)
-        if HAS_DMIXED:
-            d += _load(dmixed, row, D, cols, inside)
-        v = _load(x, row, D, cols, inside)
-        dv = m0 * d
+        x_CP, x0_CP, dn_CP = _load(x, row, D, D, P), _load(x0, row, D, D, P), _load(dnormed, row, D, D, P)
+        skip_CP, dmixed_CP, after_CP, x_after_CP = x_CP, x_CP, x_CP, x_CP
         if HAS_SKIP:
-            s = _load(skip, row, D, cols, inside)
-            v += w * s
-            dw += dv * s
-            _store(dskip, row, D, cols, inside, w * dv)
-        dm0 += d * v
-        dm1 += d * _load(x0, row, D, cols, inside)
-        if HAS_X_AFTER:
-            dv += _load(dx_after, row, D, cols, inside)
-        _store(dx, row, D, cols, inside, dv)
-        d0 = m1 * d
+            skip_CP = _load(skip, row, D, D, P)
+        if HAS_DMIXED:
+            dmixed_CP = _load(dmixed, row, D, D, P)
         if HAS_AFTER:
-            d0 += _load(dx0_after, row, D, cols, inside)
-        _store(dx0, row, D, cols, inside, d0)
-    part = parts + tl.program_id(0) * 3 * D + cols
-    tl.store(part, dm0, mask=inside)
-    tl.store(part + D, dm1, mask=inside)
-    tl.store(part + 2 * D, dw, mask=inside)
+            after_CP = _load(dx0_after, row, D, D, P)
+        if HAS_X_AFTER:
+            x_after_CP = _load(dx_after, row, D, D, P)
+        squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
+        mixed_CP = ()
+        for i in tl.static_range(triton.cdiv(D, P)):
+            v = x_CP[i].to(tl.float32)
+            if HAS_SKIP:
+                v += w_CP[i] * skip_CP[i].to(tl.float32)
+            s = _rounded(m0_CP[i] * v + m1_CP[i] * x0_CP[i].to(tl.float32), x)
+            squares_P += s * s
+            products_P += s * dn_CP[i].to(tl.float32)
+            mixed_CP = mixed_CP + (s,)
+        r = _inverse_rms(squares_P, D, eps)
+        k = _shrinkage(products_P, r, D)
+        dm0, dm1, dw = (), (), ()
+        for i in tl.static_range(triton.cdiv(D, P)):
+            d = r * (dn_CP[i].to(tl.float32) - k * mixed_CP[i])
+            if HAS_DMIXED:
+                d += dmixed_CP[i].to(tl.float32)
+            v = x_CP[i].to(tl.float32)
+            dv = m0_CP[i] * d
+            if HAS_SKIP:
+                skipped = skip_CP[i].to(tl.float32)
+                v += w_CP[i] * skipped
+                dw = dw + (dw_CP[i] + dv * skipped,)
+                _store(dskip, row, D, i, w_CP[i] * dv, D, P)
+            dm0 = dm0 + (dm0_CP[i] + d * v,)
+            dm1 = dm1 + (dm1_CP[i] + d * x0_CP[i].to(tl.float32),)
+            if HAS_X_AFTER:
+                dv += x_after_CP[i].to(tl.float32)
+            _store(dx, row, D, i, dv, D, P)
+            d0 = m1_CP[i] * d
+            if HAS_AFTER:
+                d0 += after_CP[i].to(tl.float32)
+            _store(dx0, row, D, i, d0, D, P)
+        dm0_CP, dm1_CP = dm0, dm1
+        if HAS_SKIP:
+            dw_CP = dw
+    for i in tl.static_range(triton.cdiv(D, P)):
+        _store(parts, 3 * tl.program_id(0), D, i, dm0_CP[i], D, P)
+        _store(parts, 3 * tl.program_id(0) + 1, D, i, dm1_CP[i], D, P)
+        _store(parts, 3 * tl.program_id(0) + 2, D, i, dw_CP[i], D, P)
 
 
 @triton.jit
 @no_type_check
-def gated_norm_kernel(y, z, weight, out, z_stride, D, eps, BLOCK: tl.constexpr):
+def gated_norm_kernel(y, z, weight, out, z_stride, eps, D: tl.constexpr, P: tl.constexpr):
     """out = weight·v·r with v = y·silu(z)."""
-    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
-    inside = cols < D
-    z_D = _load(z, row, z_stride, cols, inside)
-    v = _load(y, row, D, cols, inside) * z_D * tl.sigmoid(z_D)
-    w = tl.load(weight + cols, mask=inside, other=0.0)
-    _store(out, row, D, cols, inside, w * v * tl.rsqrt(tl.sum(v * v, axis=0) / D + eps))
+    row = tl.program_id(0)
+    y_CP, z_CP, w_CP = _load(y, row, D, D, P), _load(z, row, z_stride, D, P), _load(weight, 0, D, D, P)
+    squares_P = tl.zeros((P,), tl.float32)
+    v_CP = ()
+    for i in tl.static_range(triton.cdiv(D, P)):
+        z_P = z_CP[i].to(tl.float32)
+        v = y_CP[i].to(tl.float32) * z_P * tl.sigmoid(z_P)
+        squares_P += v * v
+        v_CP = v_CP + (v,)
+    r = _inverse_rms(squares_P, D, eps)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        _store(out, row, D, i, w_CP[i] * v_CP[i] * r, D, P)
 
 
 @triton.jit
 @no_type_check
 def gated_norm_gradient_kernel(
-    y, z, weight, dout, dy, dz, parts, z_stride, dz_stride, N, D, eps, BLOCK: tl.constexpr
+    y, z, weight, dout, dy, dz, parts, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """dy, dz, and parts (programs, D) of dweight."""
-    cols = tl.arange(0, BLOCK)
-    inside = cols < D
-    w = tl.load(weight + cols, mask=inside, other=0.0)
-    dw = tl.zeros_like(w)
+    w_CP, dw_CP = _load(weight, 0, D, D, P), _zeros(D, P)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
-        row = tl.cast(row, tl.int64)
-        y_D, z_D = _load(y, row, D, cols, inside), _load(z, row, z_stride, cols, inside)
-        d = _load(dout, row, D, cols, inside)
-        sigmoid = tl.sigmoid(z_D)
-        silu = z_D * sigmoid
-        v = y_D * silu
-        r = tl.rsqrt(tl.sum(v * v, axis=0) / D + eps)
-        dw += d * v * r
-        d *= w
-        dv = r * (d - v * (r * r * tl.sum(d * v, axis=0) / D))
-        _store(dy, row, D, cols, inside, dv * silu)
-        _store(dz, row, dz_stride, cols, inside, dv * y_D * (sigmoid + silu * (1.0 - sigmoid)))
-    tl.store(parts + tl.program_id(0) * D + cols, dw, mask=inside)
+        y_CP, z_CP, d_CP = _load(y, row, D, D, P), _load(z, row, z_stride, D, P), _load(dout, row, D, D, P)
+        squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
+        sigmoid_CP = ()
+        for i in tl.static_range(triton.cdiv(D, P)):
+            z_P = z_CP[i].to(tl.float32)
+            sigmoid = tl.sigmoid(z_P)
+            v = y_CP[i].to(tl.float32) * z_P * sigmoid
+            squares_P += v * v
+            products_P += d_CP[i].to(tl.float32) * w_CP[i] * v
+            sigmoid_CP = sigmoid_CP + (sigmoid,)
+        r = _inverse_rms(squares_P, D, eps)
+        k = _shrinkage(products_P, r, D)
+        dw = ()
+        for i in tl.static_range(triton.cdiv(D, P)):
+            y_P, d = y_CP[i].to(tl.float32), d_CP[i].to(tl.float32)
+            sigmoid = sigmoid_CP[i]
+            silu = z_CP[i].to(tl.float32) * sigmoid
+            v = y_P * silu
+            dw = dw + (dw_CP[i] + d * v * r,)
+            dv = r * (d * w_CP[i] - k * v)
+            _store(dy, row, D, i, dv * silu, D, P)
+            _store(dz, row, dz_stride, i, dv * y_P * (sigmoid + silu * (1.0 - sigmoid)), D, P)
+        dw_CP = dw
+    for i in tl.static_range(triton.cdiv(D, P)):
+        _store(parts, tl.program_id(0), D, i, dw_CP[i], D, P)
 
 
 @triton.jit
 @no_type_check
-def relu2_norm_kernel(u, out, D, eps, BLOCK: tl.constexpr):
+def relu2_norm_kernel(u, out, eps, D: tl.constexpr, P: tl.constexpr):
     """out = a·r with a = relu(u)²."""
-    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
-    inside = cols < D
-    a = tl.maximum(_load(u, row, D, cols, inside), 0.0)
-    a *= a
-    _store(out, row, D, cols, inside, a * tl.rsqrt(tl.sum(a * a, axis=0) / D + eps))
+    row = tl.program_id(0)
+    u_CP = _load(u, row, D, D, P)
+    squares_P = tl.zeros((P,), tl.float32)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        squares_P += relu * relu * (relu * relu)
+    r = _inverse_rms(squares_P, D, eps)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        _store(out, row, D, i, relu * relu * r, D, P)
 
 
 @triton.jit
 @no_type_check
-def relu2_norm_gradient_kernel(u, dout, du, D, eps, BLOCK: tl.constexpr):
+def relu2_norm_gradient_kernel(u, dout, du, eps, D: tl.constexpr, P: tl.constexpr):
     """du."""
-    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
-    inside = cols < D
-    relu = tl.maximum(_load(u, row, D, cols, inside), 0.0)
-    da = _norm_gradient(_load(dout, row, D, cols, inside), relu * relu, D, eps)
-    _store(du, row, D, cols, inside, 2.0 * relu * da)
+    row = tl.program_id(0)
+    u_CP, dn_CP = _load(u, row, D, D, P), _load(dout, row, D, D, P)
+    squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        squares_P += relu * relu * (relu * relu)
+        products_P += relu * relu * dn_CP[i].to(tl.float32)
+    r = _inverse_rms(squares_P, D, eps)
+    k = _shrinkage(products_P, r, D)
+    for i in tl.static_range(triton.cdiv(D, P)):
+        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        da = r * (dn_CP[i].to(tl.float32) - k * relu * relu)
+        _store(du, row, D, i, 2.0 * relu * da, D, P)

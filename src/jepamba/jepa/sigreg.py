@@ -27,6 +27,7 @@ from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.fused.epps_pulley import characteristic_sums, epps_pulley
+from jepamba.fused.products import projected
 from jepamba.ranks import ALONE, Ranks
 
 
@@ -99,15 +100,15 @@ def _directions(width: int, count: int, seed: int) -> Tensor:
 
 
 def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) -> Float[Tensor, "S N E"]:
-    """The fp32 samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
+    """The samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
     if config.sigreg_pool == "timestep":
         # Chosen before it is transposed: the gradient then lies in memory as z does.
-        return (z_BTE if chosen is None else z_BTE.index_select(1, chosen)).float().transpose(0, 1)
+        return (z_BTE if chosen is None else z_BTE.index_select(1, chosen)).transpose(0, 1)
     if config.sigreg_pool == "centered":
         z_BTE = z_BTE.float()
         z_BTE = z_BTE - z_BTE.mean(1, keepdim=True)
     z_NE = z_BTE.flatten(0, 1)
-    return (z_NE if chosen is None else z_NE.index_select(0, chosen)).float().unsqueeze(0)
+    return (z_NE if chosen is None else z_NE.index_select(0, chosen)).unsqueeze(0)
 
 
 def sigreg(
@@ -126,7 +127,7 @@ def sigreg(
     whole's statistic, so no rank has to send it on: gradients of the weights are to be added over the parts.
     """
     with torch.autocast(z_BTE.device.type, enabled=False):
-        x_SNM = samples(z_BTE, config, drawn.chosen) @ drawn.directions_EM
+        x_SNM = projected(samples(z_BTE, config, drawn.chosen), drawn.directions_EM)
         t_K, w_K = knots(config, z_BTE.device)
         if sums_SK2M is None and ranks.size > 1:
             sums_SK2M = ranks.sum_(characteristic_sums(x_SNM.detach(), t_K))
@@ -139,7 +140,7 @@ def sigreg(
 def sigreg_sums(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, "S K 2 M"]:
     """What z adds to the sums of cosines and sines of the sample that it is a part of."""
     with torch.autocast(z_BTE.device.type, enabled=False):
-        x_SNM = samples(z_BTE, config, drawn.chosen) @ drawn.directions_EM
+        x_SNM = projected(samples(z_BTE, config, drawn.chosen), drawn.directions_EM)
         return characteristic_sums(x_SNM, knots(config, z_BTE.device)[0])
 
 

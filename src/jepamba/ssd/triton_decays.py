@@ -1,6 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
 """The two small Triton kernels before and after those of `triton_kernels` (see there): decays, and their gradients.
 
+RAW: what stands for dt and A is what a mixer has, dt = softplus(raw + dt_bias) and A = −exp(A_log), and so are the
+gradients.
+
 Legend: B batch, T time, H heads, c chunks, L chunk length, P head width.
 """
 
@@ -16,10 +19,33 @@ TINY = tl.constexpr(1e-20)
 
 @triton.jit
 @no_type_check
+def _softplus(x):
+    """log(1 + eˣ), and x itself above 20, as in PyTorch.
+
+    log(1 + e) = 2 artanh(w) with w = e / (2 + e), and for e ≤ 1 w ≤ 1/3: the series w + w³/3 + w⁵/5 + … is exact to
+    1e-8 with seven terms, and keeps the digits of a small e, which 1 + e loses.
+    """
+    e = tl.exp(-tl.abs(x))
+    w = e / (2.0 + e)
+    s = w * w
+    series = 1.0 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s * (1 / 13))))))
+    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + 2.0 * w * series)
+
+
+@triton.jit
+@no_type_check
+def _slope(dt):
+    """The derivative of softplus by its value: 1 − e^(−dt), for a small dt by its series, which loses no digits."""
+    series = dt * (1.0 - dt * (1 / 2 - dt * (1 / 6 - dt * (1 / 24 - dt * (1 / 120 - dt * (1 / 720))))))
+    return tl.where(dt < 0.25, series, 1.0 - tl.exp(-dt))
+
+
+@triton.jit
+@no_type_check
 def prepare_kernel(
-    dt, A, reset, dts, logs, documents,
+    dt, dt_bias, A, reset, dts, logs, documents,
     T, H, chunks, dt_sb, dt_st, dt_sh, reset_sb, reset_st,
-    L: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr,
+    L: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     """dt in fp32 and s (B, H, chunks·L), and the documents (B, chunks·L), for BLOCK chunks of one (sequence, head)."""
     h = tl.program_id(0)
@@ -28,7 +54,11 @@ def prepare_kernel(
     # 64 bits: token times stride may pass 2³¹.
     t_cL = c[:, None].to(tl.int64) * L + tl.arange(0, L)[None, :]
     dt_cL = tl.load(dt + b * dt_sb + t_cL * dt_st + h * dt_sh, mask=t_cL < T, other=0.0).to(tl.float32)
-    s_cL = tl.cumsum(dt_cL * (tl.load(A + h).to(tl.float32) * LOG2E), axis=1)
+    A_h = tl.load(A + h).to(tl.float32)
+    if RAW:
+        dt_cL = tl.where(t_cL < T, _softplus(dt_cL + tl.load(dt_bias + h).to(tl.float32)), 0.0)
+        A_h = -tl.exp(A_h)
+    s_cL = tl.cumsum(dt_cL * (A_h * LOG2E), axis=1)
     inside_cL = t_cL < chunks * L
     out = (b * H + h) * chunks * L + t_cL
     tl.store(dts + out, dt_cL, mask=inside_cL)
@@ -41,11 +71,13 @@ def prepare_kernel(
 @triton.jit
 @no_type_check
 def decay_gradient_kernel(
-    dts, logs, documents, A, reset, sums, passing, ddt, dA, dD,
-    T, H, chunks, sums_sk, reset_sb, reset_st,
-    L: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr,
+    dts, logs, documents, A, reset, sums, passing, ddt, parts,
+    T, H, chunks, columns, sums_sk, ddt_sb, ddt_st, ddt_sh, reset_sb, reset_st,
+    L: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
-    """ddt (B,T,H), and this block's parts of dA and dD, from the sums that `gradient_kernel` left.
+    """ddt, and this block's parts of dA, dD and (RAW) ddt_bias, from the sums that `gradient_kernel` left.
+
+    ddt is (B, T, columns), and zero in the columns from H on; parts is (programs of a head, 2 or 3, H).
 
     Of one head's share in dB and dC, B_j·dB_j is the gradient times the value of all readings of what token j wrote,
     and C_i·dC_i that of all readings by token i. The log-decay of token t carries every reading by t or later of what
@@ -75,7 +107,20 @@ def decay_gradient_kernel(
         reset_cL = tl.load(reset + b * reset_sb + t_cL * reset_st, mask=inside_cL, other=0)
         dlog_cL = tl.where(reset_cL != 0, 0.0, dlog_cL)
     A_h = tl.load(A + h).to(tl.float32)
-    tl.store(ddt + (b * T + t_cL) * H + h, written_cL / tl.maximum(dt_cL, TINY) + A_h * dlog_cL, mask=inside_cL)
-    part = (h * tl.num_programs(1) + b) * tl.num_programs(2) + tl.program_id(2)
-    tl.store(dA + part, tl.sum(tl.sum(dt_cL * dlog_cL, axis=1), axis=0))
-    tl.store(dD + part, tl.sum(tl.sum(diagonal_cL, axis=1), axis=0))
+    dA = tl.sum(tl.sum(dt_cL * dlog_cL, axis=1), axis=0)
+    if RAW:
+        # A = −exp(A_log), so dA/dA_log = A.
+        A_h = -tl.exp(A_h)
+        dA *= A_h
+    ddt_cL = written_cL / tl.maximum(dt_cL, TINY) + A_h * dlog_cL
+    part = parts + (b * tl.num_programs(2) + tl.program_id(2)) * ((3 if RAW else 2) * H) + h
+    tl.store(part, dA)
+    tl.store(part + H, tl.sum(tl.sum(diagonal_cL, axis=1), axis=0))
+    if RAW:
+        # Zero for tokens past the end, whose dt is.
+        ddt_cL *= _slope(dt_cL)
+        tl.store(part + 2 * H, tl.sum(tl.sum(ddt_cL, axis=1), axis=0))
+    out_cL = ddt + b * ddt_sb + t_cL.to(tl.int64) * ddt_st
+    tl.store(out_cL + h * ddt_sh, ddt_cL.to(ddt.dtype.element_ty), mask=inside_cL)
+    for column in tl.range(H + h, columns, H):
+        tl.store(out_cL + column * ddt_sh, tl.zeros((BLOCK, L), ddt.dtype.element_ty), mask=inside_cL)

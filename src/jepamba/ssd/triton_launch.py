@@ -127,17 +127,19 @@ def length(chunk: int, x: Tensor, n: int) -> int:
     return length
 
 
-def decay_tensors(dt: Tensor, A: Tensor, reset: Tensor | None, L: int) -> tuple[Tensor, Tensor]:
+def decay_tensors(
+    dt: Tensor, A: Tensor, reset: Tensor | None, L: int, dt_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(dt in fp32 and the running sum of log2 decays in each chunk, (2, B, H, chunks·L); resets so far in each chunk,
-    int32 (B, chunks·L), or empty without resets)."""
+    int32 (B, chunks·L), or empty without resets). With `dt_bias`, dt is raw and A stands for A_log (`run_forward`)."""
     batch, tokens, heads = dt.shape
     chunks = triton.cdiv(tokens, L)
     decays = dt.new_empty(2, batch, heads, chunks * L, dtype=torch.float32)
     documents = dt.new_empty((0,) if reset is None else (batch, chunks * L), dtype=torch.int32)
     bytes_, reset_sb, reset_st = reset_bytes(reset, dt)
     prepare_kernel[(heads, batch, triton.cdiv(chunks, BLOCK))](
-        dt, A, bytes_, decays[0], decays[1], documents,
+        dt, dt if dt_bias is None else dt_bias, A, bytes_, decays[0], decays[1], documents,
         tokens, heads, chunks, *dt.stride(), reset_sb, reset_st,
-        L=L, BLOCK=BLOCK, HAS_RESET=reset is not None,
+        L=L, BLOCK=BLOCK, HAS_RESET=reset is not None, RAW=dt_bias is not None,
     )  # fmt: skip
     return decays, documents

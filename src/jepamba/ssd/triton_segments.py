@@ -9,6 +9,7 @@ Legend: B batch, S segments (K as sources; M = B·S), T time, H heads, P head wi
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jepamba.ssd.triton_launch import PROGRAMS
@@ -33,12 +34,16 @@ def cut(tensor: Tensor, count: int) -> Tensor:
     return parts
 
 
-def initial_states(left: Tensor, initial: Tensor | None, dt: Tensor, A: Tensor, reset: Tensor | None) -> Tensor:
+def initial_states(
+    left: Tensor, initial: Tensor | None, dt: Tensor, A: Tensor, reset: Tensor | None, dt_bias: Tensor | None
+) -> Tensor:
     """The state at every segment's start (B·S, H, P, N).
 
     Arguments: `left`, what segments from an empty state leave behind (B, S, H, P, N); `initial` (B, H, P, N); dt
-    (B, S, T/S, H) and resets (B, S, T/S) by segment.
+    (B, S, T/S, H) and resets (B, S, T/S) by segment; with `dt_bias`, dt is raw and A stands for A_log.
     """
+    if dt_bias is not None:
+        dt, A = F.softplus(dt.float() + dt_bias), -torch.exp(A.float())
     first = torch.zeros_like(left[:, :1]) if initial is None else initial.unsqueeze(1).to(left.dtype)
     source_BKHPN = torch.cat([first, left[:, :-1]], dim=1)
     # Sums of many decays, of which differences are taken.

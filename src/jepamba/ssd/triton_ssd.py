@@ -6,7 +6,7 @@ from the end for the gradient of the state at each chunk's end; then every chunk
 one kernel takes all its heads in turn, so that dB and dC, shared by the heads of a group, are summed on chip. No
 atomics: the same inputs give the same bits. `docs/performance.md` has the counts of bytes and operations behind this.
 
-Legend: B batch, T time, H heads, P head width, G groups, N state.
+Legend: B batch, T time, H heads, P head width, G groups, N state; K programs of a head, S gradients that are sums.
 """
 
 from collections.abc import Callable
@@ -48,9 +48,14 @@ def run_forward(
     reset: Tensor | None,
     chunk: int,
     keep: bool,
+    dt_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(y, final state in fp32; where `keep`, otherwise empty: state at each chunk's start in x's dtype
-    (B, H, chunks, P, N), and the two tensors of `decay_tensors`)."""
+    (B, H, chunks, P, N), and the two tensors of `decay_tensors`).
+
+    With `dt_bias`, `dt` is what a mixer's projection gives and `A` is A_log: softplus(dt + dt_bias) and −exp(A_log)
+    are computed on the way.
+    """
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     L = length(chunk, x, n)
@@ -62,19 +67,19 @@ def run_forward(
 
         def walk(initial: Tensor | None) -> tuple[Tensor, Tensor]:
             x_, dt_, B_, C_ = parts
-            return run_forward(x_, dt_, A, B_, C_, D, initial, cut_reset, chunk, False)[:2]
+            return run_forward(x_, dt_, A, B_, C_, D, initial, cut_reset, chunk, False, dt_bias)[:2]
 
         by_segment = (batch, count)
         left = walk(None)[1].unflatten(0, by_segment)
         resets = None if cut_reset is None else cut_reset.unflatten(0, by_segment)
-        y, final = walk(initial_states(left, initial, parts[1].unflatten(0, by_segment), A, resets))
+        y, final = walk(initial_states(left, initial, parts[1].unflatten(0, by_segment), A, resets, dt_bias))
         nothing = x.new_empty(0), dt.new_empty(0, dtype=torch.float32), dt.new_empty(0, dtype=torch.int32)
         return y.view(x.shape), final.unflatten(0, by_segment)[:, -1].contiguous(), *nothing
     y = x.new_empty(batch, tokens, heads, width)
     final = x.new_empty(batch, heads, width, n, dtype=torch.float32)
     starts = x.new_empty((batch, heads, triton.cdiv(tokens, L), width, n) if keep else (0,))
     with on_device(x):
-        decays, documents = decay_tensors(dt, A, reset, L)
+        decays, documents = decay_tensors(dt, A, reset, L, dt_bias)
         forward_kernel[(heads * (width // block), batch)](
             tiles(x, L, block), decays[0], decays[1], documents, tiles(B, L, n), tiles(C, L, n), D,
             x if initial is None else initial.contiguous(),
@@ -89,7 +94,14 @@ def run_forward(
     return y, final, starts, decays, documents
 
 
-_forward = torch.library.custom_op("jepamba::ssd_forward", run_forward, mutates_args=())
+_forward = torch.library.custom_op(
+    "jepamba::ssd_forward",
+    run_forward,
+    mutates_args=(),
+    # Without dt_bias: a gradient for it would have to come from the operator's backward pass.
+    schema="(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? initial, Tensor? reset, "
+    "SymInt chunk, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @_forward.register_fake
@@ -133,14 +145,18 @@ def run_backward(
     decays: Tensor,
     documents: Tensor,
     chunk: int,
-    into: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of dt, A, D and the initial state; those of x, B and C are written `into` tensors of their shapes.
+    into: tuple[Tensor, Tensor, Tensor, Tensor],
+    dt_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(fp32 parts (K, 2, H) of the gradients of A and D, to be summed over K, and the gradient of the initial state);
+    those of x, dt, B and C are written `into` tensors of their shapes.
 
-    These may be slices of the rows of (batch · time, any) matrices, if these rows are whole 16 bytes. `starts` empty
-    means that the states at chunk starts are recomputed here.
+    These may be slices of the rows of (batch · time, any) matrices, if these rows are whole 16 bytes. That of dt may
+    have columns behind those of the heads: they become 0. `starts` empty means that the states at chunk starts are
+    recomputed here. With `dt_bias`, as in `run_forward`: the gradients are those of the raw dt and A_log, and the parts
+    (K, 3, H), those of dt_bias last.
     """
-    dx, dB_out, dC_out = into
+    dx, ddt, dB_out, dC_out = into
     batch, tokens, heads, width = x.shape
     groups, n = B.shape[2:]
     per_group = heads // groups
@@ -166,15 +182,13 @@ def run_backward(
     # Heads that are split over programs leave parts, summed in a fixed order.
     dB = dB_out.unsqueeze(0) if splits == 1 else x.new_empty(parts, dtype=torch.float32)
     dC = dC_out.unsqueeze(0) if splits == 1 else torch.empty_like(dB)
-    ddt = x.new_empty(dt.shape, dtype=torch.float32)
     sums = x.new_empty(4, batch, heads, chunks * L, dtype=torch.float32)
     passing = x.new_empty(batch, heads, chunks, width, dtype=torch.float32)
     blocks = triton.cdiv(chunks, BLOCK)
-    dA = x.new_empty(heads, batch * blocks, dtype=torch.float32)
-    dD = torch.empty_like(dA)
+    parts_KSH = x.new_empty(batch * blocks, 2 if dt_bias is None else 3, heads, dtype=torch.float32)
     with on_device(x):
         if starts.numel() == 0:
-            decays, documents = decay_tensors(dt, A, reset, L)
+            decays, documents = decay_tensors(dt, A, reset, L, dt_bias)
             starts = x.new_empty(batch, heads, chunks, width, n)
             walk(x, B, initial, starts, torch.empty_like(dinitial), reverse=False)
         walk(dy, C, dfinal, dends, dinitial, reverse=True)
@@ -190,14 +204,14 @@ def run_backward(
         )  # fmt: skip
         bytes_, reset_sb, reset_st = reset_bytes(reset, dt)
         decay_gradient_kernel[(heads, batch, blocks)](
-            decays[0], decays[1], documents, A, bytes_, sums, passing, ddt, dA, dD,
-            tokens, heads, chunks, sums.stride(0), reset_sb, reset_st,
-            L=L, P=width, BLOCK=BLOCK, HAS_RESET=reset is not None,
+            decays[0], decays[1], documents, A, bytes_, sums, passing, ddt, parts_KSH,
+            tokens, heads, chunks, ddt.shape[2], sums.stride(0), *ddt.stride(), reset_sb, reset_st,
+            L=L, P=width, BLOCK=BLOCK, HAS_RESET=reset is not None, RAW=dt_bias is not None,
         )  # fmt: skip
     if splits > 1:
         dB_out.copy_(dB.sum(0))
         dC_out.copy_(dC.sum(0))
-    return ddt.to(dt.dtype), dA.sum(1).to(A.dtype), dD.sum(1).to(D.dtype), dinitial
+    return parts_KSH, dinitial
 
 
 def _new_gradients(
@@ -217,9 +231,11 @@ def _new_gradients(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D and the initial state."""
-    dx, dB, dC = x.new_empty(x.shape), B.new_empty(B.shape), C.new_empty(C.shape)
+    dx, ddt, dB, dC = (tensor.new_empty(tensor.shape) for tensor in (x, dt, B, C))
     saved = (starts, decays, documents, chunk)
-    ddt, dA, dD, dinitial = run_backward(dy, dfinal, x, dt, A, B, C, D, initial, reset, *saved, (dx, dB, dC))
+    parts_K2H, dinitial = run_backward(dy, dfinal, x, dt, A, B, C, D, initial, reset, *saved, (dx, ddt, dB, dC))
+    # Each a tensor of its own, as an operator's results must be.
+    dA, dD = (parts_K2H[:, k].sum(0).to(like.dtype) for k, like in enumerate((A, D)))
     return dx, ddt, dA, dB, dC, dD, dinitial
 
 

@@ -48,6 +48,9 @@ def add_gradients(loss: Tensor, leaves: list[Tensor]) -> None:
         if leaf.grad is None:
             leaf.grad = grad.to(leaf.grad_dtype or grad.dtype, copy=True, memory_format=torch.contiguous_format)
         else:
+            if grad.stride() != leaf.grad.stride():
+                # One pair with unlike strides, and _foreach_add_ adds all the pairs one by one.
+                grad = torch.empty_like(leaf.grad, dtype=grad.dtype).copy_(grad)
             there.append(leaf.grad)
             fresh.append(grad)
     if there:
