@@ -40,8 +40,8 @@ GRACE = 10.0
 _LOST = 2
 _SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
 """Which signals end a rank, and what it then says."""
-_FAREWELL = 1
-"""The tag of a word to the rank before, beside the decisions of the same group."""
+_FAREWELL = 1 << 30
+"""The tag of a word to the rank before, beside the decisions of the same group, whose barriers count theirs from 0."""
 _EXPECTED = b"!"
 """Ends the count of a rank that is in `training`."""
 
