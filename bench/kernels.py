@@ -5,7 +5,7 @@ fast they did, and what share that is of a plain copy of as many bytes, timed in
 operator in plain PyTorch. All are captured graphs, so that launches do not count; the GPU's caches are cleared before
 each call, and the median over the rounds is shown.
 
-    python bench/kernels.py [--batch 64 --length 1024 --vocab 8192 --channels 768 --rounds 30 --only NAMES]
+    python bench/kernels.py [--batch 64 --length 1024 --vocab 8192 --width 640 --channels 768 --rounds 30 --only NAMES]
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 from jepamba.fused.conv import conv_silu
 from jepamba.fused.cross_entropy import row_losses, token_nats
 from jepamba.fused.epps_pulley import epps_pulley
+from jepamba.fused.latents import bias_gelu
+from jepamba.fused.norms import add_norm, gated_norm, mix_norm, relu2_norm
 from jepamba.gpu import kernels
 from jepamba.model.loss import capped_cross_entropy
 from ssd import captured, measure
@@ -34,15 +36,37 @@ def normal(*size: int) -> Tensor:
     return torch.randn(*size, device="cuda")
 
 
-def passes(name: str, operator: Callable[..., Tensor], leaves: list[Tensor], sizes: tuple[int, int]) -> Parts:
+def passes(
+    name: str, operator: Callable[..., Tensor | tuple[Tensor, ...]], leaves: list[Tensor], sizes: tuple[int, int]
+) -> Parts:
     """Forward and backward of a differentiable operator; `sizes` are the bytes of the two."""
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     out = operator(*leaves)
-    pull = torch.randn_like(out)
+    outputs = (out,) if isinstance(out, Tensor) else out
+    pulls = [torch.randn_like(output) for output in outputs]
     return {
         f"{name} forward": (lambda: operator(*leaves), sizes[0]),
-        f"{name} backward": (lambda: torch.autograd.grad(out, leaves, pull, retain_graph=True), sizes[1]),
+        f"{name} backward": (lambda: torch.autograd.grad(outputs, leaves, pulls, retain_graph=True), sizes[1]),
     }
+
+
+def rows(o: argparse.Namespace) -> Parts:
+    """What lies between the products, at the widths of `submission-bpe`: the stream's rows, and four times as wide."""
+    tokens = o.batch * o.length
+    x, x0, skip = (normal(tokens, o.width).bfloat16() for _ in range(3))
+    mix, weight = normal(2, o.width), normal(o.width)
+    # z lies in rows that hold more than it.
+    wide = normal(tokens, 2 * o.width + 144).bfloat16()
+    hidden, bias = normal(tokens, 4 * o.width).bfloat16(), normal(4 * o.width)
+    size = 2 * x.numel()
+    return (
+        passes("add and norm", add_norm, [x, x0], (4 * size, 4 * size))
+        | passes("block entrance", mix_norm, [x, x0, mix], (4 * size, 8 * size))
+        | passes("block entrance, skip", mix_norm, [x, x0, mix, skip, weight], (5 * size, 10 * size))
+        | passes("gated norm", gated_norm, [x, wide[:, : o.width], weight], (3 * size, 5 * size))
+        | passes("ReLU² and norm", relu2_norm, [hidden], (8 * size, 12 * size))
+        | passes("bias and GELU", bias_gelu, [hidden, bias], (8 * size, 12 * size))
+    )
 
 
 def cross_entropy(o: argparse.Namespace) -> Parts:
@@ -120,7 +144,14 @@ def graph_of(name: str, call: Callable[[], object]) -> Callable[[], object]:
 def bench() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"batch": 64, "length": 1024, "vocab": 8192, "channels": 768, "rounds": 30}.items():
+    for name, value in {
+        "batch": 64,
+        "length": 1024,
+        "vocab": 8192,
+        "width": 640,
+        "channels": 768,
+        "rounds": 30,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", default="", help="words of the names of the operators to time, separated by commas")
     o = parser.parse_args()
@@ -130,7 +161,7 @@ def bench() -> None:
     print(f"{device}, torch {torch.__version__}; batch {o.batch}, length {o.length}, vocabulary {o.vocab}")
     print(f"{'':32s}{'ms':>9s}{'MB':>9s}{'GB/s':>9s}{'of a copy':>11s}{'plain ms':>10s}{'times':>8s}")
     result: dict[str, dict[str, float]] = {}
-    for make in (cross_entropy, convolution, statistic):
+    for make in (rows, cross_entropy, convolution, statistic):
         calls: dict[str, dict[str, Callable[[], object]]] = {}
         sizes: dict[str, int] = {}
         for how, wanted in (("fused", True), ("plain", False)):

@@ -87,6 +87,10 @@ def timed_step(micro: MicroPass, kernels: bool) -> float:
         return time.perf_counter() - start
 
 
+GAPS = (1.0, 2.0, 5.0, 20.0, 100.0, float("inf"))
+"""Gaps between kernels are counted by these lengths, µs."""
+
+
 def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, object]:
     """Interleaved timings of one session per path; medians."""
     where = place(run.train)
@@ -132,6 +136,20 @@ def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, 
     }
 
 
+def gaps(spans: list[tuple[float, float]]) -> list[str]:
+    """How often, and how long in all, nothing runs between the first and the last of `spans` (start and end, µs)."""
+    found = [0.0] * len(GAPS)
+    counts = [0] * len(GAPS)
+    until = float("inf")
+    for start, end in sorted(spans):
+        if start > until:
+            kind = next(i for i, most in enumerate(GAPS) if start - until <= most)
+            found[kind] += start - until
+            counts[kind] += 1
+        until = end if until == float("inf") else max(until, end)
+    return [f"{n} × up to {most:g} µs: {us / 1e3:.2f} ms" for n, most, us in zip(counts, GAPS, found, strict=True) if n]
+
+
 def _profile(micro: MicroPass) -> None:
     """A table of the kernels of one step, the longest first, and the time in which the device did nothing."""
     cuda = micro.session.place.device.type == "cuda"
@@ -139,12 +157,15 @@ def _profile(micro: MicroPass) -> None:
     with torch.profiler.profile(activities=kinds) as profiler:
         seconds = timed_step(micro, True)
     totals: dict[str, tuple[float, int]] = {}
+    spans: list[tuple[float, float]] = []
     for event in profiler.events():
         span = event.self_device_time_total if cuda else event.self_cpu_time_total
         old = totals.get(event.name, (0.0, 0))
         totals[event.name] = (old[0] + span, old[1] + 1)
+        spans.append((event.time_range.start, event.time_range.end))
     busy = sum(span for span, _ in totals.values())
-    print(f"step of {seconds * 1e3:.1f} ms under the profiler, kernels {busy / 1e3:.1f} ms")
+    print(f"step of {seconds * 1e3:.1f} ms under the profiler, {len(spans)} kernels {busy / 1e3:.1f} ms")
+    print("nothing runs between kernels: " + "; ".join(gaps(spans)))
     for name, (span, count) in sorted(totals.items(), key=lambda item: -item[1][0])[:45]:
         print(f"{span / 1e3:9.2f} ms {100 * span / busy:5.1f} %  × {count:5}  {span / count:8.1f} µs  {name[:110]}")
 
