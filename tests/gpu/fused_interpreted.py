@@ -80,6 +80,24 @@ def test_a_broken_logit_breaks_the_loss() -> None:
     assert ours.ce_n.isnan().tolist() == [False, True, False]
 
 
+def test_long_rows_that_begin_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks of −∞, in front and behind, as a vocabulary's unused pieces may have."""
+    monkeypatch.setattr(cross_entropy, "BLOCK", 16)
+    monkeypatch.setattr(cross_entropy, "LONG_BLOCK", 16)
+    logits, targets = torch.randn(3, 64) * 4, torch.tensor([20, 40, 33])
+    logits[:, :17] = logits[:, 50:] = float("-inf")
+    truth = F.cross_entropy(logits.double(), targets, reduction="none")
+    assert (
+        relative(
+            cross_entropy.row_losses_triton(
+                logits.to(DEVICE), torch.zeros(64, device=DEVICE), targets.to(DEVICE), "off", 15.0
+            ).ce_n,
+            truth,
+        )
+        < 1e-6
+    )
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_token_nats(temperature: float) -> None:
     logits, targets = torch.randn(20, 70) * 6, torch.randint(0, 70, (20,))

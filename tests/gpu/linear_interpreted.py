@@ -96,6 +96,7 @@ def test_projected(shape: tuple[int, int, int, int]) -> None:
     assert x.grad is not None
     assert truth.grad is not None
     assert x.grad.dtype == torch.bfloat16
-    assert (x.grad - truth.grad).norm() / truth.grad.norm() < 2.0**-8
+    # Rounding alone gives 1.7e-3; a plain product of bf16 factors 2.9e-3.
+    assert (x.grad - truth.grad).norm() / truth.grad.norm() < 2.0e-3
     wide = x.detach().float()
     assert torch.equal(projected(wide, directions), wide @ directions)

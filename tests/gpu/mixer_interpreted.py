@@ -58,6 +58,24 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     assert (ours - truth).norm() / truth.norm() < tolerance
 
 
+def test_single_tokens_of_several_groups() -> None:
+    """Sequences of one token, whose slices by group have a stride in time that says nothing."""
+    torch.manual_seed(6)
+    config = Model(vocab_size=16, dim=256, headdim=128, ngroups=2, d_state=32, chunk=16, layers=1)
+    mixer = Mamba2(config, Quant()).to(DEVICE)
+    projected = torch.randn(3, 1, mixer.row_width, device=DEVICE)
+    projected[..., mixer.sizes.inner + mixer.channels + mixer.sizes.heads :] = 0
+    weights = [getattr(mixer, name).detach() for name in NAMES]
+
+    def fused(rows: Tensor, *values: Tensor) -> Tensor:
+        return FusedMixer.apply(rows, *values, None, None, None, mixer.sizes, torch.is_grad_enabled())[0]
+
+    def plain(rows: Tensor, *values: Tensor) -> Tensor:
+        return in_float64(mixer, rows, values, None, None)[0]
+
+    compare(fused, plain, [projected, *weights], 1e-5)
+
+
 @pytest.mark.parametrize("resets", [False, True])
 def test_steps_of_every_size(resets: bool) -> None:
     """dt from 1e-18 to 30, head by head: each head's gradient to its own size. And nothing is read that was not

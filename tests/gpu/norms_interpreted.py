@@ -119,3 +119,49 @@ def test_a_row_of_zeros_has_finite_gradients() -> None:
     u = torch.zeros(2, 3, 24, device=DEVICE, requires_grad=True)
     (grad,) = torch.autograd.grad(Relu2Norm.apply(u, norms.RMS_EPS).sum(), u)
     assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_a_broken_value_breaks_its_row() -> None:
+    """As in PyTorch, a NaN is handed on: by the squared ReLU too, which might take it for less than 0."""
+    whole, other = (random(3, 40, dtype=torch.float32, seed=s) for s in range(2))
+    broken = whole.clone()
+    broken[1, 7] = float("nan")
+    weight, mix = torch.ones(40, device=DEVICE), torch.ones(2, 40, device=DEVICE)
+    for outputs in (
+        Relu2Norm.apply(broken, norms.RMS_EPS),
+        GatedNorm.apply(broken, other, weight, norms.GATED_NORM_EPS),
+        GatedNorm.apply(other, broken, weight, norms.GATED_NORM_EPS),
+        AddNorm.apply(other, broken, norms.RMS_EPS)[1],
+        MixNorm.apply(other, broken, mix, None, None, norms.RMS_EPS)[1],
+    ):
+        assert outputs.isnan().any(1).tolist() == [False, True, False]
+    x = broken.requires_grad_()
+    Relu2Norm.apply(x, norms.RMS_EPS).backward(other)
+    assert x.grad is not None
+    assert x.grad.isnan().any(1).tolist() == [False, True, False]
+
+
+def test_rows_that_lie_apart_are_read_where_they_are() -> None:
+    y, weight = random(4, 3, 40, dtype=torch.float32, seed=0), random(40, dtype=torch.float32, seed=2)
+    wide = random(4, 3, 100, dtype=torch.float32, seed=1)
+
+    def kernels(y: Tensor, wide: Tensor, weight: Tensor) -> Tensor:
+        return GatedNorm.apply(y, wide[..., 20:60], weight, norms.GATED_NORM_EPS)
+
+    def turned(y: Tensor, wide: Tensor, weight: Tensor) -> Tensor:
+        """Rows that are not evenly spaced."""
+        return GatedNorm.apply(y, wide[..., 20:60].transpose(0, 1).contiguous().transpose(0, 1), weight, 1e-5)
+
+    for ours in (kernels, turned):
+        compare(ours, lambda y, wide, weight: norms.gated_norm(y, wide[..., 20:60], weight), [y, wide, weight], 1e-5)
+
+
+def test_nothing_is_no_trouble() -> None:
+    none, weight = torch.zeros(0, 40, device=DEVICE), torch.ones(40, device=DEVICE, requires_grad=True)
+    mix = torch.ones(2, 40, device=DEVICE, requires_grad=True)
+    GatedNorm.apply(none, none, weight, norms.GATED_NORM_EPS).sum().backward()
+    MixNorm.apply(none, none, mix, none, weight, norms.RMS_EPS)[1].sum().backward()
+    assert weight.grad is not None
+    assert mix.grad is not None
+    assert not weight.grad.any()
+    assert not mix.grad.any()

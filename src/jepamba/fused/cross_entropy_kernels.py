@@ -110,6 +110,13 @@ def row_kernel(
 
 @triton.jit
 @no_type_check
+def _finite(top):
+    """What is taken off before the exponential: 0 where there is nothing but −∞ yet."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
+@no_type_check
 def logsumexp_kernel(
     raw, bias, targets, ce, lse,
     V, cap, coldness, KIND: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
@@ -130,11 +137,12 @@ def logsumexp_kernel(
         z_V, _ = _load(raw + row * V + col_V, bias_V, inside_V, cap, KIND)
         z_V *= coldness
         reached_V += tl.where(col_V == target, z_V, 0.0)
-        # Each lane has a maximum of its own, finite from the first block on, which lies inside as a whole.
+        # Each lane has a maximum of its own.
         new_V = tl.where(inside_V, tl.maximum(top_V, z_V, propagate_nan=tl.PropagateNan.ALL), top_V)
-        total_V = total_V * tl.exp2(top_V - new_V) + tl.where(inside_V, tl.exp2(z_V - new_V), 0.0)
+        base_V = _finite(new_V)
+        total_V = total_V * tl.exp2(top_V - base_V) + tl.where(inside_V, tl.exp2(z_V - base_V), 0.0)
         top_V = new_V
-    top = tl.max(top_V, axis=0)
+    top = _finite(tl.max(top_V, axis=0))
     value = top * LN2 + tl.log(tl.sum(total_V * tl.exp2(top_V - top), axis=0))
     tl.store(ce + row, value - tl.sum(reached_V, axis=0) * LN2)
     tl.store(lse + row, value)

@@ -9,6 +9,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from jepamba.fused.norm_kernels import relu_of
+
 
 @triton.jit
 @no_type_check
@@ -41,7 +43,7 @@ def relu2_norm_round_kernel(u, codes, scale, D, eps, BLOCK: tl.constexpr):
     """codes·scale ≈ h = a·r with a = relu(u)², as `relu2_norm_kernel` would leave it; h itself is not written."""
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = cols < D
-    a = tl.maximum(tl.load(u + row * D + cols, mask=inside, other=0.0).to(tl.float32), 0.0)
+    a = relu_of(tl.load(u + row * D + cols, mask=inside, other=0.0))
     a *= a
     h = (a * tl.rsqrt(tl.sum(a * a, axis=0) / D + eps)).to(u.dtype.element_ty).to(tl.float32)
     power, inverse = power_scale(tl.max(h, axis=0))
@@ -55,7 +57,7 @@ def relu2_norm_gradient_round_kernel(u, dh, factor, h, du, codes, scale, D, eps,
     """h again, du, and codes·scale ≈ du·factor."""
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     at, inside = row * D + cols, cols < D
-    relu = tl.maximum(tl.load(u + at, mask=inside, other=0.0).to(tl.float32), 0.0)
+    relu = relu_of(tl.load(u + at, mask=inside, other=0.0))
     a = relu * relu
     r = tl.rsqrt(tl.sum(a * a, axis=0) / D + eps)
     tl.store(h + at, (a * r).to(h.dtype.element_ty), mask=inside)

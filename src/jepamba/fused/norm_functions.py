@@ -143,12 +143,18 @@ def gated_norm_backward(
     return dy, sum_parts(parts)
 
 
+def _spaced(z: Tensor) -> Tensor:
+    """z, or a copy where its rows are not evenly spaced."""
+    steps = [z.stride(i) == z.stride(i + 1) * z.shape[i + 1] for i in range(z.dim() - 2)]
+    return z if z.stride(-1) == 1 and all(steps) else z.contiguous()
+
+
 class GatedNorm(torch.autograd.Function):
     """weight·rmsnorm(y·silu(z)); see `norms.gated_norm`."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, z, weight_fp32 = y.contiguous(), z.contiguous(), weight.detach().float().contiguous()
+        y, z, weight_fp32 = y.contiguous(), _spaced(z), weight.detach().float().contiguous()
         ctx.save_for_backward(y, z, weight_fp32)
         ctx.eps, ctx.dtype = eps, weight.dtype
         return gated_norm_forward(y, z, weight_fp32, eps)

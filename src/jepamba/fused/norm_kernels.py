@@ -184,6 +184,7 @@ def mix_norm_gradient_kernel(
             v = x_CP[i].to(tl.float32)
             if HAS_SKIP:
                 v += w_CP[i] * skip_CP[i].to(tl.float32)
+            # x is of the dtype that was mixed into.
             s = _rounded(m0_CP[i] * v + m1_CP[i] * x0_CP[i].to(tl.float32), x)
             squares_P += s * s
             products_P += s * dn_CP[i].to(tl.float32)
@@ -275,17 +276,24 @@ def gated_norm_gradient_kernel(
 
 @triton.jit
 @no_type_check
+def relu_of(value):
+    """In fp32; a NaN stays one, as in PyTorch, so that a broken model is noticed."""
+    return tl.maximum(value.to(tl.float32), 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+@no_type_check
 def relu2_norm_kernel(u, out, eps, D: tl.constexpr, P: tl.constexpr):
     """out = a·r with a = relu(u)²."""
     row = tl.program_id(0)
     u_CP = _load(u, row, D, D, P)
     squares_P = tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
-        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        relu = relu_of(u_CP[i])
         squares_P += relu * relu * (relu * relu)
     r = _inverse_rms(squares_P, D, eps)
     for i in tl.static_range(triton.cdiv(D, P)):
-        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        relu = relu_of(u_CP[i])
         _store(out, row, D, i, relu * relu * r, D, P)
 
 
@@ -297,12 +305,12 @@ def relu2_norm_gradient_kernel(u, dout, du, eps, D: tl.constexpr, P: tl.constexp
     u_CP, dn_CP = _load(u, row, D, D, P), _load(dout, row, D, D, P)
     squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
-        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        relu = relu_of(u_CP[i])
         squares_P += relu * relu * (relu * relu)
         products_P += relu * relu * dn_CP[i].to(tl.float32)
     r = _inverse_rms(squares_P, D, eps)
     k = _shrinkage(products_P, r, D)
     for i in tl.static_range(triton.cdiv(D, P)):
-        relu = tl.maximum(u_CP[i].to(tl.float32), 0.0)
+        relu = relu_of(u_CP[i])
         da = r * (dn_CP[i].to(tl.float32) - k * relu * relu)
         _store(du, row, D, i, 2.0 * relu * da, D, P)

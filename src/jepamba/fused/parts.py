@@ -28,8 +28,8 @@ def _sum_kernel(parts, out, P, M, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
 
 def sum_parts(parts: Tensor) -> Tensor:
     """Σ over the first dimension of contiguous fp32 `parts` (P, …)."""
-    P, M = len(parts), parts[0].numel()
-    if P > MOST or parts.numel() >= 1 << 31:
+    P, M = len(parts), parts.shape[1:].numel()
+    if P == 0 or P > MOST or parts.numel() >= 1 << 31:
         return parts.sum(0)
     out = torch.empty_like(parts[0])
     with on_device(parts):

@@ -102,7 +102,6 @@ def _directions(width: int, count: int, seed: int) -> Tensor:
 def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) -> Float[Tensor, "S N E"]:
     """The samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
     if config.sigreg_pool == "timestep":
-        # Chosen before it is transposed: the gradient then lies in memory as z does.
         return (z_BTE if chosen is None else z_BTE.index_select(1, chosen)).transpose(0, 1)
     if config.sigreg_pool == "centered":
         z_BTE = z_BTE.float()

@@ -178,7 +178,7 @@ def _row_products(tile_LN, other, nothing, L: tl.constexpr, N: tl.constexpr):
 @no_type_check
 def gradient_kernel(
     x, dts, logs, documents, B, C, B_pairs, C_pairs, D, dy, starts, dends, dx, dB, dC, sums, passing,
-    T, H, heads_per_group, chunks, zero, dB_sp, dB_st, sums_sk,
+    T, H, heads_per_group, chunks, zero, dB_sp, dB_sb, dB_st, sums_sk,
     L: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAIRED: tl.constexpr,
     HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -256,6 +256,6 @@ def gradient_kernel(
         passing_P = tl.sum(tl.where((p + nothing)[:, None] == p[None, :], passing_PP, 0.0), axis=1)
         tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
     t = c * L + l
-    out = split * dB_sp + (b.to(tl.int64) * T + t[:, None]) * dB_st + g * N + tl.arange(0, N)[None, :]
+    out = split * dB_sp + b.to(tl.int64) * dB_sb + t[:, None].to(tl.int64) * dB_st + g * N + tl.arange(0, N)[None, :]
     tl.store(dB + out, dB_LN.to(dB.dtype.element_ty), mask=(t < T)[:, None])
     tl.store(dC + out, dC_LN.to(dC.dtype.element_ty), mask=(t < T)[:, None])

@@ -74,7 +74,7 @@ def run_forward(
         resets = None if cut_reset is None else cut_reset.unflatten(0, by_segment)
         y, final = walk(initial_states(left, initial, parts[1].unflatten(0, by_segment), A, resets, dt_bias))
         nothing = x.new_empty(0), dt.new_empty(0, dtype=torch.float32), dt.new_empty(0, dtype=torch.int32)
-        return y.view(x.shape), final.unflatten(0, by_segment)[:, -1].contiguous(), *nothing
+        return y.view(x.shape), final.unflatten(0, by_segment)[:, -1].clone(), *nothing
     y = x.new_empty(batch, tokens, heads, width)
     final = x.new_empty(batch, heads, width, n, dtype=torch.float32)
     starts = x.new_empty((batch, heads, triton.cdiv(tokens, L), width, n) if keep else (0,))
@@ -197,7 +197,7 @@ def run_backward(
             tiles(x, L, width), decays[0], decays[1], documents,
             B_tiles, C_tiles, pairs(B_tiles), pairs(C_tiles), D, tiles(dy, L, width),
             states_of(starts, width), states_of(dends, width), tiles(dx, L, width, written=True), dB, dC, sums, passing,
-            tokens, heads, per_group, chunks, 0, dB.stride(0), dB.stride(2), sums.stride(0),
+            tokens, heads, per_group, chunks, 0, *dB.stride()[:3], sums.stride(0),
             L=L, P=width, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
             PAIRED=x.dtype == torch.bfloat16,
             **launch("gradient", x.dtype, L, width, n),
