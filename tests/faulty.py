@@ -164,14 +164,15 @@ def a_script_of_ones_own() -> None:
 
 
 def slow_last_work_on_rank_0() -> None:
-    """Rank 0 still works for a while after the last that it does together with the others: they wait for less."""
-    lookout.GRACE = 1.0
+    """Rank 0 still works after the last that it does together with the others, until there is a file DONE."""
+    lookout.GRACE = 60.0
     if os.environ["RANK"] == "0":
         work = Loop.run_to_end
 
         def slowly(self: Any) -> Any:
             summary = work(self)
-            time.sleep(3)
+            while not os.path.exists(os.environ["DONE"]):
+                time.sleep(0.01)
             return summary
 
         Loop.run_to_end = slowly  # type: ignore[method-assign]
