@@ -121,16 +121,17 @@ def hanging_disk_on_rank_0() -> None:
     """No checkpoint on rank 0 comes to its end, and the fifth read of data fails there."""
     impatient()
     writer.save_checkpoint = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
-    bad_disk_on_rank_1("0")
+    bad_disk(0)
 
 
-def bad_disk_on_rank_1(rank: str = "1") -> None:
-    """The fifth read of data fails, on rank 1 alone."""
+def bad_disk(rank: int | None = None) -> None:
+    """The fifth read of data fails, on one rank alone: BAD, unless it is given."""
+    bad = os.environ["BAD"] if rank is None else str(rank)
     take, reads = Ahead.next, []
 
     def failing(self: Any, *arguments: Any) -> Any:
         reads.append(1)
-        if len(reads) == 5 and os.environ["RANK"] == rank:
+        if len(reads) == 5 and os.environ["RANK"] == bad:
             raise UserError("/data/text_train_000003.bin: the shard can no longer be read (Input/output error)")
         return take(self, *arguments)
 
@@ -151,7 +152,7 @@ def folder_of_its_own() -> None:
 
 def a_script_of_ones_own() -> None:
     """Not the command, but a script that catches the error and ends as Python ends, with exit code 3."""
-    bad_disk_on_rank_1()
+    bad_disk(1)
 
     def run(words: Any) -> NoReturn:
         try:

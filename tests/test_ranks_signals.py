@@ -21,6 +21,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("when", "told", "by"),
     [
+        ("scoring", 0, signal.SIGTERM),
         ("scoring", 1, signal.SIGTERM),
         ("waiting", 1, signal.SIGTERM),
         ("packing", 0, signal.SIGTERM),
@@ -32,7 +33,7 @@ def test_a_rank_that_is_terminated_after_the_steps_says_so(
 ) -> None:
     words = ["train", preset(tmp_path, tiny(text)), "--out", str(tmp_path / "out")]
     told_what = {"TOLD": str(told), "SIGNAL": by.name}
-    running = Running(words, tmp_path, 2, environment=told_what, setup=f"faulty:told_while_{when}")
+    running = Running(words, tmp_path, 2, environment=told_what, setup=f"faulty:told_while_{when}", agent=True)
     codes = running.wait(50)
     assert (codes[told], codes[1 - told]) == (128 + by, 2)
     said = "it was sent SIGTERM" if by == signal.SIGTERM else "it was interrupted"

@@ -182,7 +182,10 @@ class _Lookout:
             return reason
         if not (now := self._counts()):
             return self._store_gone()
-        return self._gone([rank for rank in self.others if now[rank] == before.get(rank)])
+        guess = self._gone([rank for rank in self.others if now[rank] == before.get(rank)])
+        # What broke here may not have broken elsewhere.
+        self.leave(guess)
+        return guess
 
     def _connected(self) -> Any:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
