@@ -180,7 +180,7 @@ def slow_last_work_on_rank_0() -> None:
 
 
 def the_last_word() -> None:
-    """Among ranks, the command ends by what RAISED evaluates to or raises, with words in a standard output that is full."""
+    """Among ranks, the command ends by what RAISED evaluates to, or raises; its standard output is full."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
 

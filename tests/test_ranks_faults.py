@@ -71,6 +71,11 @@ def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
 def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path, bad: int) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
     running = Running(words, tmp_path, 2, environment={"BAD": str(bad)}, setup="faulty:bad_disk", agent=True)
+    if bad == 1:
+        # Torchrun does so to those that are left, where rank 0 still asks who else is gone.
+        running.processes[bad].join(60)
+        time.sleep(0.5)
+        running.signal(signal.SIGTERM, 0)
     assert running.wait(60) == [2, 2]
     reason = "/data/text_train_000003.bin: the shard can no longer be read (Input/output error)"
     assert running.last_words(bad) == f"jepamba: {reason}"

@@ -57,7 +57,9 @@ def watched(ranks: Ranks) -> Iterator[None]:
         raise
     except Exception as error:
         if _broken(error):
-            raise UserError(lookout.missing()) from error
+            with _undisturbed():
+                reason = lookout.missing()
+            raise UserError(reason) from error
         lookout.fail(error)
         raise
     else:
@@ -100,6 +102,20 @@ def _signals(lookout: _Lookout) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, handler)
         os.close(theirs)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While entered, SIGTERM does not end this rank, which is about to end and has something to say before: torchrun
+    sends it to all that are left once one has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
