@@ -5,10 +5,13 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+from dashboard import Dashboard
 from jepamba import lookout
 from jepamba.data import Ahead
 from jepamba.errors import UserError
@@ -114,6 +117,28 @@ def bad_disk_on_rank_1(rank: str = "1") -> None:
         return take(self, *arguments)
 
     Ahead.next = failing  # type: ignore[method-assign]
+
+
+def dashboard(slow: float = 0.0) -> None:
+    """The stand-in for trackio, with its calls in the file CALLS."""
+    sys.modules["trackio"] = Dashboard("trackio", Path(os.environ["CALLS"]), slow)
+
+
+def dashboard_slower_than_a_farewell() -> None:
+    """It takes longer over its end than ranks wait for each other's word."""
+    lookout.GRACE = 0.3
+    dashboard(3.0)
+
+
+def terminated_while_packing() -> None:
+    """Rank 0, which has a dashboard, is sent SIGTERM where it would pack."""
+    dashboard()
+
+    def pack(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    finish._pack = pack  # type: ignore[assignment]
 
 
 def fast_clock_on_rank_1() -> None:
