@@ -75,10 +75,11 @@ def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_pa
     running = Running(words, tmp_path / "with", 2, environment, setup, own=own)
     assert running.wait() == [0, 0], running.said(1)
     assert losses(out) == whole
-    (tmp_path / "1" / "other.txt").write_bytes(text.read_bytes().replace(b"the", b"thE", 1))
-    running = Running(words, tmp_path / "other", 2, environment, setup, own={1: ["--data.train", "other.txt"]})
+    for rank in range(2):
+        (tmp_path / str(rank) / "other.txt").write_bytes(text.read_bytes().replace(b"the", b"thE", 1))
+    running = Running([*words, "--data.train", "other.txt"], tmp_path / "other", 2, environment, setup)
     assert running.wait() == [2, 2]
-    assert "rank 1 has another training text than rank 0: " in running.last_words(1)
+    assert "the training text is not what this run started with: put the files back" in running.last_words(0)
 
 
 def refusals(ranks: Ranks, run: Run) -> list[str]:

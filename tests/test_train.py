@@ -340,6 +340,18 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
             resume(out, {name: 3})
 
 
+def test_a_checkpoint_from_before_texts_were_compared_still_fits(small: Run) -> None:
+    text = corpus(small.data)
+    session = Session(resolve(small, text), text, place(small.train))
+    tensors, state = session.tensors(), session.state()
+    del state["data"]
+    before = state | {"tokenizer": text.tokenizer.fingerprint, "train_tokens": len(text.train)}
+    session.restore(tensors, before)
+    for damaged in (state, before | {"tokenizer": "another"}, before | {"train_tokens": 7}, state | {"data": {}}):
+        with pytest.raises(UserError, match="is not what this run started with"):
+            session.restore(tensors, damaged)
+
+
 def test_a_run_that_diverges_ends_with_what_to_do(small: Run, tmp_path: Path) -> None:
     """A learning rate that overflows fp32 at once: from the second step on there is nothing finite to learn from."""
     settings = {"optim.adam_lr": 1e38, "optim.muon_lr": 1e38, "train.checkpoint_every": 1, "train.skip_limit": 2}
