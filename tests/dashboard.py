@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+STARTED: ContextVar[bool] = ContextVar("STARTED", default=False)
+"""Whether there is a run, in the context of the thread that began it, where trackio keeps its own."""
 
 
 class Dashboard(ModuleType):
@@ -23,6 +27,7 @@ class Dashboard(ModuleType):
     def init(self, **settings: Any) -> None:
         """What begins a run."""
         self._do("init", settings)
+        STARTED.set(True)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         """What shows numbers."""
@@ -30,6 +35,7 @@ class Dashboard(ModuleType):
 
     def finish(self) -> None:
         """What ends a run."""
+        assert STARTED.get(), "no run here"
         time.sleep(self.slow)
         self._do("finish", None)
 

@@ -10,6 +10,7 @@ import importlib
 import secrets
 import sys
 from collections.abc import Mapping
+from contextvars import copy_context
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
@@ -69,8 +70,8 @@ class Tracker:
             if within is None:
                 work()
             else:
-                # A daemon: the process may end under it.
-                thread = Thread(target=work, name="dashboard", daemon=True)
+                # A daemon: the process may end under it. In this thread's context: trackio keeps its run there.
+                thread = Thread(target=copy_context().run, args=(work,), name="dashboard", daemon=True)
                 thread.start()
                 thread.join(within)
                 if thread.is_alive():
