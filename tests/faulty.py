@@ -9,15 +9,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch.distributed
 
 from dashboard import Dashboard
+from jepamba import __main__ as end
 from jepamba import lookout
 from jepamba.data import Ahead
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
+from jepamba.presets import load_preset
 from jepamba.ranks import Ranks
-from jepamba.train import alike, finish, writer
+from jepamba.train import alike, finish, train, writer
+from jepamba.train.loop import Loop
 from jepamba.train.metrics import MetricsLog, NoLog
 
 
@@ -61,10 +66,24 @@ def rank_1_stands_still_while_scoring() -> None:
         windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
 
 
-def rank_1_is_terminated_while_scoring() -> None:
-    """Rank 1 is sent SIGTERM at its first batch of the last scores."""
-    if os.environ["RANK"] == "1":
-        windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment, return-value]
+def told_while_scoring() -> None:
+    """Rank TOLD is sent SIGNAL at its first batch of the last scores."""
+    if _is_told():
+        windowed.batches = lambda *_: _tell()  # type: ignore[assignment, return-value]
+
+
+def told_while_packing() -> None:
+    """Rank 0 is sent SIGNAL where it packs, and the other waits for it."""
+    if os.environ["RANK"] == "0":
+        finish._pack = lambda *_: _tell()  # type: ignore[assignment, return-value]
+
+
+def _is_told() -> bool:
+    return os.environ["RANK"] == os.environ["TOLD"]
+
+
+def _tell() -> None:
+    os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
 
 
 def last_rank_is_terminated_while_validating() -> None:
@@ -83,15 +102,15 @@ def last_rank_is_terminated_while_validating() -> None:
     windowed.batches = taken
 
 
-def rank_1_is_terminated_while_waiting() -> None:
-    """Rank 1 is sent SIGTERM while it waits for rank 0, which packs for a minute."""
+def told_while_waiting() -> None:
+    """Rank TOLD is sent SIGNAL while it waits for rank 0, which packs for a minute."""
     impatient()
-    if os.environ["RANK"] == "1":
+    if _is_told():
         share = Ranks.chiefly
 
         def waiting(self: Any, work: Any) -> Any:
             if "_pack" in work.__code__.co_names:
-                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                threading.Timer(0.5, _tell).start()
             return share(self, work)
 
         Ranks.chiefly = waiting  # type: ignore[method-assign]
@@ -103,16 +122,17 @@ def hanging_disk_on_rank_0() -> None:
     """No checkpoint on rank 0 comes to its end, and the fifth read of data fails there."""
     impatient()
     writer.save_checkpoint = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
-    bad_disk_on_rank_1("0")
+    bad_disk(0)
 
 
-def bad_disk_on_rank_1(rank: str = "1") -> None:
-    """The fifth read of data fails, on rank 1 alone."""
+def bad_disk(rank: int | None = None) -> None:
+    """The fifth read of data fails, on one rank alone: BAD, unless it is given."""
+    bad = os.environ["BAD"] if rank is None else str(rank)
     take, reads = Ahead.next, []
 
     def failing(self: Any, *arguments: Any) -> Any:
         reads.append(1)
-        if len(reads) == 5 and os.environ["RANK"] == rank:
+        if len(reads) == 5 and os.environ["RANK"] == bad:
             raise UserError("/data/text_train_000003.bin: the shard can no longer be read (Input/output error)")
         return take(self, *arguments)
 
@@ -151,3 +171,46 @@ def fast_clock_on_rank_1() -> None:
 def folder_of_its_own() -> None:
     """Each rank in the folder of its number in FOLDERS, as if on a machine of its own."""
     os.chdir(os.path.join(os.environ["FOLDERS"], os.environ["RANK"]))
+
+
+def a_script_of_ones_own() -> None:
+    """Not the command, but a script that catches the error and ends as Python ends, with exit code 3."""
+    bad_disk(1)
+
+    def run(words: Any) -> NoReturn:
+        try:
+            train(load_preset(words[1]), Path(words[3]))
+        except UserError:
+            sys.exit(3)
+        sys.exit(0)
+
+    end.run = run
+
+
+def slow_last_work_on_rank_0() -> None:
+    """Rank 0 still works after the last that it does together with the others, until there is a file DONE."""
+    lookout.GRACE = 60.0
+    if os.environ["RANK"] == "0":
+        work = Loop.run_to_end
+
+        def slowly(self: Any) -> Any:
+            summary = work(self)
+            while not os.path.exists(os.environ["DONE"]):
+                time.sleep(0.01)
+            return summary
+
+        Loop.run_to_end = slowly  # type: ignore[method-assign]
+
+
+def the_last_word() -> None:
+    """Among ranks, the command ends by what RAISED evaluates to or raises, with words in a full standard output."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+
+    def main(words: Any) -> NoReturn:
+        sys.stdout = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+        sys.stdout.write("words that do not get out")
+        error: BaseException = eval(os.environ["RAISED"])
+        raise error
+
+    end.main = main

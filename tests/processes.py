@@ -18,6 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 SECONDS = 90.0
 """How long anything may take."""
 PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
@@ -29,7 +31,8 @@ class Running:
 
     Arguments: `environment`, to be set in each; `setup`, the path of a Python function `module:function` that is called
     first in each, to prepare a fault; `fresh`, to start each from nothing rather than forked, so that it can have a GPU
-    and ends as Python ends; `own`, more words for single ranks. As a context: none of the processes outlives it.
+    and ends as Python ends; `agent`, to keep the store by which they find each other here, where torchrun would, rather
+    than in rank 0; `own`, more words for single ranks. As a context: none of the processes outlives it.
     """
 
     def __init__(
@@ -40,21 +43,24 @@ class Running:
         environment: Mapping[str, str] | None = None,
         setup: str = "",
         fresh: bool = False,
+        agent: bool = False,
         own: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         context = multiprocessing.get_context("spawn" if fresh else "forkserver")
         context.set_forkserver_preload(PRELOAD)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port, found_by = _free_port(), dict[str, str]()
+        if agent:
+            self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            port = self.store.port
+            found_by = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         self.processes: list[BaseProcess] = []
         for rank in range(size):
             variables = dict(environment or {})
             if size > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | found_by
             with (folder / f"seen-{rank}.txt").open("a") as seen_file:
                 seen_file.write("life\n")
             process = context.Process(
@@ -109,6 +115,12 @@ class Running:
         ours = [line for line in self.said(rank).splitlines() if line.startswith("jepamba: ")]
         assert ours, self.said(rank)
         return ours[-1]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def seen(folder: Path) -> dict[int, list[str]]:

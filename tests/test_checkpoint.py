@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from jepamba.errors import UserError
+from jepamba.train import loop, train
 from jepamba.train import writer as writer_module
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from jepamba.train.writer import CheckpointWriter
 from processes import PRELOAD
+from tiny import text_file, tiny
 
 CPU = torch.device("cpu")
 
@@ -123,6 +125,32 @@ def test_what_changes_after_the_call_is_not_in_the_checkpoint(tmp_path: Path) ->
         assert tensors["b"].dtype == torch.bfloat16
         assert state["loader"]["position"] == step
     assert [load_checkpoint(path)[0]["c"].numel() for path in checkpoints(tmp_path)[3:]] == [5, 6]
+
+
+def test_all_checkpoints_of_a_run_use_the_memory_of_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, written, prepare, step = list[int](), list[int](), CheckpointWriter.prepare, loop.training_step
+    steps = list[int]()
+
+    def counted(writer: CheckpointWriter, tensors: Mapping[str, Tensor]) -> None:
+        prepared.append(len(steps))
+        prepare(writer, tensors)
+
+    def stepped(*arguments: Any) -> dict[str, float]:
+        steps.append(1)
+        return step(*arguments)
+
+    def saved(folder: Path, number: int, *rest: Any) -> Path:
+        written.append(number)
+        return save_checkpoint(folder, number, *rest)
+
+    monkeypatch.setattr(CheckpointWriter, "prepare", counted)
+    monkeypatch.setattr(loop, "training_step", stepped)
+    monkeypatch.setattr(writer_module, "save_checkpoint", saved)
+    train(tiny(text_file(tmp_path), train__checkpoint_every=3), tmp_path / "out")
+    assert prepared == [1]
+    assert written == [3, 6, 8]
 
 
 def test_at_most_one_is_being_written_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

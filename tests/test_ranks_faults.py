@@ -67,13 +67,14 @@ def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
     assert seen(tmp_path) == seen(whole)
 
 
-def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_rank_that_fails_tells_the_others_why(whole: Path, tmp_path: Path, bad: int) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
-    running = Running(words, tmp_path, 2, setup="faulty:bad_disk_on_rank_1")
+    running = Running(words, tmp_path, 2, environment={"BAD": str(bad)}, setup="faulty:bad_disk", agent=True)
     assert running.wait(60) == [2, 2]
     reason = "/data/text_train_000003.bin: the shard can no longer be read (Input/output error)"
-    assert running.said(1).splitlines()[-1] == f"jepamba: {reason}"
-    assert running.said(0).splitlines()[-1] == f"jepamba: rank 1 ended: {reason}"
+    assert running.last_words(bad) == f"jepamba: {reason}"
+    assert running.last_words(1 - bad) == f"jepamba: rank {bad} ended: {reason}"
 
 
 @pytest.mark.parametrize("told", [0, 1])

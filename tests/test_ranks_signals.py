@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,26 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_file(tmp_path_factory.mktemp("text"))
 
 
-@pytest.mark.parametrize("when", ["scoring", "waiting"])
-def test_a_rank_that_is_terminated_after_the_steps_says_so(text: Path, tmp_path: Path, when: str) -> None:
+@pytest.mark.parametrize(
+    ("when", "told", "by"),
+    [
+        ("scoring", 0, signal.SIGTERM),
+        ("scoring", 1, signal.SIGTERM),
+        ("waiting", 1, signal.SIGTERM),
+        ("packing", 0, signal.SIGTERM),
+        ("packing", 0, signal.SIGINT),
+    ],
+)
+def test_a_rank_that_is_terminated_after_the_steps_says_so(
+    text: Path, tmp_path: Path, when: str, told: int, by: signal.Signals
+) -> None:
     words = ["train", preset(tmp_path, tiny(text)), "--out", str(tmp_path / "out")]
-    running = Running(words, tmp_path, 2, setup=f"faulty:rank_1_is_terminated_while_{when}")
-    assert running.wait(50) == [2, 143]
-    assert running.said(0).splitlines()[-1] == "jepamba: rank 1 ended: it was sent SIGTERM"
+    told_what = {"TOLD": str(told), "SIGNAL": by.name}
+    running = Running(words, tmp_path, 2, environment=told_what, setup=f"faulty:told_while_{when}", agent=True)
+    codes = running.wait(50)
+    assert (codes[told], codes[1 - told]) == (128 + by, 2)
+    said = "it was sent SIGTERM" if by == signal.SIGTERM else "it was interrupted"
+    assert running.said(1 - told).splitlines()[-1] == f"jepamba: rank {told} ended: {said}"
 
 
 @pytest.mark.parametrize("size", [1, 2])

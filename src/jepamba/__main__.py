@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jepamba.cli import main
+from jepamba.cli import INTERRUPTED, main
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -18,20 +19,33 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     said: Python would take PyTorch's groups down, and that waits for ranks that may be gone, and in NCCL for the last
     captured graph with sums in it, for which there may be none to let go of it.
     """
-    code: str | int | None
+    code = 1
     try:
-        code = main(argv)
-    except SystemExit as end:
-        code = end.code
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        code = _code(argv)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    finally:
+        # Whatever comes in between, be it another Ctrl-C.
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            os._exit(code)
     sys.exit(code)
+
+
+def _code(argv: Sequence[str] | None) -> int:
+    """The command's exit code, once all that Python would say of its end is said."""
+    try:
+        return main(argv)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+    return 1
 
 
 if __name__ == "__main__":

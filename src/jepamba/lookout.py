@@ -5,9 +5,8 @@ therefore counts up in the store that `torchrun` keeps, and looks at the others'
 whatever else the rank does; only outside `training`, where a library may hold Python's lock for long while it trains a
 tokenizer or packs, the others are more patient.
 
-A count that stops is how a rank is missed that stands still, or whose machine is gone. Of a process that ends, the
-system closes the connections: another thread of each rank waits for a word of farewell from the next, and tells all if
-the connection breaks instead.
+A count that stops is how a rank is missed that stands still, or whose machine is gone. The end of a process is noticed
+at once by the rank before it in the ring of connections (`jepamba.ring`), which tells all.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from types import FrameType
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from jepamba.errors import UserError
-from jepamba.ranks import Ranks, in_words
+from jepamba.errors import SIGNALS, UserError, in_words
+from jepamba.ranks import Ranks
+from jepamba.ring import Ring
 
 EVERY = 1.0
 """Seconds between two counts."""
@@ -38,10 +36,6 @@ ABSENCE = 300.0
 GRACE = 10.0
 """Seconds that a rank has to notice by itself, and to end in order, once another is known to have gone."""
 _LOST = 2
-_SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
-"""Which signals end a rank, and what it then says."""
-_FAREWELL = 1 << 30
-"""The tag of a word to the rank before, beside the decisions of the same group, whose barriers count theirs from 0."""
 _EXPECTED = b"!"
 """Ends the count of a rank that is in `training`."""
 
@@ -58,11 +52,8 @@ def watched(ranks: Ranks) -> Iterator[None]:
     try:
         with _signals(lookout):
             yield
-    except KeyboardInterrupt:
-        lookout.leave(_SIGNALS[signal.SIGINT])
-        raise
-    except SystemExit:
-        lookout.leave(_SIGNALS[signal.SIGTERM])
+    except (KeyboardInterrupt, SystemExit) as error:
+        lookout.fail(error)
         raise
     except Exception as error:
         if _broken(error):
@@ -70,10 +61,10 @@ def watched(ranks: Ranks) -> Iterator[None]:
         lookout.fail(error)
         raise
     else:
-        lookout.part()
+        lookout.leave("")
     finally:
-        lookout.stop.set()
         _posted = None
+        lookout.close()
 
 
 @contextlib.contextmanager
@@ -93,8 +84,8 @@ def _signals(lookout: _Lookout) -> Iterator[None]:
     def listen() -> None:
         while came := os.read(ours, 1):
             number = signal.Signals(came[0])
-            if number in _SIGNALS and signal.getsignal(number) in (terminate, signal.default_int_handler):
-                lookout.leave(_SIGNALS[number])
+            if number in SIGNALS and signal.getsignal(number) in (terminate, signal.default_int_handler):
+                lookout.leave(SIGNALS[number])
                 if not lookout.stop.wait(GRACE):
                     os._exit(128 + number)
         os.close(ours)
@@ -140,16 +131,18 @@ class _Lookout:
         self.stop = threading.Event()
         self._store = self._connected()
         self._count, self._mark = 0, b""
+        self._ring, self._after = Ring(os.environ["MASTER_ADDR"]), (self.rank + 1) % ranks.size
+        self._store.set(self._key("address", self.rank), self._ring.address())
         self._beat()
         # Nobody is missed before it has been there.
         try:
             ranks.barrier(ABSENCE)
         except RuntimeError as error:
             raise UserError(f"the other ranks did not all come within {ABSENCE:.0f} s: start them all anew") from error
+        self._ring.join(self._store.get(self._key("address", self._after)).decode())
         self._answered = time.monotonic()
         self._threads = [
-            threading.Thread(target=work, name="lookout", daemon=True)
-            for work in (self._watch, self._watch_store, self._wait_for_farewell)
+            threading.Thread(target=work, name="lookout", daemon=True) for work in (self._watch, self._watch_store)
         ]
         for thread in self._threads:
             thread.start()
@@ -165,33 +158,34 @@ class _Lookout:
         with contextlib.suppress(RuntimeError):
             self._store.set(self._key("left", self.rank), reason or "-")
 
-    def part(self) -> None:
-        """Go in order, when all do."""
-        self.leave("")
-        word, before = torch.zeros(1), (self.rank - 1) % self.ranks.size
-        with contextlib.suppress(RuntimeError):
-            sent = dist.isend(word, before, self.ranks.decisions, _FAREWELL)
-            assert sent is not None
-            sent.wait(timedelta(seconds=GRACE))
-        self.stop.set()
-        for thread in self._threads:
-            thread.join(GRACE)
-
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Say that this rank goes because of `error`."""
         self.leave(in_words(error))
 
+    def close(self) -> None:
+        """Look out no longer. Whoever left without a word did so since another was gone, and is not to be blamed."""
+        self.stop.set()
+        self._ring.leave()
+        # None of them may be in the middle of a question to the store when Python ends.
+        for thread in self._threads:
+            thread.join(3 * EVERY)
+
     def missing(self) -> str:
         """One line on who is gone and why, some seconds after it was noticed that somebody is."""
-        deadline, before = time.monotonic() + 3 * EVERY, self._counts()
-        while time.monotonic() < deadline:
+        deadline, before, reason = time.monotonic() + 3 * EVERY, self._counts(), ""
+        # Rank 0 stays to the end of it: with it goes the store, which the others still ask.
+        while time.monotonic() < deadline and not (reason and self.rank):
             with contextlib.suppress(RuntimeError):
-                if reason := self._said():
-                    return reason
+                reason = reason or self._said()
             time.sleep(0.1)
-        now = self._counts()
-        silent = [rank for rank in self.others if rank not in now or now[rank] == before.get(rank)]
-        return self._gone(silent)
+        if reason:
+            return reason
+        if not (now := self._counts()):
+            return self._store_gone()
+        guess = self._gone([rank for rank in self.others if now[rank] == before.get(rank)])
+        # What broke here may not have broken elsewhere.
+        self.leave(guess)
+        return guess
 
     def _connected(self) -> Any:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -212,19 +206,24 @@ class _Lookout:
         return {}
 
     def _said(self) -> str:
-        """What a rank said that left in trouble; empty: none did."""
+        """What a rank said that left in trouble, or which ended without a word; empty: none did."""
         for rank in self.others:
             if self._left(rank):
                 reason = self._store.get(self._key("left", rank)).decode()
                 if reason != "-":
                     return f"rank {rank} ended: {reason}"
-        return ""
+        ended = self._key("ended", 0)
+        if self._ring.broken and not self._left(self._after):
+            # The first is named; who goes next may do so in consequence.
+            self._store.compare_set(ended, "", str(self._after))
+        return self._gone([int(self._store.get(ended))]) if self._store.check([ended]) else ""
 
     def _left(self, rank: int) -> bool:
         return bool(self._store.check([self._key("left", rank)]))
 
     def _gone(self, ranks: list[int]) -> str:
-        named = f"rank {', '.join(map(str, ranks))} is" if ranks else "another rank is"
+        listed = ", ".join(map(str, ranks))
+        named = f"ranks {listed} are" if len(ranks) > 1 else f"rank {listed} is" if ranks else "another rank is"
         return f"{named} gone without a word (killed, or out of memory?); `jepamba resume` goes on"
 
     def _watch(self) -> None:
@@ -236,8 +235,7 @@ class _Lookout:
                 for rank, value in self._counts().items():
                     if value != seen[rank][0] or self._left(rank):
                         seen[rank] = value, now
-                ended = self._ended()
-                silent = [rank for rank, (value, last) in seen.items() if rank == ended or now - last > _limit(value)]
+                silent = [rank for rank, (value, last) in seen.items() if now - last > _limit(value)]
                 if silent and not reason:
                     reason = self._gone(silent)
                 self._answered = now
@@ -245,21 +243,6 @@ class _Lookout:
                 reason = self._store_gone()
             if reason:
                 self._end(reason)
-
-    def _wait_for_farewell(self) -> None:
-        """Tell all if the next rank ends without one, and without a reason."""
-        following = (self.rank + 1) % self.ranks.size
-        try:
-            dist.recv(torch.zeros(1), following, self.ranks.decisions, _FAREWELL)
-        except RuntimeError:
-            with contextlib.suppress(RuntimeError):
-                if not self._left(following):
-                    self._store.set(self._key("ended", 0), str(following))
-
-    def _ended(self) -> int | None:
-        """A rank whose process has ended without a word."""
-        key = self._key("ended", 0)
-        return int(self._store.get(key)) if self._store.check([key]) else None
 
     def _watch_store(self) -> None:
         """See to it that the store answers: with its machine gone, asking it takes forever."""
@@ -273,8 +256,11 @@ class _Lookout:
     def _end(self, reason: str) -> None:
         """Wait for this rank to end by itself; end it if it does not."""
         if not self.stop.wait(GRACE):
-            print(f"jepamba: {reason}", file=sys.stderr, flush=True)
-            os._exit(_LOST)
+            try:
+                self._ring.leave()
+                print(f"jepamba: {reason}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(_LOST)
 
 
 def _limit(count: bytes) -> float:

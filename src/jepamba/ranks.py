@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepamba.errors import UserError
+from jepamba.errors import UserError, in_words
 
 BUCKET_VALUES = 1 << 24
 """Values of a flat fp32 bucket in which many small tensors are summed: 64 MiB."""
@@ -158,7 +158,8 @@ class Ranks:
     def chiefly(self, work: Callable[[], Result]) -> Result:
         """What `work()` gives on rank 0, where alone it is done: JSON. The others wait, however long it takes.
 
-        What goes wrong is raised on rank 0 as it is, and on the others as a `UserError` with the same message.
+        What goes wrong is raised on rank 0 as it is, and on the others as a `UserError` with the same message; with
+        rank 0's number if it was told to end.
         """
         if self.size == 1:
             return work()
@@ -170,9 +171,10 @@ class Ranks:
         try:
             value = work()
         except BaseException as error:
+            said = in_words(error)
             # If the others have gone already, what happened here is still what is to be told.
             with contextlib.suppress(RuntimeError):
-                self.shared({"error": in_words(error)})
+                self.shared({"error": said if isinstance(error, Exception) else f"rank {self.rank} ended: {said}"})
             raise
         self.shared({"value": value})
         return value
@@ -287,11 +289,6 @@ def _size(frame: Tensor) -> int:
 
 def _decoded(frame: Tensor) -> Any:
     return json.loads(frame[8 : 8 + _size(frame)].numpy().tobytes())
-
-
-def in_words(error: BaseException) -> str:
-    """What other ranks are told of `error`."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _from_environment(name: str, default: int | None) -> int:

@@ -140,6 +140,10 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, done.tokens - before)
+                if self.ranks.chief and not self.writer.prepared:
+                    # Not before the first step, which makes the optimizers' state.
+                    self.writer.prepare(self.session.tensors())
+                    clock = time.perf_counter()
             # Once a signal came, the end is near; the resumed run makes up for the validation.
             if asked is None and self._validation_due():
                 asked = self._validate(stop)

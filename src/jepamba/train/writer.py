@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,25 @@ class CheckpointWriter:
         if kind is None or issubclass(kind, Exception):
             self._join()
 
+    @property
+    def prepared(self) -> bool:
+        """Whether there is memory to copy a checkpoint into."""
+        return bool(self._kept)
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make that memory, for such tensors, so that the first checkpoint need not: a thread that pins it holds up the
+        step that runs meanwhile for about as long, since the driver does one thing at a time."""
+        pin = self._stream is not None
+        self._kept = {
+            # Written to once: until then the system has not given it.
+            name: torch.empty(value.shape, dtype=value.dtype, pin_memory=pin).zero_()
+            for name, value in tensors.items()
+        }
+        if pin:
+            # And the room beside the originals, which PyTorch then keeps.
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                _copies(tensors)
+
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Start on the checkpoint of `step`, after the one before it is done. `state` must be JSON."""
         self._join()
@@ -78,7 +98,7 @@ class CheckpointWriter:
         if self._stream is None:
             return self._into_memory(tensors)
         try:
-            staged = {name: value.detach().clone() for name, value in tensors.items()}
+            staged = _copies(tensors)
         except torch.cuda.OutOfMemoryError:
             # No room beside the originals: the next step waits for the way to the host.
             staged = self._into_memory(tensors)
@@ -104,10 +124,11 @@ class CheckpointWriter:
         if self._kept.keys() != tensors.keys() or any(
             kept.shape != tensors[name].shape or kept.dtype != tensors[name].dtype for name, kept in self._kept.items()
         ):
-            pin = self._stream is not None
-            self._kept = {
-                name: torch.empty(value.shape, dtype=value.dtype, pin_memory=pin) for name, value in tensors.items()
-            }
+            self.prepare(tensors)
         for name, value in tensors.items():
             self._kept[name].copy_(value.detach(), non_blocking=True)
         return self._kept
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -1,0 +1,53 @@
+"""How the processes of a run end: with the exit code that was asked for, whatever is still under way in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from processes import Running
+from tiny import preset, text_file, tiny
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("text")
+    return ["train", preset(folder, tiny(text_file(folder))), "--out"]
+
+
+def test_a_script_that_catches_the_error_ends_as_it_likes(words: list[str], tmp_path: Path) -> None:
+    """Python takes such processes down, and no thread of theirs may be in the middle of PyTorch then."""
+    setup = "faulty:a_script_of_ones_own"
+    with Running([*words, str(tmp_path / "out")], tmp_path, 3, setup=setup, fresh=True) as running:
+        assert running.wait(60) == [3, 3, 3], [running.said(rank) for rank in range(3)]
+
+
+def test_ranks_that_are_done_do_not_wait_for_the_last(words: list[str], tmp_path: Path) -> None:
+    """What rank 0 does alone at the end, such as to hand on the last figures, may take as long as it likes."""
+    out, done = tmp_path / "out", tmp_path / "done"
+    setup = "faulty:slow_last_work_on_rank_0"
+    with Running([*words, str(out)], tmp_path, 2, environment={"DONE": str(done)}, setup=setup) as running:
+        running.wait_for(out / "summary.json")
+        running.processes[1].join(15)
+        codes = [process.exitcode for process in running.processes]
+        done.touch()
+        assert running.wait(30) == [0, 0], running.said()
+        assert codes == [None, 0]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("SystemExit(143)", 143, ""),
+        ("SystemExit()", 0, ""),
+        ("SystemExit('no such thing')", 1, "no such thing"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, ""),
+        ("GeneratorExit()", 1, "GeneratorExit"),
+        ("ValueError('a mistake of ours')", 1, "ValueError: a mistake of ours"),
+    ],
+)
+def test_a_rank_ends_at_once_whatever_ends_it(tmp_path: Path, raised: str, code: int, said: str) -> None:
+    with Running([], tmp_path, environment={"RAISED": raised}, setup="faulty:the_last_word") as running:
+        assert running.wait(30) == [code], running.said()
+        assert (running.said().splitlines() or [""])[-1] == said
