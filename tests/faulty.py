@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch.distributed
 
+from dashboard import Dashboard
 from jepamba import __main__ as end
 from jepamba import lookout
 from jepamba.data import Ahead
@@ -136,6 +137,28 @@ def bad_disk(rank: int | None = None) -> None:
         return take(self, *arguments)
 
     Ahead.next = failing  # type: ignore[method-assign]
+
+
+def dashboard(slow: float = 0.0) -> None:
+    """The stand-in for trackio, with its calls in the file CALLS."""
+    sys.modules["trackio"] = Dashboard("trackio", Path(os.environ["CALLS"]), slow)
+
+
+def dashboard_slower_than_a_farewell() -> None:
+    """It takes longer over its end than ranks wait for each other's word."""
+    lookout.GRACE = 0.3
+    dashboard(3.0)
+
+
+def terminated_while_packing() -> None:
+    """Rank 0, which has a dashboard, is sent SIGTERM where it would pack."""
+    dashboard()
+
+    def pack(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    finish._pack = pack  # type: ignore[assignment]
 
 
 def fast_clock_on_rank_1() -> None:

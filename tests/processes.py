@@ -32,7 +32,7 @@ class Running:
     Arguments: `environment`, to be set in each; `setup`, the path of a Python function `module:function` that is called
     first in each, to prepare a fault; `fresh`, to start each from nothing rather than forked, so that it can have a GPU
     and ends as Python ends; `agent`, to keep the store by which they find each other here, where torchrun would, rather
-    than in rank 0. As a context: none of the processes outlives it.
+    than in rank 0; `own`, more words for single ranks. As a context: none of the processes outlives it.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Running:
         setup: str = "",
         fresh: bool = False,
         agent: bool = False,
+        own: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -62,7 +63,9 @@ class Running:
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | found_by
             with (folder / f"seen-{rank}.txt").open("a") as seen_file:
                 seen_file.write("life\n")
-            process = context.Process(target=_main, args=(list(words), folder, rank, variables, setup))
+            process = context.Process(
+                target=_main, args=([*words, *(own or {}).get(rank, [])], folder, rank, variables, setup)
+            )
             process.start()
             self.processes.append(process)
 

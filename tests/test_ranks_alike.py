@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.ranks import Ranks
 from jepamba.train import alike
-from processes import Running, records
+from jepamba.train.checkpoint import checkpoints
+from processes import Running, losses, records
 from spawn import together
 from tiny import preset, text_file, tiny
 
@@ -50,6 +53,33 @@ def test_each_machine_has_its_files_where_it_likes(text: Path, tmp_path: Path) -
     running = started(tmp_path, tiny(text, train__steps=2), moved)
     assert running.wait() == [0, 0], running.said(1)
     assert len(records(tmp_path / "out")) == 2
+
+
+def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_path: Path) -> None:
+    """Each machine says where its files are, as it did at the start; without, it looks where rank 0 has its own."""
+    settings: dict[str, Any] = {"data__cache": "cache", "train__steps": 4, "train__checkpoint_every": 1}
+    for rank, name in enumerate(("text.txt", "place.txt")):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / name).write_bytes(text.read_bytes())
+        preset(tmp_path / str(rank), tiny(Path("text.txt"), **settings))
+    out, environment, setup = tmp_path / "out", {"FOLDERS": str(tmp_path)}, "faulty:folder_of_its_own"
+    own = {1: ["--data.train", "place.txt", "--train.threads", "2"]}
+    words = ["train", "tiny.toml", "--out", str(out)]
+    running = Running(words, tmp_path / "first", 2, environment, setup, own=own)
+    assert running.wait() == [0, 0], running.said(1)
+    whole, words = losses(out), ["resume", str(out)]
+    shutil.rmtree(checkpoints(out / "checkpoints")[-1])
+    running = Running(words, tmp_path / "without", 2, environment, setup)
+    assert running.wait() == [2, 2]
+    assert running.last_words(0) == "jepamba: rank 1: text.txt: no such file or folder"
+    running = Running(words, tmp_path / "with", 2, environment, setup, own=own)
+    assert running.wait() == [0, 0], running.said(1)
+    assert losses(out) == whole
+    for rank in range(2):
+        (tmp_path / str(rank) / "other.txt").write_bytes(text.read_bytes().replace(b"the", b"thE", 1))
+    running = Running([*words, "--data.train", "other.txt"], tmp_path / "other", 2, environment, setup)
+    assert running.wait() == [2, 2]
+    assert "the training text is not what this run started with: put the files back" in running.last_words(0)
 
 
 def refusals(ranks: Ranks, run: Run) -> list[str]:

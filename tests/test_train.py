@@ -309,8 +309,47 @@ def test_resume_on_other_data_is_refused(small: Run, tmp_path: Path) -> None:
     small = with_settings(small, {"data.train": str(mine)})
     train(small, out)
     mine.write_text("\0".join(body for _, body in sorted(topics.topics.items())[50:80]))
-    with pytest.raises(UserError, match="training data or its tokenizer is not what this run started with"):
+    with pytest.raises(
+        UserError, match=r"number of training tokens is not what this run started with \([0-9,]+, then "
+    ):
         resume(out)
+
+
+def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> None:
+    """The same text in another place is accepted; other text is not, be it of the same length; nor another setting."""
+    out, text, held_out = tmp_path / "run", tmp_path / "text.txt", tmp_path / "held-out.txt"
+    bodies = [body for _, body in sorted(topics.topics.items())]
+    text.write_text("\0".join(bodies[40:70]))
+    held_out.write_text("\0".join(bodies[70:74]))
+    small = with_settings(small, {"data.train": str(text), "data.val": str(held_out), "train.steps": 2})
+    train(small, out)
+    before = (out / "config.toml").read_bytes()
+    moved = {"data.train": str(text.rename(tmp_path / "moved.txt")), "data.cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"text\.txt: no such file"):
+        resume(out)
+    assert resume(out, moved)["steps"] == small.train.steps
+    assert (out / "config.toml").read_bytes() == before
+    files = ("training", "data.train", tmp_path / "moved.txt"), ("validation", "data.val", held_out)
+    for name, where, found in files:
+        other = tmp_path / f"other-{name}.txt"
+        other.write_bytes(found.read_bytes().replace(b"the", b"thE", 1))
+        with pytest.raises(UserError, match=f"the {name} text is not what this run started with: put the files back"):
+            resume(out, moved | {where: str(other)})
+    for name in ("train.steps", "data.sequence", "nonsense"):
+        with pytest.raises(ConfigError, match=f"{name} stays as the run began with it; what may change: data.train, "):
+            resume(out, {name: 3})
+
+
+def test_a_checkpoint_from_before_texts_were_compared_still_fits(small: Run) -> None:
+    text = corpus(small.data)
+    session = Session(resolve(small, text), text, place(small.train))
+    tensors, state = session.tensors(), session.state()
+    del state["data"]
+    before = state | {"tokenizer": text.tokenizer.fingerprint, "train_tokens": len(text.train)}
+    session.restore(tensors, before)
+    for damaged in (state, before | {"tokenizer": "another"}, before | {"train_tokens": 7}, state | {"data": {}}):
+        with pytest.raises(UserError, match="is not what this run started with"):
+            session.restore(tensors, damaged)
 
 
 def test_a_run_that_diverges_ends_with_what_to_do(small: Run, tmp_path: Path) -> None:

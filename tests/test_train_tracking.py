@@ -6,42 +6,20 @@ import importlib.util
 import json
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
+from dashboard import Dashboard
 from jepamba.config import ConfigError, Run, Train, from_dict
 from jepamba.errors import UserError
 from jepamba.train import resume, train
 from jepamba.train.metrics import MetricsLog
 from jepamba.train.tracking import IDENTITY, track
-from tiny import text_file, tiny
-
-
-class Dashboard(ModuleType):
-    """The three functions that both libraries have."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.calls: list[tuple[str, Any]] = []
-        self.failing = ""
-
-    def init(self, **settings: Any) -> None:
-        self._do("init", settings)
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        self._do("log", (step, numbers))
-
-    def finish(self) -> None:
-        self._do("finish", None)
-
-    def _do(self, what: str, values: Any) -> None:
-        print("this does not belong among the results")
-        if what == self.failing:
-            raise RuntimeError("the network\nis gone")
-        self.calls.append((what, values))
+from processes import SECONDS, Running
+from tiny import preset, text_file, tiny
 
 
 @pytest.fixture(params=["trackio", "wandb"])
@@ -136,6 +114,65 @@ def test_a_whole_run_and_its_resumption_are_shown(dashboard: Dashboard, tmp_path
     dashboard.calls.clear()
     resume(out)
     assert [what for what, _ in dashboard.calls] == ["init", "log", "finish"]
+
+
+def diverging(folder: Path) -> Run:
+    """A run that shows one step, and whose second has a loss that is not a number, which is one too many."""
+    return tiny(
+        text_file(folder), train__track="trackio", train__skip_limit=0, optim__muon_lr=1e30, optim__adam_lr=1e30
+    )
+
+
+@pytest.mark.parametrize("dashboard", ["trackio"], indirect=True)
+@pytest.mark.parametrize("trouble", ["", "failing", "slow"])
+def test_a_run_that_ends_with_an_error_takes_leave(
+    dashboard: Dashboard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trouble: str,
+) -> None:
+    """Once, and without waiting long; the error is the run's own, whatever the dashboard does."""
+    dashboard.failing, dashboard.slow = "finish" * (trouble == "failing"), 1.0 * (trouble == "slow")
+    monkeypatch.setattr("jepamba.train.loop.HURRY", 0.2 if trouble == "slow" else 60.0)
+    with pytest.raises(UserError, match=r"more than train.skip_limit = 0"):
+        train(diverging(tmp_path), tmp_path / "out")
+    assert [what for what, _ in dashboard.calls] == ["init", "log", *([] if trouble else ["finish"])]
+    said = [line for line in capsys.readouterr().err.splitlines() if "left alone from here on" in line]
+    lines = {"failing": "RuntimeError: the network is gone", "slow": "TimeoutError: what it has not sent within 0.2 s"}
+    assert len(said) == bool(trouble)
+    assert lines.get(trouble, "") in "".join(said)
+    for thread in threading.enumerate():
+        if thread.name == "dashboard":
+            thread.join()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_processes_that_end_with_an_error_take_leave(tmp_path: Path, size: int) -> None:
+    """Several ranks end without what libraries keep for Python's end."""
+    words = ["train", preset(tmp_path, diverging(tmp_path)), "--out", str(tmp_path / "out")]
+    running = Running(words, tmp_path, size, {"CALLS": str(tmp_path / "calls")}, setup="faulty:dashboard")
+    assert running.wait() == [2] * size
+    assert "train.skip_limit = 0: lower" in running.last_words(0)
+    assert (tmp_path / "calls").read_text().split() == ["init", "log", "finish"]
+
+
+def test_a_rank_that_is_terminated_while_it_packs_takes_leave(tmp_path: Path) -> None:
+    run = tiny(text_file(tmp_path), train__track="trackio", train__steps=2)
+    words = ["train", preset(tmp_path, run), "--out", str(tmp_path / "out")]
+    running = Running(words, tmp_path, 2, {"CALLS": str(tmp_path / "calls")}, setup="faulty:terminated_while_packing")
+    assert running.wait() == [143, 2]
+    assert (tmp_path / "calls").read_text().split() == ["init", "log", "log", "finish"]
+
+
+def test_ranks_wait_for_a_slow_dashboard_and_part_together(tmp_path: Path) -> None:
+    run = tiny(text_file(tmp_path), train__track="trackio", train__steps=2)
+    words = ["train", preset(tmp_path, run), "--out", str(tmp_path / "out")]
+    environment = {"CALLS": str(tmp_path / "calls")}
+    with Running(words, tmp_path, 2, environment, setup="faulty:dashboard_slower_than_a_farewell") as running:
+        running.processes[1].join(SECONDS)
+        assert (tmp_path / "calls").read_text().split() == ["init", "log", "log", "log", "finish"]
+        assert running.wait() == [0, 0]
 
 
 def test_without_a_dashboard_none_is_looked_for(tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ def _unexpected(word: str, args: argparse.Namespace) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; `{args.prog} --help` shows how"
     known = [option.removeprefix("--") for option in args.options if option.startswith("--")]
+    settings = [f"--{option}" for option in known if "." in option]
+    if settings and "." in word.partition("=")[0]:
+        flag = word.partition("=")[0]
+        return f"{flag}: a run keeps the settings that it began with; `{args.prog}` takes {', '.join(settings)} alone"
     if args.config_flags:
         from jepamba.flags import flag_types
 
@@ -185,9 +189,19 @@ def _add_training(top: _Commands) -> None:
         "resume",
         "resume",
         "Continue an interrupted run, exactly where its newest checkpoint left it.",
-        ["jepamba resume runs/mine"],
+        [
+            "jepamba resume runs/mine",
+            "jepamba resume runs/mine --data.train moved/text --data.val moved/val.txt --data.cache cache",
+            "torchrun --standalone --nproc-per-node 2 -m jepamba resume runs/mine --train.threads 4",
+        ],
     )
     resume.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    here = resume.add_argument_group("where this machine has its files, if not where the run began with them")
+    here.add_argument("--data.train", metavar="PATH", help="the training text; the same, or it is refused")
+    here.add_argument("--data.val", metavar="PATH", help="the validation text; the same, or it is refused")
+    here.add_argument("--data.tokenizer", metavar="T", help="the tokenizer; the same, or it is refused")
+    here.add_argument("--data.cache", metavar="DIR", help="folder for tokenized shards")
+    here.add_argument("--train.threads", type=int, metavar="N", help="CPU threads of this process")
     watch = top.add(
         "watch",
         "watch",

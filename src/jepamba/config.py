@@ -18,6 +18,11 @@ from typing import Any, Literal, get_type_hints
 
 from jepamba.errors import UserError
 
+OF_A_MACHINE = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
+"""Settings that may differ from machine to machine, and when a run is resumed. Each machine has its disks where it
+likes: not the names of text and tokenizer count but what they hold. And it has as many cores as it has, which changes
+no result but by rounding."""
+
 
 class ConfigError(UserError):
     """A setting, or a combination of settings, that is refused; the message is one line for the user."""

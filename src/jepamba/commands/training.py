@@ -41,10 +41,13 @@ def train(args: Namespace) -> int:
 
 def resume(args: Namespace) -> int:
     """`jepamba resume`: go on where the newest checkpoint left a run."""
+    from jepamba.config import OF_A_MACHINE
     from jepamba.train import resume as resume_run
 
     args.on_interrupt = _how_to_resume(args.dir)
-    return _finished(args.dir, resume_run(args.dir), args.json)
+    given = {name: getattr(args, name) for name in OF_A_MACHINE}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return _finished(args.dir, resume_run(args.dir, changes), args.json)
 
 
 def _how_to_resume(out: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jepamba import __version__
-from jepamba.config import Run, to_dict
+from jepamba.config import OF_A_MACHINE, Run, to_dict
 from jepamba.data import Corpus, Tokens, corpus
 from jepamba.errors import UserError
 from jepamba.progress import Progress
@@ -17,10 +17,6 @@ from jepamba.ranks import Ranks
 
 WINDOWS, LENGTH = 64, 4096
 """How many windows of a stream are compared, spread over it, and the tokens of each; a shorter stream is whole."""
-OF_A_MACHINE = {"data.train", "data.val", "data.tokenizer", "data.cache", "train.threads"}
-"""Settings that may differ. Each machine has its disks where it likes: not the names of text and tokenizer count but
-what they hold, which `read_alike` compares. And it has as many cores as it has, which changes no result but by
-rounding."""
 
 
 def check_command(command: str, ranks: Ranks) -> None:
@@ -57,7 +53,7 @@ def read_alike(run: Run, ranks: Ranks) -> Corpus:
     """
     text = ranks.machine_by_machine(lambda: _read(run))
     if ranks.size > 1:
-        _compare(ranks.told(ranks.machine_by_machine(lambda: _marks(text))))
+        _compare(ranks.told(ranks.machine_by_machine(lambda: marks(text))))
     return text
 
 
@@ -75,8 +71,8 @@ def _read(run: Run) -> Corpus:
         return corpus(run.data, progress=report)
 
 
-def _marks(text: Corpus) -> dict[str, Any]:
-    """What must not differ, by the name that a message gives it."""
+def marks(text: Corpus) -> dict[str, Any]:
+    """What must not differ between ranks, nor when a run is resumed, by the name that a message gives it: JSON."""
     return {
         "tokenizer": text.tokenizer.fingerprint,
         "number of training tokens": len(text.train),

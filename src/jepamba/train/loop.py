@@ -7,6 +7,7 @@ import copy
 import math
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import NotFiniteError, term_gradients, training_step
 from jepamba.train.stop import StopRequest, leave
-from jepamba.train.tracking import track
+from jepamba.train.tracking import HURRY, track
 from jepamba.train.writer import CheckpointWriter
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -70,6 +71,15 @@ class Loop:
 
     def run_to_end(self) -> dict[str, Any]:
         """Train until the budget is spent, then pack, score and report."""
+        try:
+            self._train()
+            return self._finish()
+        except BaseException:
+            # Not left to Python's end, which several ranks do not wait for.
+            self.metrics.close(within=HURRY)
+            raise
+
+    def _train(self) -> None:
         self._event(self.session.place.why)
         self.ranks.chiefly(lambda: widths.check(self.session))
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
@@ -82,21 +92,21 @@ class Loop:
                 self._checkpoint()
                 self._answer(self._agreed(0.0, stop)[1])
                 self._note_failure(report, wait=True)
+
+    def _finish(self) -> dict[str, Any]:
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
         self.micro.release()
         self.ranks.chiefly(self.metrics.flush)
         for said in self.ranks.chiefly(lambda: widths.fit(self.session, self.out / ARTIFACT)):
             self._event(said)
         summary = finish(self.session, self.out, self.preset)
-        final = summary["bpb_plain"]
-        self.metrics.append(
-            "val",
-            self.session.progress.step,
-            seconds=self.session.progress.seconds,
-            **{key: final[key] for key in VAL_FIELDS},
-            final=True,
-        )
+        # All ranks part together, however long a dashboard takes to send the rest.
+        self.ranks.chiefly(lambda: self._log_final(summary["bpb_plain"]))
         return summary
+
+    def _log_final(self, score: Mapping[str, Any]) -> None:
+        done, kept = self.session.progress, {key: score[key] for key in VAL_FIELDS}
+        self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=True)
 
     def share(self) -> float:
         """Share of the budget that is spent: of the steps or of the seconds, whichever is further."""

@@ -49,10 +49,10 @@ class MetricsLog:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._waiting.clear()
 
-    def close(self) -> None:
-        """Tell the tracker that no more will come, for now or for good."""
+    def close(self, within: float | None = None) -> None:
+        """Tell the tracker that no more will come, for now or for good; wait `within` seconds for it at most."""
         if self.tracker is not None:
-            self.tracker.finish()
+            self.tracker.finish(within)
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, and a last line that a crash cut short."""

@@ -15,6 +15,7 @@ from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
 from jepamba.ranks import ALONE, Ranks
+from jepamba.train.alike import marks
 from jepamba.train.device import Place
 
 
@@ -52,6 +53,8 @@ class Session:
 
     def __init__(self, run: Run, corpus: Corpus, place: Place, ranks: Ranks = ALONE) -> None:
         self.run, self.corpus, self.place, self.ranks = run, corpus, place, ranks
+        self.marks = marks(corpus)
+        """What the data must still be when the run is resumed."""
         if run.train.carry_state and ranks.size > 1:
             raise ConfigError(
                 f"train.carry_state = true with {ranks.size} processes: each row of windows goes on where it ended, on "
@@ -132,18 +135,13 @@ class Session:
         return {
             "progress": asdict(self.progress),
             "loader": self.loader.state(),
-            "tokenizer": self.corpus.tokenizer.fingerprint,
-            "train_tokens": len(self.corpus.train),
+            "data": self.marks,
             "widths": self.model.quant.width_of,
         }
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises `UserError` if the data or the shapes are not the run's."""
-        same_tokenizer = state.get("tokenizer") == self.corpus.tokenizer.fingerprint
-        if not same_tokenizer or state.get("train_tokens") != len(self.corpus.train):
-            raise UserError(
-                "the training data or its tokenizer is not what this run started with; put it back to resume"
-            )
+        self._check_data(state)
         sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "grad": {}, "carried": {}, "rng": {}}
         try:
             for name, value in tensors.items():
@@ -171,3 +169,19 @@ class Session:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the checkpoint does not fit this run's config: {reason}") from None
         self.progress = progress
+
+    def _check_data(self, state: dict[str, Any]) -> None:
+        """Raise `UserError` if the data, as far as a sample tells, is not what the run of a checkpoint had."""
+        before = state.get("data")
+        if not isinstance(before, dict):
+            # From before checkpoints held all marks.
+            known = {"tokenizer": state.get("tokenizer"), "number of training tokens": state.get("train_tokens")}
+            before = self.marks | known
+        for name, here in self.marks.items():
+            there = before.get(name)
+            if there != here:
+                figures = f" ({here:,}, then {there:,})" if isinstance(here, int) and isinstance(there, int) else ""
+                raise UserError(
+                    f"the {name} is not what this run started with{figures}: put the files back, or say where they are "
+                    "(--data.train, --data.val, --data.tokenizer)"
+                )

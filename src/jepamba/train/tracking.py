@@ -10,7 +10,9 @@ import importlib
 import secrets
 import sys
 from collections.abc import Mapping
+from contextvars import copy_context
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +22,9 @@ from jepamba.errors import UserError
 PROJECT = "jepamba"
 IDENTITY = "tracking"
 """The file in a run's folder that names the run for the dashboard, so that a resumed run goes on there."""
+HURRY = 4.0
+"""Seconds that a dashboard has for what it has not sent yet, where something other than the budget ends the run: less
+than ranks have to end once another is gone."""
 _GROUPS = {"step": "train", "val": "val", "terms": "terms"}
 
 
@@ -48,16 +53,31 @@ class Tracker:
         except Exception as error:
             self._give_up(error)
 
-    def finish(self) -> None:
-        """The run is over."""
-        if self._module is None or not self._started:
+    def finish(self, within: float | None = None) -> None:
+        """The run is over; at a second call nothing. With `within`, wait so many seconds for it at most."""
+        module, self._module = self._module, None
+        if module is None or not self._started:
             return
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                self._module.finish()
-        except Exception as error:
-            self._give_up(error)
-        self._module = None
+        problems: list[Exception] = []
+
+        def work() -> None:
+            try:
+                module.finish()
+            except Exception as error:
+                problems.append(error)
+
+        with contextlib.redirect_stdout(sys.stderr):
+            if within is None:
+                work()
+            else:
+                # A daemon: the process may end under it. In this thread's context: trackio keeps its run there.
+                thread = Thread(target=copy_context().run, args=(work,), name="dashboard", daemon=True)
+                thread.start()
+                thread.join(within)
+                if thread.is_alive():
+                    problems.append(TimeoutError(f"what it has not sent within {within:g} s may be lost"))
+        for problem in problems:
+            self._give_up(problem)
 
     def _start(self, module: ModuleType) -> None:
         identity = self._identity()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import ConfigError, Run, from_dict, to_dict
+from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, with_settings
 from jepamba.data import Corpus
 from jepamba.errors import UserError
 from jepamba.lookout import watched
@@ -38,17 +38,21 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         return Loop(run, out, text, preset, ranks).run_to_end()
 
 
-def resume(out: Path) -> dict[str, Any]:
+def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Continue the run in `out` from its newest checkpoint, or from the start if it has none.
+
+    `changes` are settings of this process alone, by their dotted names, of those `OF_A_MACHINE`: where its text is, as
+    in `{"data.train": "elsewhere.txt"}`. They hold for this time; config.toml stays as it is. Raises `ConfigError` for
+    another setting, and `UserError` for text that is not what the run started with.
 
     Under a budget in steps, on a CPU, the losses that follow equal those of the uninterrupted run to the bit.
     On another number of processes than before it goes on with the same windows, step by step.
     """
     with _ranks() as ranks:
         check_command("resume", ranks)
-        # Rank 0 has the folder, and so the settings of all; what each makes of them may still differ.
+        # Rank 0 has the folder, and so the settings of all, but for where this machine has its files.
         settings, preset = ranks.chiefly(lambda: _begun(out))
-        run = from_dict(settings)
+        run = _changed(settings, changes or {})
         check_settings(run, ranks)
         loop = Loop(run, out, read_alike(run, ranks), preset, ranks)
         loop.restore()
@@ -84,6 +88,14 @@ def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
     run = load_preset(str(out / CONFIG))
     first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
     return to_dict(run), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
+
+
+def _changed(settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Run:
+    """The run of `settings` with `changes`, all of them `OF_A_MACHINE`."""
+    for name in changes:
+        if name not in OF_A_MACHINE:
+            raise ConfigError(f"{name} stays as the run began with it; what may change: {', '.join(OF_A_MACHINE)}")
+    return with_settings(from_dict(settings), changes)
 
 
 def resolve(run: Run, text: Corpus) -> Run:
