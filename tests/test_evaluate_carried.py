@@ -136,8 +136,8 @@ def test_lanes_hold_every_part_once_and_are_balanced(lengths: list[int], most: i
     assert 1 <= len(lanes) <= most
     loads = [sum(stop - start for start, stop in lane) for lane in lanes]
     assert min(loads) > 0
-    # Graham's bound: 4/3 of the best, which is at least the mean and the longest part.
-    assert max(loads) <= 4 / 3 * max(sum(lengths) / len(lanes), max(lengths)) + max(lengths) / 3 + 1
+    # Graham (1966): who gives each part to the lane that has least, ends by the mean and what is left of the longest.
+    assert max(loads) <= sum(lengths) / len(lanes) + (1 - 1 / len(lanes)) * max(lengths) + 1e-9
 
 
 def test_documents_are_cut_at_their_starts() -> None:
