@@ -144,14 +144,8 @@ def graph_of(name: str, call: Callable[[], object]) -> Callable[[], object]:
 def bench() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {
-        "batch": 64,
-        "length": 1024,
-        "vocab": 8192,
-        "width": 640,
-        "channels": 768,
-        "rounds": 30,
-    }.items():
+    defaults = {"batch": 64, "length": 1024, "vocab": 8192, "width": 640, "channels": 768, "rounds": 30}
+    for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", default="", help="words of the names of the operators to time, separated by commas")
     o = parser.parse_args()

@@ -50,7 +50,7 @@ class Running:
         self.folder = folder
         context = multiprocessing.get_context("spawn" if fresh else "forkserver")
         context.set_forkserver_preload(PRELOAD)
-        port, found_by = _free_port(), dict[str, str]()
+        port, found_by = free_port(), dict[str, str]()
         if agent:
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             port = self.store.port
@@ -117,7 +117,8 @@ class Running:
         return ours[-1]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from jepamba.ranks import Ranks, joined
+from processes import free_port
 
 SECONDS = 120.0
 """How long a group may take."""
@@ -25,9 +25,7 @@ def together(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spawn", "jepamba.train", "jepamba.artifact", work.__module__])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pipes, processes = [], []
     for rank in range(size):
         ours, theirs = context.Pipe(duplex=False)

@@ -142,7 +142,7 @@ class _Lookout:
     """The threads, and what they know."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.rank = ranks, ranks.rank
+        self.rank = ranks.rank
         self.others = [rank for rank in range(ranks.size) if rank != ranks.rank]
         self.stop = threading.Event()
         self._store = self._connected()

@@ -46,7 +46,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0, decisions: Any = None) -> None:
         self.rank, self.size, self.local = rank, size, local
-        self.decisions = decisions
+        self._decisions = decisions
         """The gloo group of decisions; None where there is one process."""
 
     @property
@@ -105,7 +105,7 @@ class Ranks:
         found = {}
         for name, shape, kind in self.shared(kinds):
             value = tensors[name].contiguous() if self.chief else torch.empty(shape, dtype=getattr(torch, kind))
-            dist.broadcast(value, 0, group=self.decisions)
+            dist.broadcast(value, 0, group=self._decisions)
             found[name] = value
         return found
 
@@ -144,11 +144,11 @@ class Ranks:
 
     def _all_frames(self, frame: Tensor) -> list[Tensor]:
         frames = [torch.empty_like(frame) for _ in range(self.size)]
-        dist.all_gather(frames, frame, group=self.decisions)
+        dist.all_gather(frames, frame, group=self._decisions)
         return frames
 
     def _chiefs_frame(self, frame: Tensor) -> Tensor:
-        dist.broadcast(frame, 0, group=self.decisions)
+        dist.broadcast(frame, 0, group=self._decisions)
         return frame
 
     def any(self, flag: bool) -> bool:
@@ -204,7 +204,7 @@ class Ranks:
         """Wait for all ranks, so many seconds at most. Raises `RuntimeError`, which names the ranks that are missing on
         rank 0."""
         if self.size > 1:
-            dist.monitored_barrier(self.decisions, timedelta(seconds=seconds), wait_all_ranks=True)
+            dist.monitored_barrier(self._decisions, timedelta(seconds=seconds), wait_all_ranks=True)
 
 
 ALONE = Ranks()

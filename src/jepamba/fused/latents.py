@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.gpu import PROGRAMS, on_device, on_gpu, programs, warps
+from jepamba.gpu import on_device, on_gpu, programs, warps
 
 ROWS, COLUMNS = 8, 512
 """Tile of the bias-and-GELU kernel."""
@@ -74,7 +74,7 @@ class BiasGelu(torch.autograd.Function):
         N = u.numel() // M
         du = torch.empty_like(u)
         blocks = -(-M // GRADIENT_COLUMNS)
-        count = min(N, PROGRAMS)
+        count = programs(N)
         parts = u.new_empty(count, M, dtype=torch.float32)
         with on_device(u):
             bias_gelu_gradient_kernel[(blocks, count)](

@@ -57,13 +57,6 @@ def _zeros(D: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _rounded(value, like):
-    """`value` as `like` will hold it: what a later reader sees is what is normalised here."""
-    return value.to(like.dtype.element_ty).to(tl.float32)
-
-
-@triton.jit
-@no_type_check
 def _inverse_rms(squares_P, D: tl.constexpr, eps):
     """r, from the sum over pieces of the squares."""
     return tl.rsqrt(tl.sum(squares_P, axis=0) / D + eps)
@@ -126,6 +119,16 @@ def add_norm_gradient_kernel(
 
 @triton.jit
 @no_type_check
+def _mixed(x, skip, x0, w, m0, m1, HAS_SKIP: tl.constexpr):
+    """mix₀·(x + weight·skip) + mix₁·x0 of a piece, as it is kept, in x's dtype: what later readers see is normalised."""
+    v = x.to(tl.float32)
+    if HAS_SKIP:
+        v += w * skip.to(tl.float32)
+    return (m0 * v + m1 * x0.to(tl.float32)).to(x.dtype).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
 def mix_norm_kernel(
     x, x0, skip, mix, weight, mixed, normed, eps, D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr
 ):  # fmt: skip
@@ -139,10 +142,7 @@ def mix_norm_kernel(
     squares_P = tl.zeros((P,), tl.float32)
     mixed_CP = ()
     for i in tl.static_range(triton.cdiv(D, P)):
-        v = x_CP[i].to(tl.float32)
-        if HAS_SKIP:
-            v += w_CP[i] * skip_CP[i].to(tl.float32)
-        s = _rounded(m0_CP[i] * v + m1_CP[i] * x0_CP[i].to(tl.float32), mixed)
+        s = _mixed(x_CP[i], skip_CP[i], x0_CP[i], w_CP[i], m0_CP[i], m1_CP[i], HAS_SKIP)
         _store(mixed, row, D, i, s, D, P)
         squares_P += s * s
         mixed_CP = mixed_CP + (s,)
@@ -181,11 +181,7 @@ def mix_norm_gradient_kernel(
         squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
         mixed_CP = ()
         for i in tl.static_range(triton.cdiv(D, P)):
-            v = x_CP[i].to(tl.float32)
-            if HAS_SKIP:
-                v += w_CP[i] * skip_CP[i].to(tl.float32)
-            # x is of the dtype that was mixed into.
-            s = _rounded(m0_CP[i] * v + m1_CP[i] * x0_CP[i].to(tl.float32), x)
+            s = _mixed(x_CP[i], skip_CP[i], x0_CP[i], w_CP[i], m0_CP[i], m1_CP[i], HAS_SKIP)
             squares_P += s * s
             products_P += s * dn_CP[i].to(tl.float32)
             mixed_CP = mixed_CP + (s,)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jepamba.fused.cross_entropy import row_losses
+from jepamba.fused.products import product_fp32
 
 SLICE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits held at once: few enough to stay in a CPU's cache, enough to fill a GPU."""
@@ -34,7 +35,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif total.is_cuda and total.dtype == torch.float32:
-        total.add_(torch.mm(a, b, out_dtype=torch.float32))
+        total.add_(product_fp32(a, b))
     else:
         total.add_(a @ b)
 
