@@ -120,7 +120,7 @@ def add_norm_gradient_kernel(
 @triton.jit
 @no_type_check
 def _mixed(x, skip, x0, w, m0, m1, HAS_SKIP: tl.constexpr):
-    """mix₀·(x + weight·skip) + mix₁·x0 of a piece, as it is kept, in x's dtype: what later readers see is normalised."""
+    """mix₀·(x + weight·skip) + mix₁·x0 of a piece as x's dtype keeps it: what later readers see is normalised."""
     v = x.to(tl.float32)
     if HAS_SKIP:
         v += w * skip.to(tl.float32)
