@@ -32,9 +32,9 @@ from jepamba.artifact.ans.weights import Tables
 from jepamba.artifact.codecs import CODECS, quick_bytes
 from jepamba.artifact.inspect import entropy
 from jepamba.artifact.store import open_artifact
-from jepamba.artifact.streams import Stream, Values
+from jepamba.artifact.streams import StreamSpec, Values
 
-Block = list[tuple[Stream, Values]]
+Block = list[tuple[StreamSpec, Values]]
 
 GENERAL = ("brotli", "lzma", "zstd")
 EVERY = (0, 1, 2, OFF)
@@ -92,7 +92,7 @@ def static(block: Block) -> float:
     return bits / 8
 
 
-def under(block: Block, context: Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]) -> float:
+def under(block: Block, context: Callable[[StreamSpec, Levels, Block], tuple[NDArray[np.int64], float]]) -> float:
     """Bytes under shared adaptive histograms in contexts (R, C) that `context` gives, with the bits that they cost.
 
     Low bits of wide ordinals are counted as the codec codes them.
@@ -120,10 +120,10 @@ def learn(histograms: Histograms, contexts: NDArray[np.int64], symbols: NDArray[
     return bits
 
 
-def by_scale(scales: dict[str, Values]) -> Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]:
+def by_scale(scales: dict[str, Values]) -> Callable[[StreamSpec, Levels, Block], tuple[NDArray[np.int64], float]]:
     """Row classes from the row's stored scale: free. Rows whose weights are alike differ by their scale only."""
 
-    def context(stream: Stream, finest: Levels, _: Block) -> tuple[NDArray[np.int64], float]:
+    def context(stream: StreamSpec, finest: Levels, _: Block) -> tuple[NDArray[np.int64], float]:
         scale = scales.get(stream.name.rpartition("/")[0] + "/scale")
         rows = np.zeros(len(finest.rows_R), dtype=np.int64)
         if scale is not None and scale.size == rows.size:
@@ -136,7 +136,7 @@ def by_scale(scales: dict[str, Values]) -> Callable[[Stream, Levels, Block], tup
     return context
 
 
-def beside_the_left(stream: Stream, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
+def beside_the_left(stream: StreamSpec, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
     """Levels in halves, and beside each the size of the left neighbour, in quarters of the largest value."""
     magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream)))
     quarter_RC = np.roll(4 * magnitude_RC // (largest(stream) + 1), 1, axis=1).clip(0, 3)
@@ -145,10 +145,10 @@ def beside_the_left(stream: Stream, finest: Levels, block: Block) -> tuple[NDArr
     return 4 * level_RC + quarter_RC, integers_cost(rows, 8) + integers_cost(columns, 8)
 
 
-def in_parts(parts: int) -> Callable[[Stream, Levels, Block], tuple[NDArray[np.int64], float]]:
+def in_parts(parts: int) -> Callable[[StreamSpec, Levels, Block], tuple[NDArray[np.int64], float]]:
     """Row classes in quarters, column classes in quarters, anew for each of `parts` parts of the rows."""
 
-    def context(stream: Stream, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
+    def context(stream: StreamSpec, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
         magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream))).astype(np.float64)
         quarters = np.rint(finest.rows_R / 2).astype(np.int64)
         expected_R1 = 2.0 ** ((finest.base - 120 + 2 * quarters[:, None]) / 8) * largest(stream)

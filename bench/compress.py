@@ -24,7 +24,7 @@ import torch
 from jepamba.artifact import Artifact
 from jepamba.commands import columns
 from jepamba.compress import Compressor
-from jepamba.compress.lanes import Cut, cut
+from jepamba.compress.lanes import LaneLayout, lane_layout
 from jepamba.compress.tokens import Ids, to_bytes, to_ids
 from jepamba.data import Tokens
 from jepamba.evaluate import compressors, score_carried
@@ -52,7 +52,7 @@ def carried_bpb(artifact: Artifact, ids: Ids, size: int) -> float:
     score = score_carried(
         artifact.model,
         Tokens([stream], artifact.tokenizer),
-        data.sequence,
+        data.seq_len,
         temperature=artifact.temperature,
         reset=data.reset,
     )
@@ -60,7 +60,7 @@ def carried_bpb(artifact: Artifact, ids: Ids, size: int) -> float:
 
 
 @torch.inference_mode()
-def lane_bits(artifact: Artifact, ids: Ids, plan: Cut) -> float:
+def lane_bits(artifact: Artifact, ids: Ids, plan: LaneLayout) -> float:
     """−log2 p of the tokens by the parallel form, the state carried along each lane of `plan`."""
     bos, total, state = artifact.tokenizer.bos_id, 0.0, None
     resets = artifact.tokenizer.separator and artifact.run.data.reset
@@ -128,11 +128,11 @@ def main() -> None:
     files = [measured(model, text, "as it is")]
     files += given_back(model, text, ids, files[0])
     whole = carried_bpb(model.artifact, ids, len(text))
-    usual = cut(ids.size).lanes
+    usual = lane_layout(ids.size).lanes
     bits = {}
     for count in sorted({*map(int, args.lanes.split(",")), usual}):
         with Progress(f"scoring {count} lanes"):
-            bits[count] = lane_bits(model.artifact, ids, Cut(ids.size, count))
+            bits[count] = lane_bits(model.artifact, ids, LaneLayout(ids.size, count))
     others = compressors(text)
 
     rows = [["", "bytes", "bits per byte"]]

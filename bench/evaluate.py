@@ -36,13 +36,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     artifact = load_artifact(args.artifact, device=device)
     data = artifact.run.data
     tokens = load_tokens(args.data, artifact.tokenizer, data, "val")
-    sequence = args.sequence or data.sequence
+    seq_len = args.seq_len or data.seq_len
     whole = min(args.tokens or len(tokens) - 1, len(tokens) - 1)
     part = min(args.sliding_tokens or whole, whole)
     common = {"temperature": artifact.temperature, "tokens_per_batch": args.tokens_per_batch}
 
     def way(score: Callable[..., Score], **settings: Any) -> Way:
-        return lambda limit: score(artifact.model, tokens, sequence, limit=limit, **(common | settings))
+        return lambda limit: score(artifact.model, tokens, seq_len, limit=limit, **(common | settings))
 
     strides = [int(stride) for stride in args.strides.split(",")]
     ways: dict[str, tuple[Way, int]] = {
@@ -81,8 +81,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": where,
         "torch": torch.__version__,
-        "windows": sequence,
-        "trained_on_windows": data.sequence,
+        "windows": seq_len,
+        "trained_on_windows": data.seq_len,
         "tokens_per_batch": args.tokens_per_batch,
         "part": part,
         "rounds": args.rounds,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from jepamba.config import Model, Quant
-from jepamba.fused.fp8 import round_rows
 from jepamba.model.layers import Linear, Mlp
+from jepamba.ops.fp8.linear import round_rows
 from kernels import copy_of
 from ssd import captured, measure
 
@@ -67,7 +67,7 @@ def mlp(o: argparse.Namespace) -> Calls:
     """With the weights' gradients."""
     calls: Calls = {}
     for how in ("bf16", "fp8"):
-        module = Mlp(Model(dim=o.width, mlp_mult=o.hidden / o.width), Quant())
+        module = Mlp(Model(d_model=o.width, mlp_mult=o.hidden / o.width), Quant())
         settled(module, how == "fp8")
         x, pull = normal(o.tokens, o.width).requires_grad_(), normal(o.tokens, o.width)
         scale = torch.ones(o.width, device="cuda", requires_grad=True)

@@ -84,7 +84,7 @@ def scored(session: Session, path: Path, tokens: int) -> dict[str, Any]:
     score = score_plain(
         loaded.model,
         session.corpus.val,
-        run.data.sequence,
+        run.data.seq_len,
         reset=run.data.reset,
         limit=tokens,
         tokens_per_batch=run.eval.tokens_per_batch,

@@ -17,13 +17,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jepamba.fused.conv import conv_silu
-from jepamba.fused.cross_entropy import row_losses, token_nats
-from jepamba.fused.epps_pulley import epps_pulley
-from jepamba.fused.latents import bias_gelu
-from jepamba.fused.norms import add_norm, gated_norm, mix_norm, relu2_norm
-from jepamba.gpu import kernels
-from jepamba.model.loss import capped_cross_entropy
+from jepamba.ops.causal_conv.conv import conv_silu
+from jepamba.ops.cross_entropy.cross_entropy import capped_cross_entropy
+from jepamba.ops.cross_entropy.rows import row_losses, token_nats
+from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.epps_pulley.epps_pulley import epps_pulley
+from jepamba.ops.norms.norms import add_norm, gated_norm, mix_norm, relu2_norm
+from jepamba.ops.predictor.predictor import bias_gelu
 from ssd import captured, measure
 
 Parts = dict[str, tuple[Callable[[], object], int]]
@@ -160,7 +160,7 @@ def bench() -> None:
         sizes: dict[str, int] = {}
         for how, wanted in (("fused", True), ("plain", False)):
             torch.manual_seed(0)
-            with kernels(wanted):
+            with triton_kernels(wanted):
                 for name, (call, size) in make(o).items():
                     if not o.only or any(word in name for word in o.only.split(",")):
                         calls.setdefault(name, {})[how] = graph_of(f"{name}, {how}", call)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jepamba.data import Ahead, Loader, Tokens, open_shard
+from jepamba.data import Loader, Prefetcher, Tokens, open_shard
 from jepamba.data.shards import HEADER_BYTES, SHARD_TOKENS, write_shard
 from jepamba.text import ByteTokenizer
 
@@ -60,12 +60,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--pin", action="store_true", help="into pinned memory; needs CUDA")
     args = parser.parse_args()
-    count, seconds = args.micro // args.sequence, args.micro / args.rate
+    count, seconds = args.micro // args.seq_len, args.micro / args.rate
     before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         tokens = sparse_shards(Path(folder), args.sparse_gb)
-        loader = Loader(tokens, args.sequence, 0)
+        loader = Loader(tokens, args.seq_len, 0)
         opened = time.perf_counter() - start
         times = []
         for _ in range(WARM_UP + args.steps):
@@ -73,7 +73,7 @@ def main() -> None:
             loader.next(count)
             times.append(time.perf_counter() - start)
         alone = statistics.median(times[WARM_UP:])
-        ahead = Ahead(loader, pin=args.pin)
+        ahead = Prefetcher(loader, pin=args.pin)
         for _ in range(WARM_UP):
             ahead.next(count)
         waits, cpu = [], time.process_time()

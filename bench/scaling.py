@@ -31,7 +31,7 @@ import torch
 from jepamba.config import Run
 from jepamba.data import Batch, corpus
 from jepamba.flags import parse_flags, split_flags
-from jepamba.optim.muon import dealt
+from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
 from jepamba.ranks import Ranks, joined
@@ -169,8 +169,8 @@ def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "processes": ranks.size,
         "tokens per step": run.train.tokens_per_step,
-        "passes per step": session.deal.passes,
-        "tokens per micro-batch": [len(rows) * run.data.sequence for rows in session.deal.of_pass(0)],
+        "passes per step": session.batch_layout.passes,
+        "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in session.batch_layout.of_pass(0)],
         "first step, s": first,
         "step, ms": step_ms,
         "steps, ms": each,
@@ -191,12 +191,12 @@ def alone(session: Session, clock: Clock) -> dict[str, float]:
     if session.heads is not None and jepa.sigreg_weight > 0:
         samples = 1
         if jepa.sigreg_pool == "timestep":
-            samples = min(jepa.sigreg_timesteps or run.data.sequence, run.data.sequence)
+            samples = min(jepa.sigreg_timesteps or run.data.seq_len, run.data.seq_len)
         sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
-        times = 1 if jepa.sigreg_sample == "step" else session.deal.passes
+        times = 1 if jepa.sigreg_sample == "step" else session.batch_layout.passes
         work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.sum_(sums), times)
     matrices = list(session.optimizers.groups.muon.values())
-    shares = dealt(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.size)
+    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.size)
     longest = max(sum(matrices[i].numel() for i in share) for share in shares)
     updates = torch.zeros(longest, dtype=session.optimizers.muon.compute_dtype, device=device)
     size = longest * updates.element_size() / 1e6

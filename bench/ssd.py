@@ -22,8 +22,8 @@ import torch
 import triton
 from torch import Tensor
 
-from jepamba.ssd import ssd_chunked
-from jepamba.ssd.triton_ssd import ssd_triton
+from jepamba.ops.ssd import ssd_torch
+from jepamba.ops.ssd.triton import ssd_triton
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
 NAMES = ("y", "final", "dx", "ddt", "dA", "dB", "dC", "dD")
@@ -50,18 +50,18 @@ def make_inputs(o: argparse.Namespace, batch: int) -> tuple[list[Tensor], list[T
     return [value.detach().requires_grad_() for value in values], [dy, dfinal]
 
 
-def mamba_ssm(chunk: int) -> Operator | None:
+def mamba_ssm(chunk_size: int) -> Operator | None:
     """mamba-ssm's kernel behind our signature, or None."""
     if importlib.util.find_spec("mamba_ssm") is None:
         return None
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return lambda x, dt, A, B, C, D: mamba_chunk_scan_combined(
-        x, dt, A, B, C, chunk_size=chunk, D=D, return_final_states=True
+        x, dt, A, B, C, chunk_size=chunk_size, D=D, return_final_states=True
     )
 
 
-def fla(chunk: int) -> Operator | None:
+def fla(chunk_size: int) -> Operator | None:
     """fla-core's simple gated linear attention behind our signature, heads expanded and dt folded in, or None."""
     if importlib.util.find_spec("fla") is None:
         return None
@@ -167,7 +167,7 @@ def errors(operator: Operator, o: argparse.Namespace) -> dict[str, float]:
         seeds = [w.to(v.dtype) for w, v in zip(weights, outputs, strict=True)]
         return [*outputs, *torch.autograd.grad(outputs, values, seeds)]
 
-    pairs = zip(results(operator, inputs), results(ssd_chunked, wide), strict=True)
+    pairs = zip(results(operator, inputs), results(ssd_torch, wide), strict=True)
     return {n: float((a.float() - b).norm() / b.norm()) for n, (a, b) in zip(NAMES, pairs, strict=True)}
 
 
@@ -194,7 +194,16 @@ def main() -> None:
 def bench() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"batch": 64, "length": 1024, "heads": 10, "width": 64, "state": 64, "groups": 1, "chunk": 64, "rounds": 30}
+    sizes = {
+        "batch": 64,
+        "length": 1024,
+        "heads": 10,
+        "width": 64,
+        "state": 64,
+        "groups": 1,
+        "chunk_size": 64,
+        "rounds": 30,
+    }
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", default="", help="names of the alternatives to time, separated by commas")
@@ -203,14 +212,14 @@ def bench() -> None:
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA GPU")
     warnings.filterwarnings("ignore")
-    compiled = torch.compile(ssd_chunked)
+    compiled = torch.compile(ssd_torch)
     candidates: dict[str, Operator | None] = {
-        "triton": lambda *v: ssd_triton(*v, chunk=o.chunk),
-        "triton-recompute": lambda *v: ssd_triton(*v, chunk=o.chunk, keep_states=False),
-        "torch": lambda *v: ssd_chunked(*v, chunk=o.chunk),
-        "torch-compile": lambda *v: compiled(*v, chunk=o.chunk),
+        "triton": lambda *v: ssd_triton(*v, chunk_size=o.chunk_size),
+        "triton-recompute": lambda *v: ssd_triton(*v, chunk_size=o.chunk_size, keep_states=False),
+        "torch": lambda *v: ssd_torch(*v, chunk_size=o.chunk_size),
+        "torch-compile": lambda *v: compiled(*v, chunk_size=o.chunk_size),
         "mamba-ssm": mamba_ssm(256),
-        "fla-core": fla(o.chunk),
+        "fla-core": fla(o.chunk_size),
     }
     wanted = o.only.split(",") if o.only else list(candidates)
     operators = {name: operator for name, operator in candidates.items() if operator is not None and name in wanted}

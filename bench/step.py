@@ -36,7 +36,7 @@ def matmul_flops_per_token(session: Session) -> float:
 
     The embedding is used as the head's matrix (its lookup costs nothing); the predictor once per roll-out step.
     """
-    steps = session.run.jepa.steps if session.run.jepa.weight > 0 else 0
+    steps = session.run.jepa.rollout_steps if session.run.jepa.weight > 0 else 0
     total = 0
     for name, p in session.modules.named_parameters():
         if p.ndim != 2 or name.rsplit(".", 1)[-1] in ("mix", "skip_weight", "conv_weight"):

@@ -67,7 +67,7 @@ def train_variant(name: str, run: Run, text: Corpus, val: int, torch_steps: int)
         seconds = time.perf_counter() - start
         tokens = run.eval.tokens_per_batch
         score = score_plain(
-            session.model, text.val, run.data.sequence, reset=run.data.reset, limit=val, tokens_per_batch=tokens
+            session.model, text.val, run.data.seq_len, reset=run.data.reset, limit=val, tokens_per_batch=tokens
         )
     return {"bpb": score.bpb, "ce": ce, "seconds": seconds, "steps": steps}
 

@@ -35,9 +35,9 @@ HEAD = """# Every setting
 
 <!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config.py. Do not edit by hand. -->
 
-A setting has a room and a name, and the same name everywhere: `optim.clip` is the flag `--optim.clip 1.0` of
+A setting has a room and a name, and the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of
 `jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or in a run's `config.toml`, and
-the key `"optim.clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is
+the key `"optim.grad_clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is
 stronger than a preset.
 
 - Hyphens and underscores are the same in a flag, and `--train.steps=100` is `--train.steps 100`.

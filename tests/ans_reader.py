@@ -10,12 +10,12 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from jepamba.artifact.streams import Stream
+from jepamba.artifact.streams import StreamSpec
 
 Table = dict[int, list[int]]
 
 
-def read(streams: list[Stream], data: bytes) -> list[list[int]]:
+def read(streams: list[StreamSpec], data: bytes) -> list[list[int]]:
     """The bit patterns or integers of every stream, in the order of rows."""
     return Reading(data).block(streams)
 
@@ -72,14 +72,14 @@ class Reading:
         alphabet = self.number(8) + 1
         return [least + s for s in self.learnt([0] * count, {}, alphabet)]
 
-    def block(self, streams: list[Stream]) -> list[list[int]]:
+    def block(self, streams: list[StreamSpec]) -> list[list[int]]:
         out = [self.stream(stream) for stream in streams]
         assert self.number(16) == 0xE5D0
         assert self.x == 0
         assert not self.words
         return out
 
-    def stream(self, stream: Stream) -> list[int]:
+    def stream(self, stream: StreamSpec) -> list[int]:
         b, sign = stream.bits, 1 << stream.bits - 1
         R = stream.shape[0] if len(stream.shape) > 1 else 1
         C = prod(stream.shape) // R
@@ -104,7 +104,7 @@ class Reading:
             out = [o + (self.symbol([1 << 24 - width] * (1 << width)) << at) for o in out]
         return out
 
-    def weights(self, stream: Stream, R: int, C: int, top: int, numbers: Any, largest: int) -> list[int]:
+    def weights(self, stream: StreamSpec, R: int, C: int, top: int, numbers: Any, largest: int) -> list[int]:
         L, N = min(R, C), max(R, C)
         J = max(1, min(L // 32, (1 << 16) // N))
         foretold = J < L <= 1024 and bool(self.number(1))
@@ -133,7 +133,7 @@ class Reading:
             lines += [turned[i * N : (i + 1) * N] for i in range(len(panel))]
         return [lines[j][i] if R >= C else lines[i][j] for i in range(R) for j in range(C)]
 
-    def split(self, stream: Stream, top: int, which: int, contexts: list[int]) -> list[int]:
+    def split(self, stream: StreamSpec, top: int, which: int, contexts: list[int]) -> list[int]:
         low = max(0, stream.bits - 6)
         tables = [self.shared.setdefault((stream.kind, stream.bits, i), {}) for i in range(3)]
         coarse = self.learnt(contexts, tables[which], (top >> low) + 1)

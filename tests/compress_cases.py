@@ -12,7 +12,7 @@ import torch
 
 from jepamba.artifact import save_artifact
 from jepamba.compress import Compressor
-from jepamba.compress.lanes import Cut
+from jepamba.compress.lanes import LaneLayout
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.model import LanguageModel
@@ -54,9 +54,9 @@ def artifact_at(path: Path, tokenizer: Tokenizer, sample: bytes, reset: bool = T
     """An artifact whose model knows how often the tokens of `sample` occur, and a little of what it has read."""
     torch.manual_seed(0)
     run = Run(
-        data=Data(tokenizer="bytes" if tokenizer.kind == "bytes" else "bpe", sequence=8, reset=reset),
+        data=Data(tokenizer="bytes" if tokenizer.kind == "bytes" else "bpe", seq_len=8, reset=reset),
         model=Model(
-            vocab_size=tokenizer.vocab_size, embed_dim=8, dim=8, layers=2, d_state=4, headdim=8, mlp_mult=1.0,
+            vocab_size=tokenizer.vocab_size, embed_dim=8, d_model=8, n_layer=2, d_state=4, headdim=8, mlp_mult=1.0,
             softcap="off",
         ),
         quant=Quant(large=64),
@@ -74,7 +74,7 @@ def artifact_at(path: Path, tokenizer: Tokenizer, sample: bytes, reset: bool = T
 def coded(model: Compressor, data: bytes, lanes: int = 32) -> bytes:
     """`data` compressed by the model, however large that is."""
     ids = to_ids(model.artifact.tokenizer, data)
-    return model.code(data, ids, Cut(ids.size, min(lanes, ids.size))).content
+    return model.code(data, ids, LaneLayout(ids.size, min(lanes, ids.size))).content
 
 
 ODD = [

@@ -16,7 +16,7 @@ import torch.distributed
 from dashboard import Dashboard
 from jepamba import __main__ as end
 from jepamba import lookout
-from jepamba.data import Ahead
+from jepamba.data import Prefetcher
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.presets import load_preset
@@ -128,7 +128,7 @@ def hanging_disk_on_rank_0() -> None:
 def bad_disk(rank: int | None = None) -> None:
     """The fifth read of data fails, on one rank alone: BAD, unless it is given."""
     bad = os.environ["BAD"] if rank is None else str(rank)
-    take, reads = Ahead.next, []
+    take, reads = Prefetcher.next, []
 
     def failing(self: Any, *arguments: Any) -> Any:
         reads.append(1)
@@ -136,7 +136,7 @@ def bad_disk(rank: int | None = None) -> None:
             raise UserError("/data/text_train_000003.bin: the shard can no longer be read (Input/output error)")
         return take(self, *arguments)
 
-    Ahead.next = failing  # type: ignore[method-assign]
+    Prefetcher.next = failing  # type: ignore[method-assign]
 
 
 def dashboard(slow: float = 0.0) -> None:

@@ -38,7 +38,7 @@ def gelu(x: Tensor) -> Tensor:
 
 def mamba2(u_TD: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tensor:
     """One sequence through a mixer: in_proj → [z, x, B, C, dt], convolution, recurrence, gated norm, out_proj."""
-    inner, N, G, P, W = config.expand * config.dim, config.d_state, config.ngroups, config.headdim, config.conv_width
+    inner, N, G, P, W = config.expand * config.d_model, config.d_state, config.ngroups, config.headdim, config.d_conv
     H = inner // P
     channels = inner + 2 * G * N
     A = -torch.exp(w["A_log"])
@@ -88,13 +88,13 @@ def block(x: Tensor, x0: Tensor, w: Weights, config: Model, index: int, reset_T:
 def latents(tokens_T: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tensor:
     """h of one sequence: the U-Net as a stack, as the spec tells it."""
     x = w["token_embed"][tokens_T]
-    if config.embed_dim != config.dim:
+    if config.embed_dim != config.d_model:
         x = x @ w["embed_proj.w"].T
     x0 = x = rms(x)
     stack: list[Tensor] = []
     used = 0
-    for i in range(config.layers):
-        half = config.layers // 2
+    for i in range(config.n_layer):
+        half = config.n_layer // 2
         if i >= half and config.unet and stack:
             partner = stack.pop()
             # The first pop is the last encoder block's own output: added only with `self_skip`.

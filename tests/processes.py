@@ -194,11 +194,11 @@ def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str]
 
 def _record(path: Path) -> None:
     """Write down the windows of every batch that is taken, and before them the step that takes them."""
-    from jepamba.data import Ahead
+    from jepamba.data import Prefetcher
     from jepamba.train import loop
 
     file = path.open("a", buffering=1)
-    take, train = Ahead.next, loop.training_step
+    take, train = Prefetcher.next, loop.training_step
 
     def taken(self: Any, *arguments: Any) -> Any:
         batch = take(self, *arguments)
@@ -210,7 +210,7 @@ def _record(path: Path) -> None:
         file.write(f"step {micro.session.progress.step + 1}\n")
         return train(micro, *arguments)
 
-    Ahead.next, loop.training_step = taken, trained  # type: ignore[method-assign]
+    Prefetcher.next, loop.training_step = taken, trained  # type: ignore[method-assign]
 
 
 def _rows(batch: Any) -> Iterator[tuple[Any, Any]]:

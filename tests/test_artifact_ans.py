@@ -17,12 +17,12 @@ from ans_reader import read
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.choice import OFF, Choices
-from jepamba.artifact.ans.coder import Reader, Writer, code_number, frequencies
+from jepamba.artifact.ans.coder import AnsDecoder, AnsEncoder, code_number, frequencies
 from jepamba.artifact.ans.histograms import Histograms, code_integers
 from jepamba.artifact.ans.prediction import Expectations, Prediction, allowed, earlier, panel
 from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
 from jepamba.artifact.inspect import entropy
-from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
+from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
 from jepamba.config import Data, Model, Run, Train
 from jepamba.model import LanguageModel
 from jepamba.quant.grids import Fp8Grid, IntGrid
@@ -32,7 +32,7 @@ KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
 CODEC = WeightCodec()
 
 
-def round_trip(streams: list[Stream], values: list[Values], codec: WeightCodec = CODEC) -> bytes:
+def round_trip(streams: list[StreamSpec], values: list[Values], codec: WeightCodec = CODEC) -> bytes:
     data = codec.encode(streams, values)
     assert data == codec.encode(streams, values)
     for stream, array, again in zip(streams, values, CODEC.decode(streams, data), strict=True):
@@ -83,7 +83,7 @@ HOW = ["constant", "uniform", "normal", "zero rows"]
 @settings(max_examples=150, deadline=None)
 def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str, int]]) -> None:
     """Empty streams, single values, equal values, rows of zeros, any mixture of kinds and widths in one block."""
-    streams = [Stream(f"s{i}", *kind, tuple(shape)) for i, (kind, shape, _, _) in enumerate(block)]
+    streams = [StreamSpec(f"s{i}", *kind, tuple(shape)) for i, (kind, shape, _, _) in enumerate(block)]
     values = [any_values(*kind, tuple(shape), how, seed) for kind, shape, how, seed in block]
     round_trip(streams, values)
 
@@ -92,7 +92,7 @@ def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str,
 @pytest.mark.parametrize("how", HOW)
 def test_every_kind_comes_back_at_a_real_size(kind: str, bits: int, how: str) -> None:
     shapes = [(90, 20), (20, 90), (2, 200), (400,), (8, 8, 9), ()]
-    streams = [Stream(f"s{i}", kind, bits, shape) for i, shape in enumerate(shapes)]
+    streams = [StreamSpec(f"s{i}", kind, bits, shape) for i, shape in enumerate(shapes)]
     round_trip(streams, [any_values(kind, bits, s.shape, how, i) for i, s in enumerate(streams)])
 
 
@@ -100,9 +100,9 @@ def test_every_kind_comes_back_at_a_real_size(kind: str, bits: int, how: str) ->
 def test_extremes_come_back(bits: int) -> None:
     limit = 2 ** (bits - 1) - 1
     for fill in (-limit, limit):
-        round_trip([Stream("s", "int", bits, (3, 5))], [np.full((3, 5), fill, dtype=np.int8)])
+        round_trip([StreamSpec("s", "int", bits, (3, 5))], [np.full((3, 5), fill, dtype=np.int8)])
     with pytest.raises(ValueError, match="outside"):
-        CODEC.encode([Stream("s", "int", bits, (1,))], [np.array([-limit - 1], dtype=np.int8)])
+        CODEC.encode([StreamSpec("s", "int", bits, (1,))], [np.array([-limit - 1], dtype=np.int8)])
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp32"])
@@ -110,7 +110,7 @@ def test_every_extreme_of_floating_point_comes_back(kind: str) -> None:
     """Both zeros, both infinities, NaNs with any payload, the smallest and the largest."""
     bits = WIDTHS[kind][0]
     edge = np.array([0, 1, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1], dtype=np.uint64)
-    round_trip([Stream("s", kind, bits, (6,))], [edge.astype(DTYPES[kind])])
+    round_trip([StreamSpec("s", kind, bits, (6,))], [edge.astype(DTYPES[kind])])
 
 
 def embedding(R: int, C: int, seed: int = 0) -> torch.Tensor:
@@ -126,10 +126,10 @@ def test_foretold_lines_come_back_and_save_bytes(grid: str, wide: bool) -> None:
     """The columns of a tall matrix, the rows of a wide one."""
     w = embedding(3000, 60).T.contiguous() if wide else embedding(3000, 60)
     if grid == "fp8":
-        stream, array = Stream("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Grid().encode(w)["fp8"].numpy()
+        stream, array = StreamSpec("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Grid().encode(w)["fp8"].numpy()
     else:
         width = int(grid[3:])
-        stream, array = Stream("e/q", "int", width, tuple(w.shape)), IntGrid(width).encode(w)["q"].numpy()
+        stream, array = StreamSpec("e/q", "int", width, tuple(w.shape)), IntGrid(width).encode(w)["q"].numpy()
     without = round_trip([stream], [array], WeightCodec(Choices(prediction=False)))
     assert len(round_trip([stream], [array])) < 0.98 * len(without)
 
@@ -164,9 +164,13 @@ def test_what_is_foretold_is_exact_at_the_largest_sums(reach: int, largest: int,
 @pytest.mark.parametrize("how", HOW)
 def test_the_documented_reader_reads_it(how: str) -> None:
     """Every kind and width by a reader that was written from the description and shares no code."""
-    streams = [Stream(f"s{i}", kind, bits, (23, 11)) for i, (kind, bits) in enumerate(KINDS)]
-    streams += [Stream("few", "bf16", 16, (2, 50)), Stream("again", "int", 4, (9, 30)), Stream("one", "fp8", 8, (1,))]
-    streams = [Stream(s.name, s.kind, s.bits, (s.size,)) if s.kind == "u8" else s for s in streams]
+    streams = [StreamSpec(f"s{i}", kind, bits, (23, 11)) for i, (kind, bits) in enumerate(KINDS)]
+    streams += [
+        StreamSpec("few", "bf16", 16, (2, 50)),
+        StreamSpec("again", "int", 4, (9, 30)),
+        StreamSpec("one", "fp8", 8, (1,)),
+    ]
+    streams = [StreamSpec(s.name, s.kind, s.bits, (s.size,)) if s.kind == "u8" else s for s in streams]
     values = [any_values(s.kind, s.bits, s.shape, how, i) for i, s in enumerate(streams)]
     data = round_trip(streams, values)
     assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
@@ -174,7 +178,7 @@ def test_the_documented_reader_reads_it(how: str) -> None:
 
 def test_the_documented_reader_reads_foretold_lines() -> None:
     w = embedding(1200, 60)
-    streams = [Stream("e/fp8", "fp8", 8, (1200, 60)), Stream("w/q", "int", 4, (60, 1200))]
+    streams = [StreamSpec("e/fp8", "fp8", 8, (1200, 60)), StreamSpec("w/q", "int", 4, (60, 1200))]
     values = [Fp8Grid().encode(w)["fp8"].numpy(), IntGrid(4).encode(w.T)["q"].numpy()]
     data = round_trip(streams, values)
     assert len(data) < len(round_trip(streams, values, WeightCodec(Choices(prediction=False))))
@@ -193,11 +197,11 @@ def test_data_written_once_are_read_for_ever() -> None:
         (97 + i % 26).astype(np.uint8),
     ]
     streams = [
-        Stream("a", "int", 4, (8, 20)),
-        Stream("b", "fp8", 8, (40, 4)),
-        Stream("c", "bf16", 16, (160,)),
-        Stream("d", "fp32", 32, (5,)),
-        Stream("e", "u8", 8, (160,)),
+        StreamSpec("a", "int", 4, (8, 20)),
+        StreamSpec("b", "fp8", 8, (40, 4)),
+        StreamSpec("c", "bf16", 16, (160,)),
+        StreamSpec("d", "fp32", 32, (5,)),
+        StreamSpec("e", "u8", 8, (160,)),
     ]
     for array, again in zip(expected, CODEC.decode(streams, data), strict=True):
         assert (array == again).all()
@@ -213,7 +217,7 @@ def trained(R: int, C: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [4, 5])
 def test_weights_come_below_their_entropy_and_every_general_compressor(bits: int) -> None:
     values = [IntGrid(bits).encode(trained(320, 320, seed))["q"].numpy() for seed in range(2)]
-    streams = [Stream(f"{i}/q", "int", bits, array.shape) for i, array in enumerate(values)]
+    streams = [StreamSpec(f"{i}/q", "int", bits, array.shape) for i, array in enumerate(values)]
     sizes = {name: len(data) for name, data in encode_all(streams, values).items()}
     pooled = np.concatenate([array.reshape(-1) for array in values])
     bound = entropy(np.unique(pooled, return_counts=True)[1]) * pooled.size / 8
@@ -231,19 +235,19 @@ def test_where_there_is_nothing_to_find_it_costs_half_a_percent_at_most(bits: in
     else:
         array = Fp8Grid(scaled=False).encode(torch.from_numpy(random.normal(0, 100, (512, 512))))["fp8"].numpy()
     bound = entropy(np.unique(array, return_counts=True)[1]) * array.size / 8
-    data = round_trip([Stream("a", "int" if bits == 4 else "fp8", bits, array.shape)], [array])
+    data = round_trip([StreamSpec("a", "int" if bits == 4 else "fp8", bits, array.shape)], [array])
     assert bound < len(data) < 1.005 * bound
 
 
 def test_all_zero_weights_cost_nearly_nothing() -> None:
     """A projection that starts at zero, before training."""
-    streams = [Stream(f"{i}/q", "int", 4, (640, 640)) for i in range(3)]
+    streams = [StreamSpec(f"{i}/q", "int", 4, (640, 640)) for i in range(3)]
     assert len(round_trip(streams, [np.zeros((640, 640), dtype=np.int8)] * 3)) < 100
 
 
 def test_choices_bound_the_writer_only() -> None:
     array = IntGrid(4).encode(trained(300, 200, 0))["q"].numpy()
-    stream = Stream("w/q", "int", 4, array.shape)
+    stream = StreamSpec("w/q", "int", 4, array.shape)
     sizes = [
         len(round_trip([stream], [array], WeightCodec(Choices(rows, columns, prediction=False))))
         for rows, columns in (((OFF,), (OFF,)), ((1,), (OFF,)), ((OFF,), (1,)), ((1,), (1,)), ((0, 1, 2, OFF),) * 2)
@@ -264,10 +268,10 @@ def test_frequencies_are_exact(weights: list[int]) -> None:
 
 @given(st.integers(1, 64), st.data())
 def test_numbers_come_back(bits: int, data: st.DataObject) -> None:
-    writer = Writer()
+    writer = AnsEncoder()
     number = data.draw(st.integers(0, 2**bits - 1))
     code_number(writer, bits, number)
-    reader = Reader(writer.finish())
+    reader = AnsDecoder(writer.finish())
     assert code_number(reader, bits, 0) == number
     reader.finish()
 
@@ -275,9 +279,9 @@ def test_numbers_come_back(bits: int, data: st.DataObject) -> None:
 @given(st.lists(st.integers(-40, 100), max_size=300))
 @settings(deadline=None)
 def test_integers_come_back(numbers: list[int]) -> None:
-    writer, array = Writer(), np.array(numbers, dtype=np.int64)
+    writer, array = AnsEncoder(), np.array(numbers, dtype=np.int64)
     code_integers(writer, len(numbers), array, 8)
-    reader = Reader(writer.finish())
+    reader = AnsDecoder(writer.finish())
     assert code_integers(reader, len(numbers), None, 8).tolist() == numbers
     reader.finish()
 
@@ -286,7 +290,7 @@ def test_the_estimate_of_a_histogram_is_near_what_it_takes() -> None:
     random = np.random.default_rng(0)
     contexts = random.integers(0, 5, 20_000).astype(np.uint16)
     symbols = (random.integers(0, 4, 20_000) * (1 + contexts) // 2).astype(np.uint8)
-    histograms, writer = Histograms(5, 16), Writer()
+    histograms, writer = Histograms(5, 16), AnsEncoder()
     found = np.zeros((5, 16), dtype=np.int64)
     np.add.at(found, (contexts, symbols), 1)
     estimate = histograms.cost(found)
@@ -311,10 +315,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def large(copies: int) -> tuple[list[Stream], list[Values]]:
+def large(copies: int) -> tuple[list[StreamSpec], list[Values]]:
     """A block of weights over the bound up to which everything is tried, of matrices that are alike or not."""
     arrays = [IntGrid(4).encode(trained(512, 320, min(seed, 4 - copies)))["q"].numpy() for seed in range(4)]
-    return [Stream(f"{i}/q", "int", 4, array.shape) for i, array in enumerate(arrays)], arrays
+    return [StreamSpec(f"{i}/q", "int", 4, array.shape) for i, array in enumerate(arrays)], arrays
 
 
 def test_slow_compressors_are_left_out_where_they_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,8 +342,10 @@ def test_slow_compressors_are_tried_where_they_can_win() -> None:
 
 def test_the_artifact_of_a_model_is_in_it(tmp_path: Path) -> None:
     run = Run(
-        data=Data(tokenizer="bytes", sequence=8),
-        model=Model(vocab_size=256, embed_dim=64, dim=64, layers=2, d_state=16, headdim=16, mlp_mult=2.0, chunk=8),
+        data=Data(tokenizer="bytes", seq_len=8),
+        model=Model(
+            vocab_size=256, embed_dim=64, d_model=64, n_layer=2, d_state=16, headdim=16, mlp_mult=2.0, chunk_size=8
+        ),
         train=Train(steps=1, tokens_per_step=8, tokens_per_micro=8),
     )
     torch.manual_seed(0)

@@ -13,23 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepamba.artifact.ans import WeightCodec
-from jepamba.artifact.ans.coder import END, END_BITS, Writer, code_number
+from jepamba.artifact.ans.coder import END, END_BITS, AnsEncoder, code_number
 from jepamba.artifact.ans.histograms import Histograms
-from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
+from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
 from jepamba.errors import UserError
 
 KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
 CODEC = WeightCodec()
 
 
-def block() -> tuple[list[Stream], list[Values]]:
+def block() -> tuple[list[StreamSpec], list[Values]]:
     """Every kind of model: levels, low bits, and floating-point numbers of two widths."""
     random = np.random.default_rng(0)
     streams = [
-        Stream("e/q", "int", 6, (150, 12)),
-        Stream("w/fp8", "fp8", 8, (30, 50)),
-        Stream("w/scale", "bf16", 16, (30,)),
-        Stream("d/value", "fp32", 32, (5,)),
+        StreamSpec("e/q", "int", 6, (150, 12)),
+        StreamSpec("w/fp8", "fp8", 8, (30, 50)),
+        StreamSpec("w/scale", "bf16", 16, (30,)),
+        StreamSpec("d/value", "fp32", 32, (5,)),
     ]
     alike = random.normal(0, 5, (150, 1)) @ random.normal(1, 1, (1, 12)) + random.normal(0, 2, (150, 12))
     arrays = [np.rint(alike).clip(-31, 31), random.integers(0, 250, (30, 50)), 0x3F80 + random.integers(0, 99, 30)]
@@ -37,7 +37,7 @@ def block() -> tuple[list[Stream], list[Values]]:
     return streams, [array.astype(DTYPES[stream.kind]) for stream, array in zip(streams, arrays, strict=True)]
 
 
-def refused_or_of_the_declared_shape(streams: list[Stream], data: bytes) -> bool:
+def refused_or_of_the_declared_shape(streams: list[StreamSpec], data: bytes) -> bool:
     message = ""
     try:
         values = CODEC.decode(streams, data)
@@ -69,7 +69,7 @@ def test_flipped_bytes_and_every_truncation() -> None:
 @given(st.binary(max_size=400), st.sampled_from(KINDS), st.lists(st.integers(0, 40), max_size=3))
 @settings(max_examples=300, deadline=None)
 def test_garbage_is_refused_in_one_line(data: bytes, kind: tuple[str, int], shape: list[int]) -> None:
-    refused_or_of_the_declared_shape([Stream("s", *kind, tuple(shape))], data)
+    refused_or_of_the_declared_shape([StreamSpec("s", *kind, tuple(shape))], data)
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2**32)), max_size=40), st.sampled_from(KINDS))
@@ -78,37 +78,37 @@ def test_any_numbers_where_the_plan_stands_are_refused_or_read(
     numbers: list[tuple[int, int]], kind: tuple[str, int]
 ) -> None:
     """Garbage that is well-formed as far as the coder goes: an attacker's bases, steps, classes and coefficients."""
-    writer = Writer()
+    writer = AnsEncoder()
     for bits, number in numbers:
         code_number(writer, bits, number % 2**bits)
-    refused_or_of_the_declared_shape([Stream("s", *kind, (30, 7))], writer.finish())
+    refused_or_of_the_declared_shape([StreamSpec("s", *kind, (30, 7))], writer.finish())
 
 
 def test_a_value_off_the_grid_is_refused() -> None:
     """A floating-point number of more bits than it has room for."""
-    writer = Writer()
+    writer = AnsEncoder()
     code_number(writer, 5, 0)  # no low bits
     code_number(writer, 17, 0x10000 - 5)
     code_number(writer, 8, 9)
     symbols = np.full(4, 9, dtype=np.uint8)
     Histograms(1, 10).code(writer, np.zeros(4, dtype=np.uint16), symbols)
     with pytest.raises(UserError, match="outside"):
-        CODEC.decode([Stream("s", "bf16", 16, (4,))], writer.finish())
+        CODEC.decode([StreamSpec("s", "bf16", 16, (4,))], writer.finish())
 
 
 @pytest.mark.parametrize("low", [16, 31])
 def test_more_low_bits_than_bits_are_refused(low: int) -> None:
-    writer = Writer()
+    writer = AnsEncoder()
     code_number(writer, 5, low)
     with pytest.raises(UserError, match="low bits"):
-        CODEC.decode([Stream("s", "bf16", 16, (4,))], writer.finish())
+        CODEC.decode([StreamSpec("s", "bf16", 16, (4,))], writer.finish())
 
 
 def test_few_bytes_do_not_take_much_time_or_memory() -> None:
     """The largest stream that is foretold, from data that are used up at once."""
-    writer = Writer()
+    writer = AnsEncoder()
     code_number(writer, 1, 1)
-    stream = Stream("s", "int", 4, (8192, 512))
+    stream = StreamSpec("s", "int", 4, (8192, 512))
     tracemalloc.start()
     start = time.process_time()
     try:
@@ -156,4 +156,4 @@ def test_an_interrupt_is_no_damage(monkeypatch: pytest.MonkeyPatch, raised: type
 
 def test_the_end_mark_is_no_number_that_empty_data_give() -> None:
     assert 0 < END < 2**END_BITS
-    assert refused_or_of_the_declared_shape([Stream("s", "int", 4, (7,))], b"")
+    assert refused_or_of_the_declared_shape([StreamSpec("s", "int", 4, (7,))], b"")

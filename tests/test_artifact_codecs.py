@@ -18,7 +18,7 @@ from jepamba.artifact.container import MAGIC, open_container, read_container, wr
 from jepamba.artifact.streams import (
     DTYPES,
     WIDTHS,
-    Stream,
+    StreamSpec,
     Values,
     gather,
     pack,
@@ -45,14 +45,14 @@ def test_the_packed_layout_is_the_documented_one() -> None:
     assert pack_integers(np.array([1, -1, -7], dtype=np.int8), 4) == bytes([0b00011111, 0b10010000])
     assert pack_integers(np.array([1, -1, -15], dtype=np.int8), 5) == bytes([0b00001111, 0b11100010])
     assert pack_integers(np.array([1, -1, -31], dtype=np.int8), 6) == bytes([0b00000111, 0b11111000, 0b01000000])
-    assert pack(Stream("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2")) == b"\x80\x3f\x01\x00"
-    assert spread(Stream("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2")) == b"\x80\x01\x3f\x00"
-    assert spread(Stream("a", "int", 4, (3,)), np.array([-7, 0, 7], dtype=np.int8)) == bytes([0, 7, 14])
+    assert pack(StreamSpec("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2")) == b"\x80\x3f\x01\x00"
+    assert spread(StreamSpec("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2")) == b"\x80\x01\x3f\x00"
+    assert spread(StreamSpec("a", "int", 4, (3,)), np.array([-7, 0, 7], dtype=np.int8)) == bytes([0, 7, 14])
 
 
 @given(st.sampled_from(KINDS), st.lists(st.integers(1, 9), max_size=3), st.integers(0, 2**32))
 def test_layouts_round_trip(kind: tuple[str, int], shape: list[int], seed: int) -> None:
-    stream = Stream("s", *kind, tuple(shape))
+    stream = StreamSpec("s", *kind, tuple(shape))
     values = random_values(*kind, stream.shape, seed)
     for write, read, size in ((pack, unpack, stream.packed_bytes), (spread, gather, stream.plain_bytes)):
         data = write(stream, values)
@@ -78,7 +78,7 @@ def test_packing_in_pieces_is_packing_at_once(bits: int, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_values_off_the_grid_are_refused_both_ways(bits: int) -> None:
-    stream = Stream("s", "int", bits, (8,))
+    stream = StreamSpec("s", "int", bits, (8,))
     beyond = np.full(8, -(2 ** (bits - 1)), dtype=np.int8)
     for write in (pack, spread):
         with pytest.raises(ValueError, match="outside"):
@@ -90,7 +90,7 @@ def test_values_off_the_grid_are_refused_both_ways(bits: int) -> None:
 
 
 def test_padding_bits_must_be_zero() -> None:
-    stream = Stream("s", "int", 5, (3,))
+    stream = StreamSpec("s", "int", 5, (3,))
     data = bytearray(pack(stream, np.array([1, 2, 3], dtype=np.int8)))
     data[-1] |= 1
     with pytest.raises(UserError, match="after the last"):
@@ -99,7 +99,7 @@ def test_padding_bits_must_be_zero() -> None:
 
 @pytest.mark.parametrize("name", list(CODECS))
 def test_every_codec_gives_blocks_back(name: str) -> None:
-    block = [Stream(f"s{i}", kind, bits, (3, 50 + i)) for i, (kind, bits) in enumerate(KINDS)]
+    block = [StreamSpec(f"s{i}", kind, bits, (3, 50 + i)) for i, (kind, bits) in enumerate(KINDS)]
     values = [random_values(s.kind, s.bits, s.shape, i) for i, s in enumerate(block)]
     data = CODECS[name].encode(block, values)
     assert data == CODECS[name].encode(block, values)
@@ -110,7 +110,7 @@ def test_every_codec_gives_blocks_back(name: str) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(list(CODECS)), st.binary(max_size=200), st.integers(1, 60))
 def test_garbage_is_refused_or_decodes_to_the_declared_size(name: str, data: bytes, count: int) -> None:
-    stream = Stream("s", "int", 4, (count,))
+    stream = StreamSpec("s", "int", 4, (count,))
     try:
         (values,) = CODECS[name].decode([stream], data)
     except UserError:
@@ -120,7 +120,7 @@ def test_garbage_is_refused_or_decodes_to_the_declared_size(name: str, data: byt
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_the_smallest_wins_and_comes_near_the_entropy(bits: int) -> None:
-    stream = Stream("q", "int", bits, (64, 512))
+    stream = StreamSpec("q", "int", bits, (64, 512))
     values = random_values("int", bits, stream.shape, 0)
     sizes = {name: len(data) for name, data in encode_all([stream], [values]).items()}
     assert {name.split("/")[0] for name in sizes} == {"stored", "ans", "lzma", "zstd", "brotli"}
@@ -133,7 +133,7 @@ def test_the_smallest_wins_and_comes_near_the_entropy(bits: int) -> None:
 
 
 def test_what_nothing_can_compress_is_stored() -> None:
-    stream = Stream("s", "fp32", 32, (1000,))
+    stream = StreamSpec("s", "fp32", 32, (1000,))
     assert encode_smallest([stream], [random_values("fp32", 32, (1000,), 0)])[0] == "stored/packed"
 
 
@@ -143,11 +143,11 @@ def test_a_better_codec_can_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         name = "constant"
 
-        def encode(self, block: Sequence[Stream], values: Sequence[Values]) -> bytes:
+        def encode(self, block: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
             found = {int(v) for array in values for v in np.unique(array)}
             return bytes([found.pop()]) if len(found) == 1 else b"no" * 10**6
 
-        def decode(self, block: Sequence[Stream], data: bytes) -> list[Values]:
+        def decode(self, block: Sequence[StreamSpec], data: bytes) -> list[Values]:
             return [np.full(stream.shape, data[0], dtype=DTYPES[stream.kind]) for stream in block]
 
     monkeypatch.setattr(codecs, "CODECS", dict(CODECS))
@@ -155,7 +155,7 @@ def test_a_better_codec_can_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     codecs.register(Constant())
     with pytest.raises(ValueError, match="already"):
         codecs.register(Constant())
-    stream = Stream("threes", "int", 4, (4, 4))
+    stream = StreamSpec("threes", "int", 4, (4, 4))
     write_container(tmp_path / "a", {"x": 1}, [[(stream, np.full((4, 4), 3, dtype=np.int8))]])
     assert open_container(tmp_path / "a").blocks[0].codec == "constant"
     header, values = read_container(tmp_path / "a")
@@ -179,7 +179,7 @@ def test_the_container_is_laid_out_as_documented(tmp_path: Path) -> None:
     import struct
     import zlib
 
-    stream = Stream("noise", "fp32", 32, (64,))
+    stream = StreamSpec("noise", "fp32", 32, (64,))
     values = random_values("fp32", 32, (64,), 0)
     size = write_container(tmp_path / "a", {"hello": "world"}, [[(stream, values)]])
     raw = (tmp_path / "a").read_bytes()

@@ -36,8 +36,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The smallest artifact that has every kind of stream."""
     torch.manual_seed(0)
     run = Run(
-        data=Data(tokenizer="bytes", sequence=8),
-        model=Model(vocab_size=256, embed_dim=1, dim=8, layers=1, d_state=2, headdim=8, mlp_mult=1.0),
+        data=Data(tokenizer="bytes", seq_len=8),
+        model=Model(vocab_size=256, embed_dim=1, d_model=8, n_layer=1, d_state=2, headdim=8, mlp_mult=1.0),
         quant=Quant(large=64),
         train=Train(steps=1, tokens_per_step=8, tokens_per_micro=8),
     )
@@ -160,19 +160,19 @@ WRONG: list[tuple[str, Any]] = [
     ("tokenizer", []), ("tokenizer.kind", "pickle"), ("tokenizer.kind", 3), ("tokenizer.bytes", 2**60),
     ("tokenizer.bytes", 3), ("tokenizer.bytes", -1), ("tokenizer.fingerprint", "0" * 64),
     ("tokenizer.kind", "sentencepiece"),
-    ("config", None), ("config.model", 5), ("config.model.layers", 10**9), ("config.model.layers", 2),
-    ("config.model.layers", -1), ("config.model.layers", 1.0), ("config.model.vocab_size", 2**60),
-    ("config.model.vocab_size", 0), ("config.model.vocab_size", 65536), ("config.model.dim", 65536),
+    ("config", None), ("config.model", 5), ("config.model.n_layer", 10**9), ("config.model.n_layer", 2),
+    ("config.model.n_layer", -1), ("config.model.n_layer", 1.0), ("config.model.vocab_size", 2**60),
+    ("config.model.vocab_size", 0), ("config.model.vocab_size", 65536), ("config.model.d_model", 65536),
     ("config.model.mlp_mult", 1e308), ("config.model.mlp_mult", 1e9), ("config.model.d_state", 65536),
-    ("config.model.chunk", 65536), ("config.model.chunk", 10**12), ("config.model.headdim", 3),
+    ("config.model.chunk_size", 65536), ("config.model.chunk_size", 10**12), ("config.model.headdim", 3),
     ("config.model.expand", 10**6), ("config.model.tie", 9), ("config.model.mlp", "__import__('os')"),
     ("config.model.unheard_of", 1), ("config.model.cap", -1.0), ("config.quant.bits", 8), ("config.quant.bits", 5),
     ("config.quant.scale", "clip"), ("config.quant.group", 8), ("config.quant.group", 10**30),
     ("config.quant.bits", 32),
     ("config.quant.widths", ["blocks.0.mixer.in_proj.w=5"]), ("config.quant.widths", ["nothing=4"]),
     ("config.quant.widths", [f"w{index}=4" for index in range(50_000)]), ("config.quant.embedding", "int4"),
-    ("config.quant.large", 10**30), ("config.quant.fp8_scale", "none"), ("config.data.sequence", 2**50),
-    ("config.data.sequence", "8"), ("config.data.sequence", 0), ("config.data.train", "/etc/passwd"),
+    ("config.quant.large", 10**30), ("config.quant.fp8_scale", "none"), ("config.data.seq_len", 2**50),
+    ("config.data.seq_len", "8"), ("config.data.seq_len", 0), ("config.data.train", "/etc/passwd"),
     ("config.data.byte_separator", "no"), ("config.data.tokenizer", "bpe"), ("config.train", {"steps": 5}),
     ("tensors", {}), ("tensors.0", 1), ("tensors.0.name", "other"), ("tensors.0.grid", "fp32"),
     ("tensors.0.grid", "int99"), ("tensors.0.shape", [2**60]), ("tensors.0.shape", [256, 2]),
@@ -247,8 +247,8 @@ def test_missing_doubled_and_reordered_rows_are_refused(tmp_path: Path, sound: b
 
 def test_a_thousand_layers_are_not_built(tmp_path: Path, sound: bytes) -> None:
     header, payload = parts_of(sound)
-    header["config"]["model"]["layers"] = 65536
-    assert "layers" in refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload))
+    header["config"]["model"]["n_layer"] = 65536
+    assert "n_layer" in refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload))
 
 
 @pytest.mark.parametrize("compressor", ["lzma", "zstd", "brotli"])
@@ -278,9 +278,9 @@ def test_a_decompression_bomb_is_refused_without_its_memory(
 
 @pytest.mark.parametrize("name", list(CODECS))
 def test_every_codec_refuses_what_is_cut_changed_or_too_long(name: str) -> None:
-    from jepamba.artifact.streams import Stream
+    from jepamba.artifact.streams import StreamSpec
 
-    stream = Stream("a", "int", 4, (1001,))
+    stream = StreamSpec("a", "int", 4, (1001,))
     values = torch.randint(-7, 8, (1001,), generator=torch.Generator().manual_seed(0)).to(torch.int8).numpy()
     codec = CODECS[name]
     data = codec.encode([stream], [values])
@@ -290,7 +290,7 @@ def test_every_codec_refuses_what_is_cut_changed_or_too_long(name: str) -> None:
             codec.decode([stream], wrong)
     for count in (999, 1003):
         with pytest.raises(UserError):
-            codec.decode([Stream("a", "int", 4, (count,))], data)
+            codec.decode([StreamSpec("a", "int", 4, (count,))], data)
 
 
 def test_weights_off_the_grid_or_not_finite_are_refused(tmp_path: Path, sound: bytes) -> None:

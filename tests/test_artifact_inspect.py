@@ -28,9 +28,16 @@ QUANTS = [
 
 
 def run_of(quant: Quant, **changes: Any) -> Run:
-    sizes: dict[str, Any] = {"embed_dim": 48, "dim": 64, "layers": 3, "d_state": 16, "headdim": 16, "mlp_mult": 2.0}
+    sizes: dict[str, Any] = {
+        "embed_dim": 48,
+        "d_model": 64,
+        "n_layer": 3,
+        "d_state": 16,
+        "headdim": 16,
+        "mlp_mult": 2.0,
+    }
     return Run(
-        data=Data(tokenizer="bytes", sequence=40),
+        data=Data(tokenizer="bytes", seq_len=40),
         model=Model(vocab_size=256, **(sizes | changes)),
         quant=quant,
         train=Train(steps=1, tokens_per_step=40, tokens_per_micro=40),
@@ -148,12 +155,12 @@ def test_one_more_bit_costs_what_it_costs(tmp_path: Path, bits: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "changes"), [(3, {}), (4, {}), (3, {"mlp_every": 1}), (1, {}), (4, {"unet": False})]
+    ("n_layer", "changes"), [(3, {}), (4, {}), (3, {"mlp_every": 1}), (1, {}), (4, {"unet": False})]
 )
-def test_one_more_layer_costs_what_it_costs(tmp_path: Path, layers: int, changes: dict[str, Any]) -> None:
-    run = run_of(QUANTS[0], layers=layers, **changes)
+def test_one_more_layer_costs_what_it_costs(tmp_path: Path, n_layer: int, changes: dict[str, Any]) -> None:
+    run = run_of(QUANTS[0], n_layer=n_layer, **changes)
     size = save_artifact(tmp_path / "a", shaken_model(run), run, ByteTokenizer())
-    deeper = run_of(QUANTS[0], layers=layers + 1, **changes)
+    deeper = run_of(QUANTS[0], n_layer=n_layer + 1, **changes)
     grown = save_artifact(tmp_path / "b", shaken_model(deeper), deeper, ByteTokenizer()) - size
     found = inspect(tmp_path / "a")["costs"]
     assert found["one_more_layer"] == pytest.approx(grown, rel=0.05)

@@ -30,9 +30,16 @@ def bpe() -> SentencePieceTokenizer:
 
 
 def small_run(tokenizer: Tokenizer, quant: Quant | None = None, **model: Any) -> Run:
-    settings: dict[str, Any] = {"embed_dim": 24, "dim": 32, "layers": 3, "d_state": 8, "headdim": 16, "mlp_mult": 2.0}
+    settings: dict[str, Any] = {
+        "embed_dim": 24,
+        "d_model": 32,
+        "n_layer": 3,
+        "d_state": 8,
+        "headdim": 16,
+        "mlp_mult": 2.0,
+    }
     return Run(
-        data=Data(tokenizer="bytes" if tokenizer.kind == "bytes" else "bpe", sequence=40),
+        data=Data(tokenizer="bytes" if tokenizer.kind == "bytes" else "bpe", seq_len=40),
         model=Model(vocab_size=tokenizer.vocab_size, **(settings | model)),
         quant=quant or Quant(large=512),
         train=Train(steps=1, tokens_per_step=40, tokens_per_micro=40),
@@ -87,7 +94,7 @@ def test_everything_else_comes_back(tmp_path: Path, bpe: SentencePieceTokenizer)
     assert artifact.header["extra"] == {"note": "ünïcode", "steps": 7}
     assert artifact.run.model == run.model
     assert artifact.run.quant == run.quant
-    assert (artifact.run.data.sequence, artifact.run.data.reset) == (40, True)
+    assert (artifact.run.data.seq_len, artifact.run.data.reset) == (40, True)
     assert artifact.tokenizer.fingerprint == bpe.fingerprint
     assert artifact.tokenizer.encode("The lazy dog").tolist() == bpe.encode("The lazy dog").tolist()
 
@@ -104,9 +111,7 @@ def test_a_byte_tokenizer_keeps_its_separator(tmp_path: Path, separator: bool) -
 
 def test_same_model_same_file_and_nothing_private_in_it(tmp_path: Path) -> None:
     run = small_run(ByteTokenizer())
-    run = Run(
-        data=Data(train="/home/somebody/secret", tokenizer="bytes", sequence=40), model=run.model, train=run.train
-    )
+    run = Run(data=Data(train="/home/somebody/secret", tokenizer="bytes", seq_len=40), model=run.model, train=run.train)
     model = shaken_model(run)
     for name in ("a", "b"):
         save_artifact(tmp_path / name, model, run, ByteTokenizer())

@@ -21,9 +21,9 @@ from jepamba.errors import UserError
 from jepamba.presets import load_preset, preset_names
 
 TINY = [
-    "--model.dim", "32", "--model.embed_dim", "16", "--model.layers", "2",
+    "--model.d_model", "32", "--model.embed_dim", "16", "--model.n_layer", "2",
     "--model.headdim", "16", "--model.d_state", "8", "--model.mlp_mult", "1",
-    "--data.sequence", "64", "--data.tokenizer", "bytes", "--train.tokens_per_step", "512",
+    "--data.seq_len", "64", "--data.tokenizer", "bytes", "--train.tokens_per_step", "512",
     "--train.tokens_per_micro", "512", "--train.seconds", "0", "--train.val_every", "0",
     "--train.terms_every", "0", "--eval.calibrate_tokens", "512", "--eval.diagnostics_tokens", "512",
     "--eval.sample_tokens", "4", "--jepa.sigreg_samples", "64", "--jepa.sigreg_projections", "8",
@@ -219,7 +219,7 @@ MISTAKES = [
     (["train"], "PRESET"),
     (["train", "quik"], "unknown preset 'quik'"),
     (["train", "quick", "--train.stps", "3"], "did you mean --train.steps?"),
-    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --jepa.steps?"),
+    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --jepa.rollout_steps?"),
     (["train", "quick", "--otu", "x"], "did you mean --out?"),
     (["train", "quick", "extra"], "unexpected argument 'extra'"),
     (["train", "quick", "--train.steps", "lots"], "lots"),

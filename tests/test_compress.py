@@ -19,7 +19,7 @@ from compress_cases import KINDS, LONG, ODD, TEXT, artifact_at, coded, tokenizer
 from jepamba.artifact import load_artifact
 from jepamba.cli import main
 from jepamba.compress import Compressor, compressor, lanes, packed
-from jepamba.compress.lanes import Batch, Cut, cut, levels, nats, weights
+from jepamba.compress.lanes import LaneBatch, LaneLayout, lane_layout, levels, nats, weights
 from jepamba.compress.tokens import to_ids
 from jepamba.errors import UserError
 
@@ -34,7 +34,7 @@ def _opened(folder: Path, name: str) -> Compressor:
     return Compressor.open(artifact_at(folder / f"{name}.jepa", tokenizer_named(name), TEXT))
 
 
-def parallel_nats(model: Compressor, ids: np.ndarray, plan: Cut) -> float:
+def parallel_nats(model: Compressor, ids: np.ndarray, plan: LaneLayout) -> float:
     """What the tokens cost by the parallel pass over all lanes: the oracle of the recurrent steps."""
     artifact, longest = model.artifact, plan.length(0)
     targets = torch.full((plan.lanes, longest), -100)
@@ -54,7 +54,7 @@ def test_a_file_comes_back_and_is_as_large_as_the_model_says(
     monkeypatch.setattr(lanes, "WIDTH", 160)  # one batch, for speed
     model, data = _opened(folder, name), TEXT[:size]
     found = model.compress(data, lanes=160)
-    ids, plan = to_ids(model.artifact.tokenizer, data), Cut(found.tokens, 160)
+    ids, plan = to_ids(model.artifact.tokenizer, data), LaneLayout(found.tokens, 160)
     assert (found.tokens, found.lanes) == (len(ids), 160)
     assert model.decompress(found.content) == data
     size_of_tokens = len(found.content) - packed.OVERHEAD - 4 - found.corrections_bytes
@@ -73,7 +73,7 @@ def test_the_whole_file_is_within_half_a_percent_of_the_score(folder: Path, monk
     model, data = _opened(folder, "bytes"), LONG[:60_000]
     found = model.compress(data, lanes=160)
     ids = to_ids(model.artifact.tokenizer, data)
-    score = parallel_nats(model, ids, Cut(len(ids), 160)) / math.log(2) / len(data)
+    score = parallel_nats(model, ids, LaneLayout(len(ids), 160)) / math.log(2) / len(data)
     head = packed.OVERHEAD + 4  # of which 4 are the size of its one section
     assert head == 92
     assert found.corrections == found.corrections_bytes == 0
@@ -99,7 +99,7 @@ def test_what_the_model_would_make_larger_is_stored(folder: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 200, 1024])
 def test_lanes_cover_every_token_once(count: int) -> None:
-    plan = Cut(5000, count)
+    plan = LaneLayout(5000, count)
     assert [plan.start(0), plan.start(count)] == [0, 5000]
     lengths = [plan.length(lane) for lane in range(count)]
     assert sum(lengths) == 5000
@@ -110,7 +110,7 @@ def test_lanes_cover_every_token_once(count: int) -> None:
 
 
 def test_the_number_of_lanes_follows_the_size() -> None:
-    assert [cut(n).lanes for n in (1, 1023, 5000, 60_000, 277_000, 10**9)] == [1, 1, 9, 16, 67, 1024]
+    assert [lane_layout(n).lanes for n in (1, 1023, 5000, 60_000, 277_000, 10**9)] == [1, 1, 9, 16, 67, 1024]
 
 
 @pytest.mark.parametrize("count", [1, 3, 33])
@@ -205,7 +205,7 @@ def test_a_batch_reads_as_the_parallel_pass_does(folder: Path) -> None:
     model = _opened(folder, "trained").artifact
     ids = np.random.default_rng(0).integers(0, 300, (3, 20))
     ids[1, 7] = model.tokenizer.bos_id
-    batch = Batch(model, 3)
+    batch = LaneBatch(model, 3)
     with torch.no_grad():
         steps = torch.stack([batch.step(column.copy()) for column in ids.T], 1)
         whole = torch.from_numpy(ids)

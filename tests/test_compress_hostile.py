@@ -12,8 +12,8 @@ import pytest
 
 from compress_cases import TEXT, artifact_at, coded, sentences, tokenizer_named
 from jepamba.compress import Compressor, stream
-from jepamba.compress.lanes import Batch
-from jepamba.compress.packed import MAGIC, Packed
+from jepamba.compress.lanes import LaneBatch
+from jepamba.compress.packed import MAGIC, CompressedFile
 from jepamba.errors import UserError
 
 PLAIN = b"abc " * 30
@@ -84,14 +84,14 @@ def test_another_model_and_another_version_are_refused(model: Compressor, sound:
     ],
 )  # fmt: skip
 def test_wrong_declarations_are_refused(model: Compressor, sound: bytes, change: dict[str, object]) -> None:
-    refused(model, replace(Packed.from_bytes(sound), **change).to_bytes())
+    refused(model, replace(CompressedFile.from_bytes(sound), **change).to_bytes())
 
 
 def test_another_arithmetic_is_said_before_any_work(
     model: Compressor, sound: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = Batch.step
-    monkeypatch.setattr(Batch, "step", lambda self, ids: before(self, ids) * (1 + 2e-4))
+    before = LaneBatch.step
+    monkeypatch.setattr(LaneBatch, "step", lambda self, ids: before(self, ids) * (1 + 2e-4))
     monkeypatch.setattr(stream, "_in_threads", None)
     assert "other probabilities" in refused(model, sound)
 
@@ -101,7 +101,7 @@ def test_tokens_that_no_tokenizer_writes_are_refused(model: Compressor, monkeypa
     content = coded(model, PLAIN)
     monkeypatch.setattr(type(model.artifact.tokenizer), "vocab_size", 5, raising=False)
     monkeypatch.setattr(model.artifact.tokenizer, "vocab_size", 5)
-    monkeypatch.setattr(stream, "probe", lambda artifact, width: Packed.from_bytes(content).probe)
+    monkeypatch.setattr(stream, "probe", lambda artifact, width: CompressedFile.from_bytes(content).probe)
     assert "damaged" in refused(model, content)
 
 
@@ -110,7 +110,7 @@ def test_corrections_that_do_not_fit_are_stopped_at_the_first(
 ) -> None:
     """A correction that puts more than was declared is refused before it is made."""
     content = coded(model, PLAIN + b"\n\n\n")
-    refused(model, replace(Packed.from_bytes(content), size=len(PLAIN)).to_bytes())
+    refused(model, replace(CompressedFile.from_bytes(content), size=len(PLAIN)).to_bytes())
 
 
 def test_the_file_s_name_is_in_the_error(model: Compressor, sound: bytes, tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_a_failing_batch_stops_the_others(tmp_path: Path, monkeypatch: pytest.Mo
     """A damaged section is an error at once, not after every other section was read."""
     model = Compressor.open(artifact_at(tmp_path / "a.jepa", tokenizer_named("bytes"), TEXT))
     content = coded(model, TEXT[:4000], 80)
-    found = Packed.from_bytes(content)
+    found = CompressedFile.from_bytes(content)
     steps = []
-    before = Batch.step
-    monkeypatch.setattr(Batch, "step", lambda self, ids: (steps.append(1), before(self, ids))[1])
+    before = LaneBatch.step
+    monkeypatch.setattr(LaneBatch, "step", lambda self, ids: (steps.append(1), before(self, ids))[1])
     wrong = replace(found, sections=(b"\xff" * len(found.sections[0]), *found.sections[1:]))
     with pytest.raises(UserError):
         model.decompress(wrong.to_bytes())

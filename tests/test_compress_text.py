@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from compress_cases import KINDS, ODD, TEXT, tokenizer_named
 from jepamba.compress.adaptive import Frequencies, MixedBit
-from jepamba.compress.coder import SYMBOLS_PER_BYTE, Reader, Writer
+from jepamba.compress.coder import SYMBOLS_PER_BYTE, SymbolDecoder, SymbolEncoder
 from jepamba.compress.corrections import LONGEST, Correction, corrected, corrections
 from jepamba.compress.side import read_corrections, write_corrections
 from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
@@ -101,7 +101,7 @@ def test_both_directions_agree_and_cost_what_the_model_says() -> None:
     bits = (random.random(4000) < np.where(np.arange(4000) % 3 == 0, 0.9, 0.02)).astype(int).tolist()
     symbols = random.choice(7, 2000, p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.01, 0.01]).tolist()
 
-    def code(coder: Writer | Reader, known: bool) -> list[int]:
+    def code(coder: SymbolEncoder | SymbolDecoder, known: bool) -> list[int]:
         flag, which, found = MixedBit(2), Frequencies(7), []
         for index in range(4000):
             found.append(flag.code(coder, (index % 3, "same"), bits[index] if known else 0))
@@ -111,10 +111,10 @@ def test_both_directions_agree_and_cost_what_the_model_says() -> None:
             found.append(coder.even(1, 0))
         return found
 
-    writer = Writer()
+    writer = SymbolEncoder()
     written = code(writer, True)
     section = writer.finish(1)
-    assert code(Reader(section), False) == written
+    assert code(SymbolDecoder(section), False) == written
     entropy = 4000 / 3 * _h(0.9) + 8000 / 3 * _h(0.02) + 2000 * (1.85 + math.log2(5))
     assert 8 * len(section) == pytest.approx(entropy, rel=0.05)
 
@@ -125,13 +125,13 @@ def _h(p: float) -> float:
 
 def test_a_section_is_never_shorter_than_its_symbols_allow() -> None:
     """What costs next to nothing is filled up, so that a reader may bound the work by the size."""
-    writer = Writer()
+    writer = SymbolEncoder()
     for _ in range(1000):
         writer.symbol(np.array([1e12, 1.0]), 0)
     section = writer.finish(1000)
     assert len(section) * SYMBOLS_PER_BYTE >= 1000
     assert len(section) < 1000 / SYMBOLS_PER_BYTE + 4
-    reader = Reader(section)
+    reader = SymbolDecoder(section)
     assert [reader.symbol(np.array([1e12, 1.0])) for _ in range(1000)] == [0] * 1000
 
 

@@ -20,7 +20,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data.holdout": 0.0}, "between 0 and 1"),
     ({"data.holdout": 1.0}, "between 0 and 1"),
     ({"data.holdout": NAN}, "between 0 and 1"),
-    ({"data.sequence": 1}, "at least 2"),
+    ({"data.seq_len": 1}, "at least 2"),
     ({"data.tokenizer": "words"}, "use bytes, bpe or the path"),
     ({"data.vocab": 263}, "264"),
     ({"data.vocab": 65537}, "65,536"),
@@ -28,21 +28,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({f"model.{name}": 0}, "at least 1")
         for name in [
             "embed_dim",
-            "dim",
-            "layers",
+            "d_model",
+            "n_layer",
             "expand",
             "d_state",
             "headdim",
             "ngroups",
-            "conv_width",
+            "d_conv",
             "mlp_every",
-            "chunk",
+            "chunk_size",
         ]
     ],
     ({"model.vocab_size": -1}, "from the tokenizer"),
     ({"model.vocab_size": 65537}, "65,536"),
-    ({"model.dim": 100, "model.headdim": 64}, "multiple"),
-    ({"model.dim": 128, "model.headdim": 32, "model.ngroups": 3}, "does not divide the 4 heads"),
+    ({"model.d_model": 100, "model.headdim": 64}, "multiple"),
+    ({"model.d_model": 128, "model.headdim": 32, "model.ngroups": 3}, "does not divide the 4 heads"),
     ({"model.mlp_mult": 0.0}, "hidden units"),
     ({"model.mlp_mult": -1.0}, "hidden units"),
     ({"model.mlp_mult": NAN}, "hidden units"),
@@ -52,7 +52,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.unet": False, "model.self_skip": True}, "needs model.unet"),
     *[({f"jepa.{name}": -0.1}, "not be negative") for name in ("ce_weight", "z_loss", "weight", "sigreg_weight")],
     ({"jepa.ce_weight": 0.0, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0}, "nothing to train on"),
-    ({"jepa.steps": 0}, "at least 1; jepa.weight = 0"),
+    ({"jepa.rollout_steps": 0}, "at least 1; jepa.weight = 0"),
     ({"jepa.sigreg_ramp": 1.5}, "between 0 and 1"),
     ({"jepa.sigreg_ramp": -0.5}, "between 0 and 1"),
     ({"jepa.sigreg_t_max": 3.0, "jepa.sigreg_t_min": 3.0}, "t_min < t_max"),
@@ -92,7 +92,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ],
     *[
         ({f"optim.{name}": -0.1}, "not be negative")
-        for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "clip")
+        for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "grad_clip")
     ],
     *[
         ({f"optim.{name}": value}, "[0, 1)")
@@ -101,7 +101,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ],
     ({"optim.warmdown": 1.01}, "between 0 and 1"),
     ({"optim.adam_eps": 0.0}, "positive"),
-    ({"optim.muon_steps": 0}, "at least 1"),
+    ({"optim.newton_schulz_steps": 0}, "at least 1"),
     ({"optim.ghost_steps": -1}, "not be negative"),
     ({"optim.muon_momentum_steps": -1}, "not be negative"),
     ({"train.steps": -1}, "not be negative"),
@@ -124,10 +124,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         for name in ["sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"]
     ],
     ({"eval.tokens_per_batch": 0}, "at least 1"),
-    ({"data.sequence": 512, "eval.stride": 513}, "longer than the window, data.sequence = 512"),
-    ({"data.sequence": 1000, "train.tokens_per_micro": 65536}, "multiple of data.sequence = 1000"),
+    ({"data.seq_len": 512, "eval.stride": 513}, "longer than the window, data.seq_len = 512"),
+    ({"data.seq_len": 1000, "train.tokens_per_micro": 65536}, "multiple of data.seq_len = 1000"),
     ({"data.tokenizer": "bytes", "model.vocab_size": 8192}, "exactly 256"),
-    ({"data.sequence": 4, "jepa.steps": 4}, "window of 4"),
+    ({"data.seq_len": 4, "jepa.rollout_steps": 4}, "window of 4"),
 ]
 
 
@@ -170,8 +170,8 @@ def test_integers_are_fine_floats_and_booleans_are_no_integers() -> None:
     assert run.jepa.weight == 2.0
     assert isinstance(run.jepa.weight, float)
     assert isinstance(run.train.seconds, float)
-    with pytest.raises(ConfigError, match=r"model.layers = True: must be of type int"):
-        with_settings(Run(), {"model.layers": True})
+    with pytest.raises(ConfigError, match=r"model.n_layer = True: must be of type int"):
+        with_settings(Run(), {"model.n_layer": True})
     with pytest.raises(ConfigError, match=r"model.tie = True: use one of 0, 1, 2, 3"):
         with_settings(Run(), {"model.tie": True})
 
@@ -183,14 +183,14 @@ def test_unknown_rooms_and_keys_are_refused_by_name() -> None:
         from_dict({"model": {"width": 3}})
     with pytest.raises(ConfigError, match=r"\[model\] must be a table"):
         from_dict({"model": 3})
-    for dotted in ("model.width", "modell.dim", "dim", "model", ".dim", "model.dim.x"):
+    for dotted in ("model.width", "modell.dim", "d_model", "model", ".dim", "model.d_model.x"):
         with pytest.raises(ConfigError, match=f"unknown setting {dotted}"):
             with_settings(Run(), {dotted: 3})
 
 
 def test_absent_keys_take_their_defaults() -> None:
     assert from_dict({}) == Run()
-    assert from_dict({"model": {"dim": 128}, "train": {"steps": 100}}).model == Model(dim=128)
+    assert from_dict({"model": {"d_model": 128}, "train": {"steps": 100}}).model == Model(d_model=128)
 
 
 def test_with_settings_changes_what_it_names_and_nothing_else() -> None:
@@ -213,7 +213,7 @@ SETTINGS = st.fixed_dictionaries(
         "model.softcap": st.sampled_from(["poly", "tanh", "off"]),
         "model.mlp_mult": st.floats(0.5, 8),
         "jepa.z_loss": st.floats(0, 1, allow_subnormal=False),
-        "jepa.steps": st.integers(1, 9),
+        "jepa.rollout_steps": st.integers(1, 9),
         "optim.adam_eps": st.floats(1e-300, 1),
         "train.seconds": st.floats(0, 1e9),
         "eval.prompts": st.lists(st.text(max_size=9), max_size=4),
@@ -241,12 +241,12 @@ def test_every_setting_is_in_the_plain_values() -> None:
 
 def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Run().model.dim = 3  # type: ignore[misc]
+        Run().model.d_model = 3  # type: ignore[misc]
 
 
 def test_derived_sizes() -> None:
-    model = Model(dim=96, expand=2, headdim=32, mlp_mult=2.5)
-    assert (model.inner_dim, model.heads, model.mlp_hidden) == (192, 6, 240)
+    model = Model(d_model=96, expand=2, headdim=32, mlp_mult=2.5)
+    assert (model.d_inner, model.heads, model.d_intermediate) == (192, 6, 240)
     assert Jepa(weight=0.0, sigreg_weight=0.1).active
     assert Jepa(weight=0.1, sigreg_weight=0.0).active
     assert not Jepa(weight=0.0, sigreg_weight=0.0).active
@@ -256,13 +256,13 @@ def test_what_makes_sense_is_accepted() -> None:
     for settings in (
         {"jepa.ce_weight": 0.0},
         {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
-        {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "data.sequence": 2, "jepa.steps": 3},
+        {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "data.seq_len": 2, "jepa.rollout_steps": 3},
         {"train.steps": 0, "train.seconds": 1.0},
         {"train.seconds": INF},
         {"eval.stride": 1024},
         {"data.tokenizer": "bytes", "model.vocab_size": 256},
         {"data.tokenizer": "my/words.model"},
-        {"optim.clip": 0.0, "optim.warmdown": 0.0},
+        {"optim.grad_clip": 0.0, "optim.warmdown": 0.0},
         {"quant.qat_fraction": 0.0},
         {"model.unet": True, "model.self_skip": True},
         {"jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 64},

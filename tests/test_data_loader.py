@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepamba.data import Batch, Deal, Loader, Tokens
+from jepamba.data import Batch, BatchLayout, Loader, Tokens
 from jepamba.errors import UserError
 from jepamba.text import ByteTokenizer, train_bpe
 
@@ -44,12 +44,12 @@ def equal(a: Batch, b: Batch) -> bool:
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(2, 400), st.integers(1, 20), st.integers(0, 5), st.booleans())
-def test_every_window_of_an_epoch_once(length: int, sequence: int, seed: int, shuffle: bool) -> None:
-    if length < sequence + 1:
+def test_every_window_of_an_epoch_once(length: int, seq_len: int, seed: int, shuffle: bool) -> None:
+    if length < seq_len + 1:
         with pytest.raises(UserError, match="less than one window"):
-            Loader(positions(length), sequence, seed, shuffle)
+            Loader(positions(length), seq_len, seed, shuffle)
         return
-    loader = Loader(positions(length), sequence, seed, shuffle)
+    loader = Loader(positions(length), seq_len, seed, shuffle)
     for epoch in range(3):
         assert loader.epoch_float == epoch
         seen = starts(loader.next(1))
@@ -59,10 +59,10 @@ def test_every_window_of_an_epoch_once(length: int, sequence: int, seed: int, sh
             seen += starts(loader.next(count - 1))
         offset = min(seen)
         # One grid of adjoining windows: none twice, none missing, and no room left for another.
-        assert sorted(seen) == list(range(offset, offset + count * sequence, sequence))
-        assert offset < sequence
-        assert 0 <= length - 1 - (offset + count * sequence) < sequence
-        assert shuffle or seen == list(range(0, count * sequence, sequence))
+        assert sorted(seen) == list(range(offset, offset + count * seq_len, seq_len))
+        assert offset < seq_len
+        assert 0 <= length - 1 - (offset + count * seq_len) < seq_len
+        assert shuffle or seen == list(range(0, count * seq_len, seq_len))
         assert loader.epoch_float == epoch + 1
 
 
@@ -145,7 +145,7 @@ def test_resets_mark_where_documents_start() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"tokens": 151}, {"sequence": 9}, {"seed": 8}, {"shuffle": 0}, {"epoch": -1}, {"position": -1}, {"position": 99}],
+    [{"tokens": 151}, {"seq_len": 9}, {"seed": 8}, {"shuffle": 0}, {"epoch": -1}, {"position": -1}, {"position": 99}],
 )
 def test_positions_of_other_data_are_refused(change: dict[str, int]) -> None:
     loader = Loader(positions(150), 8, 7)
@@ -163,13 +163,13 @@ def test_positions_of_other_data_are_refused(change: dict[str, int]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(2, 400), st.integers(1, 20), st.integers(1, 6))
-def test_rows_walk_along_their_own_stretches(length: int, sequence: int, rows: int) -> None:
-    if length < rows * sequence + 1:
-        with pytest.raises(UserError, match="parallel streams" if length > sequence else "less than one window"):
-            Loader(positions(length), sequence, 0, shuffle=False, rows=rows)
+def test_rows_walk_along_their_own_stretches(length: int, seq_len: int, rows: int) -> None:
+    if length < rows * seq_len + 1:
+        with pytest.raises(UserError, match="parallel streams" if length > seq_len else "less than one window"):
+            Loader(positions(length), seq_len, 0, shuffle=False, rows=rows)
         return
-    loader = Loader(positions(length), sequence, 0, shuffle=False, rows=rows)
-    each = (length - 1) // sequence // rows
+    loader = Loader(positions(length), seq_len, 0, shuffle=False, rows=rows)
+    each = (length - 1) // seq_len // rows
     for epoch in range(2):
         before: Batch | None = None
         seen: list[int] = []
@@ -181,7 +181,7 @@ def test_rows_walk_along_their_own_stretches(length: int, sequence: int, rows: i
                 assert torch.equal(batch.inputs_BT[:, 0], before.targets_BT[:, -1])
             seen += starts(batch)
             before = batch
-        assert sorted(seen) == list(range(0, rows * each * sequence, sequence))
+        assert sorted(seen) == list(range(0, rows * each * seq_len, seq_len))
         assert loader.epoch_float == epoch + 1
 
 
@@ -192,8 +192,8 @@ def test_some_rows_are_those_of_the_whole(
 ) -> None:
     """Whatever the deal, the ranks' rows together are the step's windows, each once, in the same order."""
     windows = data.draw(st.integers(ranks, 40))
-    deal = Deal.of(windows, most, ranks)
-    sizes = {len(deal.rows(index, rank)) for index in range(deal.passes) for rank in range(ranks)}
+    batch_layout = BatchLayout.of(windows, most, ranks)
+    sizes = {len(batch_layout.rows(index, rank)) for index in range(batch_layout.passes) for rank in range(ranks)}
     assert max(sizes) <= max(most, 2)
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
@@ -203,11 +203,11 @@ def test_some_rows_are_those_of_the_whole(
     )
     for _ in range(3):
         batch = whole.next(windows)
-        given = [part.next(windows, deal.of_rank(rank)) for rank, part in enumerate(parts)]
+        given = [part.next(windows, batch_layout.of_rank(rank)) for rank, part in enumerate(parts)]
         taken = [0] * ranks
         joined = []
-        for index in range(deal.passes):
-            for rank, rows in enumerate(deal.of_pass(index)):
+        for index in range(batch_layout.passes):
+            for rank, rows in enumerate(batch_layout.of_pass(index)):
                 part = given[rank].part(taken[rank], taken[rank] + len(rows))
                 joined.append(part)
                 taken[rank] += len(rows)
@@ -218,11 +218,11 @@ def test_some_rows_are_those_of_the_whole(
 
 
 def test_one_rank_has_what_it_asked_for_and_too_many_are_refused() -> None:
-    assert [len(rows) for rows in Deal.of(512, 64, 1).of_rank(0)] == [64] * 8
-    assert [len(rows) for rows in Deal.of(512, 64, 8).of_pass(0)] == [64] * 8
-    assert Deal.of(512, 64, 7).passes == 2
+    assert [len(rows) for rows in BatchLayout.of(512, 64, 1).of_rank(0)] == [64] * 8
+    assert [len(rows) for rows in BatchLayout.of(512, 64, 8).of_pass(0)] == [64] * 8
+    assert BatchLayout.of(512, 64, 7).passes == 2
     with pytest.raises(UserError, match="9 processes, but a step has 8 windows"):
-        Deal.of(8, 2, 9)
+        BatchLayout.of(8, 2, 9)
 
 
 def test_several_batches_of_rows_at_once_are_those_one_by_one() -> None:

@@ -201,8 +201,16 @@ def test_the_page_of_metrics_is_whole(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\0".join((ROOT / "docs" / page).read_text() for page in ("model.md", "data.md", "training.md")))
     small: dict[str, dict[str, Any]] = {
-        "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(tmp_path / "cache")},
-        "model": {"embed_dim": 16, "dim": 32, "layers": 2, "headdim": 16, "d_state": 8, "chunk": 16, "mlp_mult": 1.0},
+        "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 32, "cache": str(tmp_path / "cache")},
+        "model": {
+            "embed_dim": 16,
+            "d_model": 32,
+            "n_layer": 2,
+            "headdim": 16,
+            "d_state": 8,
+            "chunk_size": 16,
+            "mlp_mult": 1.0,
+        },
         "jepa": {"steps": 1, "sigreg_projections": 8, "sigreg_samples": 64},
         "train": {"steps": 3, "tokens_per_step": 128, "tokens_per_micro": 128, "val_every": 1, "val_tokens": 128}
         | {"terms_every": 1},

@@ -113,7 +113,7 @@ def stream(documents: Sequence[str], tokenizer: Tokenizer) -> Tokens:
 @functools.cache
 def tiny(vocab: int) -> LanguageModel:
     torch.manual_seed(0)
-    config = Model(vocab_size=vocab, embed_dim=4, dim=8, layers=1, d_state=4, headdim=8, mlp_mult=1.0)
+    config = Model(vocab_size=vocab, embed_dim=4, d_model=8, n_layer=1, d_state=4, headdim=8, mlp_mult=1.0)
     return LanguageModel(config, Quant())
 
 

@@ -31,7 +31,7 @@ def stream(lengths: list[int], separator: bool = True, head: bytes = b"") -> Tok
 
 def small_model(**settings: Any) -> LanguageModel:
     torch.manual_seed(1)
-    shape = {"embed_dim": 12, "dim": 16, "layers": 2, "d_state": 4, "headdim": 8, "mlp_mult": 2.0, "chunk": 8}
+    shape = {"embed_dim": 12, "d_model": 16, "n_layer": 2, "d_state": 4, "headdim": 8, "mlp_mult": 2.0, "chunk_size": 8}
     model = LanguageModel(Model(vocab_size=256, **(shape | settings)), Quant(large=256))
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
@@ -64,8 +64,8 @@ def test_the_score_is_that_of_single_steps(lengths: list[int], separator: bool, 
     targets = len(tokens) - 1
     expected = sum(recurrent_nats(MODEL, tokens, targets, reset, 1.2))
     # Windows of every length, in one lane and in many, over and under the chunk's length.
-    for sequence, tokens_per_batch in ((1, 3), (3, 7), (8, 16), (16, 64), (1000, 100_000)):
-        score = score_carried(MODEL, tokens, sequence, temperature=1.2, reset=reset, tokens_per_batch=tokens_per_batch)
+    for seq_len, tokens_per_batch in ((1, 3), (3, 7), (8, 16), (16, 64), (1000, 100_000)):
+        score = score_carried(MODEL, tokens, seq_len, temperature=1.2, reset=reset, tokens_per_batch=tokens_per_batch)
         assert score.nats_per_token * targets == pytest.approx(expected, rel=2e-6)
         assert (score.tokens, score.mode, score.reset, score.temperature) == (targets, "carried", reset, 1.2)
         assert score.bpb_decoded == pytest.approx(expected / math.log(2) / score.decoded_bytes, rel=2e-6)

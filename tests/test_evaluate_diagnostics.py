@@ -27,7 +27,7 @@ TOKENS = Tokens([np.frombuffer(b"\0" + TEXT.encode()[:4000], dtype=np.uint8).ast
 
 
 def small_model() -> LanguageModel:
-    config = Model(vocab_size=256, embed_dim=12, dim=16, layers=2, d_state=4, headdim=8, mlp_mult=2.0)
+    config = Model(vocab_size=256, embed_dim=12, d_model=16, n_layer=2, d_state=4, headdim=8, mlp_mult=2.0)
     return LanguageModel(config, Quant(large=256))
 
 

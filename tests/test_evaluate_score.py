@@ -41,7 +41,14 @@ def stream(tokenizer: Tokenizer, length: int, extra: str = "") -> Tokens:
 
 def small_model(tokenizer: Tokenizer, **settings: Any) -> LanguageModel:
     config = Model(
-        vocab_size=tokenizer.vocab_size, embed_dim=12, dim=16, layers=2, d_state=4, headdim=8, mlp_mult=2.0, **settings
+        vocab_size=tokenizer.vocab_size,
+        embed_dim=12,
+        d_model=16,
+        n_layer=2,
+        d_state=4,
+        headdim=8,
+        mlp_mult=2.0,
+        **settings,
     )
     model = LanguageModel(config, Quant(large=256))
     for parameter in model.parameters():
@@ -49,7 +56,7 @@ def small_model(tokenizer: Tokenizer, **settings: Any) -> LanguageModel:
     return model
 
 
-def naive_nats(model: LanguageModel, tokens: Tokens, sequence: int, stride: int, temperature: float) -> list[float]:
+def naive_nats(model: LanguageModel, tokens: Tokens, seq_len: int, stride: int, temperature: float) -> list[float]:
     """−ln p of every target in float64, one window and one target at a time, straight from the definition."""
     ids = torch.from_numpy(tokens.read(0, len(tokens)).astype(np.int64))
     targets = len(ids) - 1
@@ -57,11 +64,11 @@ def naive_nats(model: LanguageModel, tokens: Tokens, sequence: int, stride: int,
     nats = []
     for target in range(1, targets + 1):
         # The window in which this target counts: the first one that reaches it.
-        steps = max(0, math.ceil((target - sequence) / stride))
+        steps = max(0, math.ceil((target - seq_len) / stride))
         start = steps * stride
-        if start + sequence > targets:
-            start = max(0, targets - sequence) if stride < sequence else start
-        inputs = ids[start : start + sequence][None, : target - start]
+        if start + seq_len > targets:
+            start = max(0, targets - seq_len) if stride < seq_len else start
+        inputs = ids[start : start + seq_len][None, : target - start]
         with torch.no_grad():
             h, _ = model(inputs, inputs == tokens.bos_id if tokens.bos_id is not None else None)
             logits = model.logits(h[0, -1]).double() / temperature
@@ -70,15 +77,15 @@ def naive_nats(model: LanguageModel, tokens: Tokens, sequence: int, stride: int,
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))
-def test_every_target_is_counted_once(targets: int, sequence: int, stride: int) -> None:
-    stride = min(stride, sequence)
-    for windows in (plain_windows(targets, sequence), sliding_windows(targets, sequence, stride)):
+def test_every_target_is_counted_once(targets: int, seq_len: int, stride: int) -> None:
+    stride = min(stride, seq_len)
+    for windows in (plain_windows(targets, seq_len), sliding_windows(targets, seq_len, stride)):
         listed = list(windows)
         counted = [w.start + w.length - w.counted + i for w in listed for i in range(w.counted)]
         assert counted == list(range(targets))
-        assert all(w.start >= 0 and w.length <= sequence for w in listed)
+        assert all(w.start >= 0 and w.length <= seq_len for w in listed)
     # All but those of the first window are seen with at least sequence − stride tokens before them.
-    assert all(w.length - w.counted >= sequence - stride for w in listed[1:])
+    assert all(w.length - w.counted >= seq_len - stride for w in listed[1:])
 
 
 def test_sliding_windows_of_the_spec() -> None:
@@ -89,16 +96,16 @@ def test_sliding_windows_of_the_spec() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "shard-bytes", "bpe"])
-@pytest.mark.parametrize(("sequence", "stride"), [(16, 16), (16, 5)])
-def test_scores_equal_the_definition(bpe: SentencePieceTokenizer, kind: str, sequence: int, stride: int) -> None:
+@pytest.mark.parametrize(("seq_len", "stride"), [(16, 16), (16, 5)])
+def test_scores_equal_the_definition(bpe: SentencePieceTokenizer, kind: str, seq_len: int, stride: int) -> None:
     tokenizer: Tokenizer = bpe if kind == "bpe" else ByteTokenizer(kind == "bytes")
     tokens, model = stream(tokenizer, 123), small_model(tokenizer)
-    expected = naive_nats(model, tokens, sequence, stride, 1.3)
-    if stride == sequence:
-        score = score_plain(model, tokens, sequence, temperature=1.3, tokens_per_batch=50)
+    expected = naive_nats(model, tokens, seq_len, stride, 1.3)
+    if stride == seq_len:
+        score = score_plain(model, tokens, seq_len, temperature=1.3, tokens_per_batch=50)
         assert score.mode == "plain"
     else:
-        score = score_sliding(model, tokens, sequence, stride=stride, temperature=1.3, tokens_per_batch=50)
+        score = score_sliding(model, tokens, seq_len, stride=stride, temperature=1.3, tokens_per_batch=50)
         assert score.mode == "sliding-5"
     text = tokenizer.decode(tokens.read(1, 123), previous=int(tokens.read(0, 1)[0]))
     assert score.tokens == 122 == len(expected)

@@ -13,13 +13,14 @@ from torch import Tensor
 from jepamba.config import ConfigError, Model, Quant, Run, Train, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
-from jepamba.fused import fp8, fp8_mlp
-from jepamba.fused.norms import relu2_norm
 from jepamba.model import LanguageModel
 from jepamba.model.layers import Linear, Mlp
+from jepamba.ops.fp8 import linear as fp8
+from jepamba.ops.fp8 import mlp as fp8_mlp
+from jepamba.ops.norms.norms import relu2_norm
 from jepamba.presets import load_preset
 from jepamba.train import resolve
-from jepamba.train.device import Place, place
+from jepamba.train.device import DeviceConfig, place
 from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import training_step
@@ -27,12 +28,12 @@ from jepamba.train.step import training_step
 TINY: dict[str, Any] = {
     "vocab_size": 37,
     "embed_dim": 16,
-    "dim": 32,
-    "layers": 2,
+    "d_model": 32,
+    "n_layer": 2,
     "d_state": 8,
     "headdim": 8,
     "mlp_mult": 2.0,
-    "chunk": 8,
+    "chunk_size": 8,
 }
 
 
@@ -191,13 +192,13 @@ def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
         {
             "data.tokenizer": "bytes",
             "data.train": str(mine),
-            "data.sequence": 32,
+            "data.seq_len": 32,
             "model.vocab_size": 0,
-            "model.dim": 64,
+            "model.d_model": 64,
             "model.embed_dim": 48,
             "model.headdim": 16,
             "model.d_state": 8,
-            "model.layers": 2,
+            "model.n_layer": 2,
             "jepa.sigreg_projections": 16,
             "train.tokens_per_micro": 256,
             "train.tokens_per_step": 512,
@@ -209,7 +210,7 @@ def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
         session = Session(
             resolve(with_settings(run, {"train.products": products}), text),
             text,
-            Place(torch.device("cpu"), torch.bfloat16, "asked by hand: `place` refuses FP8 on a CPU"),
+            DeviceConfig(torch.device("cpu"), torch.bfloat16, "asked by hand: `place` refuses FP8 on a CPU"),
         )
         micro = MicroPass(session)
         return [training_step(micro, 0.0)["ce"] for _ in range(4)]

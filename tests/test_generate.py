@@ -11,7 +11,7 @@ import torch
 from jepamba.artifact import load_artifact, save_artifact
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.errors import UserError
-from jepamba.generate import Draw, Reader, generate
+from jepamba.generate import PromptReader, Sampler, generate
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, Tokenizer, train_bpe
 
@@ -19,7 +19,7 @@ BPE = train_bpe(["The quick brown fox — naïve, 日本語 — jumps over the l
 
 
 def small_model(vocab: int = 256, **settings: Any) -> LanguageModel:
-    shape: dict[str, Any] = {"embed_dim": 12, "dim": 16, "layers": 3, "d_state": 4, "headdim": 8, "mlp_mult": 2.0}
+    shape: dict[str, Any] = {"embed_dim": 12, "d_model": 16, "n_layer": 3, "d_state": 4, "headdim": 8, "mlp_mult": 2.0}
     model = LanguageModel(Model(vocab_size=vocab, **(shape | settings)), Quant(large=256))
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -28,7 +28,7 @@ def small_model(vocab: int = 256, **settings: Any) -> LanguageModel:
 
 def saying(text: bytes) -> LanguageModel:
     """A byte model that, after any token, gives nearly all probability to the byte that follows it in `text`."""
-    model = small_model(tie=0, embed_dim=256, dim=256, headdim=64, layers=1, softcap="off")
+    model = small_model(tie=0, embed_dim=256, d_model=256, headdim=64, n_layer=1, softcap="off")
     for name, parameter in model.named_parameters():
         if "mixer.out_proj" in name or "mlp" in name:
             parameter.data.zero_()
@@ -40,14 +40,14 @@ def saying(text: bytes) -> LanguageModel:
     return model
 
 
-@pytest.mark.parametrize("settings", [{}, {"tie": 3, "mlp": "swiglu", "expand": 2, "ngroups": 2, "chunk": 5}])
+@pytest.mark.parametrize("settings", [{}, {"tie": 3, "mlp": "swiglu", "expand": 2, "ngroups": 2, "chunk_size": 5}])
 @pytest.mark.parametrize("pieces", [[1] * 40, [17, 1, 1, 5, 16]])
 def test_teacher_forced_steps_equal_the_parallel_pass(settings: dict[str, Any], pieces: list[int]) -> None:
     model = small_model(**settings).eval()
     tokens = torch.randint(256, (1, 40))
     with torch.no_grad():
         whole = model.logits(model(tokens)[0])[0]
-    reader, position = Reader(model), 0
+    reader, position = PromptReader(model), 0
     for length in pieces:
         step = reader.read(tokens[0, position : position + length].tolist())
         position += length
@@ -60,11 +60,11 @@ def test_a_long_prompt_is_read_in_pieces_without_a_trace() -> None:
     ids = torch.randint(256, (2500,))
     with torch.no_grad():
         whole = model.logits(model(ids[None])[0][0, -1])
-    assert (Reader(model).read(ids.tolist()) - whole).abs().max() < 1e-4
+    assert (PromptReader(model).read(ids.tolist()) - whole).abs().max() < 1e-4
 
 
 def test_state_is_constant_in_size() -> None:
-    reader = Reader(small_model())
+    reader = PromptReader(small_model())
     sizes = []
     for _ in range(5):
         reader.read([65] * 300)
@@ -112,7 +112,7 @@ def test_top_k_and_top_p_keep_only_the_likeliest() -> None:
     logits[[97, 98, 99]] = torch.tensor([8.0, 7.0, 6.0])  # 0.665, 0.245, 0.090 and crumbs
 
     def drawn(count: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> str:
-        draw = Draw(ByteTokenizer(), small_model(), temperature, top_k, top_p, seed=4)
+        draw = Sampler(ByteTokenizer(), small_model(), temperature, top_k, top_p, seed=4)
         return "".join(chr(draw(logits)) for _ in range(count))
 
     for settings, expected in (
@@ -149,14 +149,14 @@ def test_characters_come_whole() -> None:
 def test_pieces_join_to_what_the_tokenizer_decodes() -> None:
     model = small_model(BPE.vocab_size)
     drawn: list[int] = []
-    read = Reader.read
+    read = PromptReader.read
 
-    def noting(self: Reader, ids: list[int]) -> Any:
+    def noting(self: PromptReader, ids: list[int]) -> Any:
         drawn.extend(ids)
         return read(self, ids)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reader, "read", noting)
+        patch.setattr(PromptReader, "read", noting)
         written = "".join(generate(model, BPE, "", 80, seed=5))
     # The last token drawn is never read.
     whole = BPE.decode(drawn[1:], previous=BPE.bos_id).decode("utf-8", "replace")
@@ -168,7 +168,7 @@ def test_pieces_join_to_what_the_tokenizer_decodes() -> None:
 def test_an_artifact_generates_what_its_model_did(tmp_path: Any) -> None:
     model = small_model(BPE.vocab_size)
     run = Run(
-        data=Data(sequence=8), model=model.config, quant=model.quant,
+        data=Data(seq_len=8), model=model.config, quant=model.quant,
         train=Train(steps=1, tokens_per_step=8, tokens_per_micro=8),
     )  # fmt: skip
     save_artifact(tmp_path / "a.jepa", model, run, BPE)

@@ -13,9 +13,9 @@ from jepamba.config import Jepa, Model, Quant
 from jepamba.jepa import (
     JepaHeads,
     Terms,
-    draw,
     objective,
     prediction_error,
+    sample_projections,
     sigreg,
     sigreg_lambda,
     within_sequence_share,
@@ -23,7 +23,7 @@ from jepamba.jepa import (
 from jepamba.jepa.heads import PositionNorm
 from jepamba.model import LanguageModel
 
-MODEL = Model(vocab_size=23, embed_dim=8, dim=16, layers=3, d_state=4, headdim=4, mlp_mult=2.0, chunk=8)
+MODEL = Model(vocab_size=23, embed_dim=8, d_model=16, n_layer=3, d_state=4, headdim=4, mlp_mult=2.0, chunk_size=8)
 
 
 def disturbed_heads(config: Jepa, width: int = 16) -> JepaHeads:
@@ -190,8 +190,8 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
         heads = disturbed_heads(config)
     torch.manual_seed(2)
     tokens, targets, reset = batch()
-    drawn = draw(config, MODEL.dim, (3, 12), 7, step)
-    terms, _ = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), drawn)
+    projections = sample_projections(config, MODEL.d_model, (3, 12), 7, step)
+    terms, _ = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), projections)
     return terms, (model, heads, tokens, targets, reset)
 
 
@@ -207,7 +207,7 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     z_loss = logits.logsumexp(-1).square().mean()
     z = heads.projector(h)
     mse = slow_error(heads.rollout(z), z, reset)
-    statistic = sigreg(z, config, draw(config, MODEL.dim, (3, 12), 7, 4))
+    statistic = sigreg(z, config, sample_projections(config, MODEL.d_model, (3, 12), 7, 4))
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.z_loss.item() == pytest.approx(z_loss.item(), rel=1e-5)
     assert terms.token.item() == pytest.approx((ce + 1e-2 * z_loss).item(), rel=1e-5)

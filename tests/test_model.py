@@ -14,22 +14,22 @@ from torch import Tensor
 
 import model_oracle as oracle
 from jepamba.config import Model, Quant
-from jepamba.fused.conv import causal_conv
-from jepamba.fused.norms import rms
 from jepamba.model import LanguageModel, part_of
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
 from jepamba.model.mixer import Mamba2
+from jepamba.ops.causal_conv.conv import causal_conv
+from jepamba.ops.norms.norms import rms
 
 SMALL: dict[str, Any] = {
     "vocab_size": 37,
     "embed_dim": 12,
-    "dim": 16,
-    "layers": 4,
+    "d_model": 16,
+    "n_layer": 4,
     "d_state": 4,
     "headdim": 4,
     "mlp_mult": 2.0,
-    "chunk": 8,
+    "chunk_size": 8,
 }
 
 
@@ -69,12 +69,12 @@ CONFIGS = [
     {"tie": 3, "embed_dim": 16},
     {"tie": 1, "embed_dim": 16},
     {"mlp": "swiglu", "mlp_every": 1},
-    {"mlp_every": 3, "layers": 5},
-    {"layers": 5, "self_skip": True},
-    {"layers": 1},
-    {"layers": 2, "unet": False},
-    {"layers": 6, "self_skip": True, "expand": 2, "ngroups": 2, "headdim": 8, "conv_width": 3},
-    {"ngroups": 4, "d_state": 3, "conv_width": 1},
+    {"mlp_every": 3, "n_layer": 5},
+    {"n_layer": 5, "self_skip": True},
+    {"n_layer": 1},
+    {"n_layer": 2, "unet": False},
+    {"n_layer": 6, "self_skip": True, "expand": 2, "ngroups": 2, "headdim": 8, "d_conv": 3},
+    {"ngroups": 4, "d_state": 3, "d_conv": 1},
     {"softcap": "tanh", "cap": 0.7},
     {"softcap": "off"},
     {"cap": 0.5},
@@ -106,7 +106,7 @@ def test_mixer_by_its_recurrence(expand: int, groups: int) -> None:
     config = small(expand=expand, ngroups=groups)
     mixer = Mamba2(config, Quant()).train()
     disturb(mixer)
-    u = torch.randn(2, 19, config.dim)
+    u = torch.randn(2, 19, config.d_model)
     reset = torch.zeros(2, 19, dtype=torch.bool)
     reset[0, 8] = reset[1, 3] = reset[1, 5] = True
     y, state = mixer(u, torch.ones(u.shape[-1]), reset, mixer.initial_state(2))
@@ -142,7 +142,7 @@ def test_in_proj_rows_are_z_x_B_C_dt() -> None:
 def test_mlp_formula_and_fresh_silence(kind: str) -> None:
     config = small(mlp=kind, mlp_mult=3.0)
     mlp = Mlp(config, Quant()).train()
-    x = torch.randn(2, 5, config.dim)
+    x = torch.randn(2, 5, config.d_model)
     assert mlp(x, torch.ones(x.shape[-1])).abs().max() == 0
     assert mlp.up.w.shape == (48, 16)
     disturb(mlp)
@@ -155,14 +155,14 @@ def test_mlp_formula_and_fresh_silence(kind: str) -> None:
 
 @pytest.mark.parametrize(("every", "with_mlp"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
 def test_mlp_schedule(every: int, with_mlp: list[int]) -> None:
-    model = LanguageModel(small(layers=5, mlp_every=every), Quant())
+    model = LanguageModel(small(n_layer=5, mlp_every=every), Quant())
     names = [name for name, _ in model.named_parameters()]
     assert [i for i in range(5) if f"blocks.{i}.mlp.down.w" in names] == with_mlp
     assert [i for i in range(5) if f"blocks.{i}.mlp_scale" in names] == with_mlp
 
 
 @pytest.mark.parametrize(
-    ("layers", "self_skip", "pairs"),
+    ("n_layer", "self_skip", "pairs"),
     [
         (1, False, {}),
         (2, False, {}),
@@ -177,8 +177,8 @@ def test_mlp_schedule(every: int, with_mlp: list[int]) -> None:
         (13, False, {7: 4, 8: 3, 9: 2, 10: 1, 11: 0}),
     ],
 )
-def test_skips_pair_decoder_with_encoder_blocks(layers: int, self_skip: bool, pairs: dict[int, int]) -> None:
-    model = LanguageModel(small(layers=layers, self_skip=self_skip), Quant())
+def test_skips_pair_decoder_with_encoder_blocks(n_layer: int, self_skip: bool, pairs: dict[int, int]) -> None:
+    model = LanguageModel(small(n_layer=n_layer, self_skip=self_skip), Quant())
     assert model.skips.source == pairs
     named = dict(model.named_parameters())
     if pairs:
@@ -186,7 +186,7 @@ def test_skips_pair_decoder_with_encoder_blocks(layers: int, self_skip: bool, pa
         assert (named["skips.skip_weight"] == 1).all()
     else:
         assert "skips.skip_weight" not in named
-    off = dict(LanguageModel(small(layers=layers, unet=False), Quant()).named_parameters())
+    off = dict(LanguageModel(small(n_layer=n_layer, unet=False), Quant()).named_parameters())
     assert "skips.skip_weight" not in off
 
 
@@ -203,19 +203,19 @@ def test_the_first_skip_doubles_its_input_and_is_there_only_on_request() -> None
         model(tokens_and_reset(config, 2, 9)[0])
         return given, outputs
 
-    given, outputs = skips(small(layers=4, self_skip=True))
+    given, outputs = skips(small(n_layer=4, self_skip=True))
     (x, (first, weight)), (_, (second, _)) = given[2], given[3]
     assert x is first is outputs[1]
     assert torch.equal(weight, torch.ones(16))
     assert second is outputs[0]
     assert given[0][1] is given[1][1] is None
-    given, outputs = skips(small(layers=4))
+    given, outputs = skips(small(n_layer=4))
     assert given[2] == (outputs[1], None)
     assert given[3][1][0] is outputs[0]
 
 
 def test_fresh_weights_have_the_spec_distributions() -> None:
-    config = Model(vocab_size=2000, embed_dim=32, dim=512, layers=2, headdim=1, d_state=2, mlp_mult=1.0)
+    config = Model(vocab_size=2000, embed_dim=32, d_model=512, n_layer=2, headdim=1, d_state=2, mlp_mult=1.0)
     model = LanguageModel(config, Quant())
     named = dict(model.named_parameters())
     assert named["token_embed"].std().item() == pytest.approx(0.02, rel=0.02)
@@ -308,7 +308,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(tie: int, softcap: str) -> 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("t", [0, 1, 7, 8, 20, 29])
 def test_causality_of_the_whole_model(t: int, mode: str, resets: bool) -> None:
-    config = small(layers=5, self_skip=True, mlp_every=1)
+    config = small(n_layer=5, self_skip=True, mlp_every=1)
     model = disturbed(config).train(mode == "train")
     tokens, reset = tokens_and_reset(config, 2, 30)
     reset[:, t:] = False  # whatever follows t lies in its document
@@ -326,7 +326,7 @@ def test_causality_of_the_whole_model(t: int, mode: str, resets: bool) -> None:
 
 @pytest.mark.parametrize("at", [1, 3, 8, 17])
 def test_a_reset_hides_the_past(at: int) -> None:
-    config = small(layers=5)
+    config = small(n_layer=5)
     model = disturbed(config)
     tokens, _ = tokens_and_reset(config, 2, 24)
     reset = torch.zeros(2, 24, dtype=torch.bool)
@@ -341,7 +341,7 @@ def test_a_reset_hides_the_past(at: int) -> None:
         alone, state_alone = model(tokens[:, at:], None)
         unmarked = model(tokens, None)[0]
     # The decays before a reset share a running sum with those after it in its chunk: rounding, and nothing else.
-    past = 0.0 if at % config.chunk == 0 else 3e-6
+    past = 0.0 if at % config.chunk_size == 0 else 3e-6
     assert (h[:, at:] - h_other[:, at:]).abs().max() <= past
     assert (h[:, at:] - h_stale[:, at:]).abs().max() <= past
     assert not torch.equal(h[:, :at], h_stale[:, :at])
@@ -371,7 +371,7 @@ def test_a_reset_hides_the_past_of_the_convolution_exactly() -> None:
 
 
 def test_no_gradient_crosses_a_reset() -> None:
-    config = small(layers=3)
+    config = small(n_layer=3)
     model = disturbed(config)
     tokens = torch.arange(24).unsqueeze(0)  # every position has a row of the embedding to itself
     reset = torch.zeros(1, 24, dtype=torch.bool)
@@ -386,7 +386,7 @@ def test_no_gradient_crosses_a_reset() -> None:
 @settings(max_examples=12, deadline=None)
 @given(cuts=st.sets(st.integers(1, 25), max_size=8), resets=st.booleans(), seed=st.integers(0, 9))
 def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: bool, seed: int) -> None:
-    config = small(layers=3, ngroups=2)
+    config = small(n_layer=3, ngroups=2)
     model = disturbed(config)
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randint(37, (2, 26), generator=g)
@@ -407,7 +407,7 @@ def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: boo
 
 @pytest.mark.parametrize("resets", [False, True])
 def test_single_steps_equal_the_whole(resets: bool) -> None:
-    config = small(layers=5, conv_width=4)
+    config = small(n_layer=5, d_conv=4)
     model = disturbed(config).eval()
     tokens, reset = tokens_and_reset(config, 2, 20)
     with torch.no_grad():

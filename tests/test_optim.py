@@ -13,7 +13,7 @@ from jepamba.config import Jepa, Model, Optim, Quant
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.optim import Muon, Optimizers, group_parameters, learning_rate_scale, muon_momentum, orthogonalize
-from jepamba.optim.muon import dealt
+from jepamba.optim.muon import assign_to_ranks
 
 CPU = torch.device("cpu")
 SHAPES = [(8, 24), (24, 8), (16, 16), (8, 24), (1, 5), (24, 8)]  # wide, tall, square; some shapes twice
@@ -143,14 +143,14 @@ def run_each(optimizers: list[Muon], params: list[nn.Parameter]) -> list[Tensor]
 def test_matrices_are_dealt_by_what_they_cost() -> None:
     shapes = ((640, 2560),) * 10 + ((640, 640),) * 20 + ((8192, 64), (3, 5))
     for ranks in (1, 2, 3, 8, 40):
-        shares = dealt(shapes, ranks)
+        shares = assign_to_ranks(shapes, ranks)
         assert len(shares) == ranks
         assert sorted(i for share in shares for i in share) == list(range(len(shapes)))
         costs = [min(shape) ** 2 * (2 * max(shape) + min(shape)) for shape in shapes]
         loads = [sum(costs[i] for i in share) for share in shares]
         # Never worse than the mean and one matrix more.
         assert max(loads) <= sum(loads) / ranks + max(costs)
-    assert max(sum(shapes[i][0] * shapes[i][1] for i in share) for share in dealt(shapes[:30], 2)) < 12.4e6
+    assert max(sum(shapes[i][0] * shapes[i][1] for i in share) for share in assign_to_ranks(shapes[:30], 2)) < 12.4e6
 
 
 def test_scheduled_values_may_be_tensors() -> None:
@@ -205,7 +205,16 @@ def test_muon_takes_matrices_alone() -> None:
 
 def network(config: Optim | None = None, tie: int = 2) -> tuple[nn.ModuleDict, Optim]:
     model = Model(
-        vocab_size=23, embed_dim=8, dim=16, layers=4, d_state=4, headdim=4, mlp_mult=2.0, chunk=8, tie=tie, mlp="swiglu"
+        vocab_size=23,
+        embed_dim=8,
+        d_model=16,
+        n_layer=4,
+        d_state=4,
+        headdim=4,
+        mlp_mult=2.0,
+        chunk_size=8,
+        tie=tie,
+        mlp="swiglu",
     )
     heads = JepaHeads(Jepa(projector="mlp-batchnorm"), 16)
     return nn.ModuleDict({"model": LanguageModel(model, Quant()), "heads": heads}), config or Optim()
@@ -269,7 +278,7 @@ def test_groups_are_those_of_the_spec() -> None:
 
 def test_build_uses_the_settings() -> None:
     modules, config = network(
-        Optim(muon_lr=0.3, muon_momentum_start=0.7, muon_steps=4, muon_row_norm=False, muon_weight_decay=0.2)
+        Optim(muon_lr=0.3, muon_momentum_start=0.7, newton_schulz_steps=4, muon_row_norm=False, muon_weight_decay=0.2)
     )
     optimizers = Optimizers.build(modules.named_parameters(), config, CPU)
     (group,) = optimizers.muon.param_groups

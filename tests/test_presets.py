@@ -69,7 +69,7 @@ def test_published_presets_have_exactly_the_published_parameters(
 ) -> None:
     run = load_preset(name)
     model = LanguageModel(run.model, run.quant)
-    heads = JepaHeads(run.jepa, run.model.dim)
+    heads = JepaHeads(run.jepa, run.model.d_model)
     model_parts, heads_parts = parts(model.named_parameters()), parts(heads.named_parameters())
     print(f"\n{name}: parameters")
     for title, table in (("kept", model_parts), ("training-only", heads_parts)):
@@ -88,7 +88,7 @@ def test_every_other_preset_builds(name: str) -> None:
     model = LanguageModel(dataclasses.replace(run.model, vocab_size=vocab), run.quant)
     assert sum(parts(model.named_parameters()).values()) == sum(p.numel() for p in model.parameters())
     assert run.jepa.active
-    JepaHeads(run.jepa, run.model.dim)
+    JepaHeads(run.jepa, run.model.d_model)
 
 
 def test_the_cpu_preset_has_about_three_million_parameters() -> None:
@@ -120,17 +120,17 @@ def test_the_published_configurations() -> None:
     bpe, byte = load_preset("submission-bpe"), load_preset("submission-byte")
     assert (bpe.model.vocab_size, bpe.model.embed_dim, bpe.model.tie) == (8192, 336, 1)
     assert (byte.model.vocab_size, byte.model.embed_dim, byte.model.tie) == (256, 256, 1)
-    assert (bpe.model.dim, bpe.model.layers, bpe.model.expand) == (640, 10, 1)
-    assert (byte.model.dim, byte.model.layers, byte.model.expand) == (768, 10, 1)
+    assert (bpe.model.d_model, bpe.model.n_layer, bpe.model.expand) == (640, 10, 1)
+    assert (byte.model.d_model, byte.model.n_layer, byte.model.expand) == (768, 10, 1)
     assert (bpe.model.mlp_mult, bpe.model.mlp_every) == (4, 2)
     assert (byte.model.mlp_mult, byte.model.mlp_every) == (3, 2)
-    assert (bpe.data.sequence, byte.data.sequence) == (1024, 8192)
+    assert (bpe.data.seq_len, byte.data.seq_len) == (1024, 8192)
     assert bpe.train.tokens_per_step == byte.train.tokens_per_step == 524_288
     assert (bpe.train.steps, byte.train.steps) == (6090, 5730)
     assert (bpe.eval.stride, byte.eval.stride) == (16, 128)
     assert (bpe.jepa.sigreg_projections, byte.jepa.sigreg_projections) == (2 * 336, 2 * 256)
     for run in (bpe, byte):
-        assert (run.jepa.steps, run.jepa.ce_weight, run.jepa.weight, run.jepa.sigreg_weight) == (3, 1, 1, 1)
+        assert (run.jepa.rollout_steps, run.jepa.ce_weight, run.jepa.weight, run.jepa.sigreg_weight) == (3, 1, 1, 1)
         assert (run.jepa.sigreg_t_min, run.jepa.sigreg_t_max, run.jepa.sigreg_knots) == (0.2, 4.0, 17)
         assert (run.jepa.sigreg_pool, run.jepa.sigreg_timesteps) == ("timestep", 64)
         assert run.jepa.sigreg_fixed
@@ -169,8 +169,8 @@ def test_the_last_overlay_wins(tmp_path: Path) -> None:
     lewm = load_preset("quick+sigreg-submission+sigreg-lewm").jepa
     assert (lewm.sigreg_weight, lewm.sigreg_t_min, lewm.sigreg_knots) == (0.09, 0.0, 17)
     run = load_preset(f"quick+sigreg-lewm+{mine}")
-    assert (run.jepa.sigreg_weight, run.jepa.sigreg_knots, run.model.layers) == (0.09, 9, 3)
-    assert load_preset(f"{mine}").model == Model(layers=3)
+    assert (run.jepa.sigreg_weight, run.jepa.sigreg_knots, run.model.n_layer) == (0.09, 9, 3)
+    assert load_preset(f"{mine}").model == Model(n_layer=3)
 
 
 def test_lewm_sigreg_as_published() -> None:
@@ -195,8 +195,8 @@ def test_an_unknown_preset_is_refused_with_the_list(name: str) -> None:
         (b"[model]\nwidth = 3\n", "unknown setting model.width"),
         (b"[modell]\ndim = 3\n", "unknown section"),
         (b"model = 3\n", "must be a table"),
-        (b'[model]\ndim = "wide"\n', "model.dim = 'wide': must be of type int"),
-        (b"[model]\ndim = -1\n", "model.dim = -1: must be at least 1"),
+        (b'[model]\ndim = "wide"\n', "model.d_model = 'wide': must be of type int"),
+        (b"[model]\ndim = -1\n", "model.d_model = -1: must be at least 1"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:

@@ -250,12 +250,12 @@ def test_names_lead_back_to_grids() -> None:
 SMALL: dict[str, Any] = {
     "vocab_size": 70,
     "embed_dim": 24,
-    "dim": 32,
-    "layers": 4,
+    "d_model": 32,
+    "n_layer": 4,
     "d_state": 8,
     "headdim": 8,
     "mlp_mult": 2.0,
-    "chunk": 8,
+    "chunk_size": 8,
 }
 
 

@@ -19,12 +19,12 @@ from jepamba.quant.integers import RATIOS
 SMALL: dict[str, Any] = {
     "vocab_size": 70,
     "embed_dim": 24,
-    "dim": 32,
-    "layers": 2,
+    "d_model": 32,
+    "n_layer": 2,
     "d_state": 8,
     "headdim": 8,
     "mlp_mult": 2.0,
-    "chunk": 8,
+    "chunk_size": 8,
 }
 
 

@@ -13,7 +13,7 @@ from jepamba.config import Jepa, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.evaluate import score_plain_at, score_sliding
-from jepamba.jepa import draw, sigreg
+from jepamba.jepa import sample_projections, sigreg
 from jepamba.jepa.heads import PositionNorm
 from jepamba.optim import Muon
 from jepamba.ranks import Ranks
@@ -50,8 +50,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     text.write_text("\0".join(body[:50] for _, body in sorted(topics.topics.items())))
     tiny = from_dict(
         {
-            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 24, "cache": str(folder / "cache")},
-            "model": {"embed_dim": 8, "dim": 16, "layers": 2, "headdim": 8, "d_state": 4, "chunk": 8, "mlp_mult": 2.0},
+            "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 24, "cache": str(folder / "cache")},
+            "model": {
+                "embed_dim": 8,
+                "d_model": 16,
+                "n_layer": 2,
+                "headdim": 8,
+                "d_state": 4,
+                "chunk_size": 8,
+                "mlp_mult": 2.0,
+            },
             "jepa": {"steps": 2, "weight": 0.3, "sigreg_weight": 0.2, "sigreg_projections": 8, "sigreg_scale_n": False},
             "quant": {"qat_fraction": 0.0},
             "train": {"steps": 9, "threads": 1, "tokens_per_step": 168, "tokens_per_micro": 168},
@@ -164,9 +172,9 @@ def part_of_a_sample(ranks: Ranks, sizes: list[int], settings: dict[str, Any]) -
     whole = torch.randn(sum(sizes), 7, 5, generator=torch.Generator().manual_seed(3)) + 0.3
     start, own = sum(sizes[: ranks.rank]), sizes[ranks.rank]
     z = whole[start : start + own].clone().requires_grad_()
-    drawn = draw(config, 5, (own, 7), seed=1, step=2, of=sum(sizes), rank=ranks.rank)
+    projections = sample_projections(config, 5, (own, 7), seed=1, step=2, of=sum(sizes), rank=ranks.rank)
     draws = torch.tensor(float(sum(sizes) * (1 if config.sigreg_pool == "timestep" else 7)))
-    statistic = sigreg(z, config, drawn, ranks=ranks, draws=draws)
+    statistic = sigreg(z, config, projections, ranks=ranks, draws=draws)
     statistic.backward()
     assert z.grad is not None
     return {"statistic": statistic.item(), "z": z.grad.tolist()}

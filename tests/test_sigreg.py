@@ -11,11 +11,11 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from jepamba.config import Jepa
-from jepamba.fused.epps_pulley import epps_pulley
-from jepamba.jepa import Draw, draw
+from jepamba.jepa import Projections, sample_projections
 from jepamba.jepa import sigreg as sigreg_of_draw
 from jepamba.jepa.sigreg import knots
 from jepamba.jepa.sigreg import samples as chosen_samples
+from jepamba.ops.epps_pulley.epps_pulley import epps_pulley
 from jepamba.presets import load_preset
 
 CPU = torch.device("cpu")
@@ -36,12 +36,12 @@ def samples(z: Tensor, config: Jepa, seed: int, step: int) -> Tensor:
 
 
 def directions(config: Jepa, width: int, seed: int, step: int) -> Tensor:
-    return draw(config, width, (1, 1), seed, step).directions_EM
+    return sample_projections(config, width, (1, 1), seed, step).directions_EM
 
 
-def drawn_for(z: Tensor, config: Jepa, seed: int, step: int) -> Draw:
+def drawn_for(z: Tensor, config: Jepa, seed: int, step: int) -> Projections:
     batch, length, width = z.shape
-    return draw(config, width, (batch, length), seed, step)
+    return sample_projections(config, width, (batch, length), seed, step)
 
 
 def plain(x_SNM: Tensor, t_K: Tensor, w_K: Tensor) -> Tensor:
@@ -254,13 +254,13 @@ def test_seed_and_step_decide_everything_that_is_drawn() -> None:
 
 def test_the_drawn_numbers_are_pinned() -> None:
     """A run that is resumed by another version of the package goes on with the same directions and subset."""
-    drawn = draw(jepa(sigreg_samples=5), 3, (10, 10), 42, 7)
+    drawn = sample_projections(jepa(sigreg_samples=5), 3, (10, 10), 42, 7)
     assert drawn.chosen is not None
     assert drawn.chosen.tolist() == [21, 35, 63, 68, 95]
     assert drawn.directions_EM[:, 0].tolist() == pytest.approx(
         [0.6137493848800659, -0.7864894270896912, 0.06889118254184723], rel=1e-6
     )
-    assert draw(jepa(sigreg_samples=100), 3, (10, 10), 42, 7).chosen is None
+    assert sample_projections(jepa(sigreg_samples=100), 3, (10, 10), 42, 7).chosen is None
 
 
 def test_directions_are_unit_and_fixed_or_anew() -> None:

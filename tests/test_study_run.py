@@ -108,7 +108,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(tmp_
     run_plan(plan(), tmp_path / "s")
     trainer.commands = []
     with pytest.raises(UserError, match=r"was run with optim\.clip = 1\.0, the plan now says 2\.0"):
-        run_plan(plan(**{"optim.clip": 2.0}), tmp_path / "s")
+        run_plan(plan(**{"optim.grad_clip": 2.0}), tmp_path / "s")
     assert trainer.commands == []
 
 
@@ -162,10 +162,10 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
 
 TINY = {
     "data.tokenizer": "bytes",
-    "data.sequence": 32,
-    "model.dim": 32,
+    "data.seq_len": 32,
+    "model.d_model": 32,
     "model.embed_dim": 16,
-    "model.layers": 2,
+    "model.n_layer": 2,
     "model.headdim": 16,
     "model.d_state": 8,
     "model.mlp_mult": 1.0,

@@ -40,10 +40,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "train": str(place / "train.txt"),
                 "val": str(place / "val.txt"),
                 "vocab": 400,
-                "sequence": 64,
+                "seq_len": 64,
                 "cache": str(place / "cache"),
             },
-            "model": {"embed_dim": 24, "dim": 32, "layers": 3, "headdim": 16, "d_state": 8, "chunk": 16}
+            "model": {"embed_dim": 24, "d_model": 32, "n_layer": 3, "headdim": 16, "d_state": 8, "chunk_size": 16}
             | {"mlp_mult": 2.0},
             "quant": {"large": 512, "scale": "hessian", "group": 16, "embedding": "int6"},
             "jepa": {"steps": 1, "sigreg_projections": 16},

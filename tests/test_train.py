@@ -44,14 +44,14 @@ def small(text: Path, tmp_path: Path) -> Run:
     """A run that takes a second."""
     return from_dict(
         {
-            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(text.parent / "cache")},
+            "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 32, "cache": str(text.parent / "cache")},
             "model": {
                 "embed_dim": 16,
-                "dim": 32,
-                "layers": 4,
+                "d_model": 32,
+                "n_layer": 4,
                 "headdim": 16,
                 "d_state": 8,
-                "chunk": 16,
+                "chunk_size": 16,
                 "mlp_mult": 2.0,
             },
             "jepa": {"steps": 2, "sigreg_projections": 16, "weight": 0.1, "sigreg_weight": 0.05},
@@ -211,7 +211,7 @@ def test_ghost_warmup_primes_moments_and_puts_the_rest_back(small: Run, tmp_path
 
 
 def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run) -> None:
-    small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "optim.clip": 0.0})
+    small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "optim.grad_clip": 0.0})
     text = corpus(small.data)
     found = []
     for tokens in (32, 128, 256):
@@ -335,7 +335,7 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
         other.write_bytes(found.read_bytes().replace(b"the", b"thE", 1))
         with pytest.raises(UserError, match=f"the {name} text is not what this run started with: put the files back"):
             resume(out, moved | {where: str(other)})
-    for name in ("train.steps", "data.sequence", "nonsense"):
+    for name in ("train.steps", "data.seq_len", "nonsense"):
         with pytest.raises(ConfigError, match=f"{name} stays as the run began with it; what may change: data.train, "):
             resume(out, {name: 3})
 

@@ -27,11 +27,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     text.write_text("\0".join(body[:60] for _, body in sorted(topics.topics.items())[:70]))
     return from_dict(
         {
-            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 16, "cache": str(folder / "cache")}
+            "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 16, "cache": str(folder / "cache")}
             | {"shuffle": False},
-            "model": {"embed_dim": 8, "dim": 16, "layers": 2, "headdim": 8, "d_state": 4, "chunk": 8, "mlp_mult": 1.0},
+            "model": {
+                "embed_dim": 8,
+                "d_model": 16,
+                "n_layer": 2,
+                "headdim": 8,
+                "d_state": 4,
+                "chunk_size": 8,
+                "mlp_mult": 1.0,
+            },
             "jepa": {"weight": 0.0, "sigreg_weight": 0.0},
-            "optim": {"clip": 0.0},
+            "optim": {"grad_clip": 0.0},
             "quant": {"qat_fraction": 0.0},
             "train": {"steps": 9, "tokens_per_step": 192, "tokens_per_micro": 64, "carry_state": True, "threads": 1},
         }
@@ -50,13 +58,13 @@ def step_of(session: Session) -> dict[str, float]:
 
 def stretches(session: Session, start: int, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets (rows, windows · sequence) from window `start` of every stretch on, read by hand."""
-    tokens, sequence = session.corpus.train, session.run.data.sequence
-    rows = session.run.train.tokens_per_micro // sequence
-    each = (len(tokens) - 1) // sequence // rows
+    tokens, seq_len = session.corpus.train, session.run.data.seq_len
+    rows = session.run.train.tokens_per_micro // seq_len
+    each = (len(tokens) - 1) // seq_len // rows
     found = []
     for row in range(rows):
-        first = (row * each + start) * sequence
-        found.append(torch.from_numpy(tokens.read(first, first + windows * sequence + 1).astype("int64")))
+        first = (row * each + start) * seq_len
+        found.append(torch.from_numpy(tokens.read(first, first + windows * seq_len + 1).astype("int64")))
     both = torch.stack(found)
     return both[:, :-1], both[:, 1:]
 

@@ -38,8 +38,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(text: Path) -> Run:
     return from_dict(
         {
-            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(text.parent / "cache")},
-            "model": {"embed_dim": 16, "dim": 32, "layers": 2, "headdim": 16, "d_state": 8, "chunk": 16}
+            "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 32, "cache": str(text.parent / "cache")},
+            "model": {"embed_dim": 16, "d_model": 32, "n_layer": 2, "headdim": 16, "d_state": 8, "chunk_size": 16}
             | {"mlp_mult": 2.0},
             "jepa": {"weight": 0.0, "sigreg_weight": 0.0},
             "quant": {"large": 512, "scale": "hessian", "budget_bytes": BUDGET, "embedding": "int6"},

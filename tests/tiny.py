@@ -21,14 +21,14 @@ def tiny(text: Path, **settings: Any) -> Run:
     """The run, on `text`, with `settings`, whose dots are written as two underscores."""
     run = from_dict(
         {
-            "data": {"train": str(text), "tokenizer": "bytes", "sequence": 32, "cache": str(text.parent / "cache")},
+            "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 32, "cache": str(text.parent / "cache")},
             "model": {
                 "embed_dim": 16,
-                "dim": 32,
-                "layers": 2,
+                "d_model": 32,
+                "n_layer": 2,
                 "headdim": 16,
                 "d_state": 8,
-                "chunk": 16,
+                "chunk_size": 16,
                 "mlp_mult": 2.0,
             },
             "jepa": {"steps": 2, "sigreg_projections": 8, "weight": 0.1, "sigreg_weight": 0.05},

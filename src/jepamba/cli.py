@@ -176,7 +176,7 @@ def _add_training(top: _Commands) -> None:
         [
             "jepamba train cpu --data.train mytext/ --out runs/mine",
             "jepamba train cpu --train.steps 200 --train.seed 7 --data.tokenizer bytes",
-            "jepamba train cpu+sigreg-lewm --jepa.steps 3",
+            "jepamba train cpu+sigreg-lewm --jepa.rollout_steps 3",
             "jepamba train submission-bpe --dry-run --json",
             "jepamba train runs/mine/config.toml --out runs/again",
         ],

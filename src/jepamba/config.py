@@ -1,6 +1,6 @@
 """Every setting of a run, as frozen dataclasses: one per room of the package, and `Run`, which holds them all.
 
-A field is also a command-line flag (`--model.dim 640`) and a key of a preset (`[model] dim = 640`). Each class checks
+A field is also a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each class checks
 what it can check alone in `__post_init__`; `Run` checks what needs two rooms. A setting that makes no sense is refused
 with a `ConfigError` that names the field, its value and the remedy.
 """
@@ -53,7 +53,7 @@ class Data:
     byte_separator: Literal["auto", "yes", "no"] = "auto"
     """Byte mode: whether the symbol 0 separates documents (0 bytes of text) or is text itself. `auto`: our own data
     says so in its `meta.json`; shards without one are scored as published, every symbol one byte."""
-    sequence: int = 1024
+    seq_len: int = 1024
     """Window length in tokens."""
     shuffle: bool = True
     """Visit the windows of an epoch in a seeded random order; off: in order."""
@@ -64,7 +64,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _require(0.0 < self.holdout < 1.0, f"data.holdout = {self.holdout}: must lie between 0 and 1")
-        _require(self.sequence >= 2, f"data.sequence = {self.sequence}: a window needs at least 2 tokens")
+        _require(self.seq_len >= 2, f"data.seq_len = {self.seq_len}: a window needs at least 2 tokens")
         _require(
             self.tokenizer in ("bytes", "bpe") or self.tokenizer.endswith(".model"),
             f"data.tokenizer = {self.tokenizer!r}: use bytes, bpe or the path of a SentencePiece .model",
@@ -82,27 +82,27 @@ class Model:
     vocab_size: int = 0
     """Rows of the embedding; 0: as many as the tokenizer has symbols."""
     embed_dim: int = 336
-    """Width e of the embedding; projected to `dim` where they differ."""
+    """Width e of the embedding; projected to `d_model` where they differ."""
     tie: Literal[0, 1, 2, 3] = 1
     """Head: 0 separate; 1 tied; 2 tied plus a learned correction; 3 tied after Linear, GELU."""
-    dim: int = 640
+    d_model: int = 640
     """Width d of the residual stream."""
-    layers: int = 10
+    n_layer: int = 10
     """Number of blocks."""
     expand: int = 1
-    """Inner width of the mixer as a multiple of `dim`."""
+    """Inner width of the mixer as a multiple of `d_model`."""
     d_state: int = 64
     """State size N of each head channel."""
     headdim: int = 64
     """Channels P of a head."""
     ngroups: int = 1
     """Groups that share B and C."""
-    conv_width: int = 4
+    d_conv: int = 4
     """Taps of the depthwise causal convolution."""
     mlp: Literal["relu2", "swiglu"] = "relu2"
     """Kind of MLP."""
     mlp_mult: float = 4.0
-    """Hidden width of the MLP as a multiple of `dim`."""
+    """Hidden width of the MLP as a multiple of `d_model`."""
     mlp_every: int = 2
     """A block i has an MLP where i % mlp_every == 0."""
     unet: bool = True
@@ -113,50 +113,50 @@ class Model:
     """How logits are capped."""
     cap: float = 15.0
     """The cap on the logits' absolute value."""
-    chunk: int = 64
+    chunk_size: int = 64
     """Chunk length of the state-space operator; changes speed, not results (up to rounding)."""
 
     @property
-    def inner_dim(self) -> int:
+    def d_inner(self) -> int:
         """Inner width of the mixer, heads × headdim."""
-        return self.expand * self.dim
+        return self.expand * self.d_model
 
     @property
     def heads(self) -> int:
         """Heads of the mixer."""
-        return self.inner_dim // self.headdim
+        return self.d_inner // self.headdim
 
     @property
-    def mlp_hidden(self) -> int:
+    def d_intermediate(self) -> int:
         """Hidden width of the MLP."""
-        return round(self.mlp_mult * self.dim)
+        return round(self.mlp_mult * self.d_model)
 
     def __post_init__(self) -> None:
         for name in (
             "embed_dim",
-            "dim",
-            "layers",
+            "d_model",
+            "n_layer",
             "expand",
             "d_state",
             "headdim",
             "ngroups",
-            "conv_width",
+            "d_conv",
             "mlp_every",
-            "chunk",
+            "chunk_size",
         ):
             _require(getattr(self, name) >= 1, f"model.{name} = {getattr(self, name)}: must be at least 1")
         _require(self.vocab_size >= 0, f"model.vocab_size = {self.vocab_size}: must be 0 (from the tokenizer) or more")
         _require(self.vocab_size <= 65536, f"model.vocab_size = {self.vocab_size}: tokens are 16 bit, at most 65,536")
         _require(
-            self.inner_dim % self.headdim == 0,
-            f"model.expand * model.dim = {self.inner_dim} is no multiple of model.headdim = {self.headdim}",
+            self.d_inner % self.headdim == 0,
+            f"model.expand * model.d_model = {self.d_inner} is no multiple of model.headdim = {self.headdim}",
         )
         _require(
             self.heads % self.ngroups == 0,
             f"model.ngroups = {self.ngroups} does not divide the {self.heads} heads",
         )
         _require(
-            math.isfinite(self.mlp_mult) and self.mlp_hidden >= 1,
+            math.isfinite(self.mlp_mult) and self.d_intermediate >= 1,
             f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units; give it a positive number",
         )
         _require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off takes the cap away")
@@ -176,7 +176,7 @@ class Jepa:
     """Weight of logsumexp² beside the cross-entropy."""
     weight: float = 1.0
     """Weight of the latent prediction error; with 0 and `sigreg_weight` 0 no latent part is built."""
-    steps: int = 3
+    rollout_steps: int = 3
     """Roll-out steps of the predictor."""
     projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
     """Kind of projector h→z, and of the predictor's output projection."""
@@ -223,7 +223,10 @@ class Jepa:
             self.ce_weight > 0 or self.active,
             "jepa.ce_weight, jepa.weight and jepa.sigreg_weight are all 0.0: nothing to train on; set one of them",
         )
-        _require(self.steps >= 1, f"jepa.steps = {self.steps}: must be at least 1; jepa.weight = 0 takes it away")
+        _require(
+            self.rollout_steps >= 1,
+            f"jepa.rollout_steps = {self.rollout_steps}: must be at least 1; jepa.weight = 0 takes it away",
+        )
         _require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
         _require(
             0 <= self.sigreg_t_min < self.sigreg_t_max,
@@ -318,7 +321,7 @@ class Optim:
     """Momentum at the first step."""
     muon_momentum_steps: int = 500
     """Steps of the linear momentum warm-up."""
-    muon_steps: int = 3
+    newton_schulz_steps: int = 3
     """Newton-Schulz iterations."""
     muon_row_norm: bool = True
     """RMS-normalise each row of the Nesterov update before the iteration."""
@@ -334,7 +337,7 @@ class Optim:
     """Added to the root of the second moment."""
     adam_weight_decay: float = 0.05
     """Decoupled weight decay of AdamW; A_log, dt_bias and D never decay unless `decay_ssm`."""
-    clip: float = 1.0
+    grad_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     warmdown: float = 0.15
     """Share of the budget, at its end, over which the learning rate falls linearly to 0."""
@@ -349,13 +352,15 @@ class Optim:
     in the clipping norm."""
 
     def __post_init__(self) -> None:
-        for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "clip"):
+        for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "grad_clip"):
             _require(getattr(self, name) >= 0, f"optim.{name} = {getattr(self, name)}: must not be negative")
         for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name} = {getattr(self, name)}: must lie in [0, 1)")
         _require(0 <= self.warmdown <= 1, f"optim.warmdown = {self.warmdown}: must lie between 0 and 1")
         _require(self.adam_eps > 0, f"optim.adam_eps = {self.adam_eps}: must be positive")
-        _require(self.muon_steps >= 1, f"optim.muon_steps = {self.muon_steps}: must be at least 1")
+        _require(
+            self.newton_schulz_steps >= 1, f"optim.newton_schulz_steps = {self.newton_schulz_steps}: must be at least 1"
+        )
         for name in ("ghost_steps", "muon_momentum_steps"):
             _require(getattr(self, name) >= 0, f"optim.{name} = {getattr(self, name)}: must not be negative")
 
@@ -490,9 +495,9 @@ class Run:
                     f"{room.name}.{name} = {value}: must be a finite number",
                 )
         _require(
-            self.train.tokens_per_micro % self.data.sequence == 0,
-            f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.sequence = "
-            f"{self.data.sequence}",
+            self.train.tokens_per_micro % self.data.seq_len == 0,
+            f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.seq_len = "
+            f"{self.data.seq_len}",
         )
         _require(
             not (self.train.carry_state and self.data.shuffle),
@@ -500,8 +505,8 @@ class Run:
             "set data.shuffle = false",
         )
         _require(
-            self.eval.stride <= self.data.sequence,
-            f"eval.stride = {self.eval.stride} is longer than the window, data.sequence = {self.data.sequence}",
+            self.eval.stride <= self.data.seq_len,
+            f"eval.stride = {self.eval.stride} is longer than the window, data.seq_len = {self.data.seq_len}",
         )
         _require(
             self.data.tokenizer != "bytes" or self.model.vocab_size in (0, 256),
@@ -509,14 +514,14 @@ class Run:
         )
         _require(
             not (self.jepa.sigreg_weight > 0 and self.jepa.sigreg_pool == "timestep")
-            or (self.jepa.sigreg_sample == "step" and self.train.tokens_per_step >= 2 * self.data.sequence)
-            or self.train.tokens_per_micro >= 2 * self.data.sequence,
+            or (self.jepa.sigreg_sample == "step" and self.train.tokens_per_step >= 2 * self.data.seq_len)
+            or self.train.tokens_per_micro >= 2 * self.data.seq_len,
             f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep tests a sample across the "
             "windows of a micro-batch, and here that is one; give it more windows, or set jepa.sigreg_pool = positions",
         )
         _require(
-            not (self.jepa.weight > 0 and self.jepa.steps >= self.data.sequence),
-            f"jepa.steps = {self.jepa.steps}: no target lies so far ahead in a window of {self.data.sequence}",
+            not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
+            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of {self.data.seq_len}",
         )
 
 

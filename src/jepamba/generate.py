@@ -61,10 +61,10 @@ def generate(
     ids = [*start, *tokenizer.encode(prompt).tolist()]
     if not ids:
         raise UserError("an empty prompt, and this tokenizer has no token that starts a document: give some text")
-    return _text(model, tokenizer, ids, tokens, Draw(tokenizer, model, temperature, top_k, top_p, seed))
+    return _text(model, tokenizer, ids, tokens, Sampler(tokenizer, model, temperature, top_k, top_p, seed))
 
 
-class Draw:
+class Sampler:
     """Draws the next token from its logits; the arguments are those of `generate`."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Draw:
         return int(order_V[torch.multinomial(p_V, 1, generator=self.random)])
 
 
-class Reader:
+class PromptReader:
     """A model that reads a stream of tokens as it comes, in constant memory and constant time a token."""
 
     def __init__(self, model: LanguageModel) -> None:
@@ -111,9 +111,9 @@ class Reader:
             return self.model.logits(h_BTD[0, -1])
 
 
-def _text(model: LanguageModel, tokenizer: Tokenizer, ids: list[int], tokens: int, draw: Draw) -> Iterator[str]:
+def _text(model: LanguageModel, tokenizer: Tokenizer, ids: list[int], tokens: int, draw: Sampler) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    reader = Reader(model)
+    reader = PromptReader(model)
     for _ in range(tokens):
         token = draw(reader.read(ids))
         if tokenizer.separator and token == tokenizer.bos_id:

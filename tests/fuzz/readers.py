@@ -24,8 +24,8 @@ from jepamba.artifact import load_artifact, save_artifact
 from jepamba.artifact.codecs import CODECS
 from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION
 from jepamba.compress import Compressor
-from jepamba.compress.lanes import Cut
-from jepamba.compress.packed import Packed
+from jepamba.compress.lanes import LaneLayout
+from jepamba.compress.packed import CompressedFile
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Run, from_dict
 from jepamba.data import Corpus, Tokens, open_folder, open_shard
@@ -41,7 +41,7 @@ from .mutate import edge, mutate_bytes, mutate_fields, mutate_json
 
 Case = dict[str, bytes]
 TEXT = "The quick brown fox jumps over the lazy dog.\n\nNaïve 日本語, and so on. "
-SMALL: dict[str, Any] = {"embed_dim": 4, "dim": 8, "layers": 1, "d_state": 2, "headdim": 8, "mlp_mult": 1.0}
+SMALL: dict[str, Any] = {"embed_dim": 4, "d_model": 8, "n_layer": 1, "d_state": 2, "headdim": 8, "mlp_mult": 1.0}
 
 
 class Reader(Protocol):
@@ -63,7 +63,7 @@ class Reader(Protocol):
 def tiny_run(tokenizer: Tokenizer, **model: Any) -> Run:
     """The smallest run that has every part."""
     settings = {
-        "data": {"tokenizer": "bytes" if tokenizer.kind == "bytes" else "bpe", "sequence": 8},
+        "data": {"tokenizer": "bytes" if tokenizer.kind == "bytes" else "bpe", "seq_len": 8},
         "model": SMALL | {"vocab_size": tokenizer.vocab_size} | model,
         "quant": {"large": 64},
         "train": {"steps": 1, "tokens_per_step": 8, "tokens_per_micro": 8},
@@ -83,7 +83,7 @@ class ArtifactReader:
         self.seeds = []
         for tokenizer, changes in (
             (ByteTokenizer(), {}),
-            (train_bpe([TEXT] * 9, 290), {"tie": 2, "layers": 2, "mlp": "swiglu"}),
+            (train_bpe([TEXT] * 9, 290), {"tie": 2, "n_layer": 2, "mlp": "swiglu"}),
         ):
             run = tiny_run(tokenizer, **changes)
             save_artifact(work / self.file, LanguageModel(run.model, run.quant), run, tokenizer)
@@ -162,7 +162,7 @@ class CompressedReader:
         self.seeds = []
         for text, lanes in zip(self.texts, (16, 5, 40, 0), strict=True):
             ids = to_ids(tokenizer, text)
-            coded = self.compressor.code(text, ids, Cut(ids.size, min(lanes, ids.size))) if lanes else None
+            coded = self.compressor.code(text, ids, LaneLayout(ids.size, min(lanes, ids.size))) if lanes else None
             self.seeds.append({self.file: (coded or self.compressor.compress(text)).content})
 
     def mutate(self, random: Random, case: Case, other: Case) -> Case:
@@ -173,7 +173,7 @@ class CompressedReader:
         if way < 0.6:
             content = mutate_bytes(random, content[:-4], [other[self.file]])
             return {self.file: content + struct.pack("<I", zlib.crc32(content))}
-        packed, theirs = Packed.from_bytes(content), Packed.from_bytes(other[self.file])
+        packed, theirs = CompressedFile.from_bytes(content), CompressedFile.from_bytes(other[self.file])
         sections = list(packed.sections)
         which = random.randrange(len(sections) + 1)
         if which < len(sections):

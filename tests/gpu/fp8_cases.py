@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from jepamba.config import Model, Quant
-from jepamba.fused.fp8 import Rounded, round_rows_plain
-from jepamba.fused.fp8_mlp import hidden_gradient_triton, hidden_rounded_triton
-from jepamba.fused.norms import RMS_EPS
 from jepamba.model.layers import Linear, Mlp
+from jepamba.ops.fp8.linear import Rounded, round_rows_plain
+from jepamba.ops.fp8.mlp import hidden_gradient_triton, hidden_rounded_triton
+from jepamba.ops.norms.norms import RMS_EPS
 
 ROUNDED = 3.5e-2
 """Relative RMS error of a product with one factor rounded to e4m3. From 1 to 2 its values lie 2⁻³ apart: the error is
@@ -113,7 +113,7 @@ def unrounded(value: Rounded) -> Tensor:
 
 def mlp_errors(tokens: int, width: int, hidden: int, device: str) -> dict[str, float]:
     """Relative RMS errors of an MLP on INT4, its scale on the weights, in output and every gradient."""
-    mlp = Mlp(Model(dim=width, headdim=16, mlp_mult=hidden / width), Quant(large=64))
+    mlp = Mlp(Model(d_model=width, headdim=16, mlp_mult=hidden / width), Quant(large=64))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         mlp.down.w.copy_(torch.randn(width, hidden, generator=generator) * hidden**-0.5)

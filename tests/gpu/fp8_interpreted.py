@@ -7,7 +7,7 @@ from fp8_cases import BOTH, MLP, ROUNDED, beyond, hidden_errors, linear_errors, 
 from torch import Tensor
 
 from jepamba.config import Quant
-from jepamba.fused.fp8 import round_rows_plain, round_rows_triton
+from jepamba.ops.fp8.linear import round_rows_plain, round_rows_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepamba.fused.conv import causal_conv, conv_silu
-from jepamba.fused.cross_entropy import row_losses_torch, row_losses_triton, softcap
-from jepamba.fused.epps_pulley import epps_pulley
+from jepamba.ops.causal_conv.conv import causal_conv, conv_silu
+from jepamba.ops.cross_entropy.rows import row_losses_torch, row_losses_triton, softcap
+from jepamba.ops.epps_pulley.epps_pulley import epps_pulley
 
 
 def relative(ours: Tensor, truth: Tensor) -> float:

@@ -10,8 +10,10 @@ from fused_cases import autograd_truth, conv_errors, cross_entropy_errors, epps_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jepamba.fused import conv, cross_entropy, epps_pulley
-from jepamba.fused.cross_entropy import row_losses_torch
+from jepamba.ops.causal_conv import conv
+from jepamba.ops.cross_entropy import rows as cross_entropy
+from jepamba.ops.cross_entropy.rows import row_losses_torch
+from jepamba.ops.epps_pulley import epps_pulley
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -9,8 +9,8 @@ import torch
 from norms_interpreted import DEVICE, DTYPES, compare, random
 from torch import Tensor
 
-from jepamba.fused import latents
-from jepamba.fused.latents import BiasGelu, ShiftedError
+from jepamba.ops.predictor import predictor as latents
+from jepamba.ops.predictor.predictor import BiasGelu, ShiftedError
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepamba.fused.linear import settled_linear
-from jepamba.fused.products import Projected, projected
+from jepamba.ops.linear.linear import cached_linear
+from jepamba.ops.linear.products import Projected, projected
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
@@ -39,7 +39,7 @@ def test_equals_plain(
     w.grad_dtype = torch.float32
     dy = random(B, T, max(rows, R), seed=3).to(dtype)
     w.grad = torch.ones_like(w, dtype=torch.float32)
-    y = settled_linear(x, w, scale, rows)
+    y = cached_linear(x, w, scale, rows)
     y.backward(dy)
 
     leaves = [x, w, *([scale] if scale is not None else [])]
@@ -61,7 +61,7 @@ def test_gradients_of_bf16_factors_are_summed_in_fp32() -> None:
     x, dy = random(65536, 64, seed=0).bfloat16(), random(65536, 48, seed=1).bfloat16()
     w = random(48, 64, seed=2).bfloat16().requires_grad_()
     w.grad_dtype = torch.float32
-    settled_linear(x, w, None, 0).backward(dy)
+    cached_linear(x, w, None, 0).backward(dy)
     truth = dy.double().t() @ x.double()
     assert w.grad is not None
     assert (w.grad - truth).norm() < 1e-5 * truth.norm()
@@ -69,12 +69,12 @@ def test_gradients_of_bf16_factors_are_summed_in_fp32() -> None:
 
 def test_a_strided_scale_and_a_single_token() -> None:
     x, w, scale = random(24, seed=0), random(24, 24, seed=1), random(48, seed=2)[::2]
-    assert torch.allclose(settled_linear(x, w, scale, 0), plain(x, w, scale, 0), atol=1e-5)
+    assert torch.allclose(cached_linear(x, w, scale, 0), plain(x, w, scale, 0), atol=1e-5)
 
 
 def test_no_gradient_where_none_is_wanted() -> None:
     x, w = random(2, 70, 24, seed=0), random(24, 24, seed=1).requires_grad_()
-    settled_linear(x, w, None, 32).sum().backward()
+    cached_linear(x, w, None, 32).sum().backward()
     assert x.grad is None
     assert w.grad is not None
     assert w.grad.shape == w.shape

@@ -10,10 +10,10 @@ from norms_interpreted import DEVICE, DTYPES, compare
 from torch import Tensor
 
 from jepamba.config import Model, Quant
-from jepamba.fused import mixer as fused_mixer
-from jepamba.fused.mixer import FusedMixer
 from jepamba.model.mixer import Mamba2, MixerState
-from jepamba.ssd.triton_segments import segments
+from jepamba.ops.mixer import fused as fused_mixer
+from jepamba.ops.mixer.fused import FusedMixer
+from jepamba.ops.ssd.triton_segments import segments
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
 
@@ -34,7 +34,7 @@ def in_float64(
 @pytest.mark.parametrize("resets", [False, True])
 def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool, resets: bool) -> None:
     torch.manual_seed(3)
-    config = Model(vocab_size=16, dim=64, headdim=32, d_state=16, chunk=16, layers=1)
+    config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     B, T = 2, 37
     projected = torch.randn(B, T, mixer.row_width, device=DEVICE, dtype=dtype)
@@ -61,7 +61,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
 def test_single_tokens_of_several_groups() -> None:
     """Sequences of one token, whose slices by group have a stride in time that says nothing."""
     torch.manual_seed(6)
-    config = Model(vocab_size=16, dim=256, headdim=128, ngroups=2, d_state=32, chunk=16, layers=1)
+    config = Model(vocab_size=16, d_model=256, headdim=128, ngroups=2, d_state=32, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     projected = torch.randn(3, 1, mixer.row_width, device=DEVICE)
     projected[..., mixer.sizes.inner + mixer.channels + mixer.sizes.heads :] = 0
@@ -81,7 +81,7 @@ def test_steps_of_every_size(resets: bool) -> None:
     """dt from 1e-18 to 30, head by head: each head's gradient to its own size. And nothing is read that was not
     written, nor handed on, as the padding's gradient: fresh memory is full of NaN here."""
     torch.manual_seed(5)
-    config = Model(vocab_size=16, dim=256, headdim=32, ngroups=2, d_state=16, chunk=16, layers=1)
+    config = Model(vocab_size=16, d_model=256, headdim=32, ngroups=2, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     heads, end = mixer.sizes.heads, mixer.sizes.inner + mixer.channels
     B, T = 1, 21
@@ -123,7 +123,7 @@ def test_steps_of_every_size(resets: bool) -> None:
 
 
 def test_a_long_stream_is_read_in_segments() -> None:
-    config = Model(vocab_size=16, dim=64, headdim=32, d_state=16, chunk=16, layers=1)
+    config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     T = 512
     assert segments(mixer.sizes.heads, T, 16) > 1
@@ -141,7 +141,7 @@ def test_a_long_stream_is_read_in_segments() -> None:
 def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation pass writes no states, and reads a long stream in segments; its parameters want gradients all the
     same."""
-    config = Model(vocab_size=16, dim=64, headdim=32, d_state=16, chunk=16, layers=1)
+    config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     kept: list[bool] = []
     honest = fused_mixer.run_forward

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepamba.fused import norms
-from jepamba.fused.norm_functions import AddNorm, GatedNorm, MixNorm, Relu2Norm
+from jepamba.ops.norms import norms
+from jepamba.ops.norms.triton import AddNorm, GatedNorm, MixNorm, Relu2Norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]

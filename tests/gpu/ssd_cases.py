@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jepamba.ssd import ssd_reference
-from jepamba.ssd.triton_ssd import ssd_triton
+from jepamba.ops.ssd import ssd_reference
+from jepamba.ops.ssd.triton import ssd_triton
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial")
 
@@ -23,7 +23,7 @@ class Case:
     width: int
     groups: int
     state: int
-    chunk: int
+    chunk_size: int
     resets: float = 0.0
     initial: bool = False
     keep: bool = True
@@ -75,7 +75,7 @@ def run(function, args: list[Tensor], reset: Tensor | None, weights: list[Tensor
 def errors(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, float]:
     """Relative RMS error of every output and gradient of the Triton operator against the recurrence."""
     args, reset, weights = inputs(case, dtype, device, seed)
-    ours = run(ssd_triton, args, reset, weights, chunk=case.chunk, keep_states=case.keep)
+    ours = run(ssd_triton, args, reset, weights, chunk_size=case.chunk_size, keep_states=case.keep)
     truth = run(ssd_reference, args, reset, weights)
     # Where dA's many terms cancel, as with a single token, their own size is the measure.
     result = {name: relative(a, b) for name, a, b in zip(("y", "final", *NAMES), ours, truth, strict=False)}

@@ -11,10 +11,10 @@ from ssd_cases import Case, errors, inputs, relative, run
 from torch.utils.checkpoint import checkpoint
 
 from jepamba.errors import UserError
-from jepamba.ssd import ssd_chunked, ssd_reference
-from jepamba.ssd.triton_launch import decay_tensors, tiles
-from jepamba.ssd.triton_segments import segments
-from jepamba.ssd.triton_ssd import run_backward, run_forward, ssd_triton
+from jepamba.ops.ssd import ssd_reference, ssd_torch
+from jepamba.ops.ssd.triton import run_backward, run_forward, ssd_triton
+from jepamba.ops.ssd.triton_launch import decay_tensors, tiles
+from jepamba.ops.ssd.triton_segments import segments
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -54,7 +54,7 @@ def test_slices_of_anything_are_read_right() -> None:
     tokens=st.integers(1, 40),
     per_group=st.integers(1, 3),
     groups=st.integers(1, 2),
-    chunk=st.sampled_from([16, 32]),
+    chunk_size=st.sampled_from([16, 32]),
     resets=st.sampled_from([0.0, 0.1, 0.9]),
     initial=st.booleans(),
     keep=st.booleans(),
@@ -65,13 +65,13 @@ def test_random_shapes_and_resets(
     tokens: int,
     per_group: int,
     groups: int,
-    chunk: int,
+    chunk_size: int,
     resets: float,
     initial: bool,
     keep: bool,
     seed: int,
 ) -> None:
-    case = Case(batch, tokens, per_group * groups, 32, groups, 16, chunk, resets, initial, keep)
+    case = Case(batch, tokens, per_group * groups, 32, groups, 16, chunk_size, resets, initial, keep)
     worst = errors(case, torch.float32, DEVICE, seed)
     # What is a tiny remainder of large terms (few tokens, everything reset) is held to those terms' rounding instead.
     assert {k: v for k, v in worst.items() if not v < 2e-5} == {}
@@ -89,8 +89,8 @@ def test_gradient_where_dt_is_zero() -> None:
     args, _, weights = inputs(Case(1, 20, 2, 32, 1, 16, 16), torch.float32, DEVICE)
     with torch.no_grad():
         args[1][:, 3:9] = 0
-    ours = run(ssd_triton, args, None, weights, chunk=16)
-    truth = run(ssd_chunked, args, None, weights, chunk=16)
+    ours = run(ssd_triton, args, None, weights, chunk_size=16)
+    truth = run(ssd_torch, args, None, weights, chunk_size=16)
     for a, b in zip(ours, truth, strict=True):
         assert relative(a, b) < 1e-5
 
@@ -138,8 +138,12 @@ def test_gradients_of_what_a_mixer_has_for_dt() -> None:
 def test_only_one_output_used() -> None:
     args, reset, weights = inputs(CASES[1], torch.float32, DEVICE)
     for which in (0, 1):
-        ours = torch.autograd.grad(ssd_triton(*args, reset, chunk=16)[which], args, weights[which], allow_unused=True)
-        truth = torch.autograd.grad(ssd_chunked(*args, reset, chunk=16)[which], args, weights[which], allow_unused=True)
+        ours = torch.autograd.grad(
+            ssd_triton(*args, reset, chunk_size=16)[which], args, weights[which], allow_unused=True
+        )
+        truth = torch.autograd.grad(
+            ssd_torch(*args, reset, chunk_size=16)[which], args, weights[which], allow_unused=True
+        )
         for a, b in zip(ours, truth, strict=True):
             assert (a is None or not a.any()) if b is None else relative(a, b) < 1e-5
 
@@ -181,10 +185,12 @@ def test_two_pieces_with_a_carried_state_equal_one() -> None:
     args, reset, _ = inputs(Case(2, 50, 4, 32, 2, 16, 16, resets=0.05, initial=True), torch.float32, DEVICE)
     x, dt, A, B, C, D, initial = (value.detach() for value in args)
     assert reset is not None
-    whole, final = ssd_triton(x, dt, A, B, C, D, initial, reset, chunk=16)
+    whole, final = ssd_triton(x, dt, A, B, C, D, initial, reset, chunk_size=16)
     cut = 23
-    first, middle = ssd_triton(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, initial, reset[:, :cut], chunk=16)
-    rest, end = ssd_triton(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], D, middle, reset[:, cut:], chunk=16)
+    first, middle = ssd_triton(
+        x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, initial, reset[:, :cut], chunk_size=16
+    )
+    rest, end = ssd_triton(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], D, middle, reset[:, cut:], chunk_size=16)
     assert relative(torch.cat([first, rest], 1), whole) < 1e-5
     assert relative(end, final) < 1e-5
 
@@ -195,7 +201,7 @@ def test_what_is_not_supported_is_said_plainly() -> None:
     cases = [
         ((x[..., :20], dt, A, B, C, D), {}, "head width 20"),
         ((x.half(), dt, A, B, C, D), {}, "one dtype"),
-        ((x, dt, A, B, C, D), {"chunk": 48}, "chunk 48"),
+        ((x, dt, A, B, C, D), {"chunk_size": 48}, "chunk 48"),
         ((x[:, :0], dt[:, :0], A, B[:, :0], C[:, :0], D), {}, "at least one token"),
         ((x, dt[:, :3], A, B, C, D), {}, "shapes do not fit"),
         ((x, dt, A, B, C, D, torch.zeros(1, 2, 32, 32)), {}, "initial state"),

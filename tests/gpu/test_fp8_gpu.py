@@ -24,8 +24,8 @@ from torch import Tensor
 
 from jepamba.config import Quant, Run, with_settings
 from jepamba.data import Corpus, corpus
-from jepamba.fused import fp8
-from jepamba.fused.fp8 import round_rows_plain, round_rows_triton
+from jepamba.ops.fp8 import linear as fp8
+from jepamba.ops.fp8.linear import round_rows_plain, round_rows_triton
 from jepamba.train import resolve
 from jepamba.train.device import FP8_CAPABILITY, place
 from jepamba.train.micro import MicroPass

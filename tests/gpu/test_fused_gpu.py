@@ -10,10 +10,10 @@ from fused_cases import conv_errors, cross_entropy_errors, epps_pulley_errors, r
 from torch import Tensor
 
 from jepamba.config import Jepa
-from jepamba.fused.conv import conv_silu
-from jepamba.fused.cross_entropy import row_losses_triton
-from jepamba.jepa import Draw, draw, sigreg
-from jepamba.model.loss import capped_cross_entropy
+from jepamba.jepa import Projections, sample_projections, sigreg
+from jepamba.ops.causal_conv.conv import conv_silu
+from jepamba.ops.cross_entropy.cross_entropy import capped_cross_entropy
+from jepamba.ops.cross_entropy.rows import row_losses_triton
 
 pytestmark = [
     pytest.mark.gpu,
@@ -118,12 +118,12 @@ def statistic() -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
     g = torch.Generator("cuda").manual_seed(0)
     z = torch.randn(8, 256, 64, device="cuda", generator=g).bfloat16().requires_grad_()
     config = Jepa(sigreg_pool="timestep", sigreg_timesteps=32, sigreg_projections=100)
-    drawn = draw(config, 64, (8, 256), 0, 0)
-    assert drawn.chosen is not None
-    drawn = Draw(drawn.directions_EM.cuda(), drawn.chosen.cuda())
+    projections = sample_projections(config, 64, (8, 256), 0, 0)
+    assert projections.chosen is not None
+    projections = Projections(projections.directions_EM.cuda(), projections.chosen.cuda())
 
     def call() -> list[Tensor]:
-        value = sigreg(z, config, drawn)
+        value = sigreg(z, config, projections)
         return [value, *torch.autograd.grad(value, [z])]
 
     return call, [z]

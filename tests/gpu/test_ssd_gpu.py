@@ -5,8 +5,8 @@ import torch
 from ssd_cases import Case, errors, inputs, relative, run
 from torch.utils.checkpoint import checkpoint
 
-from jepamba.ssd import ssd_chunked
-from jepamba.ssd.triton_ssd import ssd_triton
+from jepamba.ops.ssd import ssd_torch
+from jepamba.ops.ssd.triton import ssd_triton
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,5 +71,5 @@ def test_checkpointed_equals_plain() -> None:
 def test_long_sequence_as_the_pytorch_path() -> None:
     args, reset, weights = inputs(Case(4, 1500, 10, 64, 1, 64, 64, resets=0.002, initial=True), torch.bfloat16, "cuda")
     wide = [value.detach().float().requires_grad_() for value in args]
-    for ours, truth in zip(run(ssd_triton, args, reset, weights), run(ssd_chunked, wide, reset, weights), strict=True):
+    for ours, truth in zip(run(ssd_triton, args, reset, weights), run(ssd_torch, wide, reset, weights), strict=True):
         assert relative(ours, truth) < 1e-2

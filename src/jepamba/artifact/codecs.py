@@ -22,7 +22,7 @@ import brotli
 import zstandard
 
 from jepamba.artifact.ans import WeightCodec
-from jepamba.artifact.streams import Stream, Values, gather, pack, spread, unpack
+from jepamba.artifact.streams import StreamSpec, Values, gather, pack, spread, unpack
 from jepamba.errors import UserError
 
 
@@ -35,11 +35,11 @@ class Codec(Protocol):
         """The name in the header."""
         ...
 
-    def encode(self, streams: Sequence[Stream], values: Sequence[Values]) -> bytes:
+    def encode(self, streams: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
         """The block in bytes. Deterministic."""
         ...
 
-    def decode(self, streams: Sequence[Stream], data: bytes) -> list[Values]:
+    def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
         """The values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
         ...
 
@@ -58,11 +58,11 @@ class ByteCodec:
     def name(self) -> str:
         return f"{self.compressor}/{self.layout}"
 
-    def encode(self, streams: Sequence[Stream], values: Sequence[Values]) -> bytes:
+    def encode(self, streams: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
         write = pack if self.layout == "packed" else spread
         return self.compress(b"".join(write(stream, array) for stream, array in zip(streams, values, strict=True)))
 
-    def decode(self, streams: Sequence[Stream], data: bytes) -> list[Values]:
+    def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
         read = unpack if self.layout == "packed" else gather
         sizes = [stream.packed_bytes if self.layout == "packed" else stream.plain_bytes for stream in streams]
         expected = sum(sizes)
@@ -191,7 +191,7 @@ for _layout in ("packed", "bytes"):
     register(ByteCodec("brotli", _layout, _brotli_compress, _brotli_decompress))
 
 
-def encode_all(streams: Sequence[Stream], values: Sequence[Values]) -> dict[str, bytes]:
+def encode_all(streams: Sequence[StreamSpec], values: Sequence[Values]) -> dict[str, bytes]:
     """The block in the bytes of every codec, by codec name. The compressors run in threads, as they free the GIL."""
     # Of 8-bit values the two layouts are the same bytes: once is enough.
     same = all(stream.bits == 8 for stream in streams)
@@ -205,7 +205,7 @@ SMALL = 1 << 18
 """Packed bytes of a block up to which every codec is tried."""
 
 
-def quick_bytes(streams: Sequence[Stream], values: Sequence[Values]) -> int:
+def quick_bytes(streams: Sequence[StreamSpec], values: Sequence[Values]) -> int:
     """Bytes of the block under a quick general compressor: Zstandard, level 1, looking back over all of it.
 
     The shorter of the two layouts. Long repetitions are found wherever they are (long-distance matching); as for single
@@ -220,7 +220,9 @@ def quick_bytes(streams: Sequence[Stream], values: Sequence[Values]) -> int:
     return min(len(compressor.compress(raw)) for raw in layouts)
 
 
-def encode_smallest(streams: Sequence[Stream], values: Sequence[Values], thorough: bool = False) -> tuple[str, bytes]:
+def encode_smallest(
+    streams: Sequence[StreamSpec], values: Sequence[Values], thorough: bool = False
+) -> tuple[str, bytes]:
     """Name and bytes of the codec that makes the block smallest, the first registered among equals.
 
     On a large block of weights the general compressors are left out unless `thorough` is set or a quick one comes

@@ -21,7 +21,7 @@ from typing import Any
 
 from jepamba.artifact.codecs import CODECS, encode_smallest
 from jepamba.artifact.jsonfile import parse, take, take_count
-from jepamba.artifact.streams import DTYPES, WIDTHS, Stream, Values
+from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
 from jepamba.errors import UserError
 from jepamba.untrusted import read_untrusted
 
@@ -41,13 +41,13 @@ MAX_VALUES = 1 << 29
 
 
 @dataclass(frozen=True)
-class Block:
+class CodecBlock:
     """Consecutive streams that are compressed together: the codec's name, and the block's place in the payload."""
 
     codec: str
     offset: int
     length: int
-    streams: tuple[Stream, ...]
+    streams: tuple[StreamSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Container:
     path: Path
     header: dict[str, Any]
     """What the writer put in; the tables of streams and blocks are taken out."""
-    blocks: tuple[Block, ...]
+    blocks: tuple[CodecBlock, ...]
     payload: bytes
     file_bytes: int
 
     @property
-    def streams(self) -> dict[str, Stream]:
+    def streams(self) -> dict[str, StreamSpec]:
         """Every stream by name, in order."""
         return {stream.name: stream for block in self.blocks for stream in block.streams}
 
@@ -87,7 +87,7 @@ def refusal(path: Path, what: str) -> UserError:
 def write_container(
     path: Path,
     header: Mapping[str, Any],
-    groups: Iterable[Sequence[tuple[Stream, Values]]],
+    groups: Iterable[Sequence[tuple[StreamSpec, Values]]],
     thorough: bool = False,
 ) -> int:
     """Write `header` and the streams; each group becomes one block in the codec that makes it smallest.
@@ -188,7 +188,7 @@ def _inflate(packed: bytes) -> bytes:
     return text
 
 
-def _tables(header: dict[str, Any], payload_bytes: int) -> tuple[Block, ...]:
+def _tables(header: dict[str, Any], payload_bytes: int) -> tuple[CodecBlock, ...]:
     """Take the two tables out of `header` and check them against each other and the payload's size."""
     block_rows = [_row(row, "block table") for row in take(header, "blocks", list)]
     stream_rows = [_row(row, "stream table") for row in take(header, "streams", list)]
@@ -214,7 +214,7 @@ def _tables(header: dict[str, Any], payload_bytes: int) -> tuple[Block, ...]:
         if codec not in CODECS:
             raise UserError(f"unknown codec {codec[:40]!r}; this program has {', '.join(CODECS)}")
         length = take_count(row, "length", payload_bytes, "block table")
-        blocks.append(Block(codec, offset, length, members[index]))
+        blocks.append(CodecBlock(codec, offset, length, members[index]))
         offset += length
     if offset != payload_bytes:
         raise UserError(f"its blocks have {offset:,} bytes, its payload {payload_bytes:,}")
@@ -227,7 +227,7 @@ def _row(row: Any, where: str) -> dict[str, Any]:
     return row
 
 
-def _stream(row: dict[str, Any]) -> Stream:
+def _stream(row: dict[str, Any]) -> StreamSpec:
     where = "stream table"
     name, kind, shape = (take(row, "name", str, where), take(row, "kind", str, where), take(row, "shape", list, where))
     if not 0 < len(name) <= 200 or not name.isprintable():
@@ -239,7 +239,7 @@ def _stream(row: dict[str, Any]) -> Stream:
         raise UserError(f"stream {name} of kind {kind} cannot have {bits} bits")
     if len(shape) > 8 or not all(type(size) is int and 0 < size <= MAX_VALUES for size in shape):
         raise UserError(f"stream {name} has an impossible shape")
-    stream = Stream(name, kind, bits, tuple(shape))
+    stream = StreamSpec(name, kind, bits, tuple(shape))
     if stream.size > MAX_VALUES:
         raise UserError(f"stream {name} declares more than {MAX_VALUES:,} values")
     return stream

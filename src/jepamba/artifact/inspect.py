@@ -13,7 +13,7 @@ import torch
 
 from jepamba.artifact.manifest import Tensor, expected_tensors
 from jepamba.artifact.store import Opened, open_artifact, stored_streams
-from jepamba.artifact.streams import Stream, Values
+from jepamba.artifact.streams import StreamSpec, Values
 from jepamba.errors import UserError
 from jepamba.model import part_of
 from jepamba.quant import MAX_WIDTH, Grid, IntGrid, Streams, grid_named
@@ -154,14 +154,14 @@ def _row(
     return row | {"one_more_bit": _one_more_bit(grid, encoded, coded, master, importance)}
 
 
-def _zeros(stream: Stream, values: Values) -> float:
+def _zeros(stream: StreamSpec, values: Values) -> float:
     """The share of zeros."""
     if stream.kind == "int":
         return float((values == 0).mean())
     return float(((values & ((1 << (stream.bits - 1)) - 1)) == 0).mean())  # without the sign
 
 
-def _at_largest(stream: Stream, values: Values) -> torch.Tensor | None:
+def _at_largest(stream: StreamSpec, values: Values) -> torch.Tensor | None:
     """Which values have the largest magnitude of the grid; None for plain floating point."""
     if stream.kind == "int":
         return _tensor(np.abs(values) == 2 ** (stream.bits - 1) - 1)
@@ -217,7 +217,7 @@ def _costs(opened: Opened, tensors: list[dict[str, Any]]) -> dict[str, float]:
     with an MLP, if the next one has one), and the skip that it may bring; `one_more_bit` for every integer tensor.
     `room` is what is left of 16,000,000 bytes, less the code."""
     config = opened.manifest.run.model
-    deeper = replace(config, layers=config.layers + 1)
+    deeper = replace(config, n_layer=config.n_layer + 1)
     sizes = {row["name"]: row["bytes_coded"] / row["values"] for row in tensors}
     cost = 0.0
     for name, tensor in expected_tensors(deeper, replace(opened.manifest.run.quant, widths=())).items():

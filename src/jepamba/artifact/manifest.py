@@ -15,7 +15,7 @@ import torch
 
 from jepamba.artifact.container import MAX_STREAMS
 from jepamba.artifact.jsonfile import take, take_count
-from jepamba.artifact.streams import WIDTHS, Stream
+from jepamba.artifact.streams import WIDTHS, StreamSpec
 from jepamba.config import Model, Quant, Run, from_dict, to_dict
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
@@ -49,7 +49,7 @@ ADDED: dict[str, dict[str, Any]] = {
 }
 """Settings younger than the format, with the values that leave the model of an older file as it was."""
 
-_KEPT_DATA = ("tokenizer", "byte_separator", "sequence", "reset")
+_KEPT_DATA = ("tokenizer", "byte_separator", "seq_len", "reset")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Tensor:
         """Number of parameters."""
         return prod(self.shape)
 
-    def streams(self, name: str) -> dict[str, Stream]:
+    def streams(self, name: str) -> dict[str, StreamSpec]:
         """The streams of the parameter `name`, by the grid's own names for them."""
         grid = grid_named(self.grid)
         return {
@@ -73,13 +73,13 @@ class Tensor:
         }
 
 
-def _stream(name: str, grid: Grid, shape: tuple[int, ...], dtype: torch.dtype) -> Stream:
+def _stream(name: str, grid: Grid, shape: tuple[int, ...], dtype: torch.dtype) -> StreamSpec:
     if isinstance(grid, IntGrid) and dtype == torch.int8:
-        return Stream(name, "int", grid.width, shape)
+        return StreamSpec(name, "int", grid.width, shape)
     if dtype == torch.uint8:
-        return Stream(name, "fp8", 8, shape)
+        return StreamSpec(name, "fp8", 8, shape)
     kind = FloatGrid(dtype).name
-    return Stream(name, kind, WIDTHS[kind][0], shape)
+    return StreamSpec(name, kind, WIDTHS[kind][0], shape)
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Manifest:
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever the writer found worth noting; nothing depends on it."""
 
-    def streams(self) -> dict[str, Stream]:
+    def streams(self) -> dict[str, StreamSpec]:
         """Every stream that must be in the container, by name."""
         named = {s.name: s for name, tensor in self.tensors.items() for s in tensor.streams(name).values()}
         if self.tokenizer_bytes:
-            named[TOKENIZER_STREAM] = Stream(TOKENIZER_STREAM, "u8", 8, (self.tokenizer_bytes,))
+            named[TOKENIZER_STREAM] = StreamSpec(TOKENIZER_STREAM, "u8", 8, (self.tokenizer_bytes,))
         return named
 
     def to_header(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Manifest:
         if not COLDEST <= temperature <= HOTTEST:
             raise UserError(f"its temperature {temperature} is not between {COLDEST:g} and {HOTTEST:g}")
         tensors = _tensors(take(header, "tensors", list))
-        check_config(run.model, run.data.sequence, len(tensors))
+        check_config(run.model, run.data.seq_len, len(tensors))
         if tensors != expected_tensors(run.model, run.quant):
             raise UserError("its parameters are not those of the model that its configuration describes")
         return cls(
@@ -159,7 +159,7 @@ def stored_run(run: Run, model: Model, quant: Quant, tokenizer: Tokenizer) -> Ru
     data = {
         "tokenizer": "bytes" if tokenizer.kind == "bytes" else "bpe",
         "byte_separator": "yes" if tokenizer.separator else "no",
-        "sequence": run.data.sequence,
+        "seq_len": run.data.seq_len,
         "reset": run.data.reset,
     }
     return _with_defaults({"data": data, "model": dataclasses.asdict(model), "quant": dataclasses.asdict(quant)})
@@ -167,8 +167,8 @@ def stored_run(run: Run, model: Model, quant: Quant, tokenizer: Tokenizer) -> Ru
 
 def _with_defaults(config: dict[str, Any]) -> Run:
     """The `Run` of a stored configuration. What only training reads is set so that no check of it can fail."""
-    sequence = config["data"]["sequence"]
-    training = {"tokens_per_step": sequence, "tokens_per_micro": sequence, "steps": 1}
+    seq_len = config["data"]["seq_len"]
+    training = {"tokens_per_step": seq_len, "tokens_per_micro": seq_len, "steps": 1}
     return from_dict({**config, "train": training, "jepa": {"weight": 0.0}})
 
 
@@ -178,7 +178,7 @@ def _run(config: dict[str, Any]) -> Run:
     data = take(config, "data", dict, "configuration")
     if data.keys() != set(_KEPT_DATA):
         raise UserError(f"its configuration must have {', '.join(_KEPT_DATA)} under data and no other")
-    take_count(data, "sequence", MAX_SEQUENCE, "configuration")
+    take_count(data, "seq_len", MAX_SEQUENCE, "configuration")
     config = {room: ADDED.get(room, {}) | take(config, room, dict, "configuration") for room in config}
     for room, cls in (("model", Model), ("quant", Quant)):
         absent = {f.name for f in dataclasses.fields(cls)} - config[room].keys()
@@ -190,7 +190,7 @@ def _run(config: dict[str, Any]) -> Run:
         raise UserError(f"its configuration makes no sense ({error})") from error
 
 
-def check_config(model: Model, sequence: int, tensors: int) -> None:
+def check_config(model: Model, seq_len: int, tensors: int) -> None:
     """Bound what a configuration can ask for before a model is built from it, even one without storage.
 
     `tensors` is the number of parameters' names in the file, which a model of many layers must have too.
@@ -202,14 +202,14 @@ def check_config(model: Model, sequence: int, tensors: int) -> None:
             raise UserError(f"its configuration has model.{key.name} = {str(value)[:24]}, more than {MAX_SIZE:,}")
     if model.vocab_size < 1:
         raise UserError("its configuration has no vocabulary size")
-    if model.layers * 8 > tensors:  # every block has more than 8
-        raise UserError(f"its configuration has {model.layers:,} layers and its table {tensors:,} parameters")
-    if model.mlp_hidden > MAX_SIZE * 16 or model.inner_dim > MAX_SIZE:
+    if model.n_layer * 8 > tensors:  # every block has more than 8
+        raise UserError(f"its configuration has {model.n_layer:,} layers and its table {tensors:,} parameters")
+    if model.d_intermediate > MAX_SIZE * 16 or model.d_inner > MAX_SIZE:
         raise UserError("its configuration describes a model too wide to load")
-    if model.inner_dim * model.d_state > MAX_STATE or model.chunk > MAX_CHUNK:
+    if model.d_inner * model.d_state > MAX_STATE or model.chunk_size > MAX_CHUNK:
         raise UserError("its configuration asks for more working memory than the format allows")
-    if not 2 <= sequence <= MAX_SEQUENCE:
-        raise UserError(f"its configuration has data.sequence = {sequence}")
+    if not 2 <= seq_len <= MAX_SEQUENCE:
+        raise UserError(f"its configuration has data.seq_len = {seq_len}")
 
 
 def expected_tensors(config: Model, quant: Quant) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 from jepamba.artifact.container import Container, open_container, refusal, write_container
 from jepamba.artifact.manifest import TOKENIZER_STREAM, Manifest, Tensor, stored_run, tensors_of
-from jepamba.artifact.streams import DTYPES, Stream, Values
+from jepamba.artifact.streams import DTYPES, StreamSpec, Values
 from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
@@ -123,16 +123,16 @@ def estimate_bytes(model: LanguageModel, tokenizer_bytes: int = 0) -> int:
     return packed + tokenizer_bytes
 
 
-def _groups(manifest: Manifest, values: dict[str, Values]) -> list[list[tuple[Stream, Values]]]:
+def _groups(manifest: Manifest, values: dict[str, Values]) -> list[list[tuple[StreamSpec, Values]]]:
     """Streams of one kind and role together: like compresses with like, each in the codec that suits it."""
-    groups: dict[tuple[str, int, str], list[tuple[Stream, Values]]] = {}
+    groups: dict[tuple[str, int, str], list[tuple[StreamSpec, Values]]] = {}
     for name, stream in manifest.streams().items():
         role = name.rpartition("/")[2]
         groups.setdefault((stream.kind, stream.bits, role), []).append((stream, values[name]))
     return list(groups.values())
 
 
-def _to_numpy(value: torch.Tensor, stream: Stream) -> Values:
+def _to_numpy(value: torch.Tensor, stream: StreamSpec) -> Values:
     bits = value.contiguous().view(_BITS.get(value.dtype, value.dtype)).cpu().numpy()
     return bits.view(DTYPES[stream.kind]).reshape(stream.shape)
 

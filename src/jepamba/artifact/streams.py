@@ -38,7 +38,7 @@ DTYPES: dict[str, str] = {"int": "|i1", "u8": "|u1", "fp8": "|u1", "bf16": "<u2"
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamSpec:
     """Name, kind, width and shape of a stream: all that is needed to know how many bytes it takes."""
 
     name: str
@@ -62,7 +62,7 @@ class Stream:
         return self.size * max(1, self.bits // 8)
 
 
-def pack(stream: Stream, values: Values) -> bytes:
+def pack(stream: StreamSpec, values: Values) -> bytes:
     """`values` in the packed layout. Raises `ValueError` for an integer that `stream.bits` cannot hold."""
     if stream.kind != "int":
         return values.astype(DTYPES[stream.kind], copy=False).tobytes()
@@ -70,7 +70,7 @@ def pack(stream: Stream, values: Values) -> bytes:
     return pack_integers(values, stream.bits)
 
 
-def unpack(stream: Stream, data: bytes) -> Values:
+def unpack(stream: StreamSpec, data: bytes) -> Values:
     """The values that `pack` was given. Raises `UserError` for a wrong length, padding bits or a value off the grid."""
     if len(data) != stream.packed_bytes:
         raise UserError(f"stream {stream.name} has {len(data)} bytes, {stream.packed_bytes} expected")
@@ -81,7 +81,7 @@ def unpack(stream: Stream, data: bytes) -> Values:
     return values
 
 
-def spread(stream: Stream, values: Values) -> bytes:
+def spread(stream: StreamSpec, values: Values) -> bytes:
     """`values` in the `bytes` layout: integers offset to start at 0, wider values as byte planes."""
     if stream.kind == "int":
         _check_range(stream, values, ValueError)
@@ -90,7 +90,7 @@ def spread(stream: Stream, values: Values) -> bytes:
     return raw.T.tobytes()
 
 
-def gather(stream: Stream, data: bytes) -> Values:
+def gather(stream: StreamSpec, data: bytes) -> Values:
     """The values that `spread` was given. Raises `UserError` for a wrong length or a value off the grid."""
     if len(data) != stream.plain_bytes:
         raise UserError(f"stream {stream.name} has {len(data)} bytes, {stream.plain_bytes} expected")
@@ -138,7 +138,7 @@ def _limit(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
-def _check_range(stream: Stream, values: Values, error: Callable[[str], Exception]) -> None:
+def _check_range(stream: StreamSpec, values: Values, error: Callable[[str], Exception]) -> None:
     limit = _limit(stream.bits)
     if values.size and (int(values.min()) < -limit or int(values.max()) > limit):
         raise error(f"stream {stream.name} holds a value outside ±{limit}")

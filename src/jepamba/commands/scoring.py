@@ -34,18 +34,18 @@ def evaluate(args: Namespace) -> int:
         reset = data.reset and not args.no_reset
         common: dict[str, Any] = {"temperature": temperature, "reset": reset, "progress": report}
         if args.sliding:
-            score = score_sliding(artifact.model, tokens, data.sequence, stride=args.sliding, **common)
+            score = score_sliding(artifact.model, tokens, data.seq_len, stride=args.sliding, **common)
         elif args.carry:
-            score = score_carried(artifact.model, tokens, data.sequence, **common)
+            score = score_carried(artifact.model, tokens, data.seq_len, **common)
         else:
-            score = score_plain(artifact.model, tokens, data.sequence, **common)
-    print(json.dumps(asdict(score)) if args.json else _described(score, data.sequence))
+            score = score_plain(artifact.model, tokens, data.seq_len, **common)
+    print(json.dumps(asdict(score)) if args.json else _described(score, data.seq_len))
     return 0
 
 
-def _described(score: Score, sequence: int) -> str:
+def _described(score: Score, seq_len: int) -> str:
     """The score in a few lines, every figure with its unit."""
-    how = "state carried" if score.mode == "carried" else f"{score.mode} windows of {sequence}"
+    how = "state carried" if score.mode == "carried" else f"{score.mode} windows of {seq_len}"
     if not score.reset:
         how += ", not reset at documents"
     lines = [f"{score.bpb:.4f} bits per byte  ({how}, temperature {score.temperature:.2f})"]

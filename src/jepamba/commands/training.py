@@ -75,9 +75,9 @@ def _finished(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
 
 
 def _dry_run(run: Any, as_json: bool) -> int:
-    from jepamba.sizes import sizes
+    from jepamba.model_size import model_size
 
-    size = sizes(run)
+    size = model_size(run)
     if as_json:
         print(json.dumps({"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}))
         return 0

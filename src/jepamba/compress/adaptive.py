@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jepamba.compress.coder import Coder
+from jepamba.compress.coder import SymbolCoder
 
 _STEPS = 4096
 _STRETCH = [math.log((k + 0.5) / (_STEPS - k - 0.5)) for k in range(_STEPS)]
@@ -34,7 +34,7 @@ class MixedBit:
         self._weights: dict[tuple[float, ...], list[float]] = {}
         self._even = 1.0 / contexts
 
-    def code(self, coder: Coder, contexts: Sequence[Hashable], value: int = 0) -> int:
+    def code(self, coder: SymbolCoder, contexts: Sequence[Hashable], value: int = 0) -> int:
         """The bit, in these contexts; learns from it."""
         cells = [table.setdefault(key, [_RARE, 0.0]) for table, key in zip(self._cells, contexts, strict=True)]
         signs = [_STRETCH[int(cell[0] * _STEPS)] for cell in cells]
@@ -56,7 +56,7 @@ class Frequencies:
     def __init__(self, size: int) -> None:
         self._counts = np.full(size, 1.0)
 
-    def code(self, coder: Coder, value: int = 0) -> int:
+    def code(self, coder: SymbolCoder, value: int = 0) -> int:
         """The symbol; learns from it."""
         value = coder.symbol(self._counts, value)
         self._counts[value] += _GAIN

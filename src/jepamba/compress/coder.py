@@ -21,7 +21,7 @@ SYMBOLS_PER_BYTE = 16
 
 
 @runtime_checkable
-class Coder(Protocol):
+class SymbolCoder(Protocol):
     """Writes values, or reads them back when it is asked for the same things in the same order."""
 
     writing: bool
@@ -43,7 +43,7 @@ class Coder(Protocol):
         ...
 
 
-class Writer:
+class SymbolEncoder:
     """Collects what it is given; `finish` has it as bytes."""
 
     writing = True
@@ -78,7 +78,7 @@ class Writer:
         return words.ljust(-(-symbols // (4 * SYMBOLS_PER_BYTE)) * 4, b"\0")
 
 
-class Reader:
+class SymbolDecoder:
     """Reads what `Writer.finish` gave. Bytes that no writer made are read as something, or raise `UserError`."""
 
     writing = False

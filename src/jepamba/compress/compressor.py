@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jepamba.artifact import Artifact, load_artifact
 from jepamba.compress.corrections import corrected, corrections
-from jepamba.compress.lanes import MOST, Cut, cut
-from jepamba.compress.packed import MAX_BYTES, Packed
+from jepamba.compress.lanes import MOST, LaneLayout, lane_layout
+from jepamba.compress.packed import MAX_BYTES, CompressedFile
 from jepamba.compress.side import read_corrections, write_corrections
 from jepamba.compress.stream import read_stream, write_stream
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
@@ -67,27 +67,29 @@ class Compressor:
         """
         if len(data) > MAX_BYTES:
             raise UserError(f"{len(data):,} bytes to compress: at most {MAX_BYTES:,}; cut the file into parts")
-        stored = Packed(len(data), _digest(data), self.sha256, 0, 0, bytes(8), (data,)).to_bytes()
+        stored = CompressedFile(len(data), _digest(data), self.sha256, 0, 0, bytes(8), (data,)).to_bytes()
         ids = to_ids(self.artifact.tokenizer, data)
         if not ids.size:
             return Compressed(stored, len(data), 0, 0, 0, 0, 0.0)
         if not 0 <= lanes <= min(ids.size, MOST):
             raise UserError(f"{lanes:,} lanes: 1 to {min(ids.size, MOST):,} for this file, or 0 to leave it open")
-        coded = self.code(data, ids, Cut(ids.size, lanes) if lanes else cut(ids.size), progress)
+        coded = self.code(data, ids, LaneLayout(ids.size, lanes) if lanes else lane_layout(ids.size), progress)
         return replace(coded, content=stored, tokens=0, lanes=0) if len(coded.content) > len(stored) else coded
 
-    def code(self, data: bytes, ids: Ids, plan: Cut, progress: Report | None = None) -> Compressed:
+    def code(self, data: bytes, ids: Ids, plan: LaneLayout, progress: Report | None = None) -> Compressed:
         """`data`, whose tokens are `ids`, coded by the model in the lanes of `plan`, however large that is."""
         tokenizer = self.artifact.tokenizer
         changes = corrections(to_bytes(tokenizer, ids), data)
         side = write_corrections(changes, ids, byte_lengths(tokenizer, ids))
         sections, probe, nats = write_stream(self.artifact, ids, plan, progress)
-        packed = Packed(len(data), _digest(data), self.sha256, plan.tokens, plan.lanes, probe, tuple(sections), side)
+        packed = CompressedFile(
+            len(data), _digest(data), self.sha256, plan.tokens, plan.lanes, probe, tuple(sections), side
+        )
         return Compressed(packed.to_bytes(), len(data), plan.tokens, plan.lanes, len(changes), len(side), nats)
 
     def decompress(self, content: bytes, progress: Report | None = None) -> bytes:
         """The original of `content`, to the byte. Raises `UserError` for anything else, with no partial result."""
-        packed = Packed.from_bytes(content)
+        packed = CompressedFile.from_bytes(content)
         if packed.model != self.sha256:
             raise UserError(
                 f"it was compressed with the model whose sha256 is {packed.model.hex()[:16]}…, this one's is "
@@ -109,9 +111,9 @@ class Compressor:
         except UserError as error:
             raise UserError(f"{path}: not decompressed: {error}") from error
 
-    def _coded(self, packed: Packed, progress: Report | None) -> bytes:
+    def _coded(self, packed: CompressedFile, progress: Report | None) -> bytes:
         tokenizer = self.artifact.tokenizer
-        plan = Cut(packed.tokens, packed.lanes)
+        plan = LaneLayout(packed.tokens, packed.lanes)
         ids = read_stream(self.artifact, packed.sections, plan, packed.probe, progress)
         changes = read_corrections(packed.corrections, ids, byte_lengths(tokenizer, ids))
         return corrected(to_bytes(tokenizer, ids), changes, packed.size)

@@ -39,7 +39,7 @@ _PROBE_STEPS = 4
 
 
 @dataclass(frozen=True)
-class Cut:
+class LaneLayout:
     """How `tokens` tokens lie in `lanes` lanes, the longer ones first."""
 
     tokens: int
@@ -61,12 +61,12 @@ class Cut:
         return self.start(lane + 1) - self.start(lane)
 
 
-def cut(tokens: int) -> Cut:
+def lane_layout(tokens: int) -> LaneLayout:
     """The usual cut of so many tokens, at least one."""
-    return Cut(tokens, min(MOST, max(1, min(FEW, tokens // SHORT), tokens // TOKENS)))
+    return LaneLayout(tokens, min(MOST, max(1, min(FEW, tokens // SHORT), tokens // TOKENS)))
 
 
-class Batch:
+class LaneBatch:
     """`width` lanes at their start; every `step` takes one token of each."""
 
     def __init__(self, artifact: Artifact, width: int) -> None:
@@ -105,7 +105,7 @@ def nats(logits_WV: Float[Tensor, "W V"], targets_W: NDArray[np.int64]) -> float
 
 def probe(artifact: Artifact, width: int) -> bytes:
     """8 bytes that depend on every level of a few steps over fixed tokens, and so on how this machine computes."""
-    batch, digest = Batch(artifact, width), hashlib.sha256()
+    batch, digest = LaneBatch(artifact, width), hashlib.sha256()
     ids_W = batch.first_W
     for step in range(_PROBE_STEPS):
         digest.update(levels(batch.step(ids_W)).numpy().astype("<i2").tobytes())

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 from jepamba.compress.coder import SYMBOLS_PER_BYTE
-from jepamba.compress.lanes import MOST, Cut
+from jepamba.compress.lanes import MOST, LaneLayout
 from jepamba.errors import UserError
 
 MAGIC = b"\x89JPC\r\n\x1a\n"
@@ -23,7 +23,7 @@ OVERHEAD = _PREAMBLE.size + _SIZE.size
 
 
 @dataclass(frozen=True)
-class Packed:
+class CompressedFile:
     """The content of a compressed file. Without tokens, `sections` is one: the bytes themselves."""
 
     size: int
@@ -50,7 +50,7 @@ class Packed:
         return content + _SIZE.pack(zlib.crc32(content))
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Packed:
+    def from_bytes(cls, content: bytes) -> CompressedFile:
         """The content of a file; everything that can be checked without the model holds. Raises `UserError`."""
         if not content.startswith(MAGIC):
             raise UserError("it does not start as what `jepamba compress` writes")
@@ -68,11 +68,11 @@ class Packed:
             return cls(size, original, model, 0, 0, probe, (rest,))
         if not 1 <= lanes <= min(tokens, MOST):
             raise UserError(f"it declares {tokens:,} tokens in {lanes:,} lanes")
-        sections = _sections(rest, Cut(tokens, lanes), changes)
+        sections = _sections(rest, LaneLayout(tokens, lanes), changes)
         return cls(size, original, model, tokens, lanes, probe, sections[:-1], sections[-1])
 
 
-def _sections(rest: bytes, cut: Cut, changes: int) -> tuple[bytes, ...]:
+def _sections(rest: bytes, cut: LaneLayout, changes: int) -> tuple[bytes, ...]:
     """The sections of the batches and that of the corrections, out of sizes and bytes."""
     batches = cut.batches
     start = len(batches) * _SIZE.size

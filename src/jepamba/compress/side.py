@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.compress.adaptive import Frequencies, MixedBit
-from jepamba.compress.coder import SYMBOLS_PER_BYTE, Coder, Reader, Writer
+from jepamba.compress.coder import SYMBOLS_PER_BYTE, SymbolCoder, SymbolDecoder, SymbolEncoder
 from jepamba.compress.corrections import Correction
 from jepamba.compress.tokens import Ids
 from jepamba.errors import UserError
@@ -30,7 +30,7 @@ def write_corrections(changes: Sequence[Correction], ids: Ids, lengths: NDArray[
     """The section; no bytes for no corrections. `lengths` are the tokens' bytes."""
     if not changes:
         return b""
-    writer = Writer()
+    writer = SymbolEncoder()
     written = sum(1 for _ in _code(writer, ids, lengths, changes))
     return writer.finish(written)
 
@@ -38,7 +38,7 @@ def write_corrections(changes: Sequence[Correction], ids: Ids, lengths: NDArray[
 def read_corrections(section: bytes, ids: Ids, lengths: NDArray[np.int64]) -> Iterator[Correction]:
     """The corrections in `section`, as they are read. Raises `UserError` if there are more than its size can hold."""
     if section:
-        for count, change in enumerate(_code(Reader(section), ids, lengths, ())):
+        for count, change in enumerate(_code(SymbolDecoder(section), ids, lengths, ())):
             if count == len(section) * SYMBOLS_PER_BYTE:
                 raise UserError("it has more corrections than a section of its size can hold")
             yield change
@@ -54,7 +54,7 @@ class _Kinds:
         self._last = 0
         self._drops, self._sizes, self._bytes = Frequencies(256), Frequencies(256), Frequencies(256)
 
-    def code(self, coder: Coder, drop: int, put: bytes) -> tuple[int, bytes]:
+    def code(self, coder: SymbolCoder, drop: int, put: bytes) -> tuple[int, bytes]:
         """(bytes dropped, bytes put)."""
         which = self._last = self._after[self._last].code(coder, self._index.get((drop, put), 0))
         if which >= len(self._known):
@@ -71,7 +71,9 @@ class _Kinds:
         return drop, put
 
 
-def _code(coder: Coder, ids: Ids, lengths: NDArray[np.int64], changes: Sequence[Correction]) -> Iterator[Correction]:
+def _code(
+    coder: SymbolCoder, ids: Ids, lengths: NDArray[np.int64], changes: Sequence[Correction]
+) -> Iterator[Correction]:
     """Both directions: writes `changes`, or reads what is yielded."""
     begins, more, inside = MixedBit(4), MixedBit(1), MixedBit(1)
     kinds = _Kinds()

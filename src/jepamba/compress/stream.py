@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from jepamba.artifact import Artifact
-from jepamba.compress.coder import Coder, Reader, Writer
-from jepamba.compress.lanes import Batch, Cut, levels, nats, probe, weights
+from jepamba.compress.coder import SymbolCoder, SymbolDecoder, SymbolEncoder
+from jepamba.compress.lanes import LaneBatch, LaneLayout, levels, nats, probe, weights
 from jepamba.compress.tokens import Ids
 from jepamba.errors import UserError
 from jepamba.progress import Report
@@ -30,7 +30,7 @@ class _StoppedError(Exception):
 
 
 def write_stream(
-    artifact: Artifact, ids: Ids, cut: Cut, progress: Report | None = None
+    artifact: Artifact, ids: Ids, cut: LaneLayout, progress: Report | None = None
 ) -> tuple[list[bytes], bytes, float]:
     """(a section for each batch of `cut`, the probe, nats that the model itself says the tokens (N,) cost)."""
 
@@ -38,7 +38,7 @@ def write_stream(
         ids_WT = np.zeros((len(lanes), cut.length(lanes[0])), dtype=np.int32)
         for row, lane in zip(ids_WT, lanes, strict=True):
             row[: cut.length(lane)] = ids[cut.start(lane) : cut.start(lane + 1)]
-        writer = Writer()
+        writer = SymbolEncoder()
         cost = _code(writer, artifact, cut, lanes, ids_WT, tick)
         return writer.finish(cut.start(lanes[-1] + 1) - cut.start(lanes[0])), cost
 
@@ -49,7 +49,7 @@ def write_stream(
 
 
 def read_stream(
-    artifact: Artifact, sections: Sequence[bytes], cut: Cut, expected: bytes, progress: Report | None = None
+    artifact: Artifact, sections: Sequence[bytes], cut: LaneLayout, expected: bytes, progress: Report | None = None
 ) -> Ids:
     """The tokens (N,) in `sections`, one for each batch of `cut`.
 
@@ -58,7 +58,7 @@ def read_stream(
 
     def read(lanes: range, tick: Callable[[], None]) -> list[NDArray[np.int32]]:
         ids_WT = np.zeros((len(lanes), cut.length(lanes[0])), dtype=np.int32)
-        _code(Reader(sections[cut.batches.index(lanes)]), artifact, cut, lanes, ids_WT, tick)
+        _code(SymbolDecoder(sections[cut.batches.index(lanes)]), artifact, cut, lanes, ids_WT, tick)
         return [row[: cut.length(lane)] for row, lane in zip(ids_WT, lanes, strict=True)]
 
     with _one_thread() as threads:
@@ -72,9 +72,9 @@ def read_stream(
 
 
 def _code(
-    coder: Coder,
+    coder: SymbolCoder,
     artifact: Artifact,
-    cut: Cut,
+    cut: LaneLayout,
     lanes: range,
     ids_WT: NDArray[np.int32],
     tick: Callable[[], None],
@@ -82,7 +82,7 @@ def _code(
     """Both directions: writes `ids_WT`, or fills it; the cost in nats, of writing only."""
     cost, limit = 0.0, artifact.tokenizer.vocab_size
     with torch.inference_mode():
-        batch = Batch(artifact, len(lanes))
+        batch = LaneBatch(artifact, len(lanes))
         read_W = batch.first_W
         for step in range(ids_WT.shape[1]):
             logits_WV = batch.step(read_W)
@@ -114,7 +114,7 @@ def _one_thread() -> Iterator[int]:
 
 
 def _in_threads(
-    cut: Cut, threads: int, work: Callable[[range, Callable[[], None]], Done], progress: Report | None
+    cut: LaneLayout, threads: int, work: Callable[[range, Callable[[], None]], Done], progress: Report | None
 ) -> list[Done]:
     """`work` on each batch of lanes, several at once; it calls `tick` after each step."""
     stop, lock = Event(), Lock()

@@ -51,21 +51,21 @@ class Loader:
     """
 
     def __init__(
-        self, tokens: Tokens, sequence: int, seed: int, shuffle: bool = True, reset: bool = True, rows: int = 0
+        self, tokens: Tokens, seq_len: int, seed: int, shuffle: bool = True, reset: bool = True, rows: int = 0
     ) -> None:
-        if sequence < 1 or rows < 0 or (rows and shuffle):
-            raise ValueError(f"windows of {sequence} tokens in {rows} rows, shuffled: {shuffle}")
-        if len(tokens) < sequence + 1:
+        if seq_len < 1 or rows < 0 or (rows and shuffle):
+            raise ValueError(f"windows of {seq_len} tokens in {rows} rows, shuffled: {shuffle}")
+        if len(tokens) < seq_len + 1:
             raise UserError(
-                f"the text has {len(tokens)} tokens, less than one window of {sequence} and its last target: "
-                "give more text or a smaller data.sequence"
+                f"the text has {len(tokens)} tokens, less than one window of {seq_len} and its last target: "
+                "give more text or a smaller data.seq_len"
             )
-        if len(tokens) < rows * sequence + 1:
+        if len(tokens) < rows * seq_len + 1:
             raise UserError(
-                f"the text has {len(tokens)} tokens, too few for {rows} parallel streams with a window of {sequence} "
+                f"the text has {len(tokens)} tokens, too few for {rows} parallel streams with a window of {seq_len} "
                 "each: give more text or a smaller train.tokens_per_micro"
             )
-        self.tokens, self.sequence, self.seed, self.shuffle, self.rows = tokens, sequence, seed, shuffle, rows
+        self.tokens, self.seq_len, self.seed, self.shuffle, self.rows = tokens, seq_len, seed, shuffle, rows
         self._bos = tokens.bos_id if reset else None
         self._open(0, 0)
 
@@ -75,8 +75,8 @@ class Loader:
         self._offset = 0
         if self.shuffle:
             random = np.random.default_rng((self.seed, epoch))
-            self._offset = int(random.integers(min(self.sequence, spare - self.sequence + 1)))
-        self._windows = (spare - self._offset) // self.sequence
+            self._offset = int(random.integers(min(self.seq_len, spare - self.seq_len + 1)))
+        self._windows = (spare - self._offset) // self.seq_len
         if self.rows:
             self._windows -= self._windows % self.rows
         # Computed place by place: a list of all windows would take gigabytes for a large corpus.
@@ -108,7 +108,7 @@ class Loader:
         elif self.rows:
             # Row by row in each batch: the first window of every stretch, then the second of every stretch.
             windows = places % self.rows * (self._windows // self.rows) + places // self.rows
-        return self._offset + self.sequence * windows
+        return self._offset + self.seq_len * windows
 
     @property
     def epoch_float(self) -> float:
@@ -128,10 +128,10 @@ class Loader:
             starts_B, continues_B = starts_B[wanted], continues_B[wanted]
         starts = starts_B.tolist()
         for start in starts:
-            self.tokens.prefetch(start, start + self.sequence + 1)
-        windows = np.empty((len(starts), self.sequence + 1), dtype=np.int64)
+            self.tokens.prefetch(start, start + self.seq_len + 1)
+        windows = np.empty((len(starts), self.seq_len + 1), dtype=np.int64)
         for row, start in enumerate(starts):
-            windows[row] = self.tokens.read(start, start + self.sequence + 1)
+            windows[row] = self.tokens.read(start, start + self.seq_len + 1)
         both = torch.from_numpy(windows)
         inputs_BT = both[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
@@ -143,7 +143,7 @@ class Loader:
             "epoch": self._epoch,
             "position": self._position,
             "tokens": len(self.tokens),
-            "sequence": self.sequence,
+            "sequence": self.seq_len,
             "seed": self.seed,
             "shuffle": SHUFFLE if self.shuffle else 0,
             **({"rows": self.rows} if self.rows else {}),

@@ -28,7 +28,7 @@ _AT_ONCE = 1 << 22
 def score_carried(
     model: LanguageModel,
     tokens: Tokens,
-    sequence: int,
+    seq_len: int,
     *,
     temperature: float = 1.0,
     reset: bool = True,
@@ -42,10 +42,10 @@ def score_carried(
     a pass, and `tokens_per_batch`, the tokens of one, change speed and rounding but not what is computed: few lanes
     have long windows. Arguments and errors otherwise as for `score_plain`.
     """
-    targets = scored_targets(model, tokens, sequence, limit)
+    targets = scored_targets(model, tokens, seq_len, limit)
     mark = tokens.bos_id if reset else None
     parts = [(0, targets)] if mark is None else _documents(tokens, mark, targets)
-    lanes = _lanes(parts, max(1, tokens_per_batch // sequence))
+    lanes = _lanes(parts, max(1, tokens_per_batch // seq_len))
     latents = _latents(model, tokens, lanes, tokens_per_batch, mark is not None)
     (score,) = scores(model, tokens, latents, targets, (temperature,), mode="carried", reset=reset, progress=progress)
     return score
@@ -109,7 +109,7 @@ def _latents(
     model: LanguageModel, tokens: Tokens, parts: list[list[Part]], tokens_per_batch: int, reset: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(h_ND, targets_N), a window of every lane at a time."""
-    device, chunk = next(model.parameters()).device, model.config.chunk
+    device, chunk = next(model.parameters()).device, model.config.chunk_size
     lanes = [_Lane(tokens, part) for part in parts]
     state: State | None = None
     while lanes:

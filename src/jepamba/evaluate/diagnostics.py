@@ -30,7 +30,7 @@ def diagnostics(
     model: LanguageModel,
     heads: JepaHeads | None,
     tokens: Tokens,
-    sequence: int,
+    seq_len: int,
     *,
     count: int = 65536,
     reset: bool = True,
@@ -56,7 +56,7 @@ def diagnostics(
     if len(tokens) < 2:
         raise UserError("nothing to look at: the text has fewer than 2 tokens")
     device = next(model.parameters()).device
-    length = min(sequence, len(tokens) - 1)
+    length = min(seq_len, len(tokens) - 1)
     windows = max(1, min(count, len(tokens) - 1) // length)
     plan = (Window(index * length, length, length) for index in range(windows))
     hits = dict.fromkeys(TOPS, 0)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-from jepamba.fused.cross_entropy import token_nats
 from jepamba.model import LanguageModel
+from jepamba.ops.cross_entropy.rows import token_nats
 
 SLICE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Logits held at once (fp32: 8 and 64 MB), whatever the vocabulary."""

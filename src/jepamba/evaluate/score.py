@@ -64,7 +64,7 @@ class StoppedError(Exception):
     """A score was left unfinished because it was no longer wanted."""
 
 
-def scored_targets(model: LanguageModel, tokens: Tokens, sequence: int, limit: int) -> int:
+def scored_targets(model: LanguageModel, tokens: Tokens, seq_len: int, limit: int) -> int:
     """How many targets an evaluation scores: all of `tokens`, or the first `limit` if that is not 0.
 
     Raises `UserError` for an empty text, a tokenizer that does not fit the model, or a window of no length.
@@ -76,8 +76,8 @@ def scored_targets(model: LanguageModel, tokens: Tokens, sequence: int, limit: i
             f"the text's tokenizer has {tokens.tokenizer.vocab_size:,} symbols, the model only "
             f"{model.config.vocab_size:,}: use the tokenizer that the model was trained with"
         )
-    if sequence < 1:
-        raise UserError(f"windows of {sequence} tokens: at least 1")
+    if seq_len < 1:
+        raise UserError(f"windows of {seq_len} tokens: at least 1")
     return min(limit, len(tokens) - 1) if limit > 0 else len(tokens) - 1
 
 

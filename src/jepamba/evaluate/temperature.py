@@ -21,7 +21,7 @@ SMALLEST = 0.02
 def calibrate(
     model: LanguageModel,
     tokens: Tokens,
-    sequence: int,
+    seq_len: int,
     count: int,
     *,
     reset: bool = True,
@@ -40,7 +40,7 @@ def calibrate(
     with stored(model):
         latents = [
             (model(batch.inputs_BT, batch.reset_BT)[0].flatten(0, 1), batch.targets_BT.flatten())
-            for batch in batches(tokens, plain_windows(targets, sequence), tokens_per_batch, reset, device)
+            for batch in batches(tokens, plain_windows(targets, seq_len), tokens_per_batch, reset, device)
         ]
         best = _best(model, latents, COARSE, COARSE.index(1.0))
         fine = tuple(max(SMALLEST, round(best + step, 4)) for step in FINE)

@@ -23,7 +23,7 @@ from jepamba.ranks import ALONE, Ranks
 def score_plain(
     model: LanguageModel,
     tokens: Tokens,
-    sequence: int,
+    seq_len: int,
     *,
     temperature: float = 1.0,
     reset: bool = True,
@@ -45,7 +45,7 @@ def score_plain(
     (score,) = score_plain_at(
         model,
         tokens,
-        sequence,
+        seq_len,
         (temperature,),
         reset=reset,
         limit=limit,
@@ -60,7 +60,7 @@ def score_plain(
 def score_plain_at(
     model: LanguageModel,
     tokens: Tokens,
-    sequence: int,
+    seq_len: int,
     temperatures: Sequence[float],
     *,
     reset: bool = True,
@@ -71,8 +71,8 @@ def score_plain_at(
     stopped: Stopped | None = None,
 ) -> list[Score]:
     """`score_plain` at each of `temperatures`, for little more than the price of one; each says the time of all."""
-    targets = scored_targets(model, tokens, sequence, limit)
-    windows = islice(plain_windows(targets, sequence), ranks.rank, None, ranks.size)
+    targets = scored_targets(model, tokens, seq_len, limit)
+    windows = islice(plain_windows(targets, seq_len), ranks.rank, None, ranks.size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     return scores(
         model,
@@ -91,7 +91,7 @@ def score_plain_at(
 def score_sliding(
     model: LanguageModel,
     tokens: Tokens,
-    sequence: int,
+    seq_len: int,
     *,
     stride: int,
     temperature: float = 1.0,
@@ -107,10 +107,10 @@ def score_sliding(
     The first window counts whole, every later one its last `stride` targets, and the rest at the end is counted too.
     Arguments and errors as for `score_plain`; also `UserError` for a stride outside 1 to `sequence`.
     """
-    targets = scored_targets(model, tokens, sequence, limit)
-    if not 1 <= stride <= sequence:
-        raise UserError(f"a stride of {stride} tokens: must lie between 1 and the window's {sequence}")
-    windows = islice(sliding_windows(targets, sequence, stride), ranks.rank, None, ranks.size)
+    targets = scored_targets(model, tokens, seq_len, limit)
+    if not 1 <= stride <= seq_len:
+        raise UserError(f"a stride of {stride} tokens: must lie between 1 and the window's {seq_len}")
+    windows = islice(sliding_windows(targets, seq_len, stride), ranks.rank, None, ranks.size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
     (score,) = scores(

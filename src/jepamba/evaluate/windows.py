@@ -37,24 +37,24 @@ class Windows(NamedTuple):
     """Of every window the last `counted` targets count."""
 
 
-def plain_windows(targets: int, sequence: int) -> Iterator[Window]:
+def plain_windows(targets: int, seq_len: int) -> Iterator[Window]:
     """Windows side by side, each counted whole; the last may be shorter."""
-    for start in range(0, targets, sequence):
-        length = min(sequence, targets - start)
+    for start in range(0, targets, seq_len):
+        length = min(seq_len, targets - start)
         yield Window(start, length, length)
 
 
-def sliding_windows(targets: int, sequence: int, stride: int) -> Iterator[Window]:
+def sliding_windows(targets: int, seq_len: int, stride: int) -> Iterator[Window]:
     """Windows `stride` apart: the first counts whole, of every later one the last `stride` targets. A tail shorter than
     a stride is counted by a last window that ends with the stream (spec section 6, item 11)."""
-    first = min(sequence, targets)
+    first = min(seq_len, targets)
     if first:
         yield Window(0, first, first)
-    for end in range(sequence + stride, targets + 1, stride):
-        yield Window(end - sequence, sequence, stride)
-    tail = (targets - sequence) % stride
-    if targets > sequence and tail:
-        yield Window(targets - sequence, sequence, tail)
+    for end in range(seq_len + stride, targets + 1, stride):
+        yield Window(end - seq_len, seq_len, stride)
+    tail = (targets - seq_len) % stride
+    if targets > seq_len and tail:
+        yield Window(targets - seq_len, seq_len, tail)
 
 
 def batches(

@@ -5,20 +5,20 @@ Read `objective.py` first, then `heads.py` and `sigreg.py`.
 
 from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error, within_sequence_share
 from jepamba.jepa.objective import Shares, Terms, objective, sigreg_lambda
-from jepamba.jepa.sigreg import Draw, draw, sigreg, sigreg_sums, tested
+from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
 
 __all__ = [
-    "Draw",
     "JepaHeads",
+    "Projections",
     "Shares",
     "Terms",
     "document_pairs",
-    "draw",
+    "num_samples",
     "objective",
     "prediction_error",
+    "sample_projections",
     "sigreg",
     "sigreg_lambda",
     "sigreg_sums",
-    "tested",
     "within_sequence_share",
 ]

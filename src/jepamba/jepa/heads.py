@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepamba.config import Jepa
-from jepamba.fused.latents import bias_gelu, shifted_error
+from jepamba.ops.predictor.predictor import bias_gelu, shifted_error
 from jepamba.ranks import ALONE, Ranks
 
 
@@ -71,7 +71,7 @@ class JepaHeads(nn.Module):
     def __init__(self, config: Jepa, width: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
         hidden = config.predictor_mult * width
-        self.steps = config.steps
+        self.steps = config.rollout_steps
         self.projector = projection(config.projector, width, ranks)
         self.predictor = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.pred_proj = projection(config.projector, width, ranks)

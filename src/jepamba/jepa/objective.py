@@ -14,9 +14,9 @@ from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
-from jepamba.jepa.sigreg import Draw, sigreg
+from jepamba.jepa.sigreg import Projections, sigreg
 from jepamba.model import LanguageModel, State
-from jepamba.model.loss import Losses
+from jepamba.ops.cross_entropy.cross_entropy import Losses
 from jepamba.ranks import ALONE, Ranks
 
 
@@ -63,7 +63,7 @@ def objective(
     targets_BT: Int[Tensor, "B T"],
     reset_BT: Bool[Tensor, "B T"] | None,
     lam: Float[Tensor, ""],
-    drawn: Draw | None,
+    projections: Projections | None,
     state: State | None = None,
     *,
     shares: Shares | None = None,
@@ -89,9 +89,9 @@ def objective(
             pairs_K = None if shares is None else shares.pairs_K
             jepa = prediction_error(heads.step, heads.steps, z_BTE, reset_BT, detach_targets=detach, pairs_K=pairs_K)
         if config.sigreg_weight > 0:
-            assert drawn is not None
+            assert projections is not None
             draws = None if shares is None else shares.draws
-            statistic = sigreg(z_BTE, config, drawn, ranks=ranks, draws=draws, sums_SK2M=sums_SK2M)
+            statistic = sigreg(z_BTE, config, projections, ranks=ranks, draws=draws, sums_SK2M=sums_SK2M)
     total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
     if shares is not None:
         statistic = shares.sigreg * statistic

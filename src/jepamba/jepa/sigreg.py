@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.config import Jepa
-from jepamba.fused.epps_pulley import characteristic_sums, epps_pulley
-from jepamba.fused.products import projected
+from jepamba.ops.epps_pulley.epps_pulley import characteristic_sums, epps_pulley
+from jepamba.ops.linear.products import projected
 from jepamba.ranks import ALONE, Ranks
 
 
@@ -40,7 +40,7 @@ def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Floa
     return t_K, trapezoid_K * torch.exp(-(t_K**2) / 2)
 
 
-class Draw(NamedTuple):
+class Projections(NamedTuple):
     """What chance decides of one evaluation; drawn on the CPU, moved to where z lies by the caller."""
 
     directions_EM: Tensor
@@ -49,9 +49,9 @@ class Draw(NamedTuple):
     """Indices of the timesteps or positions that are tested; None: all of them."""
 
 
-def draw(
+def sample_projections(
     config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int, *, of: float = 0.0, rank: int = 0
-) -> Draw:
+) -> Projections:
     """Directions and subset for latents of `shape` (B, T) and `width`.
 
     `seed` and `step` decide them, so a run resumed at `step` repeats them; with `sigreg_fixed` the directions are the
@@ -60,26 +60,26 @@ def draw(
     """
     seed_now = _seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0)
     directions_EM = _directions(width, config.sigreg_projections, seed_now)
-    windows, sequence = shape
-    count = tested(config, windows, sequence, of or windows)
+    windows, seq_len = shape
+    count = num_samples(config, windows, seq_len, of or windows)
     if config.sigreg_pool == "timestep":
-        chosen = _subset(sequence, config.sigreg_timesteps or sequence, _seed_of(seed, step + 1, 1))
+        chosen = _subset(seq_len, config.sigreg_timesteps or seq_len, _seed_of(seed, step + 1, 1))
     elif config.sigreg_sample == "micro":
-        chosen = _subset(windows * sequence, count, _seed_of(seed, step + 1, 1 + rank))
+        chosen = _subset(windows * seq_len, count, _seed_of(seed, step + 1, 1 + rank))
     else:
         # Whoever has a window tests the same timesteps of it.
-        chosen = _subset(sequence, count // windows, _seed_of(seed, step + 1, 1))
+        chosen = _subset(seq_len, count // windows, _seed_of(seed, step + 1, 1))
         if chosen is not None:
-            chosen = (sequence * torch.arange(windows).unsqueeze(1) + chosen).flatten()
-    return Draw(directions_EM, chosen)
+            chosen = (seq_len * torch.arange(windows).unsqueeze(1) + chosen).flatten()
+    return Projections(directions_EM, chosen)
 
 
-def tested(config: Jepa, windows: int, sequence: int, of: float) -> int:
+def num_samples(config: Jepa, windows: int, seq_len: int, of: float) -> int:
     """How many draws `windows` of `sequence` tokens bring into a sample that has `of` windows in all."""
     if config.sigreg_pool == "timestep":
         return windows
-    if not 0 < config.sigreg_samples < of * sequence:
-        return windows * sequence
+    if not 0 < config.sigreg_samples < of * seq_len:
+        return windows * seq_len
     if config.sigreg_sample == "step":
         return windows * math.ceil(config.sigreg_samples / of)
     return max(1, round(config.sigreg_samples * windows / of))
@@ -113,7 +113,7 @@ def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) 
 def sigreg(
     z_BTE: Float[Tensor, "B T E"],
     config: Jepa,
-    drawn: Draw,
+    projections: Projections,
     *,
     ranks: Ranks = ALONE,
     draws: Tensor | None = None,
@@ -126,7 +126,7 @@ def sigreg(
     whole's statistic, so no rank has to send it on: gradients of the weights are to be added over the parts.
     """
     with torch.autocast(z_BTE.device.type, enabled=False):
-        x_SNM = projected(samples(z_BTE, config, drawn.chosen), drawn.directions_EM)
+        x_SNM = projected(samples(z_BTE, config, projections.chosen), projections.directions_EM)
         t_K, w_K = knots(config, z_BTE.device)
         if sums_SK2M is None and ranks.size > 1:
             sums_SK2M = ranks.sum_(characteristic_sums(x_SNM.detach(), t_K))
@@ -136,10 +136,10 @@ def sigreg(
 
 
 @torch.no_grad()
-def sigreg_sums(z_BTE: Float[Tensor, "B T E"], config: Jepa, drawn: Draw) -> Float[Tensor, "S K 2 M"]:
+def sigreg_sums(z_BTE: Float[Tensor, "B T E"], config: Jepa, projections: Projections) -> Float[Tensor, "S K 2 M"]:
     """What z adds to the sums of cosines and sines of the sample that it is a part of."""
     with torch.autocast(z_BTE.device.type, enabled=False):
-        x_SNM = projected(samples(z_BTE, config, drawn.chosen), drawn.directions_EM)
+        x_SNM = projected(samples(z_BTE, config, projections.chosen), projections.directions_EM)
         return characteristic_sums(x_SNM, knots(config, z_BTE.device)[0])
 
 

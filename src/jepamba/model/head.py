@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jepamba.config import Model, Quant
-from jepamba.fused.cross_entropy import softcap
 from jepamba.model.layers import Gridded, Linear, embedding_grid, vector_grid
-from jepamba.model.loss import Losses, capped_cross_entropy
+from jepamba.ops.cross_entropy.cross_entropy import Losses, capped_cross_entropy
+from jepamba.ops.cross_entropy.rows import softcap
 
 
 class Head(Gridded):
@@ -24,10 +24,10 @@ class Head(Gridded):
         super().__init__()
         self.tie, self.kind, self.cap = config.tie, config.softcap, config.cap
         if self.tie == 0:
-            self.separate = Linear(config.dim, config.vocab_size, quant)
+            self.separate = Linear(config.d_model, config.vocab_size, quant)
         # Tie mode 3 keeps its map at equal widths too: there it is Linear and GELU, not a change of width.
-        elif self.tie == 3 or config.embed_dim != config.dim:
-            self.embed_proj_rev = Linear(config.dim, config.embed_dim, quant)
+        elif self.tie == 3 or config.embed_dim != config.d_model:
+            self.embed_proj_rev = Linear(config.d_model, config.embed_dim, quant)
         if self.tie == 2:
             self.add("correction", torch.zeros(config.vocab_size, config.embed_dim), embedding_grid(quant))
         self.add("vocab_bias", torch.zeros(config.vocab_size), vector_grid(quant))

@@ -16,18 +16,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Model, Quant
-from jepamba.fused.norms import add_norm, mix_norm, rms
 from jepamba.model.head import Head
 from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, vector_grid
-from jepamba.model.loss import Losses
 from jepamba.model.mixer import Mamba2, MixerState
+from jepamba.ops.cross_entropy.cross_entropy import Losses
+from jepamba.ops.norms.norms import add_norm, mix_norm, rms
 from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
 
 
-class Stream(NamedTuple):
+class BlockOutput(NamedTuple):
     """What a block hands on."""
 
     x_BTD: Tensor
@@ -50,7 +50,7 @@ class Block(Gridded):
 
     def __init__(self, config: Model, quant: Quant, index: int) -> None:
         super().__init__()
-        D = config.dim
+        D = config.d_model
         self.mixer = Mamba2(config, quant)
         self.add("mix", torch.stack([torch.ones(D), torch.zeros(D)]), mix_grid(quant))
         self.add("ssm_scale", torch.ones(D), vector_grid(quant))
@@ -65,7 +65,7 @@ class Block(Gridded):
         skip: Skip | None,
         reset_BT: Bool[Tensor, "B T"] | None,
         state: MixerState | None,
-    ) -> tuple[Stream, MixerState]:
+    ) -> tuple[BlockOutput, MixerState]:
         """The stream after this block and what it was before, and the mixer's state after the last token.
 
         x0 is the embedded input; `skip`, where the block has one, is added before all else.
@@ -75,7 +75,7 @@ class Block(Gridded):
         if self.mlp is not None:
             x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
             branch_BTD = self.mlp(normed_BTD, self.weight("mlp_scale"))
-        return Stream(x_BTD + branch_BTD, *handed), state
+        return BlockOutput(x_BTD + branch_BTD, *handed), state
 
 
 class Skips(Gridded):
@@ -87,13 +87,13 @@ class Skips(Gridded):
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
-        half = config.layers // 2
+        half = config.n_layer // 2
         first = 0 if config.self_skip else 1
         pairs = range(first, half) if config.unet else range(0)
         self.source = {half + k: half - 1 - k for k in pairs}
         self.row = {target: row for row, target in enumerate(self.source)}
         if self.source:
-            self.add("skip_weight", torch.ones(len(self.source), config.dim), mix_grid(quant))
+            self.add("skip_weight", torch.ones(len(self.source), config.d_model), mix_grid(quant))
 
     def forward(self, index: int, outputs: list[Tensor]) -> Skip | None:
         """(output, weight) of the skip into block `index`, if it has one; `outputs` are those of the blocks before."""
@@ -112,9 +112,9 @@ class LanguageModel(Gridded):
         self.config, self.quant = config, quant
         embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
         self.add("token_embed", embedding, embedding_grid(quant))
-        if config.embed_dim != config.dim:
-            self.embed_proj = Linear(config.embed_dim, config.dim, quant)
-        self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.layers))
+        if config.embed_dim != config.d_model:
+            self.embed_proj = Linear(config.embed_dim, config.d_model, quant)
+        self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.n_layer))
         self.skips = Skips(config, quant)
         self.head = Head(config, quant)
         self.set_widths(quant.width_of)

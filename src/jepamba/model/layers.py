@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
-from jepamba.fused.fp8 import Factor, Weight8, fp8_linear
-from jepamba.fused.fp8_mlp import fp8_mlp
-from jepamba.fused.norms import relu2_norm, rms
-from jepamba.gpu import on_gpu
+from jepamba.ops.dispatch import use_triton
+from jepamba.ops.fp8.linear import Factor, Weight8, fp8_linear
+from jepamba.ops.fp8.mlp import fp8_mlp
+from jepamba.ops.norms.norms import relu2_norm, rms
 from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
@@ -137,7 +137,7 @@ def exact_grid() -> Grid:
 class Linear(Gridded):
     """y = x Wᵀ without bias, W (out, in) on a grid.
 
-    With `fp8`, passes over settled weights multiply in FP8 (`jepamba.fused.fp8`), where the sizes allow it.
+    With `fp8`, passes over settled weights multiply in FP8 (`jepamba.ops.fp8.linear`), where the sizes allow it.
     """
 
     matrices = frozenset({"w"})
@@ -169,9 +169,9 @@ class Linear(Gridded):
         self.watch(x)
         tokens = x.numel() // x.shape[-1]
         if self.in_one_piece(x) and (scale is None or self.scales_weights(tokens)):
-            from jepamba.fused.linear import settled_linear
+            from jepamba.ops.linear.linear import cached_linear
 
-            return settled_linear(x, self.weight("w"), scale, rows)
+            return cached_linear(x, self.weight("w"), scale, rows)
         w, factor, left = self.factor(tokens, scale, rows)
         out = F.linear(x, w) if factor is None else fp8_linear(x, factor)
         return out if left is None else left * out
@@ -183,7 +183,7 @@ class Linear(Gridded):
     def in_one_piece(self, x: Tensor) -> bool:
         """Whether this pass takes scale, padding and product, and their gradients, as one function on a GPU."""
         settled = self.training and "w" in self.leaves
-        return settled and not self.in_fp8 and on_gpu(x) and x.dtype == self.leaves["w"].dtype
+        return settled and not self.in_fp8 and use_triton(x) and x.dtype == self.leaves["w"].dtype
 
     @property
     def in_fp8(self) -> bool:
@@ -233,10 +233,10 @@ class Mlp(nn.Module):
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
         self.gated = config.mlp == "swiglu"
-        self.up = Linear(config.dim, config.mlp_hidden, quant)
+        self.up = Linear(config.d_model, config.d_intermediate, quant)
         if self.gated:
-            self.gate = Linear(config.dim, config.mlp_hidden, quant)
-        self.down = Linear(config.mlp_hidden, config.dim, quant, zero=True)
+            self.gate = Linear(config.d_model, config.d_intermediate, quant)
+        self.down = Linear(config.d_intermediate, config.d_model, quant, zero=True)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
         """What the MLP adds to the stream: `scale` times its output."""

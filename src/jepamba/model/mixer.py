@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepamba.config import Model, Quant
-from jepamba.fused.conv import conv_history, conv_silu
-from jepamba.fused.norms import gated_norm
-from jepamba.fused.sizes import MixerSizes
-from jepamba.gpu import on_gpu
 from jepamba.model.layers import Gridded, Linear, exact_grid, small_grid, vector_grid
-from jepamba.ssd import ssd
+from jepamba.ops.causal_conv.conv import conv_history, conv_silu
+from jepamba.ops.dispatch import use_triton
+from jepamba.ops.mixer.sizes import MixerSizes
+from jepamba.ops.norms.norms import gated_norm
+from jepamba.ops.ssd import ssd
 
 
 class MixerState(NamedTuple):
@@ -37,13 +37,13 @@ class Mamba2(Gridded):
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
-        self.sizes = MixerSizes(config.heads, config.headdim, config.ngroups, config.d_state, config.chunk)
-        self.channels, self.taps = self.sizes.channels, config.conv_width
+        self.sizes = MixerSizes(config.heads, config.headdim, config.ngroups, config.d_state, config.chunk_size)
+        self.channels, self.taps = self.sizes.channels, config.d_conv
         width = self.sizes.inner + self.channels + config.heads
         # A GPU's matrix products want rows of whole 32 bytes; others run at a third of the speed (docs/performance.md).
         self.row_width = -(-width // 16) * 16
-        self.in_proj = Linear(config.dim, width, quant)
-        self.out_proj = Linear(self.sizes.inner, config.dim, quant)
+        self.in_proj = Linear(config.d_model, width, quant)
+        self.out_proj = Linear(self.sizes.inner, config.d_model, quant)
         bound = self.taps**-0.5
         self.add("conv_weight", torch.empty(self.channels, self.taps).uniform_(-bound, bound), small_grid(quant))
         self.add("conv_bias", torch.empty(self.channels).uniform_(-bound, bound), vector_grid(quant))
@@ -78,16 +78,16 @@ class Mamba2(Gridded):
 
     def _fits(self, projected_BTS: Tensor, state: MixerState | None) -> bool:
         """Whether the fused kernels serve this pass."""
-        if not on_gpu(projected_BTS) or (state is not None and any(value.requires_grad for value in state)):
+        if not use_triton(projected_BTS) or (state is not None and any(value.requires_grad for value in state)):
             return False
-        from jepamba.ssd.triton_launch import takes
+        from jepamba.ops.ssd.triton_launch import takes
 
-        return takes(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk)
+        return takes(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk_size)
 
     def _fused(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, MixerState]:
-        from jepamba.fused.mixer import FusedMixer
+        from jepamba.ops.mixer.fused import FusedMixer
 
         history_BCW, ssm_BHPN = (None, None) if state is None else state
         normed_BTI, ssm_BHPN = FusedMixer.apply(  # type: ignore[no-untyped-call]
@@ -120,7 +120,7 @@ class Mamba2(Gridded):
             self.weight("D"),
             ssm_BHPN,
             reset_BT,
-            chunk=self.sizes.chunk,
+            chunk_size=self.sizes.chunk_size,
         )
         normed_BTI = gated_norm(y_BTHP.flatten(-2), z_BTI, self.weight("norm_weight"))
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)

@@ -74,7 +74,7 @@ class Optimizers:
             groups.muon.values(),
             lr=scheduled(config.muon_lr),
             momentum=scheduled(config.muon_momentum_start),
-            steps=config.muon_steps,
+            steps=config.newton_schulz_steps,
             row_norm=config.muon_row_norm,
             weight_decay=config.muon_weight_decay,
             compute_dtype=torch.bfloat16 if on_gpu else torch.float32,

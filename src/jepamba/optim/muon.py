@@ -80,7 +80,7 @@ class Muon(torch.optim.Optimizer):
             if not params:
                 continue
             fresh = self._nesterov(params, group["momentum"])
-            shares = dealt(tuple((p.shape[0], p.shape[1]) for p in params), self.ranks.size)
+            shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.ranks.size)
             own = self._orthogonal(fresh, shares[self.ranks.rank], group)
             directions = own if self.ranks.size == 1 else self._gathered(params, own, shares)
             lr = group["lr"]
@@ -136,7 +136,7 @@ class Muon(torch.optim.Optimizer):
 
 
 @lru_cache(8)
-def dealt(shapes: tuple[tuple[int, int], ...], ranks: int) -> tuple[tuple[int, ...], ...]:
+def assign_to_ranks(shapes: tuple[tuple[int, int], ...], ranks: int) -> tuple[tuple[int, ...], ...]:
     """Which matrices each rank orthogonalises: the costliest first, each to the rank that has the least to do.
 
     A Newton–Schulz step of a matrix of n × m, n ≤ m, multiplies n·m·n twice and n·n·n once.

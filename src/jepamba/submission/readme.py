@@ -11,7 +11,7 @@ from jepamba.progress import duration
 _PAGE = """\
 # {title}
 {byline}{blurb}
-**{val_bpb:.4f} bits per byte** of the validation text ({mode} windows of {sequence} tokens, temperature
+**{val_bpb:.4f} bits per byte** of the validation text ({mode} windows of {seq_len} tokens, temperature
 {temperature:.2f}), scored on the artifact as it was read back from disk. **{bytes_total:,} bytes**: {bytes_model:,} of
 model, {bytes_code:,} of code.
 
@@ -32,7 +32,7 @@ length of the text that they decode to before any figure is printed.{packed}
 
 ## The model
 
-A Mamba-2 language model of {parameters:,} parameters: {layers} blocks of width {dim}, state {d_state} a channel, an MLP
+A Mamba-2 language model of {parameters:,} parameters: {n_layer} blocks of width {d_model}, state {d_state} a channel, an MLP
 {mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are {grid}, as the forward pass
 has seen them over {share} of training.
 
@@ -73,11 +73,11 @@ def readme(
         **{**claims, "blurb": f"\n{claims['blurb']}\n" if claims["blurb"] else ""},
         title=claims["name"] or "A submission",
         byline=f"\nby {claims['author']}\n" if claims["author"] else "",
-        **{"scores": _scores(summary), "sequence": run.data.sequence, "time": duration(claims["seconds"])},
+        **{"scores": _scores(summary), "seq_len": run.data.seq_len, "time": duration(claims["seconds"])},
         packages=" ".join(["torch", "numpy", "sentencepiece", *packages]),
         data=validation or "FOLDER_OF_VALIDATION_SHARDS",
         packed=" Its sections are kept compressed; a comment in it says how to read them." if packed else "",
-        **{key: getattr(model, key) for key in ("layers", "dim", "d_state", "vocab_size")},
+        **{key: getattr(model, key) for key in ("n_layer", "d_model", "d_state", "vocab_size")},
         mlp_every="in every block" if model.mlp_every == 1 else f"in one block of {model.mlp_every}",
         skips="U-Net skips, " if model.unet else "",
         grid="integers of 2 to 8 bits, chosen for each tensor" if mixed else f"{quant.bits}-bit integers",

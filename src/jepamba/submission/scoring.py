@@ -56,12 +56,12 @@ def score_data(artifact: Path, data: list[Path], stride: int, batch: int = 0) ->
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_artifact(artifact, device=device)
     tokens = read_tokens(data, loaded.tokenizer)
-    sequence, reset, temperature = loaded.run.data.sequence, loaded.run.data.reset, loaded.temperature
+    seq_len, reset, temperature = loaded.run.data.seq_len, loaded.run.data.reset, loaded.temperature
     batch = batch or (1 << 18 if device == "cuda" else 1 << 14)
     if stride == 0:
-        return score_plain(loaded.model, tokens, sequence, temperature=temperature, reset=reset, tokens_per_batch=batch)
+        return score_plain(loaded.model, tokens, seq_len, temperature=temperature, reset=reset, tokens_per_batch=batch)
     return score_sliding(
-        loaded.model, tokens, sequence, stride=stride, temperature=temperature, reset=reset, tokens_per_batch=batch
+        loaded.model, tokens, seq_len, stride=stride, temperature=temperature, reset=reset, tokens_per_batch=batch
     )
 
 

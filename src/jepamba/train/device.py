@@ -17,7 +17,7 @@ FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceConfig:
     """A device and the precision of the passes on it."""
 
     device: torch.device
@@ -43,7 +43,7 @@ class Place:
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def place(config: Train) -> Place:
+def place(config: Train) -> DeviceConfig:
     """The device and precision for `config`; of several GPUs the one whose number is this process's on its machine.
 
     Raises `UserError` if a GPU is asked for, or FP8, and there is none, or none for this process.
@@ -79,6 +79,6 @@ def place(config: Train) -> Place:
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     reason = "as asked" if config.precision != "auto" else ("tensor cores" if on_gpu else "exact and resumable")
     products = "" if config.products == "bf16" else f", products in {config.products}"
-    return Place(
+    return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}){products}; master weights in {config.masters}"
     )

@@ -47,7 +47,7 @@ def _pack(session: Session, path: Path) -> tuple[float, int]:
             calibrate(
                 session.model,
                 text.train,
-                run.data.sequence,
+                run.data.seq_len,
                 run.eval.calibrate_tokens,
                 reset=run.data.reset,
                 tokens_per_batch=run.eval.tokens_per_batch,
@@ -69,7 +69,7 @@ def _summarize(
             session.model,
             session.heads,
             text.val,
-            run.data.sequence,
+            run.data.seq_len,
             count=run.eval.diagnostics_tokens,
             reset=run.data.reset,
             tokens_per_batch=run.eval.tokens_per_batch,
@@ -115,7 +115,7 @@ def write_summary(out: Path, summary: dict[str, Any]) -> None:
 
 
 def _scores(session: Session, artifact: Path) -> dict[str, Any]:
-    run, val, sequence = session.run, session.corpus.val, session.run.data.sequence
+    run, val, seq_len = session.run, session.corpus.val, session.run.data.seq_len
     with _on_every_rank(session.ranks, artifact) as here:
         loaded = load_artifact(here, device=session.place.device)
     reset, batch = run.data.reset, run.eval.tokens_per_batch
@@ -125,7 +125,7 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
             return score_plain_at(
                 loaded.model,
                 val,
-                sequence,
+                seq_len,
                 (1.0, loaded.temperature),
                 reset=reset,
                 tokens_per_batch=batch,
@@ -138,7 +138,7 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
             return score_sliding(
                 loaded.model,
                 val,
-                sequence,
+                seq_len,
                 stride=run.eval.stride,
                 temperature=loaded.temperature,
                 reset=reset,

@@ -260,7 +260,7 @@ class Loop:
                 score_plain(
                     self.session.model,
                     self.session.corpus.val,
-                    self.run.data.sequence,
+                    self.run.data.seq_len,
                     reset=self.run.data.reset,
                     limit=self.run.train.val_tokens,
                     tokens_per_batch=self.run.eval.tokens_per_batch,

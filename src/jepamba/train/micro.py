@@ -21,7 +21,7 @@ from jepamba.train.session import Session
 
 def terms_of(session: Session, inputs: Inputs, sums_SK2M: Tensor | None = None) -> tuple[Terms, State]:
     """The loss terms of one micro-batch whose inputs lie on the session's device, and the model's state after it."""
-    tokens_BT, targets_BT, reset_BT, lam, drawn, shares, _ = inputs
+    tokens_BT, targets_BT, reset_BT, lam, projections, shares, _ = inputs
     with session.place.autocast():
         return objective(
             session.model,
@@ -31,7 +31,7 @@ def terms_of(session: Session, inputs: Inputs, sums_SK2M: Tensor | None = None) 
             targets_BT,
             reset_BT,
             lam,
-            drawn,
+            projections,
             session.carried,
             shares=shares,
             sums_SK2M=sums_SK2M,
@@ -73,7 +73,7 @@ class MicroPass:
         self._pass = Fed(self._run, session.place.device, self.captures, pool)
         self._look = Fed(self._run_look, session.place.device, self.captures, pool)
         self.clip = Captured(self._clip, self.captures)
-        """Scales all gradients so that their norm is at most `optim.clip`."""
+        """Scales all gradients so that their norm is at most `optim.grad_clip`."""
         self.update = Captured(session.optimizers.step, self.captures)
         self.settling: dict[tuple[bool, tuple[str, ...]], Captured] = {}
         """By whether the grids are seen, and the widths of the integer ones."""
@@ -111,11 +111,11 @@ class MicroPass:
         """The sums of the step's whole sample, which the passes that follow pull towards those of a Gaussian."""
         jepa, session = self.session.run.jepa, self.session
         if self.sample_SK2M is None:
-            drawn = next(iter(step)).draw
-            assert drawn is not None
+            projections = next(iter(step)).projections
+            assert projections is not None
             of = 1
             if jepa.sigreg_pool == "timestep":
-                of = session.run.data.sequence if drawn.chosen is None else len(drawn.chosen)
+                of = session.run.data.seq_len if projections.chosen is None else len(projections.chosen)
             shape = (of, jepa.sigreg_knots, 2, jepa.sigreg_projections)
             self.sample_SK2M = torch.zeros(shape, device=session.place.device)
         self.sample_SK2M.zero_()
@@ -132,15 +132,15 @@ class MicroPass:
         session = self.session
         assert self.sample_SK2M is not None
         assert session.heads is not None
-        assert inputs.draw is not None
+        assert inputs.projections is not None
         with session.place.autocast():
             h_BTD, after = session.model(inputs.tokens_BT, inputs.reset_BT, session.carried)
             z_BTE = session.heads.project(h_BTD)
-        self.sample_SK2M += sigreg_sums(z_BTE, session.run.jepa, inputs.draw)
+        self.sample_SK2M += sigreg_sums(z_BTE, session.run.jepa, inputs.projections)
         session.carry(after)
 
     def _clip(self) -> None:
-        limit = self.session.run.optim.clip
+        limit = self.session.run.optim.grad_clip
         parameters = self.session.parameters()
         self.norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
 

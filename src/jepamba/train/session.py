@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Run
-from jepamba.data import Ahead, Batch, Corpus, Deal, Loader
+from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
 from jepamba.ranks import ALONE, Ranks
 from jepamba.train.alike import marks
-from jepamba.train.device import Place
+from jepamba.train.device import DeviceConfig
 
 
 @dataclass
-class Progress:
+class Counters:
     """Counters of a run."""
 
     step: int = 0
@@ -35,7 +35,7 @@ class Progress:
     """Steps, of those done, whose update was left out because their loss or gradient was not finite."""
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progress:
+    def from_json(cls, values: dict[str, Any]) -> Counters:
         """The counters in a checkpoint. Raises `TypeError` or `ValueError` for what no run can have counted."""
         progress = cls(**values)
         for name, start in asdict(cls()).items():
@@ -51,7 +51,7 @@ class Session:
     Raises `UserError` for more ranks than a step has windows, and for `train.carry_state` on several.
     """
 
-    def __init__(self, run: Run, corpus: Corpus, place: Place, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Run, corpus: Corpus, place: DeviceConfig, ranks: Ranks = ALONE) -> None:
         self.run, self.corpus, self.place, self.ranks = run, corpus, place, ranks
         self.marks = marks(corpus)
         """What the data must still be when the run is resumed."""
@@ -60,15 +60,17 @@ class Session:
                 f"train.carry_state = true with {ranks.size} processes: each row of windows goes on where it ended, on "
                 "one process; start one, or set train.carry_state = false"
             )
-        sequence = run.data.sequence
-        self.deal = Deal.of(run.train.tokens_per_step // sequence, run.train.tokens_per_micro // sequence, ranks.size)
+        seq_len = run.data.seq_len
+        self.batch_layout = BatchLayout.of(
+            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.size
+        )
         """How the windows of a step are dealt to micro-batches and ranks."""
         # One seed, drawn on the CPU: the same first weights on every device.
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
         if run.train.products != "bf16":
             self.model.use_fp8(mixers=run.train.products == "fp8")
-        self.heads = JepaHeads(run.jepa, run.model.dim, ranks) if run.jepa.active else None
+        self.heads = JepaHeads(run.jepa, run.model.d_model, ranks) if run.jepa.active else None
         # Only the kept weights: the heads are plain modules, whose passes want fp32.
         masters = torch.bfloat16 if run.train.masters == "bf16" else torch.float32
         self.modules = nn.ModuleDict({"model": self.model})
@@ -78,23 +80,23 @@ class Session:
         self.model.to(masters)
         self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, place.device, ranks)
         data = run.data
-        rows = run.train.tokens_per_micro // data.sequence if run.train.carry_state else 0
-        loader = Loader(corpus.train, data.sequence, run.train.seed, data.shuffle, data.reset, rows)
-        self.loader = Ahead(loader, pin=place.device.type == "cuda")
+        rows = run.train.tokens_per_micro // data.seq_len if run.train.carry_state else 0
+        loader = Loader(corpus.train, data.seq_len, run.train.seed, data.shuffle, data.reset, rows)
+        self.loader = Prefetcher(loader, pin=place.device.type == "cuda")
         self.carried: State | None = self.model.initial_state(rows) if rows else None
         """With `train.carry_state`, what each row of the next micro-batch starts from; the same tensors all along."""
-        self.progress = Progress()
+        self.progress = Counters()
         if run.train.compile:
             for block in self.model.blocks:
                 block.compile()
 
     def next_windows(self) -> Batch:
         """This rank's windows of the next step, those of its first micro-batch first."""
-        return self.loader.next(self.deal.windows, self.deal.of_rank(self.ranks.rank))
+        return self.loader.next(self.batch_layout.windows, self.batch_layout.of_rank(self.ranks.rank))
 
     def peek_windows(self) -> Batch:
         """What `next_windows` will give."""
-        return self.loader.peek(self.deal.windows, self.deal.of_rank(self.ranks.rank))
+        return self.loader.peek(self.batch_layout.windows, self.batch_layout.of_rank(self.ranks.rank))
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter, kept and training-only."""
@@ -147,7 +149,7 @@ class Session:
             for name, value in tensors.items():
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
-            progress = Progress.from_json(state["progress"])
+            progress = Counters.from_json(state["progress"])
             self.model.set_widths(state.get("widths", {}))
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])

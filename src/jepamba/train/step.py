@@ -50,7 +50,7 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
     micro.clip()
     means, grad_norm, text = reduced(micro, text_bytes(session, batch))
-    session.progress.tokens += session.deal.windows * run.data.sequence
+    session.progress.tokens += session.batch_layout.windows * run.data.seq_len
     session.progress.bytes += text
     total = run.jepa.ce_weight * means["token"] + run.jepa.weight * means["jepa"] + lam * means["sigreg"]
     session.progress.step += 1
@@ -59,7 +59,7 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
         undo(session, kept)
         raise NotFiniteError(
             f"step {session.progress.step}: the loss is {total} and its gradient's norm {grad_norm}, on the "
-            f"{session.deal.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
+            f"{session.batch_layout.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
             "no update was made"
         )
     session.optimizers.schedule(scale, momentum)
@@ -133,7 +133,7 @@ def watch(session: Session) -> None:
     model, device = session.model, session.place.device
     if session.ranks.chief:
         position = session.loader.state()
-        batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.sequence)
+        batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.seq_len)
         session.loader.restore(position)
         model.watch_inputs(True)
         with session.place.autocast():

@@ -135,7 +135,7 @@ def fisher(session: Session, progress: float, names: Sequence[str]) -> dict[str,
     values = dict(session.model.named_parameters())
     sums = {name: torch.zeros_like(values[name], dtype=torch.float32) for name in names}
     for _ in range(BATCHES):
-        batch = session.loader.next(run.train.tokens_per_micro // run.data.sequence)
+        batch = session.loader.next(run.train.tokens_per_micro // run.data.seq_len)
         with session.place.autocast():
             reset_BT = batch.reset_BT.to(device) if run.data.reset else None
             h_BTD, _ = session.model(batch.inputs_BT.to(device), reset_BT)

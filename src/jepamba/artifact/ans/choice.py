@@ -18,7 +18,7 @@ from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.levels import FULL, LEVELS, OFF, Levels
 from jepamba.artifact.ans.ordinals import Ordinals, largest, linear, low_bits, turned
 from jepamba.artifact.ans.prediction import Prediction, lines, prediction_cost, sizes
-from jepamba.artifact.streams import Stream
+from jepamba.artifact.streams import StreamSpec
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ EVERYTHING = Choices()
 
 
 def choose(
-    choices: Choices, stream: Stream, by_level: Histograms, by_both: Histograms, ordinals_RC: Ordinals
+    choices: Choices, stream: StreamSpec, by_level: Histograms, by_both: Histograms, ordinals_RC: Ordinals
 ) -> tuple[Levels, Prediction | None]:
     """What costs least: levels alone, under `by_level`, or a prediction and the levels of what remains, `by_both`.
 

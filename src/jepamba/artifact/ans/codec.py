@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jepamba.artifact.ans.choice import EVERYTHING, Choices
-from jepamba.artifact.ans.coder import Coder, Reader, Writer
+from jepamba.artifact.ans.coder import AnsCoder, AnsDecoder, AnsEncoder
 from jepamba.artifact.ans.floats import code_floats
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.ordinals import Ordinals, from_ordinals, to_ordinals
 from jepamba.artifact.ans.weights import Tables, code_weights
-from jepamba.artifact.streams import Stream, Values
+from jepamba.artifact.streams import StreamSpec, Values
 
 
 class WeightCodec:
@@ -32,26 +32,26 @@ class WeightCodec:
     def __init__(self, choices: Choices = EVERYTHING) -> None:
         self._choices = choices
 
-    def encode(self, streams: Sequence[Stream], values: Sequence[Values]) -> bytes:
+    def encode(self, streams: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
         """The block in bytes. Raises `ValueError` for integers off their grid.
 
         The same values give the same bytes on one machine. What is chosen (levels, coefficients) is found in floating
         point, and on another machine it may come out otherwise; any reader reads either.
         """
-        coder, tables = Writer(), Tables(self._choices)
+        coder, tables = AnsEncoder(), Tables(self._choices)
         for stream, array in zip(streams, values, strict=True):
             _code(coder, tables, stream, to_ordinals(stream, array))
         return coder.finish()
 
-    def decode(self, streams: Sequence[Stream], data: bytes) -> list[Values]:
+    def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
         """The values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
-        coder, tables = Reader(data), Tables(self._choices)
+        coder, tables = AnsDecoder(data), Tables(self._choices)
         values = [from_ordinals(stream, _code(coder, tables, stream, None)) for stream in streams]
         coder.finish()
         return values
 
 
-def _code(coder: Coder, tables: Tables, stream: Stream, ordinals: Ordinals | None) -> Ordinals:
+def _code(coder: AnsCoder, tables: Tables, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
     """The ordinals of a stream, (N,)."""
     if not stream.size:
         return np.zeros(0, dtype=np.uint8)

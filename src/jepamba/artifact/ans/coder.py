@@ -32,7 +32,7 @@ Counts = NDArray[np.int64]
 
 
 @runtime_checkable
-class Coder(Protocol):
+class AnsCoder(Protocol):
     """Either direction. Every call must be made in the same order by both."""
 
     def symbols(self, frequencies: Counts, count: int, symbols: Symbols | None) -> Symbols:
@@ -59,7 +59,7 @@ def _model(frequencies: Counts) -> Any:
     return constriction.stream.model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
 
 
-def code_number(coder: Coder, bits: int, number: int) -> int:
+def code_number(coder: AnsCoder, bits: int, number: int) -> int:
     """An unsigned integer of `bits` bits, all equally probable: eight bits at a time, the lowest first."""
     result = 0
     for start in range(0, bits, 8):
@@ -74,7 +74,7 @@ def uniform(bits: int) -> Counts:
     return np.full(1 << bits, 1 << (PRECISION - bits), dtype=np.int64)
 
 
-class Writer:
+class AnsEncoder:
     """Takes symbols down; `finish` encodes them, last first, since ANS is a stack."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Writer:
 _decoder = constriction.stream.stack.AnsCoder
 
 
-class Reader:
+class AnsDecoder:
     """Gives back what a `Writer` took down. Any data can be decoded to the end; `finish` tells whether they were sound.
 
     Raises `UserError` for data that are no whole words, or end in a word of zero, which a writer never leaves.

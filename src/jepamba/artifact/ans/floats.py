@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepamba.artifact.ans.coder import MAX_ALPHABET, Coder, code_number, uniform
+from jepamba.artifact.ans.coder import MAX_ALPHABET, AnsCoder, code_number, uniform
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
 from jepamba.artifact.ans.ordinals import Ordinals, matrix
-from jepamba.artifact.streams import Stream
+from jepamba.artifact.streams import StreamSpec
 from jepamba.errors import UserError
 
 FEW_ROWS = 8
 _WIDTH_BITS = 5
 
 
-def code_floats(coder: Coder, stream: Stream, ordinals: Ordinals | None) -> Ordinals:
+def code_floats(coder: AnsCoder, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
     """The ordinals (N,) of a stream of `bf16` or `fp32`."""
     R, _ = matrix(stream)
     apart = R if R <= FEW_ROWS else 1
@@ -25,7 +25,7 @@ def code_floats(coder: Coder, stream: Stream, ordinals: Ordinals | None) -> Ordi
     return np.concatenate([_code_row(coder, stream, stream.size // apart, row) for row in rows])
 
 
-def _code_row(coder: Coder, stream: Stream, count: int, ordinals: Ordinals | None) -> Ordinals:
+def _code_row(coder: AnsCoder, stream: StreamSpec, count: int, ordinals: Ordinals | None) -> Ordinals:
     low = code_number(coder, _WIDTH_BITS, 0 if ordinals is None else _width(stream, ordinals))
     if low >= stream.bits:
         raise UserError(f"stream {stream.name} cannot have {low} low bits")
@@ -37,7 +37,7 @@ def _code_row(coder: Coder, stream: Stream, count: int, ordinals: Ordinals | Non
     return coded
 
 
-def _width(stream: Stream, ordinals: Ordinals) -> int:
+def _width(stream: StreamSpec, ordinals: Ordinals) -> int:
     """The number of low bits that makes the whole smallest."""
     spans = [int((ordinals >> low).max() - (ordinals >> low).min()) for low in range(stream.bits)]
     fitting = [low for low, span in enumerate(spans) if span < MAX_ALPHABET]

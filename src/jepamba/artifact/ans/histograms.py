@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jepamba.artifact.ans.coder import Coder, Counts, Symbols, code_number, frequencies
+from jepamba.artifact.ans.coder import AnsCoder, Counts, Symbols, code_number, frequencies
 
 SHORTEST, LONGEST = 4, 1 << 13
 """Symbols that a context codes between two updates of its counts."""
@@ -28,7 +28,7 @@ class Histograms:
         self.counts = np.ones((contexts, alphabet), dtype=np.int64)
         self._seen = np.zeros(contexts, dtype=np.int64)
 
-    def code(self, coder: Coder, contexts: Contexts, symbols: Symbols | None) -> Symbols:
+    def code(self, coder: AnsCoder, contexts: Contexts, symbols: Symbols | None) -> Symbols:
         """The symbols (N,) in `contexts` (N,), returned in this order.
 
         In the file they come in rounds: in each, every context that has symbols left, the least first, codes its next
@@ -65,7 +65,7 @@ class Histograms:
         return float((lost - gained).sum()) / float(np.log(2))
 
 
-def code_integers(coder: Coder, count: int, integers: NDArray[np.int64] | None, bits: int) -> NDArray[np.int64]:
+def code_integers(coder: AnsCoder, count: int, integers: NDArray[np.int64] | None, bits: int) -> NDArray[np.int64]:
     """`count` integers that lie within 256 of each other, the least of `bits` bits in two's complement."""
     least = int(integers.min()) if integers is not None and count else 0
     least = code_number(coder, bits, least & (1 << bits) - 1)

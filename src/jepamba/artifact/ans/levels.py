@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.artifact.ans.coder import Coder, code_number
+from jepamba.artifact.ans.coder import AnsCoder, code_number
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
 
 LEVELS = 128
@@ -49,7 +49,7 @@ class Levels:
         return sum(integers_cost(classes, _CLASS_BITS) for step, classes in axes if step != OFF)
 
 
-def code_levels(coder: Coder, R: int, C: int, levels: Levels | None) -> Levels:
+def code_levels(coder: AnsCoder, R: int, C: int, levels: Levels | None) -> Levels:
     """Base, the two steps, and the classes of each axis that has some."""
     base = code_number(coder, 7, levels.base if levels else 0)
     row_step = code_number(coder, 2, levels.row_step if levels else 0)
@@ -59,7 +59,7 @@ def code_levels(coder: Coder, R: int, C: int, levels: Levels | None) -> Levels:
     return Levels(base, row_step, column_step, rows_R, columns_C)
 
 
-def _code_classes(coder: Coder, count: int, step: int, classes: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _code_classes(coder: AnsCoder, count: int, step: int, classes: NDArray[np.int64] | None) -> NDArray[np.int64]:
     if step == OFF:
         return np.zeros(count, dtype=np.int64)
     return code_integers(coder, count, classes, _CLASS_BITS)

@@ -12,29 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.artifact.streams import DTYPES, Stream, Values
+from jepamba.artifact.streams import DTYPES, StreamSpec, Values
 from jepamba.errors import UserError
 
 Ordinals = NDArray[Any]
 """Ordinals (N,): uint8 where a value has up to 8 bits, else int64."""
 
 
-def limit(stream: Stream) -> int:
+def limit(stream: StreamSpec) -> int:
     """The largest integer of a stream of integers."""
     return (1 << stream.bits - 1) - 1
 
 
-def top(stream: Stream) -> int:
+def top(stream: StreamSpec) -> int:
     """The largest ordinal of a stream."""
     return 2 * limit(stream) if stream.kind == "int" else (1 << stream.bits) - 1
 
 
-def matrix(stream: Stream) -> tuple[int, int]:
+def matrix(stream: StreamSpec) -> tuple[int, int]:
     """(R, C) of a stream that is not empty: the first dimension has the rows; a vector is one row."""
     return (stream.shape[0], stream.size // stream.shape[0]) if len(stream.shape) > 1 else (1, stream.size)
 
 
-def to_ordinals(stream: Stream, values: Values) -> Ordinals:
+def to_ordinals(stream: StreamSpec, values: Values) -> Ordinals:
     """Ordinals of `values`. Raises `ValueError` for an integer that is off the stream's grid."""
     flat = values.reshape(-1)
     if stream.kind == "u8":
@@ -48,7 +48,7 @@ def to_ordinals(stream: Stream, values: Values) -> Ordinals:
     return np.where(wide & sign, 2 * sign - 1 - wide, wide + sign).astype(ordinal)
 
 
-def from_ordinals(stream: Stream, ordinals: Ordinals) -> Values:
+def from_ordinals(stream: StreamSpec, ordinals: Ordinals) -> Values:
     """The values of `ordinals`, in the stream's shape. Raises `UserError` for one that the stream cannot hold."""
     if ordinals.size and not 0 <= int(ordinals.min()) <= int(ordinals.max()) <= top(stream):
         raise UserError(f"stream {stream.name} holds a value outside its range")
@@ -66,14 +66,14 @@ _E4M3 = np.array([bits & 7 if bits < 8 else 8 + (bits & 7) << (bits >> 3) - 1 fo
 """Magnitudes of FP8 e4m3 in units of its smallest, 2^−9."""
 
 
-def linear(stream: Stream) -> NDArray[np.int64]:
+def linear(stream: StreamSpec) -> NDArray[np.int64]:
     """The number that each ordinal of a stream of `int` or `fp8` stands for, in units of the least magnitude."""
     if stream.kind == "int":
         return np.arange(-limit(stream), limit(stream) + 1)
     return np.concatenate((-_E4M3[::-1], _E4M3))
 
 
-def largest(stream: Stream) -> int:
+def largest(stream: StreamSpec) -> int:
     """The largest number of a grid of `int` or `fp8` in the unit of `linear`."""
     return limit(stream) if stream.kind == "int" else int(_E4M3[0x7E])
 
@@ -81,11 +81,11 @@ def largest(stream: Stream) -> int:
 COARSE_BITS = 6
 
 
-def low_bits(stream: Stream) -> int:
+def low_bits(stream: StreamSpec) -> int:
     """Bits of an ordinal of `int` or `fp8` that are coded apart from the others."""
     return max(0, stream.bits - COARSE_BITS)
 
 
-def turned(stream: Stream, ordinals: Ordinals, where: NDArray[np.bool_]) -> Ordinals:
+def turned(stream: StreamSpec, ordinals: Ordinals, where: NDArray[np.bool_]) -> Ordinals:
     """Ordinals of `int` or `fp8`, of the opposite numbers `where` it says so."""
     return np.where(where, np.uint8(top(stream)) - ordinals, ordinals)

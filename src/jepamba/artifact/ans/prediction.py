@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.artifact.ans.coder import Coder, code_number
+from jepamba.artifact.ans.coder import AnsCoder, code_number
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
 
 STEPS = 14
@@ -62,7 +62,7 @@ def earlier(L: int, N: int) -> NDArray[np.bool_]:
     return number[:, None] > number[None]
 
 
-def code_prediction(coder: Coder, L: int, N: int, prediction: Prediction | None) -> Prediction:
+def code_prediction(coder: AnsCoder, L: int, N: int, prediction: Prediction | None) -> Prediction:
     """The shift, and the coefficients of line after line."""
     where = earlier(L, N)
     shift = code_number(coder, 4, prediction.shift if prediction else 0)

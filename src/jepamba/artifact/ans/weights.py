@@ -17,10 +17,10 @@ import numpy as np
 from jepamba.artifact.ans import levels as lv
 from jepamba.artifact.ans import prediction as pr
 from jepamba.artifact.ans.choice import Choices, choose
-from jepamba.artifact.ans.coder import Coder, code_number
+from jepamba.artifact.ans.coder import AnsCoder, code_number
 from jepamba.artifact.ans.histograms import Contexts, Histograms
 from jepamba.artifact.ans.ordinals import Ordinals, largest, linear, low_bits, matrix, top, turned
-from jepamba.artifact.streams import Stream
+from jepamba.artifact.streams import StreamSpec
 
 PIECE = 1 << 20
 """Values that are coded together, in whole rows: bounds the memory of sorting them by context."""
@@ -33,7 +33,7 @@ class Tables:
     choices: Choices
     _made: dict[tuple[str, int], tuple[Histograms, Histograms, Histograms]] = field(default_factory=dict)
 
-    def of(self, stream: Stream) -> tuple[Histograms, Histograms, Histograms]:
+    def of(self, stream: StreamSpec) -> tuple[Histograms, Histograms, Histograms]:
         """For coarse symbols by level, by expectation and level, and for low bits."""
         low = low_bits(stream)
         alphabet = (top(stream) >> low) + 1
@@ -46,7 +46,7 @@ class Tables:
         return self._made[stream.kind, stream.bits]
 
 
-def code_weights(coder: Coder, tables: Tables, stream: Stream, ordinals: Ordinals | None) -> Ordinals:
+def code_weights(coder: AnsCoder, tables: Tables, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
     """The ordinals (N,) of a stream of `int` or `fp8`."""
     R, C = matrix(stream)
     by_level, by_both, _ = tables.of(stream)
@@ -70,9 +70,9 @@ def code_weights(coder: Coder, tables: Tables, stream: Stream, ordinals: Ordinal
 
 
 def _code_lines(
-    coder: Coder,
+    coder: AnsCoder,
     tables: Tables,
-    stream: Stream,
+    stream: StreamSpec,
     levels: lv.Levels,
     prediction: pr.Prediction,
     ordinals_RC: Ordinals | None,
@@ -99,7 +99,12 @@ def _code_lines(
 
 
 def _code_split(
-    coder: Coder, tables: Tables, stream: Stream, coarse: Histograms, contexts: Contexts, ordinals: Ordinals | None
+    coder: AnsCoder,
+    tables: Tables,
+    stream: StreamSpec,
+    coarse: Histograms,
+    contexts: Contexts,
+    ordinals: Ordinals | None,
 ) -> Ordinals:
     low = low_bits(stream)
     upper = coarse.code(coder, contexts, None if ordinals is None else ordinals >> low)

@@ -1,0 +1,182 @@
+"""Short causal convolution and SiLU: in plain PyTorch, and in one Triton kernel forward and one backward.
+
+    y_t = silu(bias + Σ_k kernel[W−1−k] · x_{t−k}),
+
+where x before the first token is the history (zeros if there is none) and a tap is dropped when a reset lies at one
+of the tokens t−k+1 … t.
+
+Legend: B batch, T time, C channels, W taps, W1 = W − 1 inputs that a later token may still see.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jepamba.ops.dispatch import on_device, use_triton
+
+TUNED = {"forward": {"CHUNK": 64, "BLOCK": 128, "AHEAD": 8}, "backward": {"CHUNK": 256, "BLOCK": 128, "AHEAD": 8}}
+"""Tokens and channels of a program, and tokens on their way at once."""
+WARPS = 2
+MOST_TAPS = 8
+"""Taps that the kernels take: as many inputs are held in registers."""
+
+
+def causal_conv(
+    x_BTC: Float[Tensor, "B T C"],
+    history_BCW: Float[Tensor, "B C W1"],
+    kernel_CW: Float[Tensor, "C W"],
+    bias_C: Float[Tensor, " C"],
+    reset_BT: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
+    """The convolution alone, without SiLU, in plain PyTorch; also the history after the last token."""
+    taps, length = kernel_CW.shape[1], x_BTC.shape[1]
+    kernel_CW, bias_C = kernel_CW.to(x_BTC.dtype), bias_C.to(x_BTC.dtype)
+    padded_BSC = torch.cat([history_BCW.transpose(1, 2).to(x_BTC.dtype), x_BTC], dim=1)
+    after_BCW = conv_history(x_BTC, history_BCW, taps, reset_BT)
+    if reset_BT is None:
+        y_BCT = F.conv1d(padded_BSC.transpose(1, 2), kernel_CW.unsqueeze(1), bias_C, groups=kernel_CW.shape[0])
+        return y_BCT.transpose(1, 2), after_BCW
+    # document counts the resets up to each position; history lies in document 0.
+    document_BT = reset_BT.cumsum(1)
+    document_BS = F.pad(document_BT, (taps - 1, 0))
+    y_BTC = torch.addcmul(bias_C, x_BTC, kernel_CW[:, -1])
+    for lag in range(1, taps):
+        start = taps - 1 - lag
+        same_BT1 = (document_BS[:, start : start + length] == document_BT).unsqueeze(-1)
+        y_BTC = y_BTC + padded_BSC[:, start : start + length] * same_BT1 * kernel_CW[:, taps - 1 - lag]
+    return y_BTC, after_BCW
+
+
+def conv_history(
+    x_BTC: Float[Tensor, "B T C"],
+    history_BCW: Float[Tensor, "B C W1"] | None,
+    taps: int,
+    reset_BT: Bool[Tensor, "B T"] | None,
+) -> Float[Tensor, "B C W1"]:
+    """The last W − 1 inputs, in x's dtype, zeros where the stream or a document starts after them."""
+    batch, length, channels = x_BTC.shape
+    kept = taps - 1
+    last_BSC = x_BTC[:, max(0, length - kept) :]
+    if length < kept:
+        before_BSC = x_BTC.new_zeros(batch, kept, channels) if history_BCW is None else history_BCW.transpose(1, 2)
+        last_BSC = torch.cat([before_BSC[:, length:].to(x_BTC.dtype), last_BSC], dim=1)
+    if reset_BT is not None:
+        # A position is seen from the end if no reset lies after it.
+        later_BS = F.pad(reset_BT, (kept, 0))[:, length:].flip(1).cumsum(1).flip(1)[:, 1:]
+        last_BSC = last_BSC * (F.pad(later_BS, (0, 1)) == 0).unsqueeze(-1)
+    return last_BSC.transpose(1, 2)
+
+
+def conv_silu(
+    x_BTC: Float[Tensor, "B T C"],
+    history_BCW: Float[Tensor, "B C W1"] | None,
+    kernel_CW: Float[Tensor, "C W"],
+    bias_C: Float[Tensor, " C"],
+    reset_BT: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
+    """silu(convolution) and the history after the last token; without a history it is a stream's start."""
+    taps = kernel_CW.shape[1]
+    if use_triton(x_BTC) and 2 <= taps <= MOST_TAPS and x_BTC.numel() > 0:
+        y_BTC = cast(Tensor, _ConvSilu.apply(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT))  # type: ignore[no-untyped-call]
+        return y_BTC, conv_history(x_BTC, history_BCW, taps, reset_BT)
+    if history_BCW is None:
+        history_BCW = x_BTC.new_zeros(len(x_BTC), x_BTC.shape[2], taps - 1)
+    y_BTC, after_BCW = causal_conv(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
+    return F.silu(y_BTC), after_BCW
+
+
+class _ConvSilu(torch.autograd.Function):
+    """Keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTC: Tensor, history_BCW: Tensor | None, kernel_CW: Tensor, bias_C: Tensor, reset_BT: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
+        return conv_silu_forward(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x_BTC, history_BCW, kernel_CW, bias_C, reset_BT = ctx.saved_tensors
+        dx_BTC = torch.empty(x_BTC.shape, dtype=x_BTC.dtype, device=x_BTC.device)
+        dkernel_CW, dbias_C, dhistory_BCW = conv_silu_backward(
+            grads[0], x_BTC, history_BCW, kernel_CW, bias_C, reset_BT, dx_BTC
+        )
+        return dx_BTC, dhistory_BCW, dkernel_CW.to(kernel_CW.dtype), dbias_C.to(bias_C.dtype), None
+
+
+def conv_silu_forward(
+    x_BTC: Float[Tensor, "B T C"],
+    history_BCW: Float[Tensor, "B C W1"] | None,
+    kernel_CW: Float[Tensor, "C W"],
+    bias_C: Float[Tensor, " C"],
+    reset_BT: Bool[Tensor, "B T"] | None,
+    out_BTC: Float[Tensor, "B T C"] | None = None,
+) -> Float[Tensor, "B T C"]:
+    """silu(convolution) by the kernel, into `out` if given. x and out may be slices of wider rows. No autograd."""
+    from jepamba.ops.causal_conv import triton_kernels as conv_kernels
+
+    batch, length, channels = x_BTC.shape
+    taps = kernel_CW.shape[1]
+    if out_BTC is None:
+        out_BTC = torch.empty(x_BTC.shape, dtype=x_BTC.dtype, device=x_BTC.device)
+    x_BTC = _rows(x_BTC)
+    history, flags = _optional(history_BCW, reset_BT, x_BTC)
+    tuned = TUNED["forward"]
+    grid = (-(-channels // tuned["BLOCK"]), -(-length // tuned["CHUNK"]), batch)
+    with on_device(x_BTC):
+        conv_kernels.forward_kernel[grid](
+            x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, out_BTC,
+            length, channels, *x_BTC.stride()[:2], *flags.stride()[:2], *out_BTC.stride()[:2],
+            W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
+        )  # fmt: skip
+    return out_BTC
+
+
+def conv_silu_backward(
+    dout_BTC: Float[Tensor, "B T C"],
+    x_BTC: Float[Tensor, "B T C"],
+    history_BCW: Float[Tensor, "B C W1"] | None,
+    kernel_CW: Float[Tensor, "C W"],
+    bias_C: Float[Tensor, " C"],
+    reset_BT: Bool[Tensor, "B T"] | None,
+    dx_BTC: Float[Tensor, "B T C"],
+) -> tuple[Float[Tensor, "C W"], Float[Tensor, " C"], Float[Tensor, "B C W1"] | None]:
+    """Writes dx, which may be a slice of wider rows; (fp32 gradients of kernel and bias, that of a history)."""
+    from jepamba.ops.causal_conv import triton_kernels as conv_kernels
+    from jepamba.ops.partial_sums import sum_parts
+
+    batch, length, channels = x_BTC.shape
+    taps = kernel_CW.shape[1]
+    dout_BTC, x_BTC = _rows(dout_BTC), _rows(x_BTC)
+    history, flags = _optional(history_BCW, reset_BT, x_BTC)
+    dhistory = torch.empty_like(history) if history_BCW is not None else history
+    tuned = TUNED["backward"]
+    grid = (-(-channels // tuned["BLOCK"]), -(-length // tuned["CHUNK"]), batch)
+    parts = torch.empty(grid[1] * batch, channels * (taps + 1), dtype=torch.float32, device=x_BTC.device)
+    with on_device(x_BTC):
+        conv_kernels.backward_kernel[grid](
+            dout_BTC, x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, dx_BTC, dhistory, parts,
+            length, channels, *dout_BTC.stride()[:2], *x_BTC.stride()[:2], *flags.stride()[:2], *dx_BTC.stride()[:2],
+            W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
+        )  # fmt: skip
+    dkernel, dbias = sum_parts(parts).split([channels * taps, channels])
+    return dkernel.view(channels, taps), dbias, dhistory if history_BCW is not None else None
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The kernels want neighbouring channels side by side; anything else is copied."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _optional(history_BCW: Tensor | None, reset_BT: Tensor | None, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
+    """(history, contiguous; resets as bytes), or x itself for what there is not and is never read."""
+    history = x_BTC if history_BCW is None else history_BCW.contiguous()
+    return history, x_BTC if reset_BT is None else reset_BT.view(torch.int8)

@@ -1,0 +1,1 @@
+"""The Epps-Pulley statistic against N(0, 1)."""

@@ -1,0 +1,1 @@
+"""Matrix products with a scale for each row, and with fp32 results."""

@@ -1,0 +1,1 @@
+"""RMS norms, and the row-wise operations that are fused with them."""

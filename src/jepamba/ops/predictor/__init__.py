@@ -1,0 +1,1 @@
+"""The latent predictor's operations besides its matrix products."""

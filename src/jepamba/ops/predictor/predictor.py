@@ -1,0 +1,130 @@
+"""The latent predictor's operations besides its matrix products: plain PyTorch here, one Triton kernel each on a GPU.
+
+Legend: B batch, T time, E latent width, M hidden width of the predictor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jepamba.ops.dispatch import num_programs, num_warps, on_device, use_triton
+
+ROWS, COLUMNS = 8, 512
+"""Tile of the bias-and-GELU kernel."""
+GRADIENT_COLUMNS = 256
+"""Columns of a program of its gradient, which is one warp that takes one row at a time (docs/performance.md)."""
+
+
+def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[Tensor, "*batch M"]:
+    """gelu(u + bias), the exact GELU."""
+    if use_triton(u):
+        out: Tensor = BiasGelu.apply(u, bias)  # type: ignore[no-untyped-call]
+        return out
+    return F.gelu(u + bias)
+
+
+def shifted_error(
+    prediction_BTE: Float[Tensor, "B T E"], target_BTE: Float[Tensor, "B T E"], weight_BT: Float[Tensor, "B T"], k: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
+    """(Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, the prediction, the target).
+
+    The weight of the last k tokens of each sequence must be 0. Prediction and target are handed on unchanged: who
+    reads them from here leaves their gradient to be added in the same pass.
+    """
+    if use_triton(prediction_BTE):
+        three: tuple[Tensor, Tensor, Tensor] = ShiftedError.apply(  # type: ignore[no-untyped-call]
+            prediction_BTE, target_BTE.to(prediction_BTE.dtype), weight_BT, k
+        )
+        return three
+    wide = torch.promote_types(prediction_BTE.dtype, torch.float32)
+    gap_BSE = prediction_BTE[:, :-k].to(wide) - target_BTE[:, k:].to(wide)
+    return (gap_BSE.square().sum(-1) * weight_BT[:, :-k]).sum(), prediction_BTE, target_BTE
+
+
+class BiasGelu(torch.autograd.Function):
+    """gelu(u + bias) by the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, bias: Tensor) -> Tensor:
+        from jepamba.ops.predictor.triton_kernels import bias_gelu_kernel
+
+        u, bias = u.contiguous(), bias.contiguous()
+        M = u.shape[-1]
+        N = u.numel() // M
+        out = torch.empty_like(u)
+        with on_device(u):
+            bias_gelu_kernel[(-(-N // ROWS) * -(-M // COLUMNS),)](u, bias, out, N, M, R=ROWS, BLOCK=COLUMNS)
+        ctx.save_for_backward(u, bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        from jepamba.ops.partial_sums import sum_parts
+        from jepamba.ops.predictor.triton_kernels import bias_gelu_gradient_kernel
+
+        u, bias = ctx.saved_tensors
+        M = u.shape[-1]
+        N = u.numel() // M
+        du = torch.empty_like(u)
+        blocks = -(-M // GRADIENT_COLUMNS)
+        count = num_programs(N)
+        parts = u.new_empty(count, M, dtype=torch.float32)
+        with on_device(u):
+            bias_gelu_gradient_kernel[(blocks, count)](
+                u, bias, grads[0].contiguous(), du, parts, N, M, BLOCK=GRADIENT_COLUMNS, num_warps=1
+            )
+        return du, sum_parts(parts).to(bias.dtype)
+
+
+class ShiftedError(torch.autograd.Function):
+    """`shifted_error` by the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        from jepamba.ops.predictor.triton_kernels import shifted_error_kernel
+
+        prediction, target, weight = prediction.contiguous(), target.contiguous(), weight.float().contiguous()
+        D = prediction.shape[-1]
+        N = prediction.numel() // D
+        block = 1 << (D - 1).bit_length()
+        parts = prediction.new_empty(num_programs(N), dtype=torch.float32)
+        with on_device(prediction):
+            shifted_error_kernel[(len(parts),)](
+                prediction, target, weight, parts, N, D, k, BLOCK=block, num_warps=num_warps(block)
+            )
+        ctx.save_for_backward(prediction, target, weight)
+        ctx.k = k
+        ctx.set_materialize_grads(False)
+        return parts.sum(), prediction, target
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        from jepamba.ops.predictor.triton_kernels import shifted_error_gradient_kernel
+
+        prediction, target, weight = ctx.saved_tensors
+        dout, prediction_after, after = grads
+        if dout is None:
+            return prediction_after, after, None, None
+        D = prediction.shape[-1]
+        N = prediction.numel() // D
+        block = 1 << (D - 1).bit_length()
+        learn = ctx.needs_input_grad[1]
+        dprediction = torch.empty_like(prediction)
+        dtarget = torch.empty_like(target) if learn else None
+        with on_device(prediction):
+            shifted_error_gradient_kernel[(N,)](
+                prediction, target, weight, dout.float(), target if after is None else after.contiguous(),
+                prediction if prediction_after is None else prediction_after.contiguous(),
+                dprediction, target if dtarget is None else dtarget, N, D, ctx.k,
+                HAS_AFTER=after is not None, HAS_PREDICTION_AFTER=prediction_after is not None,
+                LEARN_TARGET=learn, BLOCK=block, num_warps=num_warps(block),
+            )  # fmt: skip
+        return dprediction, dtarget, None, None

@@ -1,0 +1,261 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
+"""Triton kernels of the sequence operator; `triton_ssd` launches them.
+
+Within a chunk of L tokens, with s_i = log2(e) · A · (dt_1 + … + dt_i), token i reads token j <= i with weight
+C_i·B_j · E_ij · dt_j, E_ij = 2^(s_i − s_j). A reset masks: `document` counts the resets up to each token of the chunk,
+and two tokens (or a token and a chunk's edge) see each other where the counts agree.
+
+Decays, sums and states are fp32; the operands of matrix products have the inputs' dtype. Tokens past the end have
+dt = 0 and zeros everywhere else (the copy engine gives them), so they decay nothing and add nothing. `zero` is 0 at run
+time only: the masks that contain it look different in every turn of a loop, so they are not kept in registers over it.
+
+Legend: B batch, H heads, c chunks, L chunk length, P head width, N state, i reading token, j read token.
+Pointers and descriptors are named as their tensors; descriptors are of (B, H or G, T, width) or (B·H·c, P, N).
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from jepamba.ops.ssd.triton_decays import TINY
+
+
+@triton.jit
+@no_type_check
+def _from_start(s_L, document_L, HAS_RESET: tl.constexpr):
+    """How much of the state at the chunk's start each token reads."""
+    if HAS_RESET:
+        return tl.where(document_L == 0, tl.exp2(s_L), 0.0)
+    return tl.exp2(s_L)
+
+
+@triton.jit
+@no_type_check
+def _to_end(s_L, s_end, document_L, document_end, HAS_RESET: tl.constexpr):
+    """How much of each token is left at the chunk's end."""
+    if HAS_RESET:
+        return tl.where(document_L == document_end, tl.exp2(s_end - s_L), 0.0)
+    return tl.exp2(s_end - s_L)
+
+
+@triton.jit
+@no_type_check
+def _decays(dts, logs, documents, c, L: tl.constexpr, HAS_RESET: tl.constexpr):
+    """(dt_j, s_j, s_L, document_j, document_L) of chunk c, as `prepare_kernel` left them."""
+    o_L = c * L + tl.arange(0, L)
+    dt_L = tl.load(dts + o_L)
+    s_L = tl.load(logs + o_L)
+    s_end = tl.load(logs + c * L + (L - 1))
+    document_L = tl.zeros_like(o_L)
+    document_end = 0
+    if HAS_RESET:
+        document_L = tl.load(documents + o_L)
+        document_end = tl.load(documents + c * L + (L - 1))
+    return dt_L, s_L, s_end, document_L, document_end
+
+
+@triton.jit
+@no_type_check
+def forward_kernel(
+    x, dts, logs, documents, B, C, D, initial, y, final, starts,
+    H, heads_per_group, chunks, zero,
+    L: tl.constexpr, P: tl.constexpr, P_BLOCK: tl.constexpr, N: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program walks the chunks of one (sequence, head, block of P) with the state on chip.
+
+    Writes y, the final state (B,H,P,N) and, where KEEP, the state at each chunk's start.
+    """
+    h = tl.program_id(0) // (P // P_BLOCK)
+    p0 = (tl.program_id(0) % (P // P_BLOCK)) * P_BLOCK
+    b = tl.program_id(1)
+    g = h // heads_per_group
+    row = (b * H + h).to(tl.int64)
+    tile_PN = row * P * N + (p0 + tl.arange(0, P_BLOCK))[:, None] * N + tl.arange(0, N)[None, :]
+    dts += row * chunks * L
+    logs += row * chunks * L
+    documents += b.to(tl.int64) * chunks * L
+    D_h = tl.load(D + h).to(tl.float32)
+    state_PN = tl.zeros((P_BLOCK, N), tl.float32)
+    if HAS_INITIAL:
+        state_PN += tl.load(initial + tile_PN).to(tl.float32)
+    for c in tl.range(0, chunks, num_stages=STAGES):
+        x_LP = x.load([b, h, c * L, p0]).reshape(L, P_BLOCK)
+        B_LN = B.load([b, g, c * L, 0]).reshape(L, N)
+        C_LN = C.load([b, g, c * L, 0]).reshape(L, N)
+        dt_L, s_L, s_end, doc_L, doc_end = _decays(dts, logs, documents, c, L, HAS_RESET)
+        narrow_PN = state_PN.to(x_LP.dtype)
+        if KEEP:
+            starts.store([(b * H + h) * chunks + c, p0, 0], narrow_PN.reshape(1, P_BLOCK, N))
+        j_L = tl.arange(0, L)
+        i_L = j_L + c * zero
+        visible_LL = i_L[:, None] >= j_L[None, :]
+        if HAS_RESET:
+            visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
+        weight_LL = tl.dot(C_LN, tl.trans(B_LN), input_precision=PRECISION)
+        weight_LL *= tl.exp2(tl.where(visible_LL, s_L[:, None] - s_L[None, :], float("-inf"))) * dt_L[None, :]
+        # D x is one more thing that a token reads of itself.
+        weight_LL += tl.where(i_L[:, None] == j_L[None, :], D_h, 0.0)
+        y_LP = tl.dot(C_LN, tl.trans(narrow_PN), input_precision=PRECISION)
+        y_LP *= _from_start(s_L, doc_L, HAS_RESET)[:, None]
+        y_LP = tl.dot(weight_LL.to(x_LP.dtype), x_LP, y_LP, input_precision=PRECISION)
+        y.store([b, h, c * L, p0], y_LP.to(x_LP.dtype).reshape(1, 1, L, P_BLOCK))
+        into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+        survival = tl.exp2(s_end)
+        if HAS_RESET:
+            survival = tl.where(doc_end == 0, survival, 0.0)
+        scaled_LN = (B_LN.to(tl.float32) * into_L[:, None]).to(x_LP.dtype)
+        state_PN = tl.dot(tl.trans(x_LP), scaled_LN, state_PN * survival, input_precision=PRECISION)
+    tl.store(final + tile_PN, state_PN)
+
+
+@triton.jit
+@no_type_check
+def state_kernel(
+    u, dts, logs, documents, V, edge, states, last,
+    H, heads_per_group, chunks,
+    L: tl.constexpr, P: tl.constexpr, P_BLOCK: tl.constexpr, N: tl.constexpr,
+    REVERSE: tl.constexpr, HAS_EDGE: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The recurrence between chunks alone: the state before each chunk is walked over, and the one after the last.
+
+    Forward, from u = x and V = B: the state at each chunk's start. REVERSE, from u = dy and V = C: the gradient of the
+    state at each chunk's end, walking from the end; `last` is then the gradient of the initial state.
+    """
+    h = tl.program_id(0) // (P // P_BLOCK)
+    p0 = (tl.program_id(0) % (P // P_BLOCK)) * P_BLOCK
+    b = tl.program_id(1)
+    g = h // heads_per_group
+    row = (b * H + h).to(tl.int64)
+    tile_PN = row * P * N + (p0 + tl.arange(0, P_BLOCK))[:, None] * N + tl.arange(0, N)[None, :]
+    dts += row * chunks * L
+    logs += row * chunks * L
+    documents += b.to(tl.int64) * chunks * L
+    state_PN = tl.zeros((P_BLOCK, N), tl.float32)
+    if HAS_EDGE:
+        state_PN += tl.load(edge + tile_PN).to(tl.float32)
+    for k in tl.range(0, chunks, num_stages=STAGES):
+        c = k
+        if REVERSE:
+            c = chunks - 1 - k
+        u_LP = u.load([b, h, c * L, p0]).reshape(L, P_BLOCK)
+        V_LN = V.load([b, g, c * L, 0]).reshape(L, N)
+        dt_L, s_L, s_end, doc_L, doc_end = _decays(dts, logs, documents, c, L, HAS_RESET)
+        states.store([(b * H + h) * chunks + c, p0, 0], state_PN.to(u_LP.dtype).reshape(1, P_BLOCK, N))
+        if REVERSE:
+            scale_L = _from_start(s_L, doc_L, HAS_RESET)
+        else:
+            scale_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+        survival = tl.exp2(s_end)
+        if HAS_RESET:
+            survival = tl.where(doc_end == 0, survival, 0.0)
+        scaled_LN = (V_LN.to(tl.float32) * scale_L[:, None]).to(u_LP.dtype)
+        state_PN = tl.dot(tl.trans(u_LP), scaled_LN, state_PN * survival, input_precision=PRECISION)
+    tl.store(last + tile_PN, state_PN)
+
+
+@triton.jit
+@no_type_check
+def _row_products(tile_LN, other, nothing, L: tl.constexpr, N: tl.constexpr):
+    """Σ_n tile · other of each row; `other` in fp32 or as bfloat16 pairs in int32 (the even column in the low half).
+
+    Pairs are opened here, in every turn of the caller's loop: `nothing` is 0, but not to the compiler, which would
+    otherwise keep the opened tile in registers.
+    """
+    if other.dtype == tl.int32:
+        even_Lm, odd_Lm = tl.split(tile_LN.reshape(L, N // 2, 2))
+        low_Lm = (other << (16 + nothing)).to(tl.float32, bitcast=True)
+        high_Lm = (other & (-65536 + nothing)).to(tl.float32, bitcast=True)
+        return tl.sum(even_Lm * low_Lm + odd_Lm * high_Lm, axis=1)
+    else:
+        return tl.sum(tile_LN * other, axis=1)
+
+
+@triton.jit
+@no_type_check
+def gradient_kernel(
+    x, dts, logs, documents, B, C, B_pairs, C_pairs, D, dy, starts, dends, dx, dB, dC, sums, passing,
+    T, H, heads_per_group, chunks, zero, dB_sp, dB_sb, dB_st, sums_sk,
+    L: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAIRED: tl.constexpr,
+    HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx, dB, dC and what the decays' gradients need, of one chunk of one sequence, HEADS heads of a group in turn.
+
+    B and C are shared by the group, so dB and dC stay on chip while the heads pass. Square tiles are (j, i), the read
+    token down and the reading token across: two of the three products that use them can take them from registers.
+    """
+    c = tl.program_id(0)
+    b = tl.program_id(1)
+    g = tl.program_id(2) // SPLITS
+    split = tl.program_id(2) % SPLITS
+    l = tl.arange(0, L)  # noqa: E741
+    p = tl.arange(0, P)
+    B_LN = B.load([b, g, c * L, 0]).reshape(L, N)
+    C_LN = C.load([b, g, c * L, 0]).reshape(L, N)
+    if PAIRED:
+        B_rows = B_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
+        C_rows = C_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
+    else:
+        B_rows = B_LN.to(tl.float32)
+        C_rows = C_LN.to(tl.float32)
+    dB_LN = tl.zeros((L, N), tl.float32)
+    dC_LN = tl.zeros((L, N), tl.float32)
+    documents += b.to(tl.int64) * chunks * L
+    first = g * heads_per_group + split * HEADS
+    for k in tl.range(0, HEADS, num_stages=STAGES):
+        h = first + k
+        row = b * H + h
+        x_LP = x.load([b, h, c * L, 0]).reshape(L, P)
+        dy_LP = dy.load([b, h, c * L, 0]).reshape(L, P)
+        dend_PN = dends.load([row * chunks + c, 0, 0]).reshape(P, N)
+        start_PN = starts.load([row * chunks + c, 0, 0]).reshape(P, N)
+        D_h = tl.load(D + h).to(tl.float32)
+        tokens = row.to(tl.int64) * chunks * L
+        dt_L, s_L, s_end, doc_L, doc_end = _decays(dts + tokens, logs + tokens, documents, c, L, HAS_RESET)
+        dt_L = tl.maximum(dt_L, TINY)
+        out_L = sums + tokens + c * L + l
+        nothing = k * zero
+        j_L = l + nothing
+        diagonal_LL = j_L[:, None] == l[None, :]
+        visible_LL = j_L[:, None] <= l[None, :]
+        if HAS_RESET:
+            visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
+        E_LL = tl.exp2(tl.where(visible_LL, s_L[None, :] - s_L[:, None], float("-inf"))) * dt_L[:, None]
+        into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+
+        # The weight C_i·B_j E_ij dt_j, with D on the diagonal, has the gradient x_j·dy_i.
+        # The same for every head, and yet cheaper to take again from shared memory than to keep in registers.
+        product_LL = tl.dot(
+            B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + nothing.to(tl.float32), input_precision=PRECISION
+        )
+        weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
+        R_LL = tl.dot(x_LP, tl.trans(dy_LP), input_precision=PRECISION)
+        tl.store(out_L + 2 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
+        W_LL = (R_LL * E_LL).to(x_LP.dtype)
+        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision=PRECISION) * into_L[:, None]
+        dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision=PRECISION)
+        dx.store([b, h, c * L, 0], dx_LP.to(x_LP.dtype).reshape(1, 1, L, P))
+
+        own_LN = tl.dot(x_LP, dend_PN, input_precision=PRECISION) * into_L[:, None]
+        tl.store(out_L + 3 * sums_sk, _row_products(own_LN, B_rows, nothing * 2, L, N))
+        own_LN = tl.dot(W_LL, C_LN, own_LN, input_precision=PRECISION)
+        tl.store(out_L, _row_products(own_LN, B_rows, nothing, L, N))
+        dB_LN += own_LN
+
+        own_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION) * _from_start(s_L, doc_L, HAS_RESET)[:, None]
+        own_LN = tl.dot(tl.trans(W_LL), B_LN, own_LN, input_precision=PRECISION)
+        tl.store(out_L + sums_sk, _row_products(own_LN, C_rows, nothing, L, N))
+        dC_LN += own_LN
+
+        # Σ dend ⊙ start as a diagonal: the tensor cores take both tiles from shared memory, registers are short.
+        passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision=PRECISION)
+        passing_P = tl.sum(tl.where((p + nothing)[:, None] == p[None, :], passing_PP, 0.0), axis=1)
+        tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
+    t = c * L + l
+    out = split * dB_sp + b.to(tl.int64) * dB_sb + t[:, None].to(tl.int64) * dB_st + g * N + tl.arange(0, N)[None, :]
+    tl.store(dB + out, dB_LN.to(dB.dtype.element_ty), mask=(t < T)[:, None])
+    tl.store(dC + out, dC_LN.to(dC.dtype.element_ty), mask=(t < T)[:, None])
