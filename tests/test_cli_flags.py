@@ -83,7 +83,7 @@ def test_the_rest_stays_in_order() -> None:
     ("words", "message"),
     [
         (["--train.stps", "5"], r"unknown flag --train\.stps; did you mean --train\.steps\?"),
-        (["--model.steps", "5"], r"did you mean --jepa\.steps\?"),
+        (["--model.steps", "5"], r"did you mean --train\.steps\?"),
         (["--zzz.qqq", "5"], "--help lists all flags"),
         (["--train.steps"], "--train.steps needs a value"),
         (["--train.steps", "--data.train", "x"], "--train.steps needs a value"),

@@ -211,7 +211,7 @@ def test_the_page_of_metrics_is_whole(tmp_path: Path) -> None:
             "chunk_size": 16,
             "mlp_mult": 1.0,
         },
-        "jepa": {"steps": 1, "sigreg_projections": 8, "sigreg_samples": 64},
+        "jepa": {"rollout_steps": 1, "sigreg_projections": 8, "sigreg_samples": 64},
         "train": {"steps": 3, "tokens_per_step": 128, "tokens_per_micro": 128, "val_every": 1, "val_tokens": 128}
         | {"terms_every": 1},
         "eval": {"calibrate_tokens": 128, "diagnostics_tokens": 256, "sample_tokens": 2, "prompts": ["The "]}

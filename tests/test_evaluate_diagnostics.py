@@ -44,7 +44,7 @@ class Fixed(nn.Module):
 
 
 def heads_that_see(say: Any, steps: int = 2) -> JepaHeads:
-    heads = JepaHeads(Jepa(steps=steps), 16)
+    heads = JepaHeads(Jepa(rollout_steps=steps), 16)
     heads.projector = Fixed(say)
     return heads
 

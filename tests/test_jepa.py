@@ -84,7 +84,7 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
         assert to_prediction.abs().max() > 0
         assert (to_z is None) == detach
     # With a real roll-out z still learns through the prediction's side: its last position, a target only, does not.
-    heads = disturbed_heads(Jepa(steps=2))
+    heads = disturbed_heads(Jepa(rollout_steps=2))
     z = torch.randn(2, 9, 16, requires_grad=True)
     grads = [
         torch.autograd.grad(prediction_error(heads.step, heads.steps, z, None, detach_targets=detach), z)[0]
@@ -105,7 +105,7 @@ def test_prediction_error_is_fp32_for_bf16_latents() -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_rollout_reads_its_own_output(steps: int) -> None:
-    heads = disturbed_heads(Jepa(steps=steps, projector="linear"))
+    heads = disturbed_heads(Jepa(rollout_steps=steps, projector="linear"))
     z = torch.randn(2, 7, 16)
     predictions = heads.rollout(z)
     assert [p.shape for p in predictions] == [(2, 7, 16)] * steps
@@ -122,7 +122,7 @@ def test_rollout_reads_its_own_output(steps: int) -> None:
 
 @pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm"])
 def test_a_fresh_predictor_says_the_same_everywhere(kind: str) -> None:
-    heads = JepaHeads(Jepa(projector=kind, steps=2), 16).eval()
+    heads = JepaHeads(Jepa(projector=kind, rollout_steps=2), 16).eval()
     output = heads.predictor[2]
     assert isinstance(output, nn.Linear)
     assert (output.weight == 0).all()
@@ -198,7 +198,13 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
 @pytest.mark.parametrize("pool", ["timestep", "positions", "centered"])
 def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     config = Jepa(
-        ce_weight=0.5, z_loss=1e-2, weight=0.3, sigreg_weight=0.2, sigreg_pool=pool, sigreg_projections=16, steps=2
+        ce_weight=0.5,
+        z_loss=1e-2,
+        weight=0.3,
+        sigreg_weight=0.2,
+        sigreg_pool=pool,
+        sigreg_projections=16,
+        rollout_steps=2,
     )
     terms, (model, heads, tokens, targets, reset) = terms_of(config, lam=0.07)
     h = model(tokens, reset)[0]
@@ -218,7 +224,7 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
 
 
 def test_gradients_reach_the_kept_model_through_every_term() -> None:
-    config = Jepa(sigreg_projections=16, steps=2)
+    config = Jepa(sigreg_projections=16, rollout_steps=2)
     for term in ("token", "jepa", "sigreg"):
         terms, (model, heads, *_) = terms_of(config, lam=0.1)
         getattr(terms, term).backward()

@@ -165,7 +165,7 @@ def test_an_overlay_changes_its_settings_alone(base: str, overlay: str) -> None:
 
 def test_the_last_overlay_wins(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
-    mine.write_text("[jepa]\nsigreg_knots = 9\n[model]\nlayers = 3\n")
+    mine.write_text("[jepa]\nsigreg_knots = 9\n[model]\nn_layer = 3\n")
     lewm = load_preset("quick+sigreg-submission+sigreg-lewm").jepa
     assert (lewm.sigreg_weight, lewm.sigreg_t_min, lewm.sigreg_knots) == (0.09, 0.0, 17)
     run = load_preset(f"quick+sigreg-lewm+{mine}")
@@ -190,13 +190,13 @@ def test_an_unknown_preset_is_refused_with_the_list(name: str) -> None:
     ("content", "complaint"),
     [
         (b"[model\n", "not TOML"),
-        (b"[model]\ndim = 128\ndim = 256\n", "not TOML"),
+        (b"[model]\nd_model = 128\nd_model = 256\n", "not TOML"),
         (b'[data]\ntrain = "\xff"\n', "not TOML"),
         (b"[model]\nwidth = 3\n", "unknown setting model.width"),
-        (b"[modell]\ndim = 3\n", "unknown section"),
+        (b"[modell]\nd_model = 3\n", "unknown section"),
         (b"model = 3\n", "must be a table"),
-        (b'[model]\ndim = "wide"\n', "model.d_model = 'wide': must be of type int"),
-        (b"[model]\ndim = -1\n", "model.d_model = -1: must be at least 1"),
+        (b'[model]\nd_model = "wide"\n', "model.d_model = 'wide': must be of type int"),
+        (b"[model]\nd_model = -1\n", "model.d_model = -1: must be at least 1"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:

@@ -31,7 +31,7 @@ def tiny(text: Path, **settings: Any) -> Run:
                 "chunk_size": 16,
                 "mlp_mult": 2.0,
             },
-            "jepa": {"steps": 2, "sigreg_projections": 8, "weight": 0.1, "sigreg_weight": 0.05},
+            "jepa": {"rollout_steps": 2, "sigreg_projections": 8, "weight": 0.1, "sigreg_weight": 0.05},
             "train": {
                 "steps": 8,
                 "tokens_per_step": 128,

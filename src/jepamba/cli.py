@@ -365,7 +365,7 @@ def _add_study(top: _Commands) -> None:
         "Run a plan: every configuration with every seed; what is finished is skipped, what was interrupted resumes.",
         [
             "jepamba study run quick-jepa",
-            "jepamba study run published-layers --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
+            "jepamba study run published-n_layer --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
             "jepamba study run mine.toml --out runs/mine",
         ],
         config_flags=True,

@@ -1,8 +1,8 @@
 """Every setting of a run, as frozen dataclasses: one per room of the package, and `Run`, which holds them all.
 
-A field is also a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each class checks
-what it can check alone in `__post_init__`; `Run` checks what needs two rooms. A setting that makes no sense is refused
-with a `ConfigError` that names the field, its value and the remedy.
+A field is also a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each
+class checks what it can check alone in `__post_init__`; `Run` checks what needs two rooms. A setting that makes no
+sense is refused with a `ConfigError` that names the field, its value and the remedy.
 """
 
 from __future__ import annotations
@@ -521,7 +521,8 @@ class Run:
         )
         _require(
             not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
-            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of {self.data.seq_len}",
+            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of "
+            f"{self.data.seq_len}",
         )
 
 

@@ -32,8 +32,8 @@ length of the text that they decode to before any figure is printed.{packed}
 
 ## The model
 
-A Mamba-2 language model of {parameters:,} parameters: {n_layer} blocks of width {d_model}, state {d_state} a channel, an MLP
-{mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are {grid}, as the forward pass
+A Mamba-2 language model of {parameters:,} parameters: {n_layer} blocks of width {d_model}, state {d_state} a channel,
+an MLP {mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are {grid}, as the forward pass
 has seen them over {share} of training.
 
 ## How it was trained

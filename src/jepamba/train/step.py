@@ -59,8 +59,8 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
         undo(session, kept)
         raise NotFiniteError(
             f"step {session.progress.step}: the loss is {total} and its gradient's norm {grad_norm}, on the "
-            f"{session.batch_layout.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
-            "no update was made"
+            f"{session.batch_layout.windows} windows from window {position['position']} of epoch {position['epoch']} "
+            "on; no update was made"
         )
     session.optimizers.schedule(scale, momentum)
     micro.update()

@@ -26,9 +26,9 @@ def ssd_torch(
     *,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """(y_BTHP, final_state_BHPN); see `jepamba.ops.ssd.ssd` for shapes and meaning. Differentiable in every float input.
+    """(y_BTHP, final_state_BHPN); see `jepamba.ops.ssd.ssd` for shapes. Differentiable in every float input.
 
-    Time O(T·chunk), memory O(T·chunk) per head; `chunk` changes the result only by rounding.
+    Time O(T·L), memory O(T·L) per head; L = `chunk_size` changes the result only by rounding.
     """
     batch, length, heads, width = x_BTHP.shape
     groups, n = B_BTGN.shape[2:]
