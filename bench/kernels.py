@@ -17,13 +17,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jepamba.ops.causal_conv.conv import conv_silu
-from jepamba.ops.cross_entropy.cross_entropy import capped_cross_entropy
-from jepamba.ops.cross_entropy.rows import row_losses, token_nats
+from jepamba.ops.causal_conv import conv_silu
+from jepamba.ops.cross_entropy import capped_cross_entropy, row_losses, token_nats
 from jepamba.ops.dispatch import triton_kernels
-from jepamba.ops.epps_pulley.epps_pulley import epps_pulley
-from jepamba.ops.norms.norms import add_norm, gated_norm, mix_norm, relu2_norm
-from jepamba.ops.predictor.predictor import bias_gelu
+from jepamba.ops.epps_pulley import epps_pulley
+from jepamba.ops.norms import add_norm, gated_norm, mix_norm, relu2_norm
+from jepamba.ops.predictor import bias_gelu
 from ssd import captured, measure
 
 Parts = dict[str, tuple[Callable[[], object], int]]

@@ -17,7 +17,7 @@ from jepamba.model import LanguageModel
 from jepamba.model.layers import Linear, Mlp
 from jepamba.ops.fp8 import linear as fp8
 from jepamba.ops.fp8 import mlp as fp8_mlp
-from jepamba.ops.norms.norms import relu2_norm
+from jepamba.ops.norms import relu2_norm
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import DeviceConfig, place

@@ -18,8 +18,8 @@ from jepamba.model import LanguageModel, part_of
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
 from jepamba.model.mixer import Mamba2
-from jepamba.ops.causal_conv.conv import causal_conv
-from jepamba.ops.norms.norms import rms
+from jepamba.ops.causal_conv.pytorch import causal_conv
+from jepamba.ops.norms import rms
 
 SMALL: dict[str, Any] = {
     "vocab_size": 37,

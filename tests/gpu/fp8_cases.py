@@ -11,7 +11,7 @@ from jepamba.config import Model, Quant
 from jepamba.model.layers import Linear, Mlp
 from jepamba.ops.fp8.linear import Rounded, round_rows_plain
 from jepamba.ops.fp8.mlp import hidden_gradient_triton, hidden_rounded_triton
-from jepamba.ops.norms.norms import RMS_EPS
+from jepamba.ops.norms import RMS_EPS
 
 ROUNDED = 3.5e-2
 """Relative RMS error of a product with one factor rounded to e4m3. From 1 to 2 its values lie 2⁻³ apart: the error is

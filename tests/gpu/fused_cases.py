@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepamba.ops.causal_conv.conv import causal_conv, conv_silu
-from jepamba.ops.cross_entropy.rows import row_losses_torch, row_losses_triton, softcap
-from jepamba.ops.epps_pulley.epps_pulley import epps_pulley
+from jepamba.ops.causal_conv import conv_silu
+from jepamba.ops.causal_conv.reference import conv_silu_reference
+from jepamba.ops.cross_entropy.pytorch import row_losses_torch, softcap
+from jepamba.ops.cross_entropy.triton import row_losses_triton
+from jepamba.ops.epps_pulley import epps_pulley
+from jepamba.ops.epps_pulley.reference import epps_pulley_reference
 
 
 def relative(ours: Tensor, truth: Tensor) -> float:
@@ -72,13 +75,8 @@ def conv_errors(
         leaves = {n: v.to(place, width or v.dtype).requires_grad_() for n, v in values.items()}
         x, flags = leaves["x"][..., 8 : 8 + channels], None if reset is None else reset.to(place)
         rest = (leaves["kernel"], leaves["bias"], flags)
-        if fused:
-            y, after = conv_silu(x, leaves.get("history"), *rest)
-            assert "ConvSilu" in type(y.grad_fn).__name__
-        else:
-            start = leaves["history"] if history else x.new_zeros(batch, channels, taps - 1)
-            y, after = causal_conv(x, start, *rest)
-            y = F.silu(y)
+        y, after = (conv_silu if fused else conv_silu_reference)(x, leaves.get("history"), *rest)
+        assert not fused or "ConvSilu" in type(y.grad_fn).__name__
         pulls = [pull.to(place, y.dtype), pull_after.to(place, y.dtype)]
         return [y, after, *torch.autograd.grad([y, after], list(leaves.values()), pulls)]
 
@@ -99,11 +97,9 @@ def epps_pulley_errors(
     leaf = x.to(device).requires_grad_()
     value = epps_pulley(leaf, t.to(device), w.to(device))
     (grad,) = torch.autograd.grad(value, leaf, pull.to(device))
-    # The formula itself, every cosine at once. Knots are even in fp32 up to rounding; the truth has the same ones.
+    # Knots are evenly spaced in fp32 up to rounding; the reference gets the same ones.
     even = t[0].double() + (t[1] - t[0]).double() * torch.arange(knots)
     wide = x.double().requires_grad_()
-    angles = wide.unsqueeze(-1) * even
-    gap = angles.cos().mean(1) - torch.exp(-(t.double() ** 2) / 2)
-    truth = (w.double() * (gap**2 + angles.sin().mean(1) ** 2)).sum(-1)
+    truth = epps_pulley_reference(wide, even, w)
     (true_grad,) = torch.autograd.grad(truth, wide, pull.double())
     return {"value": relative(value, truth), "x": relative(grad, true_grad)}

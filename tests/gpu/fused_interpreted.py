@@ -10,18 +10,19 @@ from fused_cases import autograd_truth, conv_errors, cross_entropy_errors, epps_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jepamba.ops.causal_conv import conv
-from jepamba.ops.cross_entropy import rows as cross_entropy
-from jepamba.ops.cross_entropy.rows import row_losses_torch
-from jepamba.ops.epps_pulley import epps_pulley
+from jepamba.ops import causal_conv, epps_pulley
+from jepamba.ops.causal_conv import triton as conv
+from jepamba.ops.cross_entropy import rows, token_nats
+from jepamba.ops.cross_entropy import triton as cross_entropy
+from jepamba.ops.cross_entropy.pytorch import row_losses_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
 def _kernels_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (conv, cross_entropy, epps_pulley):
-        monkeypatch.setattr(module, "on_gpu", lambda _: True)
+    for module in (causal_conv, rows, epps_pulley):
+        monkeypatch.setattr(module, "use_triton", lambda _: True)
 
 
 @pytest.mark.parametrize("learn", [True, False])
@@ -105,7 +106,7 @@ def test_token_nats(temperature: float) -> None:
     logits, targets = torch.randn(20, 70) * 6, torch.randint(0, 70, (20,))
     truth = F.cross_entropy(logits.double() / temperature, targets, reduction="none")
     before = logits.clone()
-    assert relative(cross_entropy.token_nats(logits.to(DEVICE), targets.to(DEVICE), temperature), truth) < 1e-6
+    assert relative(token_nats(logits.to(DEVICE), targets.to(DEVICE), temperature), truth) < 1e-6
     assert torch.equal(logits, before)
 
 

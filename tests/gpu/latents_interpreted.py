@@ -9,8 +9,8 @@ import torch
 from norms_interpreted import DEVICE, DTYPES, compare, random
 from torch import Tensor
 
-from jepamba.ops.predictor import predictor as latents
-from jepamba.ops.predictor.predictor import BiasGelu, ShiftedError
+from jepamba.ops import predictor as latents
+from jepamba.ops.predictor.triton import BiasGelu, ShiftedError
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)

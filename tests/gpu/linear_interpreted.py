@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepamba.ops.linear.linear import cached_linear
 from jepamba.ops.linear.products import Projected, projected
+from jepamba.ops.linear.triton import cached_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepamba.ops.norms import norms
+from jepamba.ops import norms
 from jepamba.ops.norms.triton import AddNorm, GatedNorm, MixNorm, Relu2Norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.jepa import Projections, sample_projections, sigreg
-from jepamba.ops.causal_conv.conv import conv_silu
-from jepamba.ops.cross_entropy.cross_entropy import capped_cross_entropy
-from jepamba.ops.cross_entropy.rows import row_losses_triton
+from jepamba.ops.causal_conv import conv_silu
+from jepamba.ops.cross_entropy import capped_cross_entropy
+from jepamba.ops.cross_entropy.triton import row_losses_triton
 
 pytestmark = [
     pytest.mark.gpu,

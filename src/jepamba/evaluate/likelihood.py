@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from jepamba.model import LanguageModel
-from jepamba.ops.cross_entropy.rows import token_nats
+from jepamba.ops.cross_entropy import token_nats
 
 SLICE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Logits held at once (fp32: 8 and 64 MB), whatever the vocabulary."""

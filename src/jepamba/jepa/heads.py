@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepamba.config import Jepa
-from jepamba.ops.predictor.predictor import bias_gelu, shifted_error
+from jepamba.ops.predictor import bias_gelu, shifted_error
 from jepamba.ranks import ALONE, Ranks
 
 

@@ -16,7 +16,7 @@ from jepamba.config import Jepa
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Projections, sigreg
 from jepamba.model import LanguageModel, State
-from jepamba.ops.cross_entropy.cross_entropy import Losses
+from jepamba.ops.cross_entropy import Losses
 from jepamba.ranks import ALONE, Ranks
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.config import Jepa
-from jepamba.ops.epps_pulley.epps_pulley import characteristic_sums, epps_pulley
+from jepamba.ops.epps_pulley import characteristic_sums, epps_pulley
 from jepamba.ops.linear.products import projected
 from jepamba.ranks import ALONE, Ranks
 

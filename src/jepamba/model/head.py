@@ -12,8 +12,7 @@ from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.model.layers import Gridded, Linear, embedding_grid, vector_grid
-from jepamba.ops.cross_entropy.cross_entropy import Losses, capped_cross_entropy
-from jepamba.ops.cross_entropy.rows import softcap
+from jepamba.ops.cross_entropy import Losses, capped_cross_entropy, softcap
 
 
 class Head(Gridded):

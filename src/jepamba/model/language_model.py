@@ -19,8 +19,8 @@ from jepamba.config import ConfigError, Model, Quant
 from jepamba.model.head import Head
 from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, vector_grid
 from jepamba.model.mixer import Mamba2, MixerState
-from jepamba.ops.cross_entropy.cross_entropy import Losses
-from jepamba.ops.norms.norms import add_norm, mix_norm, rms
+from jepamba.ops.cross_entropy import Losses
+from jepamba.ops.norms import add_norm, mix_norm, rms
 from jepamba.quant import Grid, IntGrid, Streams
 
 State = list[MixerState]

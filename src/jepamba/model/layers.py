@@ -14,7 +14,7 @@ from jepamba.config import Model, Quant
 from jepamba.ops.dispatch import use_triton
 from jepamba.ops.fp8.linear import Factor, Weight8, fp8_linear
 from jepamba.ops.fp8.mlp import fp8_mlp
-from jepamba.ops.norms.norms import relu2_norm, rms
+from jepamba.ops.norms import relu2_norm, rms
 from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
@@ -169,7 +169,7 @@ class Linear(Gridded):
         self.watch(x)
         tokens = x.numel() // x.shape[-1]
         if self.in_one_piece(x) and (scale is None or self.scales_weights(tokens)):
-            from jepamba.ops.linear.linear import cached_linear
+            from jepamba.ops.linear.triton import cached_linear
 
             return cached_linear(x, self.weight("w"), scale, rows)
         w, factor, left = self.factor(tokens, scale, rows)

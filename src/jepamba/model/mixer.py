@@ -16,10 +16,10 @@ from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.model.layers import Gridded, Linear, exact_grid, small_grid, vector_grid
-from jepamba.ops.causal_conv.conv import conv_history, conv_silu
+from jepamba.ops.causal_conv import conv_history, conv_silu
 from jepamba.ops.dispatch import use_triton
 from jepamba.ops.mixer.sizes import MixerSizes
-from jepamba.ops.norms.norms import gated_norm
+from jepamba.ops.norms import gated_norm
 from jepamba.ops.ssd import ssd
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from jepamba.ops.dispatch import num_warps, on_device, use_triton
 from jepamba.ops.fp8.linear import E4M3, Factor, Rounded, product, round_rows
-from jepamba.ops.norms.norms import RMS_EPS, relu2_norm
+from jepamba.ops.norms import RMS_EPS, relu2_norm
 
 
 class Hidden(NamedTuple):

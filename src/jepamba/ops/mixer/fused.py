@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.ops.causal_conv.conv import conv_silu_backward, conv_silu_forward
+from jepamba.ops.causal_conv.triton import conv_silu_backward, conv_silu_forward
 from jepamba.ops.mixer.sizes import MixerSizes
-from jepamba.ops.norms.norms import GATED_NORM_EPS
+from jepamba.ops.norms import GATED_NORM_EPS
 from jepamba.ops.norms.triton import gated_norm_backward, gated_norm_forward
 from jepamba.ops.partial_sums import sum_parts
 from jepamba.ops.ssd.triton import run_backward, run_forward

@@ -1,1 +1,87 @@
-"""RMS norms, and the row-wise operations that are fused with them."""
+"""RMS norms, and the row-wise operations that are fused with them: plain PyTorch, or one Triton kernel each on a GPU.
+
+Legend: B batch, T time, D width of the residual stream, I inner width of a mixer, M hidden width of an MLP.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jepamba.ops.dispatch import use_triton
+from jepamba.ops.norms.pytorch import (
+    GATED_NORM_EPS,
+    RMS_EPS,
+    add_norm_torch,
+    gated_norm_torch,
+    mix_norm_torch,
+    relu2_norm_torch,
+    rms_torch,
+)
+
+__all__ = ["GATED_NORM_EPS", "RMS_EPS", "add_norm", "gated_norm", "mix_norm", "relu2_norm", "rms"]
+
+
+def rms(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    """`x` divided by the root mean square of its last dimension; no weight."""
+    if use_triton(x):
+        from jepamba.ops.norms.triton import AddNorm
+
+        normed: Tensor = AddNorm.apply(x, None, RMS_EPS)[1]  # type: ignore[no-untyped-call]
+        return normed
+    return rms_torch(x)
+
+
+def add_norm(
+    x: Float[Tensor, "*batch D"], branch: Float[Tensor, "*batch D"]
+) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
+    """(x + branch, rms(x + branch))."""
+    if use_triton(x):
+        from jepamba.ops.norms.triton import AddNorm
+
+        both: tuple[Tensor, Tensor] = AddNorm.apply(x, branch.to(x.dtype), RMS_EPS)  # type: ignore[no-untyped-call]
+        return both
+    return add_norm_torch(x, branch)
+
+
+def mix_norm(
+    x: Float[Tensor, "*batch D"],
+    x0: Float[Tensor, "*batch D"],
+    mix: Float[Tensor, "2 D"],
+    skip: Float[Tensor, "*batch D"] | None = None,
+    skip_weight: Float[Tensor, " D"] | None = None,
+) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
+    """(mixed, rms(mixed), x0, x), mixed = mix₀·(x + skip_weight·skip) + mix₁·x0: a block's entrance.
+
+    x0 and x are handed on unchanged: who reads them from here leaves their gradient to be added in the same pass.
+    """
+    if use_triton(x):
+        from jepamba.ops.norms.triton import MixNorm
+
+        four: tuple[Tensor, Tensor, Tensor, Tensor] = MixNorm.apply(  # type: ignore[no-untyped-call]
+            x, x0, mix, skip, skip_weight, RMS_EPS
+        )
+        return four
+    return mix_norm_torch(x, x0, mix, skip, skip_weight)
+
+
+def gated_norm(
+    y: Float[Tensor, "*batch I"], z: Float[Tensor, "*batch I"], weight: Float[Tensor, " I"]
+) -> Float[Tensor, "*batch I"]:
+    """weight · rmsnorm(y · silu(z)), in fp32 inside and in y's dtype outside."""
+    if use_triton(y):
+        from jepamba.ops.norms.triton import GatedNorm
+
+        out: Tensor = GatedNorm.apply(y, z.to(y.dtype), weight, GATED_NORM_EPS)  # type: ignore[no-untyped-call]
+        return out
+    return gated_norm_torch(y, z, weight)
+
+
+def relu2_norm(u: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
+    """rms(relu(u)²)."""
+    if use_triton(u):
+        from jepamba.ops.norms.triton import Relu2Norm
+
+        out: Tensor = Relu2Norm.apply(u, RMS_EPS)  # type: ignore[no-untyped-call]
+        return out
+    return relu2_norm_torch(u)

@@ -3,7 +3,7 @@
     h_t = exp(dt_t · A) · h_{t−1} + dt_t · x_t ⊗ B_t        (h_{t−1} taken as 0 where reset_t)
     y_t = h_t · C_t + D · x_t
 
-`ssd_reference` is the recurrence itself in float64, the truth that the others are compared with; `ssd_chunked` is plain
+`ssd_reference` is the recurrence itself in float64, the truth that the others are compared with; `ssd_torch` is plain
 PyTorch and the default; a fused Triton kernel serves CUDA. One signature, one set of tests.
 
 Legend: B batch, T time, H heads, P head width, G groups (they share B and C; head h reads group h // (H / G)), N state.
@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepamba.ops.dispatch import use_triton
+from jepamba.ops.ssd.pytorch import ssd_torch
 from jepamba.ops.ssd.reference import ssd_reference
-from jepamba.ops.ssd.torch import ssd_torch
 
 __all__ = ["ssd", "ssd_reference", "ssd_torch"]
 

@@ -1,9 +1,4 @@
-"""Short causal convolution and SiLU: in plain PyTorch, and in one Triton kernel forward and one backward.
-
-    y_t = silu(bias + Σ_k kernel[W−1−k] · x_{t−k}),
-
-where x before the first token is the history (zeros if there is none) and a tap is dropped when a reset lies at one
-of the tokens t−k+1 … t.
+"""The causal convolution with SiLU by Triton kernels: one forward, one backward.
 
 Legend: B batch, T time, C channels, W taps, W1 = W − 1 inputs that a later token may still see.
 """
@@ -13,82 +8,31 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.ops.dispatch import on_device, use_triton
+from jepamba.ops.causal_conv import triton_kernels as kernels
+from jepamba.ops.causal_conv.pytorch import conv_history
+from jepamba.ops.dispatch import on_device
+from jepamba.ops.partial_sums import sum_parts
 
 TUNED = {"forward": {"CHUNK": 64, "BLOCK": 128, "AHEAD": 8}, "backward": {"CHUNK": 256, "BLOCK": 128, "AHEAD": 8}}
 """Tokens and channels of a program, and tokens on their way at once."""
+
 WARPS = 2
-MOST_TAPS = 8
-"""Taps that the kernels take: as many inputs are held in registers."""
 
 
-def causal_conv(
-    x_BTC: Float[Tensor, "B T C"],
-    history_BCW: Float[Tensor, "B C W1"],
-    kernel_CW: Float[Tensor, "C W"],
-    bias_C: Float[Tensor, " C"],
-    reset_BT: Bool[Tensor, "B T"] | None,
-) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """The convolution alone, without SiLU, in plain PyTorch; also the history after the last token."""
-    taps, length = kernel_CW.shape[1], x_BTC.shape[1]
-    kernel_CW, bias_C = kernel_CW.to(x_BTC.dtype), bias_C.to(x_BTC.dtype)
-    padded_BSC = torch.cat([history_BCW.transpose(1, 2).to(x_BTC.dtype), x_BTC], dim=1)
-    after_BCW = conv_history(x_BTC, history_BCW, taps, reset_BT)
-    if reset_BT is None:
-        y_BCT = F.conv1d(padded_BSC.transpose(1, 2), kernel_CW.unsqueeze(1), bias_C, groups=kernel_CW.shape[0])
-        return y_BCT.transpose(1, 2), after_BCW
-    # document counts the resets up to each position; history lies in document 0.
-    document_BT = reset_BT.cumsum(1)
-    document_BS = F.pad(document_BT, (taps - 1, 0))
-    y_BTC = torch.addcmul(bias_C, x_BTC, kernel_CW[:, -1])
-    for lag in range(1, taps):
-        start = taps - 1 - lag
-        same_BT1 = (document_BS[:, start : start + length] == document_BT).unsqueeze(-1)
-        y_BTC = y_BTC + padded_BSC[:, start : start + length] * same_BT1 * kernel_CW[:, taps - 1 - lag]
-    return y_BTC, after_BCW
-
-
-def conv_history(
-    x_BTC: Float[Tensor, "B T C"],
-    history_BCW: Float[Tensor, "B C W1"] | None,
-    taps: int,
-    reset_BT: Bool[Tensor, "B T"] | None,
-) -> Float[Tensor, "B C W1"]:
-    """The last W − 1 inputs, in x's dtype, zeros where the stream or a document starts after them."""
-    batch, length, channels = x_BTC.shape
-    kept = taps - 1
-    last_BSC = x_BTC[:, max(0, length - kept) :]
-    if length < kept:
-        before_BSC = x_BTC.new_zeros(batch, kept, channels) if history_BCW is None else history_BCW.transpose(1, 2)
-        last_BSC = torch.cat([before_BSC[:, length:].to(x_BTC.dtype), last_BSC], dim=1)
-    if reset_BT is not None:
-        # A position is seen from the end if no reset lies after it.
-        later_BS = F.pad(reset_BT, (kept, 0))[:, length:].flip(1).cumsum(1).flip(1)[:, 1:]
-        last_BSC = last_BSC * (F.pad(later_BS, (0, 1)) == 0).unsqueeze(-1)
-    return last_BSC.transpose(1, 2)
-
-
-def conv_silu(
+def conv_silu_triton(
     x_BTC: Float[Tensor, "B T C"],
     history_BCW: Float[Tensor, "B C W1"] | None,
     kernel_CW: Float[Tensor, "C W"],
     bias_C: Float[Tensor, " C"],
     reset_BT: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """silu(convolution) and the history after the last token; without a history it is a stream's start."""
-    taps = kernel_CW.shape[1]
-    if use_triton(x_BTC) and 2 <= taps <= MOST_TAPS and x_BTC.numel() > 0:
-        y_BTC = cast(Tensor, _ConvSilu.apply(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT))  # type: ignore[no-untyped-call]
-        return y_BTC, conv_history(x_BTC, history_BCW, taps, reset_BT)
-    if history_BCW is None:
-        history_BCW = x_BTC.new_zeros(len(x_BTC), x_BTC.shape[2], taps - 1)
-    y_BTC, after_BCW = causal_conv(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
-    return F.silu(y_BTC), after_BCW
+    """`conv_silu` by the kernels; W from 2 to `MAX_TAPS`."""
+    y_BTC = cast(Tensor, _ConvSilu.apply(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT))  # type: ignore[no-untyped-call]
+    return y_BTC, conv_history(x_BTC, history_BCW, kernel_CW.shape[1], reset_BT)
 
 
 class _ConvSilu(torch.autograd.Function):
@@ -121,8 +65,6 @@ def conv_silu_forward(
     out_BTC: Float[Tensor, "B T C"] | None = None,
 ) -> Float[Tensor, "B T C"]:
     """silu(convolution) by the kernel, into `out` if given. x and out may be slices of wider rows. No autograd."""
-    from jepamba.ops.causal_conv import triton_kernels as conv_kernels
-
     batch, length, channels = x_BTC.shape
     taps = kernel_CW.shape[1]
     if out_BTC is None:
@@ -132,7 +74,7 @@ def conv_silu_forward(
     tuned = TUNED["forward"]
     grid = (-(-channels // tuned["BLOCK"]), -(-length // tuned["CHUNK"]), batch)
     with on_device(x_BTC):
-        conv_kernels.forward_kernel[grid](
+        kernels.forward_kernel[grid](
             x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, out_BTC,
             length, channels, *x_BTC.stride()[:2], *flags.stride()[:2], *out_BTC.stride()[:2],
             W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
@@ -150,9 +92,6 @@ def conv_silu_backward(
     dx_BTC: Float[Tensor, "B T C"],
 ) -> tuple[Float[Tensor, "C W"], Float[Tensor, " C"], Float[Tensor, "B C W1"] | None]:
     """Writes dx, which may be a slice of wider rows; (fp32 gradients of kernel and bias, that of a history)."""
-    from jepamba.ops.causal_conv import triton_kernels as conv_kernels
-    from jepamba.ops.partial_sums import sum_parts
-
     batch, length, channels = x_BTC.shape
     taps = kernel_CW.shape[1]
     dout_BTC, x_BTC = _rows(dout_BTC), _rows(x_BTC)
@@ -162,7 +101,7 @@ def conv_silu_backward(
     grid = (-(-channels // tuned["BLOCK"]), -(-length // tuned["CHUNK"]), batch)
     parts = torch.empty(grid[1] * batch, channels * (taps + 1), dtype=torch.float32, device=x_BTC.device)
     with on_device(x_BTC):
-        conv_kernels.backward_kernel[grid](
+        kernels.backward_kernel[grid](
             dout_BTC, x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, dx_BTC, dhistory, parts,
             length, channels, *dout_BTC.stride()[:2], *x_BTC.stride()[:2], *flags.stride()[:2], *dx_BTC.stride()[:2],
             W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,

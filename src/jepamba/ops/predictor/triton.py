@@ -1,50 +1,27 @@
-"""The latent predictor's operations besides its matrix products: plain PyTorch here, one Triton kernel each on a GPU.
-
-Legend: B batch, T time, E latent width, M hidden width of the predictor.
-"""
+"""The latent predictor's operations as autograd functions over their Triton kernels."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.ops.dispatch import num_programs, num_warps, on_device, use_triton
+from jepamba.ops.dispatch import num_programs, num_warps, on_device
+from jepamba.ops.partial_sums import sum_parts
+from jepamba.ops.predictor.triton_kernels import (
+    bias_gelu_gradient_kernel,
+    bias_gelu_kernel,
+    shifted_error_gradient_kernel,
+    shifted_error_kernel,
+)
 
 ROWS, COLUMNS = 8, 512
 """Tile of the bias-and-GELU kernel."""
+
 GRADIENT_COLUMNS = 256
 """Columns of a program of its gradient, which is one warp that takes one row at a time (docs/performance.md)."""
-
-
-def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[Tensor, "*batch M"]:
-    """gelu(u + bias), the exact GELU."""
-    if use_triton(u):
-        out: Tensor = BiasGelu.apply(u, bias)  # type: ignore[no-untyped-call]
-        return out
-    return F.gelu(u + bias)
-
-
-def shifted_error(
-    prediction_BTE: Float[Tensor, "B T E"], target_BTE: Float[Tensor, "B T E"], weight_BT: Float[Tensor, "B T"], k: int
-) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
-    """(Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, the prediction, the target).
-
-    The weight of the last k tokens of each sequence must be 0. Prediction and target are handed on unchanged: who
-    reads them from here leaves their gradient to be added in the same pass.
-    """
-    if use_triton(prediction_BTE):
-        three: tuple[Tensor, Tensor, Tensor] = ShiftedError.apply(  # type: ignore[no-untyped-call]
-            prediction_BTE, target_BTE.to(prediction_BTE.dtype), weight_BT, k
-        )
-        return three
-    wide = torch.promote_types(prediction_BTE.dtype, torch.float32)
-    gap_BSE = prediction_BTE[:, :-k].to(wide) - target_BTE[:, k:].to(wide)
-    return (gap_BSE.square().sum(-1) * weight_BT[:, :-k]).sum(), prediction_BTE, target_BTE
 
 
 class BiasGelu(torch.autograd.Function):
@@ -52,8 +29,6 @@ class BiasGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, bias: Tensor) -> Tensor:
-        from jepamba.ops.predictor.triton_kernels import bias_gelu_kernel
-
         u, bias = u.contiguous(), bias.contiguous()
         M = u.shape[-1]
         N = u.numel() // M
@@ -66,9 +41,6 @@ class BiasGelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        from jepamba.ops.partial_sums import sum_parts
-        from jepamba.ops.predictor.triton_kernels import bias_gelu_gradient_kernel
-
         u, bias = ctx.saved_tensors
         M = u.shape[-1]
         N = u.numel() // M
@@ -88,8 +60,6 @@ class ShiftedError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        from jepamba.ops.predictor.triton_kernels import shifted_error_kernel
-
         prediction, target, weight = prediction.contiguous(), target.contiguous(), weight.float().contiguous()
         D = prediction.shape[-1]
         N = prediction.numel() // D
@@ -107,8 +77,6 @@ class ShiftedError(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        from jepamba.ops.predictor.triton_kernels import shifted_error_gradient_kernel
-
         prediction, target, weight = ctx.saved_tensors
         dout, prediction_after, after = grads
         if dout is None:

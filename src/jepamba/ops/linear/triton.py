@@ -1,6 +1,7 @@
-"""The product with a settled matrix as one differentiable function, its gradient summed in fp32 and left in fp32.
+"""The product with a cached weight matrix as one autograd function; the weight's gradient is summed and left in fp32.
 
-Scales and padding cost one small kernel each way; plain PyTorch would launch ten, and round the gradient to bf16.
+Scale and padding take one small kernel in each direction; plain PyTorch would launch ten and round the gradient to
+bf16.
 
 Legend: N tokens, K inputs, R rows of the matrix, O rows of the product (R, or more).
 """
@@ -47,7 +48,7 @@ def scale_and_pad(w_RK: Tensor, scale_R: Tensor | None, rows: int) -> Tensor:
 
 
 def scale_and_pad_gradient(w_RK: Tensor, scale_R: Tensor, dwide_OK: Tensor) -> tuple[Tensor, Tensor]:
-    """(dW, dscale) in fp32, from the gradient of `fold`'s result."""
+    """(dW, dscale) in fp32, from the gradient of `scale_and_pad`'s result."""
     R, K = w_RK.shape
     dw_RK, dscale_R = w_RK.new_empty(R, K, dtype=torch.float32), w_RK.new_empty(R, dtype=torch.float32)
     block = triton.next_power_of_2(K)
@@ -59,7 +60,7 @@ def scale_and_pad_gradient(w_RK: Tensor, scale_R: Tensor, dwide_OK: Tensor) -> t
 
 
 class CachedLinear(torch.autograd.Function):
-    """See `settled_linear`."""
+    """See `cached_linear`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_RK: Tensor, scale_R: Tensor | None, rows: int) -> Tensor:

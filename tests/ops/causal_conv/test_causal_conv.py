@@ -1,0 +1,31 @@
+"""The convolution in plain PyTorch against its definition: output, history and every gradient."""
+
+import pytest
+import torch
+
+from jepamba.ops.causal_conv import conv_silu
+from jepamba.ops.causal_conv.reference import conv_silu_reference
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 9])
+@pytest.mark.parametrize("resets", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("history", [False, True])
+def test_plain_pytorch_equals_the_definition(taps: int, length: int, resets: float, history: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    kind = {"generator": g, "dtype": torch.float64}
+    leaves = [torch.randn(2, length, 5, **kind), torch.randn(5, taps, **kind), torch.randn(5, **kind)]
+    if history:
+        leaves.append(torch.randn(2, 5, taps - 1, **kind))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    x, kernel, bias, *before = leaves
+    reset = torch.rand(2, length, generator=g) < resets if resets else None
+    weights = [torch.randn(2, length, 5, **kind), torch.randn(2, 5, taps - 1, **kind)]
+    found = []
+    for operator in (conv_silu, conv_silu_reference):
+        y, after = operator(x, before[0] if before else None, kernel, bias, reset)
+        total = (y * weights[0]).sum() + (after * weights[1]).sum()
+        found.append([y, after, *torch.autograd.grad(total, leaves, allow_unused=True)])
+    for ours, truth in zip(*found, strict=True):
+        ours, truth = (torch.zeros(()) if value is None else value for value in (ours, truth))
+        assert torch.allclose(ours, truth.to(ours.dtype), rtol=1e-12, atol=1e-12)
