@@ -18,8 +18,8 @@ from jepamba import config
 from jepamba.presets import load_preset, preset_names
 
 PAGE = Path(__file__).with_name("configuration.md")
-OVERLAYS_LIE_OVER = "cpu"
-"""An overlay is no run by itself: this preset is put under it to read it."""
+UNDER_OVERLAYS = "cpu"
+"""An overlay is not a complete run. This preset is put under it to read it."""
 
 MORE = {
     "data": "[data](data.md)",
@@ -31,50 +31,45 @@ MORE = {
     "eval": "[evaluation](evaluation.md)",
 }
 
-HEAD = """# Every setting
+HEAD = """# Configuration
 
 <!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config.py. Do not edit by hand. -->
 
-A setting has a room and a name, and the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of
-`jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or in a run's `config.toml`, and
-the key `"optim.grad_clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is
-stronger than a preset.
+A setting has a section and a name, and the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of
+`jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or `config.toml`, and the key
+`"optim.grad_clip"` in a [plan](studies.md). Layers are merged in order: defaults, preset, overlays, plan, flags. A later
+layer that names a budget (`train.steps` or `train.seconds`) replaces the budget of an earlier one.
 
 - Hyphens and underscores are the same in a flag, and `--train.steps=100` is `--train.steps 100`.
 - A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,
   `--train.no-compile` no.
-- Settings that make no sense, alone or together, are refused before anything is read or built, with a line that names
-  the setting, its value and the remedy. Unknown settings are refused too, with the nearest known name.
-
-`jepamba presets` lists the presets, `jepamba presets cpu` prints one with its comments, and a file of your own with
-some of these keys is a preset as well: `jepamba train mine.toml`. A name may be followed by overlays, which change a
-few settings of it: `jepamba train cpu+sigreg-lewm`.
+- Invalid or unknown settings are refused before anything is read or built, with one line that names the setting, its
+  value and the remedy.
 """
 
-PRESETS_HEAD = """## What the presets choose
+PRESETS_HEAD = """## Presets
 
-Only settings that some preset changes. An empty cell is the default; an overlay's column has what it lays over any
-preset.
+`jepamba presets` lists the presets and `jepamba presets cpu` prints one with its comments. A TOML file with some of
+these keys is a preset too: `jepamba train mine.toml`. Overlays follow a name: `jepamba train cpu+sigreg-lewm`. Here is
+what each preset sets differently from the defaults, and what each overlay sets.
 """
 
 
 def page() -> str:
     """The whole page."""
-    rooms = get_type_hints(config.Run)
-    tables = [_room(name, cls) for name, cls in rooms.items()]
+    sections = get_type_hints(config.Run)
+    tables = [_section(name, cls) for name, cls in sections.items()]
     return "\n".join([HEAD, *tables, PRESETS_HEAD, _presets(), ""])
 
 
-def _room(name: str, cls: Any) -> str:
+def _section(name: str, cls: Any) -> str:
     texts, hints = _docstrings(cls), get_type_hints(cls)
     rows = [
-        f"| `{name}.{field.name}` | {_type(hints[field.name])} | {_value(field.default)} | {texts[field.name]} |"
+        f"| `{name}.{field.name}` | {_default(field.default, hints[field.name])} | {texts[field.name]} |"
         for field in _fields(cls)
     ]
     lead = _plain(inspect.cleandoc(cls.__doc__ or ""))
-    return "\n".join(
-        [f"## `[{name}]`\n\n{lead}\n", "| setting | type | default | what |", "|---|---|---|---|", *rows, ""]
-    )
+    return "\n".join([f"## `[{name}]`\n\n{lead}\n", "| setting | default | what |", "|---|---|---|", *rows, ""])
 
 
 def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -99,51 +94,51 @@ def _plain(text: str) -> str:
     return re.sub(r" \(spec section [^)]*\)", "", " ".join(text.split()))
 
 
-def _type(hint: Any) -> str:
-    if get_origin(hint) is tuple:
-        return "texts"
-    if get_args(hint):
-        return ", ".join(f"`{choice}`" for choice in get_args(hint))
-    return {bool: "yes or no", int: "whole number", float: "number", str: "text"}[hint]
+def _default(value: Any, hint: Any) -> str:
+    """The default, and after a colon all that may be chosen."""
+    if get_origin(hint) is tuple or not get_args(hint):
+        return _value(value)
+    choices = ", ".join(f"`{choice}`" for choice in get_args(hint) if choice != "")
+    return f"{_value(value)}: {choices}"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(f"`{item!r}`" for item in value)
+        return ", ".join(f"`{item!r}`" for item in value) or "empty"
     return "empty" if value == "" else f"`{value}`"
 
 
 def _presets() -> str:
-    """Settings by presets: their values where they are not the default."""
+    """A line for each preset and overlay: what it sets differently from the defaults."""
     plain: dict[str, Any] = {
-        f"{room}.{f.name}": f.default for room, cls in get_type_hints(config.Run).items() for f in _fields(cls)
+        f"{section}.{f.name}": f.default for section, cls in get_type_hints(config.Run).items() for f in _fields(cls)
     }
-    plain["eval.prompts"] = list(plain["eval.prompts"])
-    columns: dict[str, dict[str, Any]] = {}
+    lines = []
     for name in preset_names():
         if name.startswith("sigreg-"):
-            laid = _flat(load_preset(f"{OVERLAYS_LIE_OVER}+{name}"))
-            columns[f"+{name}"] = {key: laid[key] for key in _keys_of_overlay(name)}
+            whole = _flat(load_preset(f"{UNDER_OVERLAYS}+{name}"))
+            values = {key: whole[key] for key in _keys_of_overlay(name)}
         else:
-            run = _flat(load_preset(name))
-            columns[name] = {key: value for key, value in run.items() if value != plain[key]}
-    used = [key for key in plain if any(key in values for values in columns.values())]
-    lines = [f"| setting | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for key in used:
-        cells = [_value(values[key]) if key in values else "" for values in columns.values()]
-        lines.append(f"| `{key}` | {' | '.join(cells)} |")
+            values = {key: value for key, value in _flat(load_preset(name)).items() if value != _listed(plain[key])}
+        settings = ", ".join(f"`{key} = {_value(value).strip('`')}`" for key, value in values.items())
+        lines.append(f"- **{'+' if name.startswith('sigreg-') else ''}{name}**: {settings}")
     return "\n".join(lines)
+
+
+def _listed(value: Any) -> Any:
+    """A default as TOML has it: lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _keys_of_overlay(name: str) -> list[str]:
     values = tomllib.loads((resources.files("jepamba.presets") / f"{name}.toml").read_text())
-    return [f"{room}.{key}" for room, section in values.items() for key in section]
+    return [f"{section}.{key}" for section, keys in values.items() for key in keys]
 
 
 def _flat(run: config.Run) -> dict[str, Any]:
-    return {f"{room}.{key}": value for room, section in config.to_dict(run).items() for key, value in section.items()}
+    return {f"{section}.{key}": value for section, keys in config.to_dict(run).items() for key, value in keys.items()}
 
 
 if __name__ == "__main__":
