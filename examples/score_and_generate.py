@@ -14,6 +14,6 @@ tokens = load_tokens("README.md", artifact.tokenizer, data)
 score = score_carried(artifact.model, tokens, data.sequence, temperature=temperature, reset=data.reset)
 print(f"{score.bpb:.3f} bits per byte of {score.bytes:,} bytes")
 
-for piece in generate(artifact.model, artifact.tokenizer, "The function ", 60, temperature=0.8 * temperature, seed=1):
-    print(piece, end="", flush=True)
-print()
+prompt = "The function "
+text = generate(artifact.model, artifact.tokenizer, prompt, tokens=60, temperature=0.8 * temperature, seed=1)
+print(prompt + "".join(text))
