@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md from the docstrings in jepamba/config.py and from the shipped presets.
+"""Writes docs/configuration.md from the docstrings in jepamba/config.py.
 
-Run it after a change of either: `.venv/bin/python docs/make_configuration.py`. A test compares the page with both.
+Run it after a change: `.venv/bin/python docs/make_configuration.py`. A test compares the page with the docstrings.
 """
 
 from __future__ import annotations
@@ -9,22 +9,17 @@ import ast
 import dataclasses
 import inspect
 import re
-import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jepamba import config
-from jepamba.presets import load_preset, preset_names
+from jepamba.presets import preset_names
 
 PAGE = Path(__file__).with_name("configuration.md")
-UNDER_OVERLAYS = "cpu"
-"""An overlay is not a complete run. This preset is put under it to read it."""
-
 MORE = {
     "data": "[data](data.md)",
-    "model": "[the model](model.md)",
-    "jepa": "[the objective](objective.md)",
+    "model": "[model](model.md)",
+    "jepa": "[objective](objective.md)",
     "quant": "[quantization](quantization.md)",
     "optim": "[training](training.md)",
     "train": "[training](training.md)",
@@ -47,11 +42,11 @@ layer that names a budget (`train.steps` or `train.seconds`) replaces the budget
   value and the remedy.
 """
 
-PRESETS_HEAD = """## Presets
+PRESETS = """## Presets
 
 `jepamba presets` lists the presets and `jepamba presets cpu` prints one with its comments. A TOML file with some of
-these keys is a preset too: `jepamba train mine.toml`. Overlays follow a name: `jepamba train cpu+sigreg-lewm`. Here is
-what each preset sets differently from the defaults, and what each overlay sets.
+these keys is a preset too: `jepamba train mine.toml`. Overlays follow a name: `jepamba train cpu+sigreg-lewm`. The
+files:
 """
 
 
@@ -59,7 +54,7 @@ def page() -> str:
     """The whole page."""
     sections = get_type_hints(config.Run)
     tables = [_section(name, cls) for name, cls in sections.items()]
-    return "\n".join([HEAD, *tables, PRESETS_HEAD, _presets(), ""])
+    return "\n".join([HEAD, *tables, PRESETS, _presets(), ""])
 
 
 def _section(name: str, cls: Any) -> str:
@@ -69,7 +64,9 @@ def _section(name: str, cls: Any) -> str:
         for field in _fields(cls)
     ]
     lead = _plain(inspect.cleandoc(cls.__doc__ or ""))
-    return "\n".join([f"## `[{name}]`\n\n{lead}\n", "| setting | default | what |", "|---|---|---|", *rows, ""])
+    return "\n".join(
+        [f"## `[{name}]`\n\n{lead} See {MORE[name]}.\n", "| setting | default | what |", "|---|---|---|", *rows, ""]
+    )
 
 
 def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -111,34 +108,8 @@ def _value(value: Any) -> str:
 
 
 def _presets() -> str:
-    """A line for each preset and overlay: what it sets differently from the defaults."""
-    plain: dict[str, Any] = {
-        f"{section}.{f.name}": f.default for section, cls in get_type_hints(config.Run).items() for f in _fields(cls)
-    }
-    lines = []
-    for name in preset_names():
-        if name.startswith("sigreg-"):
-            whole = _flat(load_preset(f"{UNDER_OVERLAYS}+{name}"))
-            values = {key: whole[key] for key in _keys_of_overlay(name)}
-        else:
-            values = {key: value for key, value in _flat(load_preset(name)).items() if value != _listed(plain[key])}
-        settings = ", ".join(f"`{key} = {_value(value).strip('`')}`" for key, value in values.items())
-        lines.append(f"- **{'+' if name.startswith('sigreg-') else ''}{name}**: {settings}")
-    return "\n".join(lines)
-
-
-def _listed(value: Any) -> Any:
-    """A default as TOML has it: lists for tuples."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _keys_of_overlay(name: str) -> list[str]:
-    values = tomllib.loads((resources.files("jepamba.presets") / f"{name}.toml").read_text())
-    return [f"{section}.{key}" for section, keys in values.items() for key in keys]
-
-
-def _flat(run: config.Run) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, keys in config.to_dict(run).items() for key, value in keys.items()}
+    """Links to the commented files."""
+    return ",\n".join(f"[{name}](../src/jepamba/presets/{name}.toml)" for name in preset_names()) + "."
 
 
 if __name__ == "__main__":
