@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md from the docstrings in jepamba/config.py and from the shipped presets.
+"""Writes docs/configuration.md from the docstrings in jepamba/config.py.
 
-Run it after a change of either: `.venv/bin/python docs/make_configuration.py`. A test compares the page with both.
+Run it after a change: `.venv/bin/python docs/make_configuration.py`. A test compares the page with the docstrings.
 """
 
 from __future__ import annotations
@@ -9,71 +9,64 @@ import ast
 import dataclasses
 import inspect
 import re
-import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jepamba import config
-from jepamba.presets import load_preset, preset_names
+from jepamba.presets import preset_names
 
 PAGE = Path(__file__).with_name("configuration.md")
-OVERLAYS_LIE_OVER = "cpu"
-"""An overlay is no run by itself: this preset is put under it to read it."""
-
 MORE = {
     "data": "[data](data.md)",
-    "model": "[the model](model.md)",
-    "jepa": "[the objective](objective.md)",
+    "model": "[model](model.md)",
+    "jepa": "[objective](objective.md)",
     "quant": "[quantization](quantization.md)",
     "optim": "[training](training.md)",
     "train": "[training](training.md)",
     "eval": "[evaluation](evaluation.md)",
 }
 
-HEAD = """# Every setting
+HEAD = """# Configuration
 
 <!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config.py. Do not edit by hand. -->
 
-A setting has a room and a name, and the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of
-`jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or in a run's `config.toml`, and
-the key `"optim.grad_clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is
-stronger than a preset.
+A setting has a section and a name, and the same name everywhere: `optim.grad_clip` is the flag
+`--optim.grad_clip 1.0` of `jepamba train` and `jepamba study run`, the key `grad_clip` under `[optim]` in a preset or
+`config.toml`, and the key `"optim.grad_clip"` in a [plan](studies.md). Layers are merged in order: defaults, preset,
+overlays, plan, flags. A later layer that names a budget (`train.steps` or `train.seconds`) replaces the budget of an
+earlier one.
 
 - Hyphens and underscores are the same in a flag, and `--train.steps=100` is `--train.steps 100`.
 - A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,
   `--train.no-compile` no.
-- Settings that make no sense, alone or together, are refused before anything is read or built, with a line that names
-  the setting, its value and the remedy. Unknown settings are refused too, with the nearest known name.
-
-`jepamba presets` lists the presets, `jepamba presets cpu` prints one with its comments, and a file of your own with
-some of these keys is a preset as well: `jepamba train mine.toml`. A name may be followed by overlays, which change a
-few settings of it: `jepamba train cpu+sigreg-lewm`.
+- Invalid or unknown settings are refused before anything is read or built, with one line that names the setting, its
+  value and the remedy.
 """
 
-PRESETS_HEAD = """## What the presets choose
+PRESETS = """## Presets
 
-Only settings that some preset changes. An empty cell is the default; an overlay's column has what it lays over any
-preset.
+`jepamba presets` lists the presets and `jepamba presets cpu` prints one with its comments. A TOML file with some of
+these keys is a preset too: `jepamba train mine.toml`. Overlays follow a name: `jepamba train cpu+sigreg-lewm`. The
+files:
 """
 
 
 def page() -> str:
     """The whole page."""
-    rooms = get_type_hints(config.Run)
-    tables = [_room(name, cls) for name, cls in rooms.items()]
-    return "\n".join([HEAD, *tables, PRESETS_HEAD, _presets(), ""])
+    sections = get_type_hints(config.Run)
+    tables = [_section(name, cls) for name, cls in sections.items()]
+    return "\n".join([HEAD, *tables, PRESETS, _presets(), ""])
 
 
-def _room(name: str, cls: Any) -> str:
+def _section(name: str, cls: Any) -> str:
     texts, hints = _docstrings(cls), get_type_hints(cls)
     rows = [
-        f"| `{name}.{field.name}` | {_type(hints[field.name])} | {_value(field.default)} | {texts[field.name]} |"
+        f"| `{name}.{field.name}` | {_default(field.default, hints[field.name])} | {texts[field.name]} |"
         for field in _fields(cls)
     ]
     lead = _plain(inspect.cleandoc(cls.__doc__ or ""))
     return "\n".join(
-        [f"## `[{name}]`\n\n{lead}\n", "| setting | type | default | what |", "|---|---|---|---|", *rows, ""]
+        [f"## `[{name}]`\n\n{lead} See {MORE[name]}.\n", "| setting | default | what |", "|---|---|---|", *rows, ""]
     )
 
 
@@ -99,51 +92,25 @@ def _plain(text: str) -> str:
     return re.sub(r" \(spec section [^)]*\)", "", " ".join(text.split()))
 
 
-def _type(hint: Any) -> str:
-    if get_origin(hint) is tuple:
-        return "texts"
-    if get_args(hint):
-        return ", ".join(f"`{choice}`" for choice in get_args(hint))
-    return {bool: "yes or no", int: "whole number", float: "number", str: "text"}[hint]
+def _default(value: Any, hint: Any) -> str:
+    """The default, and after a colon all that may be chosen."""
+    if get_origin(hint) is tuple or not get_args(hint):
+        return _value(value)
+    choices = ", ".join(f"`{choice}`" for choice in get_args(hint) if choice != "")
+    return f"{_value(value)}: {choices}"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(f"`{item!r}`" for item in value)
+        return ", ".join(f"`{item!r}`" for item in value) or "empty"
     return "empty" if value == "" else f"`{value}`"
 
 
 def _presets() -> str:
-    """Settings by presets: their values where they are not the default."""
-    plain: dict[str, Any] = {
-        f"{room}.{f.name}": f.default for room, cls in get_type_hints(config.Run).items() for f in _fields(cls)
-    }
-    plain["eval.prompts"] = list(plain["eval.prompts"])
-    columns: dict[str, dict[str, Any]] = {}
-    for name in preset_names():
-        if name.startswith("sigreg-"):
-            laid = _flat(load_preset(f"{OVERLAYS_LIE_OVER}+{name}"))
-            columns[f"+{name}"] = {key: laid[key] for key in _keys_of_overlay(name)}
-        else:
-            run = _flat(load_preset(name))
-            columns[name] = {key: value for key, value in run.items() if value != plain[key]}
-    used = [key for key in plain if any(key in values for values in columns.values())]
-    lines = [f"| setting | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for key in used:
-        cells = [_value(values[key]) if key in values else "" for values in columns.values()]
-        lines.append(f"| `{key}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _keys_of_overlay(name: str) -> list[str]:
-    values = tomllib.loads((resources.files("jepamba.presets") / f"{name}.toml").read_text())
-    return [f"{room}.{key}" for room, section in values.items() for key in section]
-
-
-def _flat(run: config.Run) -> dict[str, Any]:
-    return {f"{room}.{key}": value for room, section in config.to_dict(run).items() for key, value in section.items()}
+    """Links to the commented files."""
+    return ",\n".join(f"[{name}](../src/jepamba/presets/{name}.toml)" for name in preset_names()) + "."
 
 
 if __name__ == "__main__":

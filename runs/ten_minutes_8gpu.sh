@@ -6,7 +6,7 @@
 # CORPUS holds train/ (text parts 0 to 2, or shards), val (val.txt.xz, or shards) and sp8192.model. Other settings:
 # OUT (default runs/ten-minutes-GPUSgpu), BUDGET (seconds, default 600), PYTHON; flags of a config may follow GPUS.
 # Writes into OUT: the run; one.json and all.json, the step by part on one GPU and on all (bench/scaling.py); launch.txt;
-# carried.json. Prints what docs/scaling.md wants to know.
+# carried.json. Prints the figures of docs/results/ten-minutes-2gpu.md.
 set -euo pipefail
 gpus=${1:-8}
 shift || true

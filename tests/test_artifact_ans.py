@@ -208,7 +208,7 @@ def test_data_written_once_are_read_for_ever() -> None:
 
 
 def trained(R: int, C: int, seed: int) -> torch.Tensor:
-    """Rows and columns of different spread: what training makes of a matrix (measured: docs/measuring.md)."""
+    """Rows and columns of different spread: what training makes of a matrix (docs/results/weight-codec.md)."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.randn(R, 1, generator=generator), torch.randn(1, C, generator=generator)
     return torch.randn(R, C, generator=generator) * (0.15 * rows + 0.2 * columns).exp()

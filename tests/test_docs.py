@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -196,12 +197,14 @@ def fields(section: str) -> set[str]:
     }
 
 
-def test_the_page_of_metrics_is_whole(tmp_path: Path) -> None:
-    """A small run logs exactly the fields that the page describes."""
-    text = tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of a small model."""
+    folder = tmp_path_factory.mktemp("docs")
+    text = folder / "text.txt"
     text.write_text("\0".join((ROOT / "docs" / page).read_text() for page in ("model.md", "data.md", "training.md")))
     small: dict[str, dict[str, Any]] = {
-        "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 32, "cache": str(tmp_path / "cache")},
+        "data": {"train": str(text), "tokenizer": "bytes", "seq_len": 32, "cache": str(folder / "cache")},
         "model": {
             "embed_dim": 16,
             "d_model": 32,
@@ -217,13 +220,19 @@ def test_the_page_of_metrics_is_whole(tmp_path: Path) -> None:
         "eval": {"calibrate_tokens": 128, "diagnostics_tokens": 256, "sample_tokens": 2, "prompts": ["The "]}
         | {"stride": 32, "sliding_tokens": 64},
     }
-    summary = train(from_dict(small), tmp_path / "run", preset="small")
+    train(from_dict(small), folder / "run", preset="small")
+    return folder / "run"
+
+
+def test_the_page_of_metrics_is_whole(small_run: Path) -> None:
+    """A small run logs exactly the fields that the page describes."""
+    summary = json.loads((small_run / "summary.json").read_text())
     page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     described = {
         part.split(":")[0].split("\n")[0].strip(): part for part in re.split(r"^#+ ", page, flags=re.MULTILINE)
     }
     logged: dict[str, set[str]] = {}
-    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+    for line in (small_run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         logged.setdefault(record["kind"], set()).update(record.keys() - {"kind", "step"})
     assert {f"kind = {kind}" for kind in logged} == {title for title in described if title.startswith("kind")}
@@ -238,6 +247,22 @@ def test_the_page_of_metrics_is_whole(tmp_path: Path) -> None:
         for key in inner if isinstance(inner, dict) else []:
             assert f"`{room}.{key}`" in evaluation or f"`{key}`" in evaluation or key == "step", f"{room}.{key}"
         assert f"`{room}" in evaluation
+
+
+def test_the_example_of_the_readme_runs(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = ROOT / "examples/score_and_generate.py"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert script.read_text(encoding="utf-8").partition("\n\n")[2] in readme
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/demo").symlink_to(small_run)
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runpy.run_path(str(script))
+    printed = capsys.readouterr().out
+    assert re.match(rf"\d+\.\d{{3}} bits per byte of {len(readme.encode()):,} bytes\nThe function .", printed)
 
 
 def test_the_maker_writes_its_page(maker: ModuleType, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def quick_bytes(streams: Sequence[StreamSpec], values: Sequence[Values]) -> int:
     """Bytes of the block under a quick general compressor: Zstandard, level 1, looking back over all of it.
 
     The shorter of the two layouts. Long repetitions are found wherever they are (long-distance matching); as for single
-    values, level 1 is within 2 % of what levels 22, LZMA 9e and Brotli 11 reach on weights (docs/measuring.md).
+    values, level 1 is within 2 % of what levels 22, LZMA 9e and Brotli 11 reach (docs/results/weight-codec.md).
     """
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
