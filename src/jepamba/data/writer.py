@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
-from jepamba.text.protocol import utf8
+from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 
 BATCH_CHARS = 1 << 21
@@ -67,7 +67,7 @@ class FolderWriter:
                         self._start(split)
                         writers[split] = stack.enter_context(ShardWriter(self._work, "text", split, self.limit))
                     of_split = [index for index, (name, _) in enumerate(batch) if name == split]
-                    tokens = self._stream([encoded[index] for index in of_split])
+                    tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
                     writers[split].append(tokens)
                     self._count(split, [batch[index][1] for index in of_split], tokens)
         for split, writer in writers.items():
@@ -79,12 +79,6 @@ class FolderWriter:
         if not split.isalnum():
             raise UserError(f"a split named {split!r}: use letters and digits, as in train and val")
         self._new[split] = Split(0, 0, 0, 0, ())
-
-    def _stream(self, encoded: list[NDArray[np.uint16]]) -> NDArray[np.uint16]:
-        if not self.tokenizer.separator:
-            return np.concatenate(encoded)
-        bos = np.array([self.tokenizer.bos_id], dtype=np.uint16)
-        return np.concatenate([part for ids in encoded for part in (bos, ids)])
 
     def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
         # What precedes a document does not matter to its own bytes where BOS starts it, nor in byte mode.
