@@ -1,14 +1,11 @@
-"""Writes docs/configuration.md from the docstrings in jepamba/config.py and from the shipped presets.
+"""Writes docs/configuration.md from the docstrings in jepamba/config/ and from the shipped presets.
 
 Run it after a change of either: `.venv/bin/python docs/make_configuration.py`. A test compares the page with both.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -33,12 +30,13 @@ MORE = {
 
 HEAD = """# Every setting
 
-<!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config.py. Do not edit by hand. -->
+<!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config/. Do not edit by hand. -->
 
 A setting has a room and a name, and the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of
 `jepamba train` and `jepamba study run`, the key `clip` under `[optim]` in a preset or in a run's `config.toml`, and
 the key `"optim.grad_clip"` in a [plan](studies.md). What a preset does not name has the default of this page; a flag is
-stronger than a preset.
+stronger than a preset. Preset, overlays, plan and flags are layers: the last one that names a setting counts. A layer
+that sets a budget (`train.steps` or `train.seconds`) drops the budgets of the layers before it.
 
 - Hyphens and underscores are the same in a flag, and `--train.steps=100` is `--train.steps 100`.
 - A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,
@@ -66,37 +64,23 @@ def page() -> str:
 
 
 def _room(name: str, cls: Any) -> str:
-    texts, hints = _docstrings(cls), get_type_hints(cls)
+    texts, hints = config.field_docs(cls), get_type_hints(cls)
     rows = [
-        f"| `{name}.{field.name}` | {_type(hints[field.name])} | {_value(field.default)} | {texts[field.name]} |"
+        f"| `{name}.{field.name}` | {_type(hints[field.name])} | {_value(field.default)} | {_cell(texts[field.name])} |"
         for field in _fields(cls)
     ]
-    lead = _plain(inspect.cleandoc(cls.__doc__ or ""))
+    lead = " ".join((cls.__doc__ or "").split())
     return "\n".join(
         [f"## `[{name}]`\n\n{lead}\n", "| setting | type | default | what |", "|---|---|---|---|", *rows, ""]
     )
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(cls)
-
-
-def _docstrings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, on one line and safe in a table's cell."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(text, ast.Expr), f"{cls}: {field.target.id} has no docstring"
-            assert isinstance(text.value, ast.Constant), f"{cls}: {field.target.id} has no docstring"
-            found[field.target.id] = _plain(str(text.value.value)).replace("|", "\\|")
-    return found
-
-
-def _plain(text: str) -> str:
-    """`text` on one line, without its pointers into the specification, which is not part of the manual."""
-    return re.sub(r" \(spec section [^)]*\)", "", " ".join(text.split()))
 
 
 def _type(hint: Any) -> str:

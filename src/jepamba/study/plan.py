@@ -64,7 +64,7 @@ class Plan:
             raise ConfigError(f"plan {self.name}, configuration {configuration.name}: {error}") from None
 
     def with_common(self, settings: Mapping[str, Any]) -> Plan:
-        """This plan with `settings` merged over the common ones, validated. A configuration's own settings still win."""
+        """This plan with `settings` merged over the common ones, validated. A configuration's own still win."""
         return parse_plan({**self.to_dict(), "settings": merge(self.settings, settings)}, self.name)
 
     def to_dict(self) -> dict[str, Any]:
