@@ -6,13 +6,11 @@ Run it after a change of either: `.venv/bin/python docs/make_configuration.py`. 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jepamba import config
-from jepamba.presets import load_preset, preset_names
+from jepamba.presets import load_preset, preset_names, preset_settings
 
 PAGE = Path(__file__).with_name("configuration.md")
 OVERLAYS_LIE_OVER = "cpu"
@@ -108,10 +106,10 @@ def _presets() -> str:
     columns: dict[str, dict[str, Any]] = {}
     for name in preset_names():
         if name.startswith("sigreg-"):
-            laid = _flat(load_preset(f"{OVERLAYS_LIE_OVER}+{name}"))
-            columns[f"+{name}"] = {key: laid[key] for key in _keys_of_overlay(name)}
+            laid = config.flatten(config.to_dict(load_preset(f"{OVERLAYS_LIE_OVER}+{name}")))
+            columns[f"+{name}"] = {key: laid[key] for key in preset_settings(name)}
         else:
-            run = _flat(load_preset(name))
+            run = config.flatten(config.to_dict(load_preset(name)))
             columns[name] = {key: value for key, value in run.items() if value != plain[key]}
     used = [key for key in plain if any(key in values for values in columns.values())]
     lines = [f"| setting | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -119,15 +117,6 @@ def _presets() -> str:
         cells = [_value(values[key]) if key in values else "" for values in columns.values()]
         lines.append(f"| `{key}` | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _keys_of_overlay(name: str) -> list[str]:
-    values = tomllib.loads((resources.files("jepamba.presets") / f"{name}.toml").read_text())
-    return [f"{room}.{key}" for room, section in values.items() for key in section]
-
-
-def _flat(run: config.Run) -> dict[str, Any]:
-    return {f"{room}.{key}": value for room, section in config.to_dict(run).items() for key, value in section.items()}
 
 
 if __name__ == "__main__":
