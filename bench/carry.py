@@ -23,9 +23,9 @@ from typing import Any
 import evaluate
 from grids import trained
 from jepamba.artifact import save_artifact
+from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.study.statistics import paired_difference
 from jepamba.train import resolve
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--bench-sliding-tokens", type=int, default=16384)
     parser.add_argument("--bench-stride", type=int, default=16)
     args, flags = parser.parse_known_args()
-    base = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    base = with_settings(load_preset(args.preset), parse_settings(flags))
     text = corpus(base.data)
     base = resolve(base, text)
     found: dict[str, dict[int, dict[str, Any]]] = {training: {} for training in TRAININGS}

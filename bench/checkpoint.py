@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from jepamba.config import Run
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
 from jepamba.data import corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train import writer as writer_module
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--bench-checkpoints", type=int, default=5)
     parser.add_argument("--bench-folder", type=Path)
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     with tempfile.TemporaryDirectory(dir=args.bench_folder) as folder:
         result = Bench(run, Path(folder)).run(args.bench_checkpoints)
     for name, value in result.items():

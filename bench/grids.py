@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from jepamba.artifact import load_artifact, save_artifact
+from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.progress import Progress
 from jepamba.train import resolve, widths
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--bench-only", default=",".join(GRIDS))
     parser.add_argument("--bench-tokens", type=int, default=131072)
     args, flags = parser.parse_known_args()
-    base = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    base = with_settings(load_preset(args.preset), parse_settings(flags))
     text = corpus(base.data)
     base = resolve(base, text)
     names = [name.strip() for name in args.bench_only.split(",")]

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from jepamba.config import Run
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--bench-against", type=Path)
     parser.add_argument("--bench-out", type=Path)
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     against = json.loads(args.bench_against.read_text()) if args.bench_against else None
     with joined() as ranks:
         if not ranks.chief:

@@ -20,9 +20,9 @@ from dataclasses import replace
 import torch
 
 from jepamba import gpu
-from jepamba.config import Run
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
 from jepamba.data import corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import place
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--bench-paths", default="fused,torch")
     parser.add_argument("--bench-profile", action="store_true")
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     result = measure(run, args.bench_paths.split(","), args.bench_steps, args.bench_profile)
     print(f"{result['device']}; torch {result['torch']}; matmul ceiling {result['ceiling TFLOP/s']:.0f} TFLOP/s")
     paths = result["paths"]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from jepamba import gpu
+from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import place
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--bench-torch-steps", type=int, default=300)
     parser.add_argument("--bench-out", type=Path, help="JSON with every variant's losses, renewed after each")
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     text = corpus(run.data)
     run = resolve(run, text)
     found: dict[str, dict[str, Any]] = {}
