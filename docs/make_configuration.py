@@ -58,13 +58,18 @@ def page() -> str:
 def _section(name: str, cls: Any) -> str:
     docs, hints = config.field_docs(cls), get_type_hints(cls)
     rows = [
-        f"| `{name}.{field.name}` | {_default(field.default, hints[field.name])} | {docs[field.name].replace('|', chr(92) + '|')} |"
+        f"| `{name}.{field.name}` | {_default(field.default, hints[field.name])} | {_cell(docs[field.name])} |"
         for field in dataclasses.fields(cls)
     ]
     lead = " ".join((cls.__doc__ or "").split())
     return "\n".join(
         [f"## `[{name}]`\n\n{lead} See {MORE[name]}.\n", "| setting | default | what |", "|---|---|---|", *rows, ""]
     )
+
+
+def _cell(text: str) -> str:
+    """`text` with its vertical bars escaped."""
+    return text.replace("|", "\\|")
 
 
 def _default(value: Any, hint: Any) -> str:

@@ -1,8 +1,8 @@
 """Every setting of a run, as frozen dataclasses: one for each section, and `Run`, which holds them all.
 
-A field is also a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each class checks
-what it can check alone in `__post_init__`; `Run` checks what needs two sections. A setting that makes no sense is
-refused with a `ConfigError` that names the field, its value and the remedy.
+A field is also a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each
+class checks what it can check alone in `__post_init__`; `Run` checks what needs two sections. A setting that makes no
+sense is refused with a `ConfigError` that names the field, its value and the remedy.
 """
 
 from jepamba.config.checks import ConfigError

@@ -66,5 +66,6 @@ class Run:
         )
         require(
             not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
-            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of {self.data.seq_len}",
+            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of "
+            f"{self.data.seq_len}",
         )
