@@ -19,10 +19,9 @@ from jepamba.errors import UserError
 from jepamba.quant import IntGrid
 from jepamba.train import resolve, resume, train, widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 BUDGET = 10_000
 
@@ -63,9 +62,9 @@ def whole(small: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def opened(run: Run) -> Session:
+def opened(run: Run) -> TrainState:
     text = corpus(run.data)
-    return Session(resolve(run, text), text, place(run.train))
+    return TrainState(resolve(run, text), text, choose_device(run.train))
 
 
 def events(out: Path) -> list[tuple[int, str]]:
@@ -111,11 +110,11 @@ def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_pat
 
 def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(small: Run, tmp_path: Path) -> None:
     session = opened(small)
-    micro = MicroPass(session)
+    trainer = Trainer(session)
     for _ in range(3):
-        training_step(micro, 0.9)
+        trainer.train_step(0.9)
     widths.choose(session, 0.9)
-    training_step(micro, 0.95)
+    trainer.train_step(0.95)
     path = tmp_path / "a.jepa"
     save_artifact(path, session.model, session.run, session.corpus.tokenizer)
     tokens = torch.randint(256, (2, 40))
@@ -128,12 +127,12 @@ def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(sm
 
 def test_measuring_moves_nothing(small: Run) -> None:
     session = opened(small)
-    training_step(MicroPass(session), 0.6)
-    state = json.dumps(session.state())
+    Trainer(session).train_step(0.6)
+    state = json.dumps(session.metadata())
     tensors = {name: value.clone() for name, value in session.tensors().items()}
     first, second = widths.measure(session, 0.6), widths.measure(session, 0.6)
     assert first == second
-    assert json.dumps(session.state()) == state
+    assert json.dumps(session.metadata()) == state
     assert all(torch.equal(value, tensors[name]) for name, value in session.tensors().items())
     assert not any(p.grad is not None and p.grad.any() for p in session.parameters())
 
@@ -143,9 +142,9 @@ def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
     session = opened(
         with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
     )
-    micro = MicroPass(session)
+    trainer = Trainer(session)
     for _ in range(150):
-        training_step(micro, 0.5)
+        trainer.train_step(0.5)
     options = widths.measure(session, 0.5)
     predicted = {name: given[0].damage for name, given in options.items()}
     assert all(a.damage > b.damage for given in options.values() for a, b in itertools.pairwise(given))
@@ -157,7 +156,7 @@ def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
     assert 0.5 < ratios.median() < 2.0
 
 
-def _loss(session: Session, rounded: str) -> float:
+def _loss(session: TrainState, rounded: str) -> float:
     """The loss on a fixed text with the parameter `rounded` on 2 bits and all others as they are."""
     model = session.model.train()
     held = {}
@@ -201,7 +200,7 @@ def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_p
 def test_a_checkpoint_of_impossible_widths_is_refused(small: Run) -> None:
     session = opened(small)
     for bad in ({"nothing": 4}, {"embed_proj.w": 9}, {"embed_proj.w": "x"}, ["embed_proj.w"], 3):
-        state = json.loads(json.dumps({**session.state(), "widths": bad}))
+        state = json.loads(json.dumps({**session.metadata(), "widths": bad}))
         with pytest.raises(UserError):
             session.restore(session.tensors(), state)
 

@@ -348,8 +348,8 @@ class Optim:
     decay_ssm: bool = False
     """The submission's defect 3, to measure it: decay A_log, dt_bias and D too."""
     train_conv: bool = True
-    """Off is the submission's defect 1, to measure it: the convolutions are never trained and their gradients pile up
-    in the clipping norm."""
+    """Off: the convolutions are not trained, and their gradients are left out of the clip. To measure the submission's
+    defect 1."""
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "grad_clip"):
@@ -400,7 +400,8 @@ class Train:
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
     skip_limit: int = 10
-    """Steps whose loss or gradient is not a number that a run leaves out; one more ends it."""
+    """Steps whose update a run may skip because the loss or the gradient is not finite (ghost steps count); one more
+    ends the run."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
