@@ -206,12 +206,12 @@ def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
     text = corpus(run.data)
 
     def losses(products: str) -> list[float]:
-        session = TrainState(
+        state = TrainState(
             resolve(with_settings(run, {"train.products": products}), text),
             text,
             DeviceConfig(torch.device("cpu"), torch.bfloat16, "asked by hand: `choose_device` refuses FP8 on a CPU"),
         )
-        trainer = Trainer(session)
+        trainer = Trainer(state)
         return [trainer.train_step(0.0)["ce"] for _ in range(4)]
 
     bf16, mlp, both = losses("bf16"), losses("fp8-mlp"), losses("fp8")

@@ -73,13 +73,13 @@ def stepped(ranks: Ranks, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """Some steps: their records, the norms of the terms' gradients before them, and all tensors after them."""
     run = with_settings(run, settings)
     text = corpus(run.data)
-    session = TrainState(resolve(run, text), text, choose_device(run.train), ranks)
-    trainer, found = Trainer(session), dict[str, Any]()
-    found["norms"] = term_gradients(session, 0.0)
+    state = TrainState(resolve(run, text), text, choose_device(run.train), ranks)
+    trainer, found = Trainer(state), dict[str, Any]()
+    found["norms"] = term_gradients(state, 0.0)
     found["records"] = [trainer.train_step(0.0) for _ in range(STEPS)]
-    found["progress"] = (session.counters.tokens, session.counters.bytes, session.loader.state())
-    session.ranks.check_equal(dict(session.modules.state_dict()))
-    found["tensors"] = {name: value.double().numpy() for name, value in session.tensors().items() if "rng" not in name}
+    found["progress"] = (state.counters.tokens, state.counters.bytes, state.loader.state())
+    state.ranks.check_equal(dict(state.modules.state_dict()))
+    found["tensors"] = {name: value.double().numpy() for name, value in state.tensors().items() if "rng" not in name}
     return found
 
 

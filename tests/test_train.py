@@ -182,11 +182,11 @@ def test_a_budget_in_seconds_is_kept_and_warms_down(small: Run, tmp_path: Path) 
 def test_qat_switches_on_for_the_last_share(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small = with_settings(small, {"quant.qat_fraction": 0.25})
     text = corpus(small.data)
-    session = TrainState(resolve(small, text), text, choose_device(small.train))
-    trainer, seen = Trainer(session), []
+    state = TrainState(resolve(small, text), text, choose_device(small.train))
+    trainer, seen = Trainer(state), []
     for step in range(8):
         trainer.train_step(step / 8)
-        seen.append(session.model.quantized)
+        seen.append(state.model.quantized)
     assert seen == [False] * 6 + [True] * 2
 
 
@@ -216,8 +216,8 @@ def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run)
     found = []
     for tokens in (32, 128, 256):
         run = resolve(with_settings(small, {"train.tokens_per_micro": tokens}), text)
-        session = TrainState(run, text, choose_device(run.train))
-        found.append(Trainer(session).train_step(0.0))
+        state = TrainState(run, text, choose_device(run.train))
+        found.append(Trainer(state).train_step(0.0))
     for other in found[1:]:
         assert other["ce"] == pytest.approx(found[0]["ce"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
@@ -261,10 +261,10 @@ def test_term_gradients_add_up(small: Run) -> None:
     """With one term left, its norm is the whole gradient's over the kept parameters."""
     small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "train.tokens_per_micro": 256})
     text = corpus(small.data)
-    session = TrainState(resolve(small, text), text, choose_device(small.train))
-    norms = term_gradients(session, 0.0)
+    state = TrainState(resolve(small, text), text, choose_device(small.train))
+    norms = term_gradients(state, 0.0)
     assert norms["grad_jepa"] == norms["grad_sigreg"] == 0.0
-    assert norms["grad_ce"] == pytest.approx(Trainer(session).train_step(0.0)["grad_norm"], rel=1e-5)
+    assert norms["grad_ce"] == pytest.approx(Trainer(state).train_step(0.0)["grad_norm"], rel=1e-5)
 
 
 def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Make λ, and with it the loss and all gradients, NaN in these steps of every session, counted from 1."""
+    """Make λ, and with it the loss and all gradients, NaN in these steps of every state, counted from 1."""
     honest, calls = Trainer.train_step, {"step": 0}
     weight = step_module.sigreg_lambda
 
@@ -55,25 +55,25 @@ def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPat
     """All that a checkpoint would hold is as before, bit by bit, and the next step is as good as any."""
     run = tiny(text, **settings)
     tokens = corpus(run.data)
-    session = TrainState(resolve(run, tokens), tokens, choose_device(run.train))
-    trainer = Trainer(session)
+    state = TrainState(resolve(run, tokens), tokens, choose_device(run.train))
+    trainer = Trainer(state)
     trainer.train_step(0.0)
-    before, position = {name: value.clone() for name, value in session.tensors().items()}, session.loader.state()
+    before, position = {name: value.clone() for name, value in state.tensors().items()}, state.loader.state()
     weight = step_module.sigreg_lambda
     monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
     with pytest.raises(NotFiniteError, match=r"step 2: the loss is nan .* the 4 windows from window 4 of epoch 0 on"):
         trainer.train_step(0.0)
     monkeypatch.setattr(step_module, "sigreg_lambda", weight)
-    after = session.tensors()
+    after = state.tensors()
     assert after.keys() == before.keys()
     for name, value in after.items():
         if name.startswith("carried/"):
             assert not value.any(), name
         else:
             assert torch.equal(value, before[name]), name
-    assert all(p.grad is None or not p.grad.any() for p in session.parameters())
-    assert session.loader.state()["position"] == position["position"] + 4
-    assert (session.counters.step, session.counters.skipped, session.counters.tokens) == (2, 1, 2 * 128)
+    assert all(p.grad is None or not p.grad.any() for p in state.parameters())
+    assert state.loader.state()["position"] == position["position"] + 4
+    assert (state.counters.step, state.counters.skipped, state.counters.tokens) == (2, 1, 2 * 128)
     assert math.isfinite(trainer.train_step(0.0)["loss"])
 
 

@@ -33,10 +33,10 @@ def stepped(ranks: Ranks, run: Run, cases: dict[str, dict[str, Any]]) -> dict[st
     for name, settings in cases.items():
         changed = with_settings(run, settings)
         text = corpus(changed.data)
-        session = TrainState(resolve(changed, text), text, choose_device(changed.train), ranks)
-        trainer = Trainer(session)
-        norms = term_gradients(session, 0.0)
+        state = TrainState(resolve(changed, text), text, choose_device(changed.train), ranks)
+        trainer = Trainer(state)
+        norms = term_gradients(state, 0.0)
         found[name] = {"norms": norms, "records": [trainer.train_step(0.0) for _ in range(STEPS)]}
-        ranks.check_equal(dict(session.modules.state_dict()))
+        ranks.check_equal(dict(state.modules.state_dict()))
         trainer.release()
     return found

@@ -60,10 +60,10 @@ def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
 
 def losses(run: Run, text: Corpus, changed: dict[str, int]) -> list[float]:
     """Cross-entropies of six steps, with other widths from the fourth on."""
-    session = TrainState(run, text, choose_device(run.train))
-    trainer = Trainer(session)
+    state = TrainState(run, text, choose_device(run.train))
+    trainer = Trainer(state)
     before = [trainer.train_step(0.0)["ce"] for _ in range(3)]
-    session.model.set_widths(changed)
+    state.model.set_widths(changed)
     return before + [trainer.train_step(0.0)["ce"] for _ in range(3)]
 
 

@@ -76,10 +76,10 @@ def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
     run = with_settings(run, {**changes, "quant.qat_fraction": 0.5})
     found = []
     for graph in (True, False):
-        session = TrainState(replace(run, train=replace(run.train, graph=graph)), text, choose_device(run.train))
-        trainer = Trainer(session)
+        state = TrainState(replace(run, train=replace(run.train, graph=graph)), text, choose_device(run.train))
+        trainer = Trainer(state)
         losses = [trainer.train_step(step / 8)["loss"] for step in range(8)]
-        found.append((losses, [p.detach().clone() for p in session.parameters()]))
+        found.append((losses, [p.detach().clone() for p in state.parameters()]))
     (replayed, ours), (launched, theirs) = found
     assert replayed == pytest.approx(launched, rel=1e-4)
     for a, b in zip(ours, theirs, strict=True):
@@ -89,17 +89,17 @@ def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
 def test_a_restored_session_goes_on_with_its_graphs(small: tuple[Run, Corpus]) -> None:
     """As after ghost steps: all goes back, into the tensors that the graphs read."""
     run, text = small
-    session = TrainState(run, text, choose_device(run.train))
-    trainer = Trainer(session)
+    state = TrainState(run, text, choose_device(run.train))
+    trainer = Trainer(state)
     for _ in range(2):
         trainer.train_step(0.0)
-    tensors = {name: value.clone() for name, value in session.tensors().items()}
-    state = session.metadata()
+    tensors = {name: value.clone() for name, value in state.tensors().items()}
+    metadata = state.metadata()
     first = [trainer.train_step(0.0) for _ in range(3)]
-    session.restore(tensors, state)
+    state.restore(tensors, metadata)
     assert [trainer.train_step(0.0) for _ in range(3)] == first
     fresh = TrainState(run, text, choose_device(run.train))
-    fresh.restore(tensors, state)
+    fresh.restore(tensors, metadata)
     again = Trainer(fresh)
     assert [again.train_step(0.0)["loss"] for _ in range(3)] == pytest.approx([r["loss"] for r in first], rel=1e-5)
 
