@@ -46,8 +46,8 @@ class Optim:
     decay_ssm: bool = False
     """The submission's defect 3, to measure it: decay A_log, dt_bias and D too."""
     train_conv: bool = True
-    """Off is the submission's defect 1, to measure it: the convolutions are never trained and their gradients pile up
-    in the clipping norm."""
+    """Off: the convolutions are not trained, and their gradients are left out of the clip. To measure the published
+    script's defect 1."""
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "grad_clip"):

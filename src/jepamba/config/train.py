@@ -43,7 +43,8 @@ class Train:
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
     skip_limit: int = 10
-    """Steps whose loss or gradient is not a number that a run leaves out; one more ends it."""
+    """Steps whose update a run may skip because the loss or the gradient is not finite (ghost steps count); one more
+    ends the run."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
