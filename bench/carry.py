@@ -23,14 +23,14 @@ from typing import Any
 import evaluate
 from grids import trained
 from jepamba.artifact import save_artifact
+from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.study.statistics import paired_difference
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.session import Session
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "shuffled windows": {"data.shuffle": True},
@@ -48,9 +48,9 @@ def measure(base: Run, text: Corpus, training: str, seed: int, args: argparse.Na
         known: dict[str, Any] = json.loads(record.read_text())
         return known
     run = with_settings(base, {**TRAININGS[training], "train.seed": seed})
-    session = Session(run, text, place(run.train))
-    seconds = trained(session)
-    save_artifact(artifact, session.model, session.run, session.corpus.tokenizer)
+    state = TrainState(run, text, choose_device(run.train))
+    seconds = trained(state)
+    save_artifact(artifact, state.model, state.run, state.corpus.tokenizer)
     words = [str(artifact), "--data", run.data.val, "--rounds", "1", "--strides", str(args.bench_stride)]
     words += ["--tokens", str(args.bench_tokens), "--sliding-tokens", str(args.bench_sliding_tokens)]
     found = {"seconds": seconds, **evaluate.measure(evaluate.options().parse_args(words))}
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--bench-sliding-tokens", type=int, default=16384)
     parser.add_argument("--bench-stride", type=int, default=16)
     args, flags = parser.parse_known_args()
-    base = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    base = with_settings(load_preset(args.preset), parse_settings(flags))
     text = corpus(base.data)
     base = resolve(base, text)
     found: dict[str, dict[int, dict[str, Any]]] = {training: {} for training in TRAININGS}
@@ -101,7 +101,7 @@ def main() -> None:
             print(f"{training}, seed {seed}", flush=True)
             found[training][seed] = measure(base, text, training, seed, args)
     print(tables(found))
-    print(json.dumps({"steps": base.train.steps, "device": place(base.train).why, "runs": found}))
+    print(json.dumps({"steps": base.train.steps, "device": choose_device(base.train).why, "runs": found}))
 
 
 if __name__ == "__main__":

@@ -21,17 +21,16 @@ from typing import Any
 
 import torch
 
-from jepamba.config import Run
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
 from jepamba.data import corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train import writer as writer_module
 from jepamba.train.checkpoint import checkpoints, save_checkpoint
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 from jepamba.train.writer import CheckpointWriter
 
 BETWEEN = 3
@@ -39,13 +38,13 @@ BETWEEN = 3
 
 
 class Bench:
-    """Steps of one session, timed, with and without checkpoints."""
+    """Steps of one state, timed, with and without checkpoints."""
 
     def __init__(self, run: Run, folder: Path) -> None:
-        where = place(run.train)
+        where = choose_device(run.train)
         text = corpus(run.data)
-        self.session = Session(resolve(run, text), text, where)
-        self.micro, self.device = MicroPass(self.session), where.device
+        self.state = TrainState(resolve(run, text), text, where)
+        self.trainer, self.device = Trainer(self.state), where.device
         self.folder, self.why = folder, where.why
         self.calls: list[float] = []
         self.threads: list[float] = []
@@ -61,12 +60,12 @@ class Bench:
     def step(self, writer: CheckpointWriter | None = None, at_once: bool = False) -> float:
         """Seconds of one step and of the checkpoint that starts after it, if one does."""
         start = time.perf_counter()
-        training_step(self.micro, 0.0)
-        session, called = self.session, time.perf_counter()
+        self.trainer.train_step(0.0)
+        state, called = self.state, time.perf_counter()
         if at_once:
-            save_checkpoint(self.folder, session.progress.step, session.tensors(), session.state(), 2)
+            save_checkpoint(self.folder, state.counters.step, state.tensors(), state.metadata(), 2)
         elif writer is not None:
-            writer.save(session.progress.step, session.tensors(), session.state())
+            writer.save(state.counters.step, state.tensors(), state.metadata())
             self.calls.append(time.perf_counter() - called)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -81,7 +80,7 @@ class Bench:
                 self.step()
             # As a run does: the first checkpoint finds its memory made.
             start = time.perf_counter()
-            writer.prepare(self.session.tensors())
+            writer.prepare(self.state.tensors())
             prepared = time.perf_counter() - start
             first = [self.step(writer)]
             while writer.busy:
@@ -129,7 +128,7 @@ def main() -> None:
     parser.add_argument("--bench-checkpoints", type=int, default=5)
     parser.add_argument("--bench-folder", type=Path)
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     with tempfile.TemporaryDirectory(dir=args.bench_folder) as folder:
         result = Bench(run, Path(folder)).run(args.bench_checkpoints)
     for name, value in result.items():

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from jepamba.artifact import Artifact
-from jepamba.commands import columns
+from jepamba.cli.common import columns
 from jepamba.compress import Compressor
 from jepamba.compress.lanes import LaneLayout, lane_layout
 from jepamba.compress.tokens import Ids, to_bytes, to_ids

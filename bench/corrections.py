@@ -14,7 +14,7 @@ from pathlib import Path
 
 from compress import beginning
 from jepamba.artifact import load_artifact
-from jepamba.commands import columns
+from jepamba.cli.common import columns
 from jepamba.compress.corrections import Correction, corrections
 from jepamba.compress.side import write_corrections
 from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids

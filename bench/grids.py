@@ -21,17 +21,17 @@ from typing import Any
 import torch
 
 from jepamba.artifact import load_artifact, save_artifact
+from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.progress import Progress
 from jepamba.train import resolve, widths
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step, watch
+from jepamba.train.device import choose_device
+from jepamba.train.measure import calibrate_inputs
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 EXACT = "fp32"
 GRIDS: dict[str, dict[str, Any]] = {
@@ -62,94 +62,94 @@ def run_of(base: Run, name: str, found: dict[str, dict[str, Any]], qat: float = 
     return with_settings(base, {f"quant.{key}": value for key, value in settings.items()})
 
 
-def trained(session: Session) -> float:
+def trained(state: TrainState) -> float:
     """Train to the end of the budget in steps; seconds."""
-    micro, started = MicroPass(session), time.perf_counter()
+    trainer, started = Trainer(state), time.perf_counter()
     with Progress("training") as report:
-        for step in range(session.run.train.steps):
-            share = step / session.run.train.steps
-            if widths.due(session, share):
-                print("  " + widths.choose(session, share), flush=True)
-            ce = training_step(micro, share)["ce"]
-            report(step + 1, session.run.train.steps, f"ce {ce:.3f} nats/token")
+        for step in range(state.run.train.steps):
+            share = step / state.run.train.steps
+            if widths.due(state, share):
+                print("  " + widths.choose(state, share), flush=True)
+            ce = trainer.train_step(share)["ce"]
+            report(step + 1, state.run.train.steps, f"ce {ce:.3f} nats/token")
     return time.perf_counter() - started
 
 
-def scored(session: Session, path: Path, tokens: int) -> dict[str, Any]:
-    """Pack the session's model, and score what was packed."""
-    for said in widths.fit(session, path):
+def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
+    """Pack the state's model, and score what was packed."""
+    for said in widths.fit(state, path):
         print("  " + said, flush=True)
-    size = save_artifact(path, session.model, session.run, session.corpus.tokenizer)
-    loaded, run = load_artifact(path, device=session.place.device), session.run
+    size = save_artifact(path, state.model, state.run, state.corpus.tokenizer)
+    loaded, run = load_artifact(path, device=state.device), state.run
     score = score_plain(
         loaded.model,
-        session.corpus.val,
+        state.corpus.val,
         run.data.seq_len,
         reset=run.data.reset,
         limit=tokens,
         tokens_per_batch=run.eval.tokens_per_batch,
     )
     grids, shapes = loaded.model.named_grids(), dict(loaded.model.named_parameters())
-    matrices = [name for name, (module, leaf) in widths.adjustable(session).items() if leaf == "w"]
+    matrices = [name for name, (module, leaf) in widths.adjustable(state).items() if leaf == "w"]
     values = sum(shapes[name].numel() for name in matrices)
     bits = sum(grids[name].bits(tuple(shapes[name].shape)) for name in matrices) / values if values else 32.0
     return {"bpb": score.bpb, "bytes": size, "bits": bits, "targets": score.tokens, "widths": loaded.run.quant.width_of}
 
 
-def settling(session: Session) -> float:
+def settling(state: TrainState) -> float:
     """Seconds that rounding every weight takes, once a step."""
-    session.model.train()
-    session.model.set_quantized(True)
+    state.model.train()
+    state.model.set_quantized(True)
     times = []
     for _ in range(5):
-        _sync(session)
+        _sync(state)
         started = time.perf_counter()
-        session.model.settle(session.place.dtype)
-        _sync(session)
+        state.model.settle(state.device_config.dtype)
+        _sync(state)
         times.append(time.perf_counter() - started)
     return min(times)
 
 
-def _sync(session: Session) -> None:
-    if session.place.device.type == "cuda":
+def _sync(state: TrainState) -> None:
+    if state.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -> dict[str, dict[str, Any]]:
     """Train what is not there yet, round the unrounded run to every grid, and give all figures by name."""
-    where = place(base.train)
+    where = choose_device(base.train)
     found: dict[str, dict[str, Any]] = {}
     masters: dict[str, torch.Tensor] = {}
     for name in names:
         folder = out / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
-        record, state = folder / "result.json", folder / "masters.safetensors"
+        record, saved = folder / "result.json", folder / "masters.safetensors"
         print(name, flush=True)
         if record.exists():
             found[name] = json.loads(record.read_text())
         else:
-            session = Session(run_of(base, name, found), text, where)
-            seconds = trained(session)
-            found[name] = {**scored(session, folder / "artifact.jepa", tokens), "seconds": seconds}
-            found[name]["settling"] = settling(session)
+            state = TrainState(run_of(base, name, found), text, where)
+            seconds = trained(state)
+            found[name] = {**scored(state, folder / "artifact.jepa", tokens), "seconds": seconds}
+            found[name]["settling"] = settling(state)
             if name == EXACT:
-                _save(session, state)
+                _save(state, saved)
             record.write_text(json.dumps(found[name]))
         if name == EXACT:
-            masters = _load(state)
+            masters = _load(saved)
         if "after" not in found[name]:
-            session = Session(run_of(base, name, found, qat=0.0), text, where)
-            session.model.load_state_dict(masters, strict=False)  # what a grid weighs by is measured, not loaded
-            watch(session)
-            found[name]["after"] = scored(session, folder / "after.jepa", tokens)
+            state = TrainState(run_of(base, name, found, qat=0.0), text, where)
+            state.model.load_state_dict(masters, strict=False)  # what a grid weighs by is measured, not loaded
+            calibrate_inputs(state)
+            found[name]["after"] = scored(state, folder / "after.jepa", tokens)
             record.write_text(json.dumps(found[name]))
     return found
 
 
-def _save(session: Session, path: Path) -> None:
+def _save(state: TrainState, path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: value.cpu().contiguous() for name, value in session.model.state_dict().items()}, path)
+    save_file({name: value.cpu().contiguous() for name, value in state.model.state_dict().items()}, path)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
@@ -182,13 +182,13 @@ def main() -> None:
     parser.add_argument("--bench-only", default=",".join(GRIDS))
     parser.add_argument("--bench-tokens", type=int, default=131072)
     args, flags = parser.parse_known_args()
-    base = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    base = with_settings(load_preset(args.preset), parse_settings(flags))
     text = corpus(base.data)
     base = resolve(base, text)
     names = [name.strip() for name in args.bench_only.split(",")]
     found = measure(base, text, names, args.bench_out, args.bench_tokens)
     print(table(found, base.train.steps))
-    print(json.dumps({"steps": base.train.steps, "device": place(base.train).why, "grids": found}))
+    print(json.dumps({"steps": base.train.steps, "device": choose_device(base.train).why, "grids": found}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Prints one Markdown table and, last, one JSON line. The global batch is the preset's on any number of processes (strong
 scaling); efficiency is tokens per second per process against the run in --bench-against. What is timed is
-`training_step` itself, with real tokens. Options of its own: --bench-steps N (timed steps, default 10),
+`Trainer.train_step` itself, with real tokens. Options of its own: --bench-steps N (timed steps, default 10),
 --bench-warmup N (steps before them, default 3), --bench-against FILE and --bench-out FILE (the JSON of another run and
 of this one). Everything else is a config flag. On a CPU it runs over gloo: a test of the script, no measurement.
 
@@ -28,20 +28,18 @@ from typing import Any
 
 import torch
 
-from jepamba.config import Run
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
 from jepamba.ranks import Ranks, joined
 from jepamba.train import resolve
-from jepamba.train.captured import Captured
-from jepamba.train.device import place
-from jepamba.train.inputs import StepInputs
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.cuda_graph import CUDAGraph
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 PARTS = ("weights on their grids", "passes", "gradient sums", "clip", "update")
 ALONE_REPEATS = 20
@@ -95,8 +93,8 @@ class TimedRanks(Ranks):
             super().sum_each_(tensors)
 
 
-class TimedSession(Session):
-    """A session whose waits for the loader are timed, by the host's clock."""
+class TimedState(TrainState):
+    """A state whose waits for the loader are timed, by the host's clock."""
 
     waits: list[float]
 
@@ -108,60 +106,64 @@ class TimedSession(Session):
         return batch
 
 
-class _Timed(Captured):
-    def __init__(self, name: str, captured: Captured, clock: Clock) -> None:
-        self.__dict__ |= captured.__dict__
+class TimedGraph(CUDAGraph):
+    """A graph whose runs are timed."""
+
+    def __init__(self, name: str, graph: CUDAGraph, clock: Clock) -> None:
+        self.__dict__ |= graph.__dict__
         self.name, self.clock = name, clock
 
     def __call__(self) -> None:
+        """As ever."""
         with self.clock.span(self.name):
             super().__call__()
 
 
-class TimedPass(MicroPass):
-    """Passes, clip and update, each timed."""
+class TimedTrainer(Trainer):
+    """A trainer whose parts of a step are timed."""
 
-    def __init__(self, session: Session, clock: Clock) -> None:
-        super().__init__(session)
+    def __init__(self, state: TrainState, clock: Clock) -> None:
+        super().__init__(state)
         self.clock = clock
-        self.clip, self.update = _Timed("clip", self.clip, clock), _Timed("update", self.update, clock)
+        self.clip_gradients = TimedGraph("clip", self.clip_gradients, clock)
+        self.update = TimedGraph("update", self.update, clock)
 
-    def settle(self) -> None:
+    def compute_weights(self) -> None:
         """As ever."""
         with self.clock.span("weights on their grids"):
-            super().settle()
+            super().compute_weights()
 
-    def __call__(self, step: StepInputs) -> None:
+    def accumulate_gradients(self, batch: Batch, lam: float) -> None:
         """As ever."""
         with self.clock.span("passes"):
-            super().__call__(step)
+            super().accumulate_gradients(batch, lam)
 
 
 def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
     """What the table shows."""
-    where = place(run.train)
+    where = choose_device(run.train)
     text = ranks.machine_by_machine(lambda: corpus(run.data))
     run = resolve(run, text)
     clock = Clock(where.device)
-    session = TimedSession(run, text, where, TimedRanks(ranks, clock))
-    session.waits = []
-    micro = TimedPass(session, clock)
+    state = TimedState(run, text, where, TimedRanks(ranks, clock))
+    state.waits = []
+    trainer = TimedTrainer(state, clock)
     started = time.perf_counter()
-    losses = [training_step(micro, 0.0)["loss"]]
+    losses = [trainer.train_step(0.0)["loss"]]
     clock.spans()
     first = time.perf_counter() - started
-    losses += [training_step(micro, 0.0)["loss"] for _ in range(warmup - 1)]
+    losses += [trainer.train_step(0.0)["loss"] for _ in range(warmup - 1)]
     ranks.barrier(600.0)
     clock.spans()
-    session.waits.clear()
+    state.waits.clear()
     moments = []
     for _ in range(steps):
         moments.append(clock.now())
-        losses.append(training_step(micro, 0.0)["loss"])
+        losses.append(trainer.train_step(0.0)["loss"])
     moments.append(clock.now())
     spans = clock.spans()
-    ranks.check_equal(dict(session.modules.state_dict()))
-    micro.release()
+    ranks.check_equal(dict(state.modules.state_dict()))
+    trainer.release()
     each = [clock.between(a, b) for a, b in pairwise(moments)]
     step_ms = statistics.median(each)
     return {
@@ -169,39 +171,39 @@ def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "processes": ranks.size,
         "tokens per step": run.train.tokens_per_step,
-        "passes per step": session.batch_layout.passes,
-        "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in session.batch_layout.of_pass(0)],
+        "passes per step": state.layout.passes,
+        "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in state.layout.of_pass(0)],
         "first step, s": first,
         "step, ms": step_ms,
         "steps, ms": each,
         "tokens/s": run.train.tokens_per_step / step_ms * 1e3,
         "parts, ms": {name: statistics.median(spans.get(name, [0.0])) for name in PARTS},
-        "loader, ms": statistics.median(session.waits),
-        "alone, ms": alone(session, clock),
+        "loader, ms": statistics.median(state.waits),
+        "alone, ms": alone(state, clock),
         "peak memory, MB": where.memory_mb(),
         "losses": losses,
     }
 
 
-def alone(session: Session, clock: Clock) -> dict[str, float]:
+def alone(state: TrainState, clock: Clock) -> dict[str, float]:
     """Milliseconds a step of what ranks exchange within passes and updates, and of the sums of gradients, alone."""
-    run, ranks, device = session.run, session.ranks, session.place.device
+    run, ranks, device = state.run, state.ranks, state.device
     work: dict[str, tuple[Callable[[], object], int]] = {}
     jepa = run.jepa
-    if session.heads is not None and jepa.sigreg_weight > 0:
+    if state.heads is not None and jepa.sigreg_weight > 0:
         samples = 1
         if jepa.sigreg_pool == "timestep":
             samples = min(jepa.sigreg_timesteps or run.data.seq_len, run.data.seq_len)
         sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
-        times = 1 if jepa.sigreg_sample == "step" else session.batch_layout.passes
+        times = 1 if jepa.sigreg_sample == "step" else state.layout.passes
         work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.sum_(sums), times)
-    matrices = list(session.optimizers.groups.muon.values())
+    matrices = list(state.optimizers.groups.muon.values())
     shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.size)
     longest = max(sum(matrices[i].numel() for i in share) for share in shares)
-    updates = torch.zeros(longest, dtype=session.optimizers.muon.compute_dtype, device=device)
+    updates = torch.zeros(longest, dtype=state.optimizers.muon.compute_dtype, device=device)
     size = longest * updates.element_size() / 1e6
     work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.gathered(updates), 1)
-    grads = [torch.zeros_like(p) for p in session.parameters()]
+    grads = [torch.zeros_like(p) for p in state.parameters()]
     size = sum(grad.numel() for grad in grads) * 4 / 1e6
     work[f"gradient sums, {size:.1f} MB"] = (lambda: Ranks.sum_each_(ranks, grads), 1)
     found = {}
@@ -245,7 +247,7 @@ def main() -> None:
     parser.add_argument("--bench-against", type=Path)
     parser.add_argument("--bench-out", type=Path)
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     against = json.loads(args.bench_against.read_text()) if args.bench_against else None
     with joined() as ranks:
         if not ranks.chief:

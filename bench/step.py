@@ -2,7 +2,7 @@
 
     python bench/step.py submission-bpe --data.train DIR --data.val DIR --data.tokenizer sp8192.model
 
-Prints a table and, last, one JSON line. Real tokens, real optimizer steps: what is timed is `training_step` itself.
+Prints a table and, last, one JSON line. Real tokens, real optimizer steps: `Trainer.train_step` itself is timed.
 Options of its own: --bench-steps N (timed steps, default 5), --bench-paths fused,torch (interleaved; `torch` is the
 same step in plain PyTorch, without kernels and graph), and --bench-profile (a table of kernels). Everything else is a
 config flag. `first step` counts from the start of the process: imports, data, model, compilation, and the step itself.
@@ -20,29 +20,28 @@ from dataclasses import replace
 import torch
 
 from jepamba import gpu
-from jepamba.config import Run
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
 from jepamba.data import corpus
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 
-def matmul_flops_per_token(session: Session) -> float:
+def matmul_flops_per_token(state: TrainState) -> float:
     """Floating-point operations of the matrix products for one token, forward and backward: 6 per weight and use.
 
     The embedding is used as the head's matrix (its lookup costs nothing); the predictor once per roll-out step.
     """
-    steps = session.run.jepa.rollout_steps if session.run.jepa.weight > 0 else 0
+    steps = state.run.jepa.rollout_steps if state.run.jepa.weight > 0 else 0
     total = 0
-    for name, p in session.modules.named_parameters():
+    for name, p in state.modules.named_parameters():
         if p.ndim != 2 or name.rsplit(".", 1)[-1] in ("mix", "skip_weight", "conv_weight"):
             continue
         uses = steps if ".predictor" in name or ".pred_proj" in name else 1
-        if name.endswith("token_embed") and session.run.model.tie == 0:
+        if name.endswith("token_embed") and state.run.model.tie == 0:
             uses = 0
         total += 6 * p.numel() * uses
     return total
@@ -77,13 +76,13 @@ def _sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed_step(micro: MicroPass, kernels: bool) -> float:
+def timed_step(trainer: Trainer, kernels: bool) -> float:
     """Seconds of one training step, everything on the device finished."""
     with gpu.kernels(kernels):
-        _sync(micro.session.place.device)
+        _sync(trainer.state.device)
         start = time.perf_counter()
-        training_step(micro, 0.0)
-        _sync(micro.session.place.device)
+        trainer.train_step(0.0)
+        _sync(trainer.state.device)
         return time.perf_counter() - start
 
 
@@ -92,28 +91,28 @@ GAPS = (1.0, 2.0, 5.0, 20.0, 100.0, float("inf"))
 
 
 def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, object]:
-    """Interleaved timings of one session per path; medians."""
-    where = place(run.train)
+    """Interleaved timings of one state per path; medians."""
+    where = choose_device(run.train)
     text = corpus(run.data)
     run = resolve(run, text)
     found: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in paths}
-    passes: dict[str, MicroPass] = {}
+    trainers: dict[str, Trainer] = {}
     for name in paths:
         if where.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if where.device.type == "cuda" else 0
         train = run.train if name == "fused" else replace(run.train, graph=False)
-        passes[name] = MicroPass(Session(replace(run, train=train), text, where))
-        first = timed_step(passes[name], name == "fused")
-        found[name] = {"first step, s": seconds_of_process() if len(passes) == 1 else first}
-        found[name]["second step, s"] = timed_step(passes[name], name == "fused")
+        trainers[name] = Trainer(TrainState(replace(run, train=train), text, where))
+        first = timed_step(trainers[name], name == "fused")
+        found[name] = {"first step, s": seconds_of_process() if len(trainers) == 1 else first}
+        found[name]["second step, s"] = timed_step(trainers[name], name == "fused")
         found[name]["peak memory, GB"] = where.memory_mb() / 1e3 - before / 1e9
     for _ in range(steps):
         for name in paths:
-            times[name].append(timed_step(passes[name], name == "fused"))
+            times[name].append(timed_step(trainers[name], name == "fused"))
     ceiling = matmul_ceiling(where.device, where.dtype)
-    flops = matmul_flops_per_token(passes[paths[0]].session)
+    flops = matmul_flops_per_token(trainers[paths[0]].state)
     for name in paths:
         seconds = statistics.median(times[name])
         rate = run.train.tokens_per_step / seconds
@@ -124,7 +123,7 @@ def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, 
             "share of the matmul ceiling": rate * flops / ceiling,
         }
     if profile:
-        _profile(passes[paths[0]])
+        _profile(trainers[paths[0]])
     return {
         "device": where.why,
         "torch": torch.__version__,
@@ -150,12 +149,12 @@ def gaps(spans: list[tuple[float, float]]) -> list[str]:
     return [f"{n} × up to {most:g} µs: {us / 1e3:.2f} ms" for n, most, us in zip(counts, GAPS, found, strict=True) if n]
 
 
-def _profile(micro: MicroPass) -> None:
+def _profile(trainer: Trainer) -> None:
     """A table of the kernels of one step, the longest first, and the time in which the device did nothing."""
-    cuda = micro.session.place.device.type == "cuda"
+    cuda = trainer.state.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds) as profiler:
-        seconds = timed_step(micro, True)
+        seconds = timed_step(trainer, True)
     totals: dict[str, tuple[float, int]] = {}
     spans: list[tuple[float, float]] = []
     device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
@@ -181,7 +180,7 @@ def main() -> None:
     parser.add_argument("--bench-paths", default="fused,torch")
     parser.add_argument("--bench-profile", action="store_true")
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     result = measure(run, args.bench_paths.split(","), args.bench_steps, args.bench_profile)
     print(f"{result['device']}; torch {result['torch']}; matmul ceiling {result['ceiling TFLOP/s']:.0f} TFLOP/s")
     paths = result["paths"]

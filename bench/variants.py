@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from jepamba import gpu
+from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
-from jepamba.flags import parse_flags, split_flags
 from jepamba.presets import load_preset
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -61,13 +60,13 @@ def train_variant(name: str, run: Run, text: Corpus, val: int, torch_steps: int)
     steps = min(run.train.steps, torch_steps) if name == "torch" else run.train.steps
     start = time.perf_counter()
     with gpu.kernels(name != "torch"):
-        session = Session(run, text, place(run.train))
-        micro = MicroPass(session)
-        ce = [training_step(micro, step / run.train.steps)["ce"] for step in range(steps)]
+        state = TrainState(run, text, choose_device(run.train))
+        trainer = Trainer(state)
+        ce = [trainer.train_step(step / run.train.steps)["ce"] for step in range(steps)]
         seconds = time.perf_counter() - start
         tokens = run.eval.tokens_per_batch
         score = score_plain(
-            session.model, text.val, run.data.seq_len, reset=run.data.reset, limit=val, tokens_per_batch=tokens
+            state.model, text.val, run.data.seq_len, reset=run.data.reset, limit=val, tokens_per_batch=tokens
         )
     return {"bpb": score.bpb, "ce": ce, "seconds": seconds, "steps": steps}
 
@@ -81,11 +80,13 @@ def main() -> None:
     parser.add_argument("--bench-torch-steps", type=int, default=300)
     parser.add_argument("--bench-out", type=Path, help="JSON with every variant's losses, renewed after each")
     args, flags = parser.parse_known_args()
-    run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     text = corpus(run.data)
     run = resolve(run, text)
     found: dict[str, dict[str, Any]] = {}
-    print(f"{place(run.train).why}; {run.train.steps} steps of {run.train.tokens_per_step:,} tokens", flush=True)
+    print(
+        f"{choose_device(run.train).why}; {run.train.steps} steps of {run.train.tokens_per_step:,} tokens", flush=True
+    )
     for name in args.bench_variants.split(","):
         one = found[name] = train_variant(name, run, text, args.bench_val, args.bench_torch_steps)
         tail = one["ce"][-20:]

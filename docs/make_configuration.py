@@ -1,14 +1,11 @@
-"""Writes docs/configuration.md from the docstrings in jepamba/config.py.
+"""Writes docs/configuration.md from the docstrings in jepamba/config/.
 
 Run it after a change: `.venv/bin/python docs/make_configuration.py`. A test compares the page with the docstrings.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import re
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -28,7 +25,7 @@ MORE = {
 
 HEAD = """# Configuration
 
-<!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config.py. Do not edit by hand. -->
+<!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config/. Do not edit by hand. -->
 
 A setting has a section and a name, and the same name everywhere: `optim.grad_clip` is the flag
 `--optim.grad_clip 1.0` of `jepamba train` and `jepamba study run`, the key `grad_clip` under `[optim]` in a preset or
@@ -59,37 +56,20 @@ def page() -> str:
 
 
 def _section(name: str, cls: Any) -> str:
-    texts, hints = _docstrings(cls), get_type_hints(cls)
+    docs, hints = config.field_docs(cls), get_type_hints(cls)
     rows = [
-        f"| `{name}.{field.name}` | {_default(field.default, hints[field.name])} | {texts[field.name]} |"
-        for field in _fields(cls)
+        f"| `{name}.{field.name}` | {_default(field.default, hints[field.name])} | {_cell(docs[field.name])} |"
+        for field in dataclasses.fields(cls)
     ]
-    lead = _plain(inspect.cleandoc(cls.__doc__ or ""))
+    lead = " ".join((cls.__doc__ or "").split())
     return "\n".join(
         [f"## `[{name}]`\n\n{lead} See {MORE[name]}.\n", "| setting | default | what |", "|---|---|---|", *rows, ""]
     )
 
 
-def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)
-
-
-def _docstrings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, on one line and safe in a table's cell."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(text, ast.Expr), f"{cls}: {field.target.id} has no docstring"
-            assert isinstance(text.value, ast.Constant), f"{cls}: {field.target.id} has no docstring"
-            found[field.target.id] = _plain(str(text.value.value)).replace("|", "\\|")
-    return found
-
-
-def _plain(text: str) -> str:
-    """`text` on one line, without its pointers into the specification, which is not part of the manual."""
-    return re.sub(r" \(spec section [^)]*\)", "", " ".join(text.split()))
+def _cell(text: str) -> str:
+    """`text` with its vertical bars escaped."""
+    return text.replace("|", "\\|")
 
 
 def _default(value: Any, hint: Any) -> str:

@@ -195,10 +195,10 @@ def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str]
 def _record(path: Path) -> None:
     """Write down the windows of every batch that is taken, and before them the step that takes them."""
     from jepamba.data import Prefetcher
-    from jepamba.train import loop
+    from jepamba.train.step import Trainer
 
     file = path.open("a", buffering=1)
-    take, train = Prefetcher.next, loop.training_step
+    take, train = Prefetcher.next, Trainer.train_step
 
     def taken(self: Any, *arguments: Any) -> Any:
         batch = take(self, *arguments)
@@ -206,11 +206,11 @@ def _record(path: Path) -> None:
         file.write("windows " + " ".join(hashlib.sha256(row).hexdigest()[:16] for row in rows) + "\n")
         return batch
 
-    def trained(micro: Any, *arguments: Any) -> Any:
-        file.write(f"step {micro.session.progress.step + 1}\n")
-        return train(micro, *arguments)
+    def trained(trainer: Any, *arguments: Any) -> Any:
+        file.write(f"step {trainer.state.counters.step + 1}\n")
+        return train(trainer, *arguments)
 
-    Prefetcher.next, loop.training_step = taken, trained  # type: ignore[method-assign]
+    Prefetcher.next, Trainer.train_step = taken, trained  # type: ignore[method-assign]
 
 
 def _rows(batch: Any) -> Iterator[tuple[Any, Any]]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from jepamba.errors import UserError
-from jepamba.train import loop, train
+from jepamba.train import train
 from jepamba.train import writer as writer_module
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from jepamba.train.step import Trainer
 from jepamba.train.writer import CheckpointWriter
 from processes import PRELOAD
 from tiny import text_file, tiny
@@ -130,7 +131,7 @@ def test_what_changes_after_the_call_is_not_in_the_checkpoint(tmp_path: Path) ->
 def test_all_checkpoints_of_a_run_use_the_memory_of_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared, written, prepare, step = list[int](), list[int](), CheckpointWriter.prepare, loop.training_step
+    prepared, written, prepare, step = list[int](), list[int](), CheckpointWriter.prepare, Trainer.train_step
     steps = list[int]()
 
     def counted(writer: CheckpointWriter, tensors: Mapping[str, Tensor]) -> None:
@@ -146,7 +147,7 @@ def test_all_checkpoints_of_a_run_use_the_memory_of_its_first_step(
         return save_checkpoint(folder, number, *rest)
 
     monkeypatch.setattr(CheckpointWriter, "prepare", counted)
-    monkeypatch.setattr(loop, "training_step", stepped)
+    monkeypatch.setattr(Trainer, "train_step", stepped)
     monkeypatch.setattr(writer_module, "save_checkpoint", saved)
     train(tiny(text_file(tmp_path), train__checkpoint_every=3), tmp_path / "out")
     assert prepared == [1]

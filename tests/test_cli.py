@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from jepamba import commands
-from jepamba.cli import build_parser, main
+from jepamba import __version__
+from jepamba.cli import build_parser, common, main, presets
 from jepamba.errors import UserError
 from jepamba.presets import load_preset, preset_names
 
@@ -288,7 +288,7 @@ def test_an_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPat
     def broken(args: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(commands, "presets", broken)
+    monkeypatch.setattr(presets, "presets", broken)
     with pytest.raises(ZeroDivisionError):
         main(["presets"])
 
@@ -308,20 +308,20 @@ def test_a_message_with_several_lines_is_put_on_one(
     def refused(args: object) -> int:
         raise UserError("first\nsecond")
 
-    monkeypatch.setattr(commands, "presets", refused)
+    monkeypatch.setattr(presets, "presets", refused)
     assert mistake(capsys, "presets") == "jepamba: first second\n"
 
 
 def test_a_free_folder_is_found(tmp_path: Path) -> None:
-    assert commands.free_folder(tmp_path / "run") == tmp_path / "run"
+    assert common.free_folder(tmp_path / "run") == tmp_path / "run"
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
-    assert commands.free_folder(tmp_path / "run") == tmp_path / "run-3"
+    assert common.free_folder(tmp_path / "run") == tmp_path / "run-3"
 
 
 def test_columns() -> None:
     rows = [["", "BPB", "note"], ["a", "1.5", "x"], ["bb", "12.5", ""]]
-    assert commands.columns(rows) == "     BPB  note\na    1.5  x\nbb  12.5"
+    assert common.columns(rows) == "     BPB  note\na    1.5  x\nbb  12.5"
 
 
 def test_help_comes_at_once_and_without_torch() -> None:
@@ -332,10 +332,37 @@ def test_help_comes_at_once_and_without_torch() -> None:
     assert float(done.stdout.splitlines()[-1]) < 1.0
 
 
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"jepamba {__version__}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_signal_that_the_parent_ignores_ends_the_command(number: signal.Signals, code: int) -> None:
+    """As under `nohup jepamba … &`, where a shell hands SIGINT down ignored."""
+    program = (
+        "import os, time\nfrom jepamba.__main__ import run\nfrom jepamba.cli import presets\n"
+        f"presets.presets = lambda args: os.kill(os.getpid(), {int(number)}) or time.sleep(60)\nrun(['presets'])"
+    )
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    finally:
+        signal.signal(number, before)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, out = documents(tmp_path / "text"), tmp_path / "run"
     words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "120", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "jepamba", *words], stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "jepamba", *words], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count('"step"') > 10) and time.monotonic() < deadline:
         time.sleep(0.05)

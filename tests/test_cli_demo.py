@@ -9,10 +9,26 @@ import pytest
 
 from jepamba import demo
 from jepamba.cli import main
-from jepamba.config import Run
-from jepamba.flags import parse_flags, split_flags
+from jepamba.cli.demo import demo_table
+from jepamba.cli.flags import parse_settings
+from jepamba.config import Run, with_settings
+from jepamba.errors import UserError
 from jepamba.presets import load_preset
 from test_cli import TINY, documents
+
+
+def small_run(text: Path) -> Run:
+    words = [*TINY, "--data.train", str(text), "--train.steps", "5", "--data.holdout", "0.25"]
+    return with_settings(load_preset("quick"), parse_settings(words))
+
+
+def test_the_demo_trains_for_the_seconds_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(run: Run, out: Path, preset: str) -> None:
+        raise UserError(f"{preset}, {run.train.steps} steps, {run.train.seconds} seconds")
+
+    monkeypatch.setattr(demo, "train", refused)
+    with pytest.raises(UserError, match=r"quick, 0 steps, 7\.0 seconds"):
+        demo.run_demo(tmp_path, 7)
 
 
 def test_the_demo_ends_with_its_table(
@@ -22,11 +38,10 @@ def test_the_demo_ends_with_its_table(
 
     def small(name: str) -> Run:
         assert name == "quick"
-        flags, _ = split_flags([*TINY, "--data.train", str(text), "--train.steps", "5", "--data.holdout", "0.25"])
-        return parse_flags(load_preset(name), flags)
+        return small_run(text)
 
     monkeypatch.setattr(demo, "load_preset", small)
-    assert main(["demo", "--json", "--out", str(out), "--seconds", "60"]) == 0
+    assert main(["demo", "--json", "--out", str(out)]) == 0
     found = json.loads(capsys.readouterr().out)
     # Three of twelve documents are held out, and scored to the last byte.
     assert found["model"]["bytes"] == (out / "held-out.txt").stat().st_size - 2
@@ -39,7 +54,7 @@ def test_the_demo_ends_with_its_table(
     assert found["sample"].startswith("The ")
     assert summary["baselines"] == found["baselines"]
     assert "brotli" in (out / "report.html").read_text()
-    table = demo.demo_table(found)
+    table = demo_table(found)
     assert f"{found['model']['bpb']:.3f}" in table
     for row in found["baselines"]:
         assert f"{row['bpb']:.3f}" in table
@@ -49,8 +64,7 @@ def test_held_out_text_is_what_training_left_out(tmp_path: Path) -> None:
     from jepamba.data import corpus
 
     text = documents(tmp_path / "text")
-    flags, _ = split_flags([*TINY, "--data.train", str(text), "--train.steps", "5", "--data.holdout", "0.25"])
-    run = parse_flags(load_preset("quick"), flags)
+    run = small_run(text)
     splits = demo._documents(run.data)
     held_out = corpus(run.data).val
     assert held_out.tokenizer.decode(held_out.read(0, len(held_out))) == b"".join(splits["val"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepamba.config import ConfigError, Jepa, Model, Run, Train, from_dict, to_dict, with_settings
+from jepamba.config import ConfigError, Jepa, Model, Run, Train, from_dict, merge, to_dict, with_settings
 from jepamba.errors import UserError
 
 INF, NAN = float("inf"), float("nan")
@@ -200,6 +200,25 @@ def test_with_settings_changes_what_it_names_and_nothing_else() -> None:
     assert after.eval.prompts == ("a", "b")
     assert dataclasses.replace(after, jepa=before.jepa, eval=before.eval) == before
     assert before == Run(train=Train(steps=100))
+
+
+def test_a_layer_with_a_budget_drops_the_budgets_below_it() -> None:
+    steps, seconds, both = {"train.steps": 5}, {"train.seconds": 9.0}, {"train.steps": 5, "train.seconds": 9.0}
+    assert merge(both, steps) == merge(seconds, steps) == steps
+    assert merge(both, seconds) == merge(steps, seconds) == seconds
+    assert merge(steps, both) == both
+    assert merge(both, {"train.steps": 0, "jepa.rollout_steps": 2}) == {
+        "train.steps": 0,
+        "train.seconds": 9.0,
+        "jepa.rollout_steps": 2,
+    }
+    assert merge({"jepa.rollout_steps": 1, "train.seed": 3}, steps, {"jepa.rollout_steps": 2}) == {
+        "jepa.rollout_steps": 2,
+        "train.seed": 3,
+        "train.steps": 5,
+    }
+    assert both == {"train.steps": 5, "train.seconds": 9.0}
+    assert (with_settings(Run(), seconds).train.steps, with_settings(Run(), seconds).train.seconds) == (0, 9.0)
 
 
 SETTINGS = st.fixed_dictionaries(

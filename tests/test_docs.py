@@ -17,9 +17,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from jepamba.cli import build_parser, main, parse
-from jepamba.config import Run, from_dict
+from jepamba.cli.flags import settings_of
+from jepamba.config import Run, from_dict, with_settings
 from jepamba.errors import UserError
-from jepamba.flags import parse_flags, parse_settings
 from jepamba.presets import load_preset
 from jepamba.study.plan import load_plan
 from jepamba.train import train
@@ -97,13 +97,11 @@ def test_shown_commands_are_understood(page: str, command: str, span: bool) -> N
         if value is None or PLACEHOLDER.fullmatch(value) or value.endswith(".toml"):
             continue
         loader(value)
-    if args.flags:
-        preset = getattr(args, "preset", None)
-        if preset is not None:
-            parse_flags(load_preset(preset), args.flags)
-        elif not args.plan.endswith(".toml"):
-            plan = load_plan(args.plan)
-            plan.with_common(parse_settings(load_preset(plan.preset), args.flags))
+    settings = settings_of(args)
+    if settings and "preset" in args:
+        with_settings(load_preset(args.preset), settings)
+    elif settings and "plan" in args and not args.plan.endswith(".toml"):
+        load_plan(args.plan).with_common(settings)
 
 
 def test_there_are_commands_to_check() -> None:

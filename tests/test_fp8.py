@@ -20,10 +20,9 @@ from jepamba.ops.fp8 import mlp as fp8_mlp
 from jepamba.ops.norms import relu2_norm
 from jepamba.presets import load_preset
 from jepamba.train import resolve
-from jepamba.train.device import DeviceConfig, place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import DeviceConfig, choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 TINY: dict[str, Any] = {
     "vocab_size": 37,
@@ -207,13 +206,13 @@ def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
     text = corpus(run.data)
 
     def losses(products: str) -> list[float]:
-        session = Session(
+        state = TrainState(
             resolve(with_settings(run, {"train.products": products}), text),
             text,
-            DeviceConfig(torch.device("cpu"), torch.bfloat16, "asked by hand: `place` refuses FP8 on a CPU"),
+            DeviceConfig(torch.device("cpu"), torch.bfloat16, "asked by hand: `choose_device` refuses FP8 on a CPU"),
         )
-        micro = MicroPass(session)
-        return [training_step(micro, 0.0)["ce"] for _ in range(4)]
+        trainer = Trainer(state)
+        return [trainer.train_step(0.0)["ce"] for _ in range(4)]
 
     bf16, mlp, both = losses("bf16"), losses("fp8-mlp"), losses("fp8")
     assert bf16[-1] < bf16[0] - 0.2
@@ -224,6 +223,6 @@ def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
 
 def test_it_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(UserError, match=r"train\.products = fp8 needs a GPU.*on the CPU.*--train\.products bf16"):
-        place(Train(steps=1, device="cpu", products="fp8"))
+        choose_device(Train(steps=1, device="cpu", products="fp8"))
     with pytest.raises(ConfigError, match=r"train\.products = fp8-mlp with train\.precision = fp32"):
         with_settings(Run(), {"train.products": "fp8-mlp", "train.precision": "fp32"})

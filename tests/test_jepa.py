@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from jepamba.config import Jepa, Model, Quant
 from jepamba.jepa import (
     JepaHeads,
-    Terms,
+    LossTerms,
+    LossWeights,
     objective,
     prediction_error,
     sample_projections,
@@ -183,7 +184,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return tokens, (tokens + 1) % 23, reset
 
 
-def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None = None) -> tuple[Terms, Any]:
+def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None = None) -> tuple[LossTerms, Any]:
     model = LanguageModel(MODEL, Quant()).train()
     torch.manual_seed(1)
     if heads is None and config.active:
@@ -191,7 +192,9 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     torch.manual_seed(2)
     tokens, targets, reset = batch()
     projections = sample_projections(config, MODEL.d_model, (3, 12), 7, step)
-    terms, _ = objective(model, heads, config, tokens, targets, reset, torch.tensor(lam), projections)
+    whole = torch.tensor(1.0)
+    weights = LossWeights(whole, torch.tensor(lam), whole)
+    terms, _ = objective(model, heads, config, tokens, targets, reset, weights, projections)
     return terms, (model, heads, tokens, targets, reset)
 
 

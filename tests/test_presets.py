@@ -222,3 +222,27 @@ def test_awkward_values_survive_the_dump(tmp_path: Path) -> None:
     path.write_text(dump_toml(run), encoding="utf-8")
     assert load_preset(str(path)) == run
     assert from_dict(tomllib.loads(dump_toml(run))) == run
+
+
+@pytest.mark.parametrize(
+    ("content", "steps", "seconds"),
+    [
+        ("[train]\nsteps = 2000\n", 2000, 0.0),
+        ("[train]\nseconds = 60.0\n", 0, 60.0),
+        ("[train]\nsteps = 2000\nseconds = 60.0\n", 2000, 60.0),
+        ("[train]\nsteps = 0\n", 0, 1140.0),
+        ("[train]\nseed = 7\n", 0, 1140.0),
+    ],
+)
+def test_an_overlay_with_a_budget_drops_the_preset_s(tmp_path: Path, content: str, steps: int, seconds: float) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(content)
+    train = load_preset(f"cpu+{mine}").train
+    assert (train.steps, train.seconds) == (steps, seconds)
+
+
+def test_a_run_s_own_config_as_an_overlay_brings_its_budget(tmp_path: Path) -> None:
+    written = tmp_path / "config.toml"
+    written.write_text(dump_toml(with_settings(load_preset("cpu"), {"train.steps": 2000})))
+    assert load_preset(f"cpu+{written}") == load_preset(str(written))
+    assert (load_preset(str(written)).train.steps, load_preset(str(written)).train.seconds) == (2000, 0.0)

@@ -12,7 +12,7 @@ from jepamba.config import ConfigError, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import load_preset
 from jepamba.study.page import flat
-from jepamba.study.plan import load_plan, parse_plan, plan_names
+from jepamba.study.plan import Plan, load_plan, parse_plan, plan_names
 
 
 def small(**changes: Any) -> dict[str, Any]:
@@ -97,6 +97,27 @@ def test_common_settings_can_be_changed_and_are_checked() -> None:
     assert plan.run(plan.configurations[0], 1).train.steps == 7
     with pytest.raises(ConfigError, match=r"configuration a: .*train\.steps"):
         plan.with_common({"train.steps": -1})
+
+
+def budget(plan: Plan, name: str) -> tuple[int, float]:
+    configuration = next(item for item in plan.configurations if item.name == name)
+    train = plan.run(configuration, 1).train
+    return train.steps, train.seconds
+
+
+def test_a_plan_with_a_budget_drops_the_preset_s() -> None:
+    assert budget(parse_plan(small(preset="cpu", settings={"train.steps": 2000}), "plan"), "a") == (2000, 0.0)
+    assert budget(parse_plan(small(preset="cpu", settings={}), "plan"), "a") == (0, 1140.0)
+
+
+def test_the_budget_of_a_configuration_and_of_a_flag_drops_the_plan_s() -> None:
+    runs = [{"name": "a"}, {"name": "b", "settings": {"train.seconds": 60.0}}]
+    plan = parse_plan(small(run=runs, settings={"train.steps": 2000}), "plan")
+    assert (budget(plan, "a"), budget(plan, "b")) == ((2000, 0.0), (0, 60.0))
+    plan = plan.with_common({"train.seconds": 9.0})
+    assert (budget(plan, "a"), budget(plan, "b")) == ((0, 9.0), (0, 60.0))
+    both = parse_plan(small(settings={"train.steps": 2000, "train.seconds": 9.0}), "plan")
+    assert budget(both, "a") == (2000, 9.0)
 
 
 @pytest.mark.parametrize(

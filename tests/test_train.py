@@ -22,10 +22,10 @@ from jepamba.errors import UserError
 from jepamba.presets import dump_toml, load_preset
 from jepamba.train import resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass, add_gradients
-from jepamba.train.session import Session
-from jepamba.train.step import term_gradients, training_step
+from jepamba.train.device import choose_device
+from jepamba.train.measure import term_gradients
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer, add_gradients
 
 TIMED = ("seconds", "tokens_per_s", "memory_mb")
 """Fields of a step's record that follow the clock."""
@@ -182,11 +182,11 @@ def test_a_budget_in_seconds_is_kept_and_warms_down(small: Run, tmp_path: Path) 
 def test_qat_switches_on_for_the_last_share(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small = with_settings(small, {"quant.qat_fraction": 0.25})
     text = corpus(small.data)
-    session = Session(resolve(small, text), text, place(small.train))
-    micro, seen = MicroPass(session), []
+    state = TrainState(resolve(small, text), text, choose_device(small.train))
+    trainer, seen = Trainer(state), []
     for step in range(8):
-        training_step(micro, step / 8)
-        seen.append(session.model.quantized)
+        trainer.train_step(step / 8)
+        seen.append(state.model.quantized)
     assert seen == [False] * 6 + [True] * 2
 
 
@@ -216,8 +216,8 @@ def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run)
     found = []
     for tokens in (32, 128, 256):
         run = resolve(with_settings(small, {"train.tokens_per_micro": tokens}), text)
-        session = Session(run, text, place(run.train))
-        found.append(training_step(MicroPass(session), 0.0))
+        state = TrainState(run, text, choose_device(run.train))
+        found.append(Trainer(state).train_step(0.0))
     for other in found[1:]:
         assert other["ce"] == pytest.approx(found[0]["ce"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
@@ -241,14 +241,30 @@ def test_gradients_laid_out_otherwise_are_added_all_the_same(monkeypatch: pytest
     assert pairs == 2 * [((5, 1), (5, 1)), ((1,), (1,))]
 
 
+def test_untrained_convolutions_are_left_out_of_the_step(small: Run) -> None:
+    text, norms = corpus(small.data), list[float]()
+    for train_conv in (True, False):
+        run = with_settings(small, {"optim.train_conv": train_conv})
+        state = TrainState(resolve(run, text), text, choose_device(run.train))
+        trainer = Trainer(state)
+        before = {name: p.detach().clone() for name, p in state.modules.named_parameters()}
+        term_gradients(state, 0.0)
+        norms.append(trainer.train_step(0.0)["grad_norm"])
+        for name, p in state.modules.named_parameters():
+            if "conv" in name:
+                assert torch.equal(p, before[name]) is not train_conv, name
+                assert (p.grad is not None) is train_conv, name
+    assert norms[1] < norms[0]
+
+
 def test_term_gradients_add_up(small: Run) -> None:
     """With one term left, its norm is the whole gradient's over the kept parameters."""
     small = with_settings(small, {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "train.tokens_per_micro": 256})
     text = corpus(small.data)
-    session = Session(resolve(small, text), text, place(small.train))
-    norms = term_gradients(session, 0.0)
+    state = TrainState(resolve(small, text), text, choose_device(small.train))
+    norms = term_gradients(state, 0.0)
     assert norms["grad_jepa"] == norms["grad_sigreg"] == 0.0
-    assert norms["grad_ce"] == pytest.approx(training_step(MicroPass(session), 0.0)["grad_norm"], rel=1e-5)
+    assert norms["grad_ce"] == pytest.approx(Trainer(state).train_step(0.0)["grad_norm"], rel=1e-5)
 
 
 def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:
@@ -263,18 +279,18 @@ from jepamba.config import with_settings
 from jepamba.data import corpus
 from jepamba.presets import load_preset
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 honest = torch.nn.Module.compile
 torch.nn.Module.compile = lambda self: honest(self, backend="aot_eager", fullgraph=True)
 run = load_preset(sys.argv[1])
 text = corpus(run.data)
 for compiled in (False, True):
-    micro = MicroPass(Session(with_settings(resolve(run, text), {"train.compile": compiled}), text, place(run.train)))
-    print(*[training_step(micro, 0.0)["loss"] for _ in range(2)])
+    changed = with_settings(resolve(run, text), {"train.compile": compiled})
+    trainer = Trainer(TrainState(changed, text, choose_device(run.train)))
+    print(*[trainer.train_step(0.0)["loss"] for _ in range(2)])
 """
 
 
@@ -300,7 +316,7 @@ def test_refusals_name_what_and_where(small: Run, tmp_path: Path) -> None:
         resolve(with_settings(small, {"data.tokenizer": "bpe", "model.vocab_size": 100}), corpus(small.data))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU"):
-            place(with_settings(small, {"train.device": "cuda"}).train)
+            choose_device(with_settings(small, {"train.device": "cuda"}).train)
 
 
 def test_resume_on_other_data_is_refused(small: Run, tmp_path: Path) -> None:
@@ -340,16 +356,17 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
             resume(out, {name: 3})
 
 
-def test_a_checkpoint_from_before_texts_were_compared_still_fits(small: Run) -> None:
+def test_a_checkpoint_of_other_data_is_refused(small: Run) -> None:
     text = corpus(small.data)
-    session = Session(resolve(small, text), text, place(small.train))
-    tensors, state = session.tensors(), session.state()
-    del state["data"]
-    before = state | {"tokenizer": text.tokenizer.fingerprint, "train_tokens": len(text.train)}
-    session.restore(tensors, before)
-    for damaged in (state, before | {"tokenizer": "another"}, before | {"train_tokens": 7}, state | {"data": {}}):
+    state = TrainState(resolve(small, text), text, choose_device(small.train))
+    tensors, metadata = state.tensors(), state.metadata()
+    state.restore(tensors, metadata)
+    for data in ({}, metadata["data"] | {"tokenizer": "another"}, metadata["data"] | {"number of training tokens": 7}):
         with pytest.raises(UserError, match="is not what this run started with"):
-            session.restore(tensors, damaged)
+            state.restore(tensors, metadata | {"data": data})
+    del metadata["data"]
+    with pytest.raises(UserError, match="the checkpoint does not say which data its run had"):
+        state.restore(tensors, metadata)
 
 
 def test_a_run_that_diverges_ends_with_what_to_do(small: Run, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.model import State
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import term_gradients, training_step
+from jepamba.train.device import choose_device
+from jepamba.train.measure import term_gradients
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +46,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def session_of(run: Run, **settings: Any) -> Session:
+def session_of(run: Run, **settings: Any) -> TrainState:
     run = with_settings(run, {name.replace("__", "."): value for name, value in settings.items()})
     text = corpus(run.data)
-    return Session(resolve(run, text), text, place(run.train))
+    return TrainState(resolve(run, text), text, choose_device(run.train))
 
 
-def step_of(session: Session) -> dict[str, float]:
-    return training_step(MicroPass(session), 0.0)
+def step_of(session: TrainState) -> dict[str, float]:
+    return Trainer(session).train_step(0.0)
 
 
-def stretches(session: Session, start: int, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def stretches(session: TrainState, start: int, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets (rows, windows · sequence) from window `start` of every stretch on, read by hand."""
     tokens, seq_len = session.corpus.train, session.run.data.seq_len
     rows = session.run.train.tokens_per_micro // seq_len
@@ -69,7 +69,7 @@ def stretches(session: Session, start: int, windows: int) -> tuple[torch.Tensor,
     return both[:, :-1], both[:, 1:]
 
 
-def ce_of(session: Session, inputs: torch.Tensor, targets: torch.Tensor, state: State | None) -> tuple[Any, State]:
+def ce_of(session: TrainState, inputs: torch.Tensor, targets: torch.Tensor, state: State | None) -> tuple[Any, State]:
     reset = inputs == 0 if session.run.data.reset else None
     h, state = session.model(inputs, reset, state)
     return session.model.loss(h, targets, session.run.jepa.z_loss), state
@@ -150,7 +150,7 @@ def test_a_checkpoint_holds_the_state(run: Run) -> None:
     for _ in range(2):
         step_of(session)
     tensors = {name: value.clone() for name, value in session.tensors().items()}
-    state = session.state()
+    state = session.metadata()
     expected = [step_of(session) for _ in range(4)]
     assert sum(name.startswith("carried/") for name in tensors) == 4
     other = session_of(run)

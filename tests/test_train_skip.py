@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from jepamba.errors import UserError
 from jepamba.train import resolve, resume, train
 from jepamba.train import step as step_module
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import NotFiniteError, training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import NotFiniteError, Trainer
 from processes import losses, records
 from tiny import text_file, tiny
 
@@ -29,15 +29,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Make λ, and with it the loss and all gradients, NaN in these steps of every session, counted from 1."""
-    honest, calls = step_module.training_step, {"step": 0}
+    """Make λ, and with it the loss and all gradients, NaN in these steps of every state, counted from 1."""
+    honest, calls = Trainer.train_step, {"step": 0}
     weight = step_module.sigreg_lambda
 
-    def stepped(micro: MicroPass, progress: float) -> dict[str, float]:
-        calls["step"] = micro.session.progress.step + 1
-        return honest(micro, progress)
+    def stepped(trainer: Trainer, progress: float) -> dict[str, float]:
+        calls["step"] = trainer.state.counters.step + 1
+        return honest(trainer, progress)
 
-    monkeypatch.setattr("jepamba.train.loop.training_step", stepped)
+    monkeypatch.setattr(Trainer, "train_step", stepped)
     monkeypatch.setattr(
         step_module, "sigreg_lambda", lambda *given: math.nan if calls["step"] in steps else weight(*given)
     )
@@ -48,36 +48,33 @@ BATCH_NORM = {"jepa__projector": "mlp-batchnorm", "quant__scale": "hessian"}
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, BATCH_NORM, {"train__carry_state": True, "data__shuffle": False}, {"optim__train_conv": False}],
-    ids=["plain", "batch norm", "carried state", "untrained"],
+    [{}, BATCH_NORM, {"train__carry_state": True, "data__shuffle": False}],
+    ids=["plain", "batch norm", "carried state"],
 )
 def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     """All that a checkpoint would hold is as before, bit by bit, and the next step is as good as any."""
     run = tiny(text, **settings)
     tokens = corpus(run.data)
-    session = Session(resolve(run, tokens), tokens, place(run.train))
-    micro = MicroPass(session)
-    training_step(micro, 0.0)
-    before, position = {name: value.clone() for name, value in session.tensors().items()}, session.loader.state()
+    state = TrainState(resolve(run, tokens), tokens, choose_device(run.train))
+    trainer = Trainer(state)
+    trainer.train_step(0.0)
+    before, position = {name: value.clone() for name, value in state.tensors().items()}, state.loader.state()
     weight = step_module.sigreg_lambda
     monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
     with pytest.raises(NotFiniteError, match=r"step 2: the loss is nan .* the 4 windows from window 4 of epoch 0 on"):
-        training_step(micro, 0.0)
+        trainer.train_step(0.0)
     monkeypatch.setattr(step_module, "sigreg_lambda", weight)
-    after = session.tensors()
+    after = state.tensors()
     assert after.keys() == before.keys()
     for name, value in after.items():
         if name.startswith("carried/"):
             assert not value.any(), name
         else:
             assert torch.equal(value, before[name]), name
-    # The pile of what is not trained is there as it was; no other gradient is.
-    assert all(value.any() for name, value in before.items() if name.startswith("grad/"))
-    untrained = {id(p) for p in session.optimizers.groups.untrained.values()}
-    assert all(p.grad is None or id(p) in untrained or not p.grad.any() for p in session.parameters())
-    assert session.loader.state()["position"] == position["position"] + 4
-    assert (session.progress.step, session.progress.skipped, session.progress.tokens) == (2, 1, 2 * 128)
-    assert math.isfinite(training_step(micro, 0.0)["loss"])
+    assert all(p.grad is None or not p.grad.any() for p in state.parameters())
+    assert state.loader.state()["position"] == position["position"] + 4
+    assert (state.counters.step, state.counters.skipped, state.counters.tokens) == (2, 1, 2 * 128)
+    assert math.isfinite(trainer.train_step(0.0)["loss"])
 
 
 def test_a_run_leaves_bad_steps_out_and_says_which(
@@ -127,3 +124,35 @@ def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkey
     for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
         # JSON that strict readers read: no NaN in it.
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.parametrize("bad", [(1,), (2,), (1, 2)], ids=["first", "second", "both"])
+def test_a_bad_ghost_step_is_left_out_too(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
+) -> None:
+    """The run goes on, and counts it; so does the run that is resumed before its first checkpoint."""
+    calls, weight = list[int](), step_module.sigreg_lambda
+
+    def poisoned(*given: Any) -> float:
+        calls.append(1)
+        return math.nan if len(calls) in bad else weight(*given)
+
+    monkeypatch.setattr(step_module, "sigreg_lambda", poisoned)
+    run = tiny(text, optim__ghost_steps=2, train__steps=3, **BATCH_NORM)
+    out = tmp_path / "out"
+    assert (train(run, out)["steps"], len(calls)) == (3, 5)
+    whole = losses(out)
+    assert [(record["step"], record["skipped"]) for record in whole] == [(n, len(bad)) for n in (1, 2, 3)]
+    said = [record["what"] for record in records(out, "event") if "no update" in record["what"]]
+    assert [line.partition(":")[0] for line in said] == [f"ghost step {n}" for n in bad]
+    shutil.rmtree(out / "checkpoints")
+    calls.clear()
+    assert resume(out)["skipped"] == len(bad)
+    assert losses(out) == whole
+
+
+def test_too_many_bad_ghost_steps_end_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
+    run = tiny(text, optim__ghost_steps=4, train__skip_limit=2)
+    with pytest.raises(UserError, match=r"ghost step 3: .*; 3 such steps are more than train.skip_limit = 2"):
+        train(run, tmp_path / "out")

@@ -19,10 +19,9 @@ from jepamba.errors import UserError
 from jepamba.quant import IntGrid
 from jepamba.train import resolve, resume, train, widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 BUDGET = 10_000
 
@@ -63,9 +62,9 @@ def whole(small: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def opened(run: Run) -> Session:
+def opened(run: Run) -> TrainState:
     text = corpus(run.data)
-    return Session(resolve(run, text), text, place(run.train))
+    return TrainState(resolve(run, text), text, choose_device(run.train))
 
 
 def events(out: Path) -> list[tuple[int, str]]:
@@ -110,46 +109,46 @@ def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_pat
 
 
 def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(small: Run, tmp_path: Path) -> None:
-    session = opened(small)
-    micro = MicroPass(session)
+    state = opened(small)
+    trainer = Trainer(state)
     for _ in range(3):
-        training_step(micro, 0.9)
-    widths.choose(session, 0.9)
-    training_step(micro, 0.95)
+        trainer.train_step(0.9)
+    widths.choose(state, 0.9)
+    trainer.train_step(0.95)
     path = tmp_path / "a.jepa"
-    save_artifact(path, session.model, session.run, session.corpus.tokenizer)
+    save_artifact(path, state.model, state.run, state.corpus.tokenizer)
     tokens = torch.randint(256, (2, 40))
     with torch.no_grad():
-        session.model.train()
-        trained_on = session.model.logits(session.model(tokens)[0])
+        state.model.train()
+        trained_on = state.model.logits(state.model(tokens)[0])
         loaded = load_artifact(path).model
         assert torch.equal(loaded.logits(loaded(tokens)[0]), trained_on)
 
 
 def test_measuring_moves_nothing(small: Run) -> None:
-    session = opened(small)
-    training_step(MicroPass(session), 0.6)
-    state = json.dumps(session.state())
-    tensors = {name: value.clone() for name, value in session.tensors().items()}
-    first, second = widths.measure(session, 0.6), widths.measure(session, 0.6)
+    state = opened(small)
+    Trainer(state).train_step(0.6)
+    metadata = json.dumps(state.metadata())
+    tensors = {name: value.clone() for name, value in state.tensors().items()}
+    first, second = widths.measure(state, 0.6), widths.measure(state, 0.6)
     assert first == second
-    assert json.dumps(session.state()) == state
-    assert all(torch.equal(value, tensors[name]) for name, value in session.tensors().items())
-    assert not any(p.grad is not None and p.grad.any() for p in session.parameters())
+    assert json.dumps(state.metadata()) == metadata
+    assert all(torch.equal(value, tensors[name]) for name, value in state.tensors().items())
+    assert not any(p.grad is not None and p.grad.any() for p in state.parameters())
 
 
 def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
     """Each tensor rounded alone to 2 bits: the loss rises by about what was predicted, and most where it was."""
-    session = opened(
+    state = opened(
         with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
     )
-    micro = MicroPass(session)
+    trainer = Trainer(state)
     for _ in range(150):
-        training_step(micro, 0.5)
-    options = widths.measure(session, 0.5)
+        trainer.train_step(0.5)
+    options = widths.measure(state, 0.5)
     predicted = {name: given[0].damage for name, given in options.items()}
     assert all(a.damage > b.damage for given in options.values() for a, b in itertools.pairwise(given))
-    rise = {name: _loss(session, name) - _loss(session, "") for name in predicted}
+    rise = {name: _loss(state, name) - _loss(state, "") for name in predicted}
     order = torch.tensor(list(predicted.values())).argsort().argsort().double()
     found = torch.tensor(list(rise.values())).argsort().argsort().double()
     assert torch.corrcoef(torch.stack([order, found]))[0, 1] > 0.7  # Spearman's rank correlation
@@ -157,19 +156,19 @@ def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
     assert 0.5 < ratios.median() < 2.0
 
 
-def _loss(session: Session, rounded: str) -> float:
+def _loss(state: TrainState, rounded: str) -> float:
     """The loss on a fixed text with the parameter `rounded` on 2 bits and all others as they are."""
-    model = session.model.train()
+    model = state.model.train()
     held = {}
-    for path, (module, name) in widths.adjustable(session).items():
+    for path, (module, name) in widths.adjustable(state).items():
         if path == rounded:
             held[path] = module.get_parameter(name).data
             grid = IntGrid(2, "clip")
             module.get_parameter(name).data = grid.decode(grid.encode(held[path]), tuple(held[path].shape))
-    ids = torch.from_numpy(session.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
+    ids = torch.from_numpy(state.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
     with torch.no_grad():
         loss = model.loss(model(ids[:, :-1])[0], ids[:, 1:], 0.0).ce.item()
-    for path, (module, name) in widths.adjustable(session).items():
+    for path, (module, name) in widths.adjustable(state).items():
         if path in held:
             module.get_parameter(name).data = held[path]
     return loss
@@ -199,11 +198,11 @@ def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_p
 
 
 def test_a_checkpoint_of_impossible_widths_is_refused(small: Run) -> None:
-    session = opened(small)
+    state = opened(small)
     for bad in ({"nothing": 4}, {"embed_proj.w": 9}, {"embed_proj.w": "x"}, ["embed_proj.w"], 3):
-        state = json.loads(json.dumps({**session.state(), "widths": bad}))
+        metadata = json.loads(json.dumps({**state.metadata(), "widths": bad}))
         with pytest.raises(UserError):
-            session.restore(session.tensors(), state)
+            state.restore(state.tensors(), metadata)
 
 
 def test_a_budget_without_bits_to_choose_is_refused_before_training(small: Run, tmp_path: Path) -> None:

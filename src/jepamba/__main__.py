@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     said: Python would take PyTorch's groups down, and that waits for ranks that may be gone, and in NCCL for the last
     captured graph with sums in it, for which there may be none to let go of it.
     """
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        # Inherited, as by a command that a script starts with `&`: the command must be able to end all the same.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     code = 1
     try:
         code = _code(argv)

@@ -1,17 +1,14 @@
-"""`jepamba demo`: the whole road on the English inside Python, with figures to read the result against."""
+"""A small model trained, packed and scored on the English inside Python, compared with compressors of the same text."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.commands import columns
-from jepamba.config import Data
+from jepamba.config import Data, with_settings
 from jepamba.data.source import Source
 from jepamba.errors import UserError
 from jepamba.evaluate import compressors
@@ -33,9 +30,7 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
     Returns: `model` (BPB at the calibrated temperature, its artifact's bytes, the bytes of text scored), `baselines`
     (rows of `evaluate.compressors` on the same bytes), `sample`, and `out`. Raises `UserError` as training does.
     """
-    run = load_preset(PRESET)
-    if seconds is not None:
-        run = replace(run, train=replace(run.train, seconds=seconds))
+    run = with_settings(load_preset(PRESET), {} if seconds is None else {"train.seconds": seconds})
     summary = train(run, out, preset=PRESET)
     splits = _documents(run.data)
     held_out = out / "held-out.txt"
@@ -57,23 +52,6 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
         "sample": sample["prompt"] + sample["text"],
         "out": str(out),
     }
-
-
-def demo_table(result: Mapping[str, Any]) -> str:
-    """What `run_demo` found, as a page for a terminal."""
-    model, baselines = result["model"], result["baselines"]
-    rows = [["", "BPB", "BPB, training text as history"]]
-    rows += [[f"jepamba, an artifact of {model['artifact_bytes']:,} bytes", f"{model['bpb']:.3f}", ""]]
-    rows += [[row["compressor"], f"{row['bpb']:.3f}", f"{row['bpb_with_history']:.3f}"] for row in baselines]
-    best = min(baselines, key=lambda row: row["bpb"])
-    return (
-        f"\nBits per byte (BPB) of {model['bytes']:,} bytes of text that the model has never seen; less is better:\n\n"
-        f"{columns(rows)}\n\n"
-        f"The model needs {model['bpb']:.2f} bits for each byte, {best['compressor']} alone {best['bpb']:.2f}. "
-        "The last column gives the compressors as history what the model was trained on.\n\n"
-        f"A sample: {result['sample']}\n\n"
-        f"Curves and settings: {Path(result['out']) / 'report.html'}"
-    )
 
 
 def _documents(data: Data) -> dict[str, list[bytes]]:

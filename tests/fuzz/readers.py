@@ -34,8 +34,8 @@ from jepamba.data.writer import FolderWriter
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from jepamba.train.checkpoint import STATE, TENSORS, load_checkpoint, save_checkpoint
-from jepamba.train.device import place
-from jepamba.train.session import Session
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
 
 from .mutate import edge, mutate_bytes, mutate_fields, mutate_json
 
@@ -262,7 +262,7 @@ class TokenizerReader:
 
 
 class CheckpointReader:
-    """A checkpoint's tensors and state, and the session that they are put into."""
+    """A checkpoint's tensors and state, and the training state that they are put into."""
 
     name = "checkpoint"
 
@@ -271,8 +271,8 @@ class CheckpointReader:
         ids = np.frombuffer(TEXT.encode() * 9, dtype=np.uint8).astype(np.uint16)
         tokens = Tokens([ids], tokenizer)
         run = tiny_run(tokenizer)
-        self.session = Session(run, Corpus(tokens, tokens, tokenizer, len(ids)), place(run.train))
-        saved = save_checkpoint(work, 1, self.session.tensors(), self.session.state(), 1)
+        self.state = TrainState(run, Corpus(tokens, tokens, tokenizer, len(ids)), choose_device(run.train))
+        saved = save_checkpoint(work, 1, self.state.tensors(), self.state.metadata(), 1)
         self.seeds = [{name: (saved / name).read_bytes() for name in (TENSORS, STATE)}]
 
     def mutate(self, random: Random, case: Case, other: Case) -> Case:
@@ -298,13 +298,13 @@ class CheckpointReader:
 
     def read(self, folder: Path) -> None:
         """See `Reader`."""
-        self.session.restore(*load_checkpoint(folder))
-        done = self.session.progress
+        self.state.restore(*load_checkpoint(folder))
+        done = self.state.counters
         assert all(type(value) is int and value >= 0 for value in (done.step, done.tokens, done.bytes))
         assert type(done.seconds) is float
         assert 0 <= done.seconds < float("inf")
-        self.session.loader.next(1)
-        for parameter in self.session.parameters():
+        self.state.loader.next(1)
+        for parameter in self.state.parameters():
             assert parameter.dtype == torch.float32
 
 

@@ -8,10 +8,10 @@ from jepamba.config import Run, with_settings
 from jepamba.data import corpus
 from jepamba.ranks import Ranks
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import term_gradients, training_step
+from jepamba.train.device import choose_device
+from jepamba.train.measure import term_gradients
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 STEPS = 4
 # Sixteen windows in one pass: SIGReg's sample is the same on one GPU and on two.
@@ -33,10 +33,10 @@ def stepped(ranks: Ranks, run: Run, cases: dict[str, dict[str, Any]]) -> dict[st
     for name, settings in cases.items():
         changed = with_settings(run, settings)
         text = corpus(changed.data)
-        session = Session(resolve(changed, text), text, place(changed.train), ranks)
-        micro = MicroPass(session)
-        norms = term_gradients(session, 0.0)
-        found[name] = {"norms": norms, "records": [training_step(micro, 0.0) for _ in range(STEPS)]}
-        ranks.check_equal(dict(session.modules.state_dict()))
-        micro.release()
+        state = TrainState(resolve(changed, text), text, choose_device(changed.train), ranks)
+        trainer = Trainer(state)
+        norms = term_gradients(state, 0.0)
+        found[name] = {"norms": norms, "records": [trainer.train_step(0.0) for _ in range(STEPS)]}
+        ranks.check_equal(dict(state.modules.state_dict()))
+        trainer.release()
     return found

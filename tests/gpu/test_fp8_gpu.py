@@ -27,10 +27,9 @@ from jepamba.data import Corpus, corpus
 from jepamba.ops.fp8 import linear as fp8
 from jepamba.ops.fp8.linear import round_rows_plain, round_rows_triton
 from jepamba.train import resolve
-from jepamba.train.device import FP8_CAPABILITY, place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import FP8_CAPABILITY, choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -133,8 +132,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
 
 
 def steps(run: Run, text: Corpus, count: int) -> list[dict[str, float]]:
-    micro = MicroPass(Session(run, text, place(run.train)))
-    return [training_step(micro, 0.0) for _ in range(count)]
+    trainer = Trainer(TrainState(run, text, choose_device(run.train)))
+    return [trainer.train_step(0.0) for _ in range(count)]
 
 
 def test_training_learns_as_with_bf16_products(small: tuple[Run, Corpus]) -> None:

@@ -12,10 +12,9 @@ from jepamba.data import Corpus, corpus
 from jepamba.quant import grid_named
 from jepamba.submission import About, check, write_submission
 from jepamba.train import resolve, train
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,11 +60,11 @@ def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
 
 def losses(run: Run, text: Corpus, changed: dict[str, int]) -> list[float]:
     """Cross-entropies of six steps, with other widths from the fourth on."""
-    session = Session(run, text, place(run.train))
-    micro = MicroPass(session)
-    before = [training_step(micro, 0.0)["ce"] for _ in range(3)]
-    session.model.set_widths(changed)
-    return before + [training_step(micro, 0.0)["ce"] for _ in range(3)]
+    state = TrainState(run, text, choose_device(run.train))
+    trainer = Trainer(state)
+    before = [trainer.train_step(0.0)["ce"] for _ in range(3)]
+    state.model.set_widths(changed)
+    return before + [trainer.train_step(0.0)["ce"] for _ in range(3)]
 
 
 def test_widths_changed_between_replays_are_what_the_next_pass_sees(small: tuple[Run, Corpus]) -> None:

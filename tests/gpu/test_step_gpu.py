@@ -12,10 +12,9 @@ from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.presets import load_preset
 from jepamba.train import resolve
-from jepamba.train.device import place
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import training_step
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,8 +33,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
 
 def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, float]]:
     with gpu.kernels(kernels):
-        micro = MicroPass(Session(run, text, place(run.train)))
-        return [training_step(micro, 0.0) for _ in range(count)]
+        trainer = Trainer(TrainState(run, text, choose_device(run.train)))
+        return [trainer.train_step(0.0) for _ in range(count)]
 
 
 @pytest.mark.parametrize("carry", [False, True])
@@ -77,10 +76,10 @@ def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
     run = with_settings(run, {**changes, "quant.qat_fraction": 0.5})
     found = []
     for graph in (True, False):
-        session = Session(replace(run, train=replace(run.train, graph=graph)), text, place(run.train))
-        micro = MicroPass(session)
-        losses = [training_step(micro, step / 8)["loss"] for step in range(8)]
-        found.append((losses, [p.detach().clone() for p in session.parameters()]))
+        state = TrainState(replace(run, train=replace(run.train, graph=graph)), text, choose_device(run.train))
+        trainer = Trainer(state)
+        losses = [trainer.train_step(step / 8)["loss"] for step in range(8)]
+        found.append((losses, [p.detach().clone() for p in state.parameters()]))
     (replayed, ours), (launched, theirs) = found
     assert replayed == pytest.approx(launched, rel=1e-4)
     for a, b in zip(ours, theirs, strict=True):
@@ -90,19 +89,19 @@ def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
 def test_a_restored_session_goes_on_with_its_graphs(small: tuple[Run, Corpus]) -> None:
     """As after ghost steps: all goes back, into the tensors that the graphs read."""
     run, text = small
-    session = Session(run, text, place(run.train))
-    micro = MicroPass(session)
+    state = TrainState(run, text, choose_device(run.train))
+    trainer = Trainer(state)
     for _ in range(2):
-        training_step(micro, 0.0)
-    tensors = {name: value.clone() for name, value in session.tensors().items()}
-    state = session.state()
-    first = [training_step(micro, 0.0) for _ in range(3)]
-    session.restore(tensors, state)
-    assert [training_step(micro, 0.0) for _ in range(3)] == first
-    fresh = Session(run, text, place(run.train))
-    fresh.restore(tensors, state)
-    again = MicroPass(fresh)
-    assert [training_step(again, 0.0)["loss"] for _ in range(3)] == pytest.approx([r["loss"] for r in first], rel=1e-5)
+        trainer.train_step(0.0)
+    tensors = {name: value.clone() for name, value in state.tensors().items()}
+    metadata = state.metadata()
+    first = [trainer.train_step(0.0) for _ in range(3)]
+    state.restore(tensors, metadata)
+    assert [trainer.train_step(0.0) for _ in range(3)] == first
+    fresh = TrainState(run, text, choose_device(run.train))
+    fresh.restore(tensors, metadata)
+    again = Trainer(fresh)
+    assert [again.train_step(0.0)["loss"] for _ in range(3)] == pytest.approx([r["loss"] for r in first], rel=1e-5)
 
 
 def test_the_same_run_twice_is_the_same(small: tuple[Run, Corpus], tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ Read `objective.py` first, then `heads.py` and `sigreg.py`.
 """
 
 from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error, within_sequence_share
-from jepamba.jepa.objective import Shares, Terms, objective, sigreg_lambda
+from jepamba.jepa.objective import LossTerms, LossWeights, objective, sigreg_lambda
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
 
 __all__ = [
     "JepaHeads",
+    "LossTerms",
+    "LossWeights",
     "Projections",
-    "Shares",
-    "Terms",
     "document_pairs",
     "num_samples",
     "objective",

@@ -20,26 +20,31 @@ from jepamba.ops.cross_entropy import Losses
 from jepamba.ranks import ALONE, Ranks
 
 
-class Shares(NamedTuple):
-    """What part a batch is of that over which the losses are means: a step, on all ranks. Scalars where z lies."""
+class LossWeights(NamedTuple):
+    """The weight of each loss term of a micro-batch in its step, whose losses are means over all micro-batches of all
+    ranks. Scalars on the model's device."""
 
-    token: Tensor
-    """Its share of the targets."""
-    pairs_K: Tensor
-    """In the whole: positions with a target k further in the same document (see `document_pairs`)."""
-    sigreg: Tensor
-    """What the sample that it is tested in counts in the mean of the step's samples."""
-    draws: Tensor
-    """Size N of that sample."""
+    tokens: Tensor
+    """The micro-batch's share of the step's targets."""
+    sigreg_lambda: Tensor
+    """λ in the micro-batch's loss: times `sigreg_share`, unless the sample is the whole step's."""
+    sigreg_share: Tensor
+    """Share of the logged statistic."""
+    pairs_K: Tensor | None = None
+    """For k = 1 … K, positions of the step with a target k further in the same document (`document_pairs`); None: those
+    of the micro-batch, which is the whole step."""
+    samples: Tensor | None = None
+    """Size N of SIGReg's sample over all ranks; None: the micro-batch is the whole sample."""
 
 
-class Terms(NamedTuple):
-    """The loss terms of one pass, unweighted, and their weighted sum. Of a part of the whole they are its parts of the
-    whole's, but SIGReg, which is of a whole sample on each rank that has a part of it."""
+class LossTerms(NamedTuple):
+    """The loss terms of a micro-batch. Summed over the micro-batches of all ranks they are the step's; but SIGReg,
+    a statistic of one sample on all ranks, has the same value on each of them."""
 
     total: Tensor
+    """The weighted sum: what the gradient is taken of."""
     token: Tensor
-    """ce + z_loss weight · z: what the next-token part of the gradient comes from."""
+    """ce + z_loss weight · z: the next-token part of `total`."""
     ce: Tensor
     """Cross-entropy, nats per token (no gradient)."""
     z_loss: Tensor
@@ -49,7 +54,7 @@ class Terms(NamedTuple):
 
 
 def sigreg_lambda(config: Jepa, progress: float) -> float:
-    """λ at this share of training: a linear ramp over the first `sigreg_ramp` of it, then `sigreg_weight`."""
+    """λ at this share of the budget: a linear ramp over the first `sigreg_ramp` of it, then `sigreg_weight`."""
     if config.sigreg_ramp == 0:
         return config.sigreg_weight
     return config.sigreg_weight * min(1.0, progress / config.sigreg_ramp)
@@ -62,37 +67,36 @@ def objective(
     tokens_BT: Int[Tensor, "B T"],
     targets_BT: Int[Tensor, "B T"],
     reset_BT: Bool[Tensor, "B T"] | None,
-    lam: Float[Tensor, ""],
+    weights: LossWeights,
     projections: Projections | None,
     state: State | None = None,
     *,
-    shares: Shares | None = None,
-    sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
+    sigreg_sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
     ranks: Ranks = ALONE,
-) -> tuple[Terms, State]:
-    """All loss terms of one batch, and the model's state after it; it starts from `state`, if that is given.
+) -> tuple[LossTerms, State]:
+    """The loss terms of one micro-batch, and the model's state after it; it starts in `state`, if that is given.
 
-    `lam` is λ now, `drawn` what SIGReg drew (needed where its weight is not 0). A latent term with weight 0 is not
-    computed and reads 0. `shares`: this batch is a part of a step; `total` is then what to add to the step's loss, and
-    `lam` has to be λ times what the batch's sample counts. `sums_SK2M`: see `sigreg`.
+    `projections` is needed where SIGReg's weight is not 0. A latent term with weight 0 is not computed and reads 0.
+    `sigreg_sums_SK2M`: see `sigreg`.
     """
     h_BTD, state = model(tokens_BT, reset_BT, state)
-    losses = model.loss(h_BTD, targets_BT, config.z_loss)
-    if shares is not None:
-        losses = Losses(*(value * shares.token for value in losses))
-    zero = losses.ce.new_zeros(())
-    jepa = statistic = zero
+    losses = Losses(*(value * weights.tokens for value in model.loss(h_BTD, targets_BT, config.z_loss)))
+    jepa = statistic = losses.ce.new_zeros(())
     if heads is not None:
         z_BTE = heads.project(h_BTD)
         if config.weight > 0:
-            detach = config.detach_targets
-            pairs_K = None if shares is None else shares.pairs_K
-            jepa = prediction_error(heads.step, heads.steps, z_BTE, reset_BT, detach_targets=detach, pairs_K=pairs_K)
+            jepa = prediction_error(
+                heads.step,
+                heads.steps,
+                z_BTE,
+                reset_BT,
+                detach_targets=config.detach_targets,
+                pairs_K=weights.pairs_K,
+            )
         if config.sigreg_weight > 0:
             assert projections is not None
-            draws = None if shares is None else shares.draws
-            statistic = sigreg(z_BTE, config, projections, ranks=ranks, draws=draws, sums_SK2M=sums_SK2M)
-    total = config.ce_weight * losses.total + config.weight * jepa + lam * statistic
-    if shares is not None:
-        statistic = shares.sigreg * statistic
-    return Terms(total, losses.total, losses.ce, losses.z, jepa, statistic), state
+            statistic = sigreg(
+                z_BTE, config, projections, ranks=ranks, draws=weights.samples, sums_SK2M=sigreg_sums_SK2M
+            )
+    total = config.ce_weight * losses.total + config.weight * jepa + weights.sigreg_lambda * statistic
+    return LossTerms(total, losses.total, losses.ce, losses.z, jepa, weights.sigreg_share * statistic), state

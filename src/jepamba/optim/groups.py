@@ -22,7 +22,7 @@ SSM_SCALARS = ("A_log", "dt_bias", "D")
 
 @dataclass
 class Groups:
-    """Named parameters by their treatment. `untrained` is empty unless `optim.train_conv` is off."""
+    """Named parameters by their treatment. `untrained` holds the convolutions where `optim.train_conv` is off."""
 
     muon: dict[str, Tensor] = field(default_factory=dict)
     adam: dict[str, Tensor] = field(default_factory=dict)
@@ -65,6 +65,9 @@ class Optimizers:
         CUDA graph.
         """
         groups = group_parameters(named, config)
+        for p in groups.untrained.values():
+            # Without a gradient: not updated, and left out of the clip's norm.
+            p.requires_grad_(False)
         on_gpu = device.type == "cuda"
 
         def scheduled(value: float) -> float | Tensor:
@@ -102,7 +105,7 @@ class Optimizers:
             _set(group, "lr", self.config.adam_lr * scale)
 
     def step(self) -> None:
-        """Update every trained parameter from its gradient, then zero the trained ones' gradients where they lie."""
+        """Update every trained parameter from its gradient, then zero the gradients in place."""
         self.muon.step()
         self.adam.step()
         self.muon.zero_grad(set_to_none=False)
@@ -150,7 +153,9 @@ class Optimizers:
     def reset_adam_steps(self) -> None:
         """Adam's step counters back to 0, the moments kept (ghost warm-up as published)."""
         for values in self.adam.state.values():
-            values["step"].zero_()
+            # Without a step so far there is no counter.
+            if "step" in values:
+                values["step"].zero_()
 
     def _of(self, name: str) -> torch.optim.Optimizer:
         return self.muon if name in self.groups.muon else self.adam

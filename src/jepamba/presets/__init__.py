@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import ConfigError, Run, from_dict, to_dict
+from jepamba.config import ConfigError, Run, build, flatten, merge, to_dict
 
 
 def preset_names() -> list[str]:
@@ -15,21 +15,19 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in _folder() if entry.name.endswith(".toml"))
 
 
-def load_preset(name: str) -> Run:
-    """The run called `name`: a shipped preset or the path of a TOML file, each `+overlay` laid over it in turn.
+def preset_settings(name: str) -> dict[str, Any]:
+    """The dotted settings of a shipped preset or of the TOML file `name`, each `+overlay` merged over it in turn.
 
-    Raises `ConfigError` for an unknown name, a file that is no TOML, or a setting that is refused.
+    Raises `ConfigError` for an unknown name, a file that is not TOML, or a section that does not exist.
     """
     # A file's own name may hold a plus sign.
-    base, *overlays = [name] if Path(name).is_file() else name.split("+")
-    values: dict[str, Any] = _load(base)
-    for overlay in overlays:
-        for room, settings in _load(overlay).items():
-            merged = values.setdefault(room, {})
-            if not isinstance(settings, dict) or not isinstance(merged, dict):
-                raise ConfigError(f"{overlay}: [{room}] must be a table of settings")
-            merged.update(settings)
-    return from_dict(values)
+    names = [name] if Path(name).is_file() else name.split("+")
+    return merge(*map(_layer, names))
+
+
+def load_preset(name: str) -> Run:
+    """The validated run of `preset_settings(name)`. Raises `ConfigError` for a setting that is refused, too."""
+    return build(preset_settings(name))
 
 
 def dump_toml(run: Run) -> str:
@@ -43,7 +41,7 @@ def _folder() -> Any:
     return resources.files(__package__).iterdir()
 
 
-def _load(name: str) -> dict[str, Any]:
+def _layer(name: str) -> dict[str, Any]:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -55,6 +53,6 @@ def _load(name: str) -> dict[str, Any]:
             raise ConfigError(f"unknown preset {name!r}; there are {', '.join(preset_names())}, or give a .toml file")
         text = entry.read_bytes()
     try:
-        return tomllib.loads(text.decode())
+        return flatten(tomllib.loads(text.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not TOML: {error}") from None

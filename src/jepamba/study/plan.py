@@ -25,9 +25,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import ConfigError, Run, with_settings
+from jepamba.config import ConfigError, Run, build, merge
 from jepamba.errors import UserError
-from jepamba.presets import load_preset
+from jepamba.presets import preset_settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _KEYS = {"name", "question", "preset", "seeds", "baseline", "run", "settings"}
@@ -57,16 +57,15 @@ class Plan:
 
     def run(self, configuration: Configuration, seed: int) -> Run:
         """The `Run` of one cell of the plan. Raises `ConfigError` where its settings make no sense."""
-        base = load_preset(self.preset)
-        settings = {**self.settings, **configuration.settings, "train.seed": seed}
+        preset = preset_settings(self.preset)
         try:
-            return with_settings(base, settings)
+            return build(merge(preset, self.settings, configuration.settings, {"train.seed": seed}))
         except ConfigError as error:
             raise ConfigError(f"plan {self.name}, configuration {configuration.name}: {error}") from None
 
     def with_common(self, settings: Mapping[str, Any]) -> Plan:
-        """This plan with `settings` laid over the common ones, validated. A configuration's own settings still win."""
-        return parse_plan({**self.to_dict(), "settings": {**self.settings, **settings}}, self.name)
+        """This plan with `settings` merged over the common ones, validated. A configuration's own still win."""
+        return parse_plan({**self.to_dict(), "settings": merge(self.settings, settings)}, self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as the content of its TOML file."""

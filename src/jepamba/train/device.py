@@ -1,4 +1,4 @@
-"""Where a run computes and in what precision: discovered, and said aloud."""
+"""The device of a run and the precision of its passes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class DeviceConfig:
     device: torch.device
     dtype: torch.dtype
     why: str
-    """One sentence for the log: what was chosen, and for what reason."""
+    """One sentence for the log: what was chosen, and why."""
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context of a training pass: bf16 matrix products, or nothing at all in fp32."""
+        """The context of a training pass: bf16 autocast, or none in fp32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -43,10 +43,10 @@ class DeviceConfig:
         return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def place(config: Train) -> DeviceConfig:
-    """The device and precision for `config`; of several GPUs the one whose number is this process's on its machine.
+def choose_device(config: Train) -> DeviceConfig:
+    """The device and precision for `config`; of several GPUs the one with this process's local rank.
 
-    Raises `UserError` if a GPU is asked for, or FP8, and there is none, or none for this process.
+    Raises `UserError` if the device, or the products, that `config` asks for are not available to this process.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:

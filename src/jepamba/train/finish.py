@@ -20,32 +20,32 @@ from jepamba.lookout import training
 from jepamba.model import parts
 from jepamba.progress import Progress
 from jepamba.ranks import Ranks
-from jepamba.train.session import Session
+from jepamba.train.state import TrainState
 from jepamba.untrusted import sha256_of
 
 ARTIFACT, REPORT = "artifact.jepa", "report.html"
 
 
-def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
-    """Pack the session's model into `out`, score what was packed, and write summary.json; the summary.
+def finish(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
+    """Pack the state's model into `out`, score what was packed, and write summary.json; the summary.
 
     The temperature is found on training tokens. Every score is of the artifact read back from disk, never of the
     model in memory; only the latent diagnostics, which need the training-only heads, look at that one. Rank 0 has the
     folder, and does all but the scoring, which is shared; to be called by all ranks.
     """
-    session.model.eval()
-    temperature, artifact_bytes = session.ranks.chiefly(lambda: _pack(session, out / ARTIFACT))
-    scores = _scores(session, out / ARTIFACT)
-    return session.ranks.chiefly(lambda: _summarize(session, out, preset, temperature, artifact_bytes, scores))
+    state.model.eval()
+    temperature, artifact_bytes = state.ranks.chiefly(lambda: _pack(state, out / ARTIFACT))
+    scores = _scores(state, out / ARTIFACT)
+    return state.ranks.chiefly(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
 
 
-def _pack(session: Session, path: Path) -> tuple[float, int]:
+def _pack(state: TrainState, path: Path) -> tuple[float, int]:
     """Write the artifact; its temperature and its size."""
-    run, text = session.run, session.corpus
+    run, text = state.run, state.corpus
     with Progress("finding the temperature"):
         temperature = (
             calibrate(
-                session.model,
+                state.model,
                 text.train,
                 run.data.seq_len,
                 run.eval.calibrate_tokens,
@@ -56,18 +56,18 @@ def _pack(session: Session, path: Path) -> tuple[float, int]:
             else 1.0
         )
     with Progress("packing"):
-        return temperature, save_artifact(path, session.model, run, text.tokenizer, temperature, {})
+        return temperature, save_artifact(path, state.model, run, text.tokenizer, temperature, {})
 
 
 def _summarize(
-    session: Session, out: Path, preset: str, temperature: float, artifact_bytes: int, scores: dict[str, Any]
+    state: TrainState, out: Path, preset: str, temperature: float, artifact_bytes: int, scores: dict[str, Any]
 ) -> dict[str, Any]:
     """The summary, also written to `out`."""
-    run, text = session.run, session.corpus
+    run, text = state.run, state.corpus
     with Progress("diagnostics"):
         found = diagnostics(
-            session.model,
-            session.heads,
+            state.model,
+            state.heads,
             text.val,
             run.data.seq_len,
             count=run.eval.diagnostics_tokens,
@@ -77,29 +77,29 @@ def _summarize(
     packed = inspect(out / ARTIFACT)
     summary = {
         "preset": preset,
-        "steps": session.progress.step,
-        "skipped": session.progress.skipped,
-        "seconds": session.progress.seconds,
-        "tokens": session.progress.tokens,
+        "steps": state.counters.step,
+        "skipped": state.counters.skipped,
+        "seconds": state.counters.seconds,
+        "tokens": state.counters.tokens,
         **scores,
         "temperature": temperature,
         "artifact_bytes": artifact_bytes,
         "artifact_sha256": sha256_of(out / ARTIFACT, "the artifact"),
         "parameters": {
-            "kept": sum(p.numel() for p in session.model.parameters()),
-            "training_only": sum(p.numel() for p in session.parameters())
-            - sum(p.numel() for p in session.model.parameters()),
-            "parts": parts(session.modules.named_parameters()),
+            "kept": sum(p.numel() for p in state.model.parameters()),
+            "training_only": sum(p.numel() for p in state.parameters())
+            - sum(p.numel() for p in state.model.parameters()),
+            "parts": parts(state.modules.named_parameters()),
         },
-        "widths": session.model.quant.width_of,
+        "widths": state.model.quant.width_of,
         "bytes_by_part": packed["bytes_by_part"],
         "diagnostics": found,
-        "samples": _samples(session, out / ARTIFACT),
+        "samples": _samples(state, out / ARTIFACT),
         "baselines": None,
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "device": session.place.why,
+            "device": state.device_config.why,
             "threads": torch.get_num_threads(),
         },
     }
@@ -114,10 +114,10 @@ def write_summary(out: Path, summary: dict[str, Any]) -> None:
     building.replace(out / "summary.json")
 
 
-def _scores(session: Session, artifact: Path) -> dict[str, Any]:
-    run, val, seq_len = session.run, session.corpus.val, session.run.data.seq_len
-    with _on_every_rank(session.ranks, artifact) as here:
-        loaded = load_artifact(here, device=session.place.device)
+def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
+    run, val, seq_len = state.run, state.corpus.val, state.run.data.seq_len
+    with _on_every_rank(state.ranks, artifact) as here:
+        loaded = load_artifact(here, device=state.device)
     reset, batch = run.data.reset, run.eval.tokens_per_batch
 
     def plain() -> list[Score]:
@@ -130,7 +130,7 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
                 reset=reset,
                 tokens_per_batch=batch,
                 progress=report,
-                ranks=session.ranks,
+                ranks=state.ranks,
             )
 
     def sliding() -> Score:
@@ -145,7 +145,7 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
                 limit=run.eval.sliding_tokens,
                 tokens_per_batch=batch,
                 progress=report,
-                ranks=session.ranks,
+                ranks=state.ranks,
             )
 
     with training():
@@ -168,7 +168,7 @@ def _on_every_rank(ranks: Ranks, path: Path) -> Iterator[Path]:
         yield copy
 
 
-def _samples(session: Session, artifact: Path) -> list[dict[str, str]]:
+def _samples(state: TrainState, artifact: Path) -> list[dict[str, str]]:
     loaded = load_artifact(artifact)
     return [
         {
@@ -178,12 +178,12 @@ def _samples(session: Session, artifact: Path) -> list[dict[str, str]]:
                     loaded.model,
                     loaded.tokenizer,
                     prompt,
-                    session.run.eval.sample_tokens,
+                    state.run.eval.sample_tokens,
                     temperature=0.8 * loaded.temperature,
                     top_p=0.95,
-                    seed=session.run.train.seed,
+                    seed=state.run.train.seed,
                 )
             ),
         }
-        for prompt in session.run.eval.prompts
+        for prompt in state.run.eval.prompts
     ]

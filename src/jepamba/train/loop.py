@@ -23,12 +23,12 @@ from jepamba.progress import Progress
 from jepamba.ranks import ALONE, Ranks
 from jepamba.train import widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import place
+from jepamba.train.device import choose_device
 from jepamba.train.finish import ARTIFACT, finish
+from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
-from jepamba.train.micro import MicroPass
-from jepamba.train.session import Session
-from jepamba.train.step import NotFiniteError, term_gradients, training_step
+from jepamba.train.state import TrainState
+from jepamba.train.step import NotFiniteError, Trainer
 from jepamba.train.stop import StopRequest, leave
 from jepamba.train.tracking import HURRY, track
 from jepamba.train.writer import CheckpointWriter
@@ -38,14 +38,14 @@ VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
 
 
 class Loop:
-    """The loop around `training_step`."""
+    """The loop around `Trainer.train_step`."""
 
     def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: Ranks = ALONE) -> None:
         self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
-        self.session = Session(run, text, place(run.train), ranks)
-        self.micro = MicroPass(self.session)
+        self.state = TrainState(run, text, choose_device(run.train), ranks)
+        self.trainer = Trainer(self.state)
         self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.chief else NoLog(out / METRICS)
-        self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.session.place.device)
+        self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
         self.restored = False
         self.saved = -1
         """The step of the newest checkpoint, be it still being written."""
@@ -57,17 +57,17 @@ class Loop:
 
         def newest() -> dict[str, Any]:
             nonlocal tensors
-            found, state = checkpoints(self.out / CHECKPOINTS), dict[str, Any]()
+            found, metadata = checkpoints(self.out / CHECKPOINTS), dict[str, Any]()
             if found:
-                tensors, state = load_checkpoint(found[-1])
-            return state
+                tensors, metadata = load_checkpoint(found[-1])
+            return metadata
 
-        state = self.ranks.chiefly(newest)
-        if state:
-            self.session.restore(self.ranks.handed_out(tensors), state)
-            self.restored, self.saved = True, self.session.progress.step
-        self.metrics.rewind(self.session.progress.step)
-        self._event(f"resumed at step {self.session.progress.step}")
+        metadata = self.ranks.chiefly(newest)
+        if metadata:
+            self.state.restore(self.ranks.handed_out(tensors), metadata)
+            self.restored, self.saved = True, self.state.counters.step
+        self.metrics.rewind(self.state.counters.step)
+        self._event(f"resumed at step {self.state.counters.step}")
 
     def run_to_end(self) -> dict[str, Any]:
         """Train until the budget is spent, then pack, score and report."""
@@ -80,56 +80,55 @@ class Loop:
             raise
 
     def _train(self) -> None:
-        self._event(self.session.place.why)
-        self.ranks.chiefly(lambda: widths.check(self.session))
-        self.ranks.check_equal(dict(self.session.modules.state_dict()))
-        with StopRequest() as stop, self.writer, training():
+        self._event(self.state.device_config.why)
+        self.ranks.chiefly(lambda: widths.check(self.state))
+        self.ranks.check_equal(dict(self.state.modules.state_dict()))
+        with StopRequest() as stop, self.writer, training(), Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
-                self._ghost_warmup()
-            with Progress("training") as report:
-                self._loop(stop, report)
-                # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
-                self._checkpoint()
-                self._answer(self._agreed(0.0, stop)[1])
-                self._note_failure(report, wait=True)
+                self._ghost_warmup(report)
+            self._loop(stop, report)
+            # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
+            self._checkpoint()
+            self._answer(self._agreed(0.0, stop)[1])
+            self._note_failure(report, wait=True)
 
     def _finish(self) -> dict[str, Any]:
-        self.ranks.check_equal(dict(self.session.modules.state_dict()))
-        self.micro.release()
+        self.ranks.check_equal(dict(self.state.modules.state_dict()))
+        self.trainer.release()
         self.ranks.chiefly(self.metrics.flush)
-        for said in self.ranks.chiefly(lambda: widths.fit(self.session, self.out / ARTIFACT)):
+        for said in self.ranks.chiefly(lambda: widths.fit(self.state, self.out / ARTIFACT)):
             self._event(said)
-        summary = finish(self.session, self.out, self.preset)
+        summary = finish(self.state, self.out, self.preset)
         # All ranks part together, however long a dashboard takes to send the rest.
         self.ranks.chiefly(lambda: self._log_final(summary["bpb_plain"]))
         return summary
 
     def _log_final(self, score: Mapping[str, Any]) -> None:
-        done, kept = self.session.progress, {key: score[key] for key in VAL_FIELDS}
+        done, kept = self.state.counters, {key: score[key] for key in VAL_FIELDS}
         self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=True)
 
     def share(self) -> float:
         """Share of the budget that is spent: of the steps or of the seconds, whichever is further."""
-        budget, done = self.run.train, self.session.progress
+        budget, done = self.run.train, self.state.counters
         by_steps = done.step / budget.steps if budget.steps > 0 else 0.0
         by_time = done.seconds / budget.seconds if budget.seconds > 0 else 0.0
         return max(by_steps, by_time)
 
     def _loop(self, stop: StopRequest, report: Progress) -> None:
-        done, budget = self.session.progress, self.run.train
+        done, budget = self.state.counters, self.run.train
         if self._missed_validation():
             self._answer(self._validate(stop))
         clock = saved = time.perf_counter()
         while (share := self.share()) < 1.0:
             if budget.terms_every > 0 and done.step % budget.terms_every == 0:
-                self.metrics.append("terms", done.step, **term_gradients(self.session, share))
-            if widths.due(self.session, share):
+                self.metrics.append("terms", done.step, **term_gradients(self.state, share))
+            if widths.due(self.state, share):
                 self._choose_widths(share)
                 self._answer(self._agreed(0.0, stop)[1])
             before = done.tokens
             record, problem = dict[str, float](), ""
             try:
-                record = training_step(self.micro, share)
+                record = self.trainer.train_step(share)
             except NotFiniteError as error:
                 problem = str(error)
             now = time.perf_counter()
@@ -142,7 +141,7 @@ class Loop:
                 self._note_step(report, record, elapsed, done.tokens - before)
                 if self.ranks.chief and not self.writer.prepared:
                     # Not before the first step, which makes the optimizers' state.
-                    self.writer.prepare(self.session.tensors())
+                    self.writer.prepare(self.state.tensors())
                     clock = time.perf_counter()
             # Once a signal came, the end is near; the resumed run makes up for the validation.
             if asked is None and self._validation_due():
@@ -162,7 +161,7 @@ class Loop:
         return told[0][0], next((signal.Signals(number) for _, number in told if number is not None), None)
 
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
-        done = self.session.progress
+        done = self.state.counters
         self.metrics.append(
             "step",
             done.step,
@@ -170,16 +169,16 @@ class Loop:
             tokens=done.tokens,
             bytes=done.bytes,
             skipped=done.skipped,
-            epoch=self.session.loader.epoch_float,
+            epoch=self.state.loader.epoch_float,
             seconds=done.seconds,
             tokens_per_s=tokens / elapsed,
-            memory_mb=self.session.place.memory_mb(),
+            memory_mb=self.state.device_config.memory_mb(),
         )
         report(self.share(), 1.0, self._caption(record))
 
     def _note_skip(self, report: Progress, problem: str) -> None:
-        """Say that a step was left out. Raises `UserError` for one too many."""
-        skipped, limit = self.session.progress.skipped, self.run.train.skip_limit
+        """Log a skipped step. Raises `UserError` if there are more than `train.skip_limit`."""
+        skipped, limit = self.state.counters.skipped, self.run.train.skip_limit
         self._event(problem)
         report.say(f"jepamba: {problem} ({skipped} such steps, train.skip_limit = {limit})")
         if skipped > limit:
@@ -190,14 +189,14 @@ class Loop:
 
     def _choose_widths(self, share: float) -> None:
         """Rank 0 chooses the bits of each tensor, all take them."""
-        model = self.session.model
-        said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.session, share), model.quant.width_of))
+        model = self.state.model
+        said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.state, share), model.quant.width_of))
         if not self.ranks.chief:
             model.set_widths(chosen)
         self._event(said)
 
     def _caption(self, record: dict[str, float]) -> str:
-        done = self.session.progress
+        done = self.state.counters
         bpb = record["ce"] / math.log(2) * done.tokens / max(done.bytes, 1)
         return (
             f"step {done.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
@@ -206,14 +205,14 @@ class Loop:
 
     def _checkpoint_due(self, since: float) -> bool:
         every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
-        by_steps = every > 0 and self.session.progress.step % every == 0
+        by_steps = every > 0 and self.state.counters.step % every == 0
         return by_steps or (seconds > 0 and since >= seconds)
 
     def _checkpoint(self) -> None:
         """Start writing a checkpoint of this moment, if there is none: rank 0 has all that is to be kept."""
-        step = self.session.progress.step
+        step = self.state.counters.step
         if self.saved != step and self.ranks.chief:
-            self.writer.save(step, self.session.tensors(), self.session.state())
+            self.writer.save(step, self.state.tensors(), self.state.metadata())
             self.saved = step
 
     def _note_failure(self, report: Progress, wait: bool = False) -> None:
@@ -244,12 +243,12 @@ class Loop:
         return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
 
     def _validation_due(self) -> bool:
-        every, step = self.run.train.val_every, self.session.progress.step
+        every, step = self.run.train.val_every, self.state.counters.step
         return every > 0 and step > 0 and step % every == 0 and self.share() < 1.0
 
     def _missed_validation(self) -> bool:
         """Whether the run was stopped before or in the validation that was due at the step where it goes on."""
-        step = self.session.progress.step
+        step = self.state.counters.step
         due = self.restored and self._validation_due()
         return due and not self.ranks.chiefly(lambda: self.metrics.holds("val", step))
 
@@ -258,8 +257,8 @@ class Loop:
         with contextlib.suppress(StoppedError):
             score = asdict(
                 score_plain(
-                    self.session.model,
-                    self.session.corpus.val,
+                    self.state.model,
+                    self.state.corpus.val,
                     self.run.data.seq_len,
                     reset=self.run.data.reset,
                     limit=self.run.train.val_tokens,
@@ -268,26 +267,31 @@ class Loop:
                     stopped=lambda: stop.signal is not None,
                 )
             )
-            done = self.session.progress
+            done = self.state.counters
             kept = {key: score[key] for key in VAL_FIELDS}
             self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
             self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
         return self._agreed(0.0, stop)[1]
 
-    def _ghost_warmup(self) -> None:
-        """Steps that prime the optimizers' moments (and compile what is compiled); then all else goes back."""
-        session = self.session
-        tensors = {name: value.clone() for name, value in session.tensors().items()}
-        state = copy.deepcopy(session.state())
-        for _ in range(self.run.optim.ghost_steps):
-            training_step(self.micro, 0.0)
-        moments = {name: value.clone() for name, value in session.optimizers.state().items()}
-        session.modules.zero_grad(set_to_none=False)
-        session.restore(tensors, state)
+    def _ghost_warmup(self, report: Progress) -> None:
+        """Take steps that prime the optimizers' moments (and compile what is compiled), then put back all else but the
+        number of skipped steps."""
+        state, count = self.state, self.run.optim.ghost_steps
+        tensors = {name: value.clone() for name, value in state.tensors().items()}
+        metadata = copy.deepcopy(state.metadata())
+        for _ in range(count):
+            try:
+                self.trainer.train_step(0.0)
+            except NotFiniteError as error:
+                self._note_skip(report, f"ghost {error}")
+        moments = {name: value.clone() for name, value in state.optimizers.state().items()}
+        metadata["progress"]["skipped"] = state.counters.skipped
+        state.modules.zero_grad(set_to_none=False)
+        state.restore(tensors, metadata)
         if self.run.optim.ghost_keep_moments:
-            session.optimizers.restore(moments)
-            session.optimizers.reset_adam_steps()
-        self._event(f"ghost warm-up of {self.run.optim.ghost_steps} steps")
+            state.optimizers.restore(moments)
+            state.optimizers.reset_adam_steps()
+        self._event(f"ghost warm-up of {count} steps")
 
     def _event(self, what: str) -> None:
-        self.metrics.append("event", self.session.progress.step, what=what)
+        self.metrics.append("event", self.state.counters.step, what=what)

@@ -1,181 +1,219 @@
-"""One optimizer step: micro-batches, their gradients, the clip, the update."""
+"""One optimizer step: accumulate gradients, all-reduce, clip, check, update.
+
+Legend: S samples of SIGReg that are tested apart, K its knots, M its directions.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from jepamba.data import Batch
 from jepamba.errors import UserError
-from jepamba.jepa import Terms, sigreg_lambda
+from jepamba.jepa import LossTerms, sigreg_lambda, sigreg_sums
 from jepamba.optim import learning_rate_scale, muon_momentum
-from jepamba.train.inputs import StepInputs, sent
-from jepamba.train.micro import MicroPass, terms_of
-from jepamba.train.session import Session
-
-WATCH_EVERY = 50
-"""Steps between looks at how large each matrix's inputs are, where the grids weigh by it; each costs a forward pass."""
+from jepamba.train.cuda_graph import CUDAGraph, GraphedMicrobatch
+from jepamba.train.measure import CALIBRATE_EVERY, calibrate_inputs
+from jepamba.train.microbatch import MicroBatch, MicroBatches, loss_terms
+from jepamba.train.state import TrainState
 
 
 class NotFiniteError(UserError):
-    """A step whose loss or gradient is not a number: its data is behind the run, its update was left out."""
+    """The loss or the gradient of a step was not finite, and its update was skipped."""
 
 
-def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
-    """Train on the next `tokens_per_step` tokens, at this share of the budget; the record of what happened.
+class Trainer:
+    """Takes training steps on `state`.
 
-    Losses are means over the step, on all ranks, `ce` in nats per token. Moves the loader, the weights, the optimizers
-    and the counters (but not the clock), and is to be called by all ranks. Raises `NotFiniteError`, on all ranks, if
-    the loss or its gradient is not finite: the step then counts, and all but the counters and the loader is as before.
+    `forward_backward`, `clip_gradients` and `update` call the methods of the same names with an underscore; on a GPU
+    they replay CUDA graphs of them.
     """
-    session = micro.session
-    run, ranks = session.run, session.ranks
-    scale = learning_rate_scale(run.optim, progress)
-    momentum = muon_momentum(run.optim, session.progress.step)
-    lam = sigreg_lambda(run.jepa, progress)
-    set_mode(session, progress)
-    if run.quant.scale == "hessian" and session.progress.step % WATCH_EVERY == 0:
-        watch(session)
-    micro.sums.zero_()
-    micro.settle()
-    leave_piles_to_the_chief(session)
-    # What a bad step does to these would outlive it.
-    kept, position = {name: value.clone() for name, value in outliving(session).items()}, session.loader.state()
-    batch = session.next_windows()
-    with session.model.settled():
-        micro(StepInputs(session, batch, lam))
-    ranks.sum_each_([p.grad for p in session.parameters() if p.grad is not None])
-    # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
-    micro.clip()
-    means, grad_norm, text = reduced(micro, text_bytes(session, batch))
-    session.progress.tokens += session.batch_layout.windows * run.data.seq_len
-    session.progress.bytes += text
-    total = run.jepa.ce_weight * means["token"] + run.jepa.weight * means["jepa"] + lam * means["sigreg"]
-    session.progress.step += 1
-    if not math.isfinite(total + grad_norm):
-        session.progress.skipped += 1
-        undo(session, kept)
-        raise NotFiniteError(
-            f"step {session.progress.step}: the loss is {total} and its gradient's norm {grad_norm}, on the "
-            f"{session.batch_layout.windows} windows from window {position['position']} of epoch {position['epoch']} "
-            "on; no update was made"
-        )
-    session.optimizers.schedule(scale, momentum)
-    micro.update()
-    return {
-        "loss": total,
-        "ce": means["ce"],
-        "z_loss": means["z_loss"],
-        "jepa": means["jepa"],
-        "sigreg": means["sigreg"],
-        "lambda": lam,
-        "grad_norm": grad_norm,
-        "lr_scale": scale,
-        "muon_lr": run.optim.muon_lr * scale,
-        "adam_lr": run.optim.adam_lr * scale,
-        "muon_momentum": momentum,
-    }
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        run, device = state.run, state.device
+        self.loss_sums = torch.zeros(len(LossTerms._fields), device=device)
+        """The step's loss terms so far."""
+        self.grad_norm = torch.zeros(1, device=device)
+        """The norm of all gradients together, before the clip."""
+        self.sigreg_sums_SK2M: Tensor | None = None
+        """With `sigreg_sample = "step"`: SIGReg's sums of cosines and sines over the whole step."""
+        jepa = run.jepa
+        if state.heads is not None and jepa.sigreg_weight > 0 and jepa.sigreg_sample == "step":
+            seq_len = run.data.seq_len
+            samples = min(jepa.sigreg_timesteps or seq_len, seq_len) if jepa.sigreg_pool == "timestep" else 1
+            shape = (samples, jepa.sigreg_knots, 2, jepa.sigreg_projections)
+            self.sigreg_sums_SK2M = torch.zeros(shape, device=device)
+
+        self.graphs = device.type == "cuda" and run.train.graph
+        pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.forward_backward = GraphedMicrobatch(self._forward_backward, device, self.graphs, pool)
+        self.add_sigreg_sums = GraphedMicrobatch(self._add_sigreg_sums, device, self.graphs, pool)
+        self.clip_gradients = CUDAGraph(self._clip_gradients, self.graphs)
+        self.update = CUDAGraph(state.optimizers.step, self.graphs)
+        self._weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+
+    def train_step(self, progress: float) -> dict[str, float]:
+        """Train on the next `tokens_per_step` tokens, at this share of the budget; the record for the log.
+
+        Losses are means over the step, on all ranks, `ce` in nats per token. Changes all of the state but the clock.
+        All ranks must call it. Raises `NotFiniteError`, on all ranks, if the loss or its gradient is not finite: only
+        the counters and the data position have then moved.
+        """
+        state, run, ranks = self.state, self.state.run, self.state.ranks
+        lr_scale = learning_rate_scale(run.optim, progress)
+        momentum = muon_momentum(run.optim, state.counters.step)
+        lam = sigreg_lambda(run.jepa, progress)
+        state.set_training_mode(progress)
+        if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
+            calibrate_inputs(state)
+        # Forward passes change batch norm's running statistics, which a skipped step must put back.
+        buffers, position = {name: b.clone() for name, b in state.modules.named_buffers()}, state.loader.state()
+
+        self.compute_weights()
+        batch = state.next_windows()
+        self.accumulate_gradients(batch, lam)
+        ranks.sum_each_([p.grad for p in state.parameters() if p.grad is not None])
+        # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
+        self.clip_gradients()
+        losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
+        loss = run.jepa.ce_weight * losses["token"] + run.jepa.weight * losses["jepa"] + lam * losses["sigreg"]
+
+        state.counters.step += 1
+        state.counters.tokens += state.layout.windows * run.data.seq_len
+        state.counters.bytes += text_bytes
+        if not math.isfinite(loss + grad_norm):
+            self._skip(buffers)
+            raise NotFiniteError(
+                f"step {state.counters.step}: the loss is {loss} and its gradient's norm {grad_norm}, on the "
+                f"{state.layout.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
+                "no update was made"
+            )
+        state.optimizers.schedule(lr_scale, momentum)
+        self.update()
+        return {
+            "loss": loss,
+            "ce": losses["ce"],
+            "z_loss": losses["z_loss"],
+            "jepa": losses["jepa"],
+            "sigreg": losses["sigreg"],
+            "lambda": lam,
+            "grad_norm": grad_norm,
+            "lr_scale": lr_scale,
+            "muon_lr": run.optim.muon_lr * lr_scale,
+            "adam_lr": run.optim.adam_lr * lr_scale,
+            "muon_momentum": momentum,
+        }
+
+    def compute_weights(self) -> None:
+        """Compute the weights of the step's passes (cast, and fake-quantized if it is time) once for all micro-batches.
+
+        What is computed depends on whether they are fake-quantized, and to how many bits: each has its own graph.
+        """
+        model, dtype = self.state.model, self.state.device_config.dtype
+        key = model.quantized, model.quant.widths
+        if key not in self._weights:
+            self._weights[key] = CUDAGraph(lambda: model.settle(dtype), self.graphs)
+        self._weights[key]()
+
+    def accumulate_gradients(self, batch: Batch, lam: float) -> None:
+        """Run every micro-batch of this rank's windows forward and backward."""
+        self.loss_sums.zero_()
+        with self.state.model.settled():
+            micro_batches = MicroBatches(self.state, batch, lam)
+            if self.sigreg_sums_SK2M is not None:
+                self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
+            for micro in micro_batches:
+                if not micro.continues:
+                    self.state.carry(None)
+                self.forward_backward(micro)
+
+    def _forward_backward(self, micro: MicroBatch) -> None:
+        terms, after = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
+        add_gradients(terms.total, self.state.leaves())
+        self.state.carry(after)
+        self.loss_sums += torch.stack([term.detach().float() for term in terms])
+
+    def _clip_gradients(self) -> None:
+        """Scale all gradients so that their norm is at most `optim.grad_clip`."""
+        limit = self.state.run.optim.grad_clip
+        parameters = self.state.parameters()
+        self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
+
+    def _reduce(self, text_bytes: int) -> tuple[dict[str, float], float, int]:
+        """The step's loss terms over all ranks by name, the gradient's norm, and the text bytes of all ranks. The host
+        waits here for the device."""
+        ranks, sums = self.state.ranks, self.loss_sums.double()
+        # Every rank has the statistic of all ranks' sample.
+        sums[LossTerms._fields.index("sigreg")] /= ranks.size
+        summed = ranks.sum_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
+        *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
+        return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
+
+    def _skip(self, buffers: Mapping[str, Tensor]) -> None:
+        """Count a step without an update, and undo what its passes changed. The carried state becomes empty."""
+        state = self.state
+        state.counters.skipped += 1
+        state.modules.zero_grad(set_to_none=False)
+        for name, value in state.modules.named_buffers():
+            value.copy_(buffers[name])
+        state.carry(None)
+
+    def _sum_sigreg_sample(self, micro_batches: MicroBatches, sums_SK2M: Tensor) -> None:
+        """SIGReg's sums over all micro-batches of all ranks, from forward passes without gradients."""
+        sums_SK2M.zero_()
+        carried = [[value.clone() for value in block] for block in self.state.carried or []]
+        for micro in micro_batches:
+            if not micro.continues:
+                self.state.carry(None)
+            self.add_sigreg_sums(micro)
+        self.state.ranks.sum_(sums_SK2M)
+        for block, before in zip(self.state.carried or [], carried, strict=True):
+            for value, old in zip(block, before, strict=True):
+                value.copy_(old)
+
+    @torch.no_grad()
+    def _add_sigreg_sums(self, micro: MicroBatch) -> None:
+        state = self.state
+        assert self.sigreg_sums_SK2M is not None
+        assert state.heads is not None
+        assert micro.projections is not None
+        with state.device_config.autocast():
+            h_BTD, after = state.model(micro.tokens_BT, micro.reset_BT, state.carried)
+            z_BTE = state.heads.project(h_BTD)
+        self.sigreg_sums_SK2M += sigreg_sums(z_BTE, state.run.jepa, micro.projections)
+        state.carry(after)
+
+    def release(self) -> None:
+        """Free all graphs and their memory after the last step."""
+        for graph in (self.clip_gradients, self.update, *self._weights.values()):
+            graph.release()
+        self.forward_backward.release()
+        self.add_sigreg_sums.release()
 
 
-def set_mode(session: Session, progress: float) -> None:
-    """Training mode; the grids are seen over the last `qat_fraction` of the budget."""
-    fraction = session.run.quant.qat_fraction
-    session.model.train()
-    session.model.set_quantized(fraction > 0 and progress >= 1.0 - fraction)
+def add_gradients(loss: Tensor, leaves: list[Tensor]) -> None:
+    """Add the gradients of `loss` to the `leaves`' `.grad`, as `backward` does, but in few kernel launches."""
+    sums, grads = list[Tensor](), list[Tensor]()
+    for leaf, grad in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
+        if grad is None:
+            continue
+        if leaf.grad is None:
+            leaf.grad = grad.to(leaf.grad_dtype or grad.dtype, copy=True, memory_format=torch.contiguous_format)
+        else:
+            if grad.stride() != leaf.grad.stride():
+                # A single pair of unequal strides makes _foreach_add_ add all pairs one by one.
+                grad = torch.empty_like(leaf.grad, dtype=grad.dtype).copy_(grad)
+            sums.append(leaf.grad)
+            grads.append(grad)
+    if sums:
+        torch._foreach_add_(sums, grads)
 
 
-def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
-    """The step's loss terms by name, over all ranks; the gradient's norm; the bytes of all ranks' `text`."""
-    ranks, wide = micro.session.ranks, micro.sums.double()
-    # The statistic of a sample is known to every rank that has a part of it.
-    wide[Terms._fields.index("sigreg")] /= ranks.size
-    summed = ranks.sum_(torch.cat([wide, wide.new_full((1,), float(text))]))
-    *means, everything, norm = torch.cat([summed, micro.norm.double()]).tolist()
-    return dict(zip(Terms._fields, means, strict=True)), norm, int(everything)
-
-
-def outliving(session: Session) -> dict[str, Tensor]:
-    """What a step's passes change and the next step starts from: batch norm's statistics, where there are any, and the
-    gradients that nothing clears (`optim.train_conv` off)."""
-    untrained = session.optimizers.groups.untrained
-    piles = {f"grad/{name}": p.grad for name, p in untrained.items() if p.grad is not None}
-    return dict(session.modules.named_buffers()) | piles
-
-
-def undo(session: Session, kept: dict[str, Tensor]) -> None:
-    """Leave nothing of a step that is not finite: what is `outliving` as it was `kept`, no other gradient, carried
-    states empty."""
-    session.modules.zero_grad(set_to_none=False)
-    for name, value in outliving(session).items():
-        # Not a pile that the first step began.
-        if name in kept:
-            value.copy_(kept[name])
-    session.carry(None)
-
-
-def leave_piles_to_the_chief(session: Session) -> None:
-    """Gradients that nothing clears (`optim.train_conv` off) are summed over the ranks again with every step: what is
-    there already must be there once."""
-    if not session.ranks.chief:
-        for p in session.optimizers.groups.untrained.values():
-            if p.grad is not None:
-                p.grad.zero_()
-
-
-@torch.no_grad()
-def watch(session: Session) -> None:
-    """Let every matrix note how large its inputs are, on the windows that come next; nothing else moves.
-
-    On rank 0, and on as many windows as its micro-batches have when it is alone.
-    """
-    model, device = session.model, session.place.device
-    if session.ranks.chief:
-        position = session.loader.state()
-        batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.seq_len)
-        session.loader.restore(position)
-        model.watch_inputs(True)
-        with session.place.autocast():
-            model(sent(batch.inputs_BT, device), sent(batch.reset_BT, device) if session.run.data.reset else None)
-        model.watch_inputs(False)
-    session.ranks.take_over_(model.buffers())
-
-
-def text_bytes(session: Session, batch: Batch) -> int:
-    """Bytes of text that the targets of a batch are."""
+def count_text_bytes(state: TrainState, batch: Batch) -> int:
+    """Bytes of text of a batch's targets."""
     previous, targets = batch.inputs_BT.flatten().numpy(), batch.targets_BT.flatten().numpy()
-    return int(session.corpus.tokenizer.target_bytes(previous, targets).sum())
-
-
-def term_gradients(session: Session, progress: float) -> dict[str, float]:
-    """The gradient norm of each weighted loss term alone, over the kept parameters, on the first pass of the next step
-    (a micro-batch on each rank).
-
-    The data position stays, and no gradient is kept: the run goes on as if nothing had been measured.
-    """
-    run = session.run
-    set_mode(session, progress)
-    lam = sigreg_lambda(run.jepa, progress)
-    buffers = {name: value.clone() for name, value in session.modules.named_buffers()}
-    (inputs,) = StepInputs(session, session.peek_windows(), lam, passes=1)
-    terms, _ = terms_of(session, inputs.mapped(lambda value: sent(value, session.place.device)))
-    weighted = {
-        "grad_ce": run.jepa.ce_weight * terms.token,
-        "grad_jepa": run.jepa.weight * terms.jepa,
-        "grad_sigreg": lam * terms.sigreg,
-    }
-    norms = {name: _norm(session, term) for name, term in weighted.items()}
-    for name, value in session.modules.named_buffers():
-        value.copy_(buffers[name])
-    return norms
-
-
-def _norm(session: Session, term: Tensor) -> float:
-    """The norm of the term's gradient by the kept parameters, added up over the ranks."""
-    if not term.requires_grad:
-        return 0.0
-    grads = torch.autograd.grad(term, list(session.model.parameters()), retain_graph=True, allow_unused=True)
-    found = [grad for grad in grads if grad is not None]
-    session.ranks.sum_each_(found)
-    return float(sum(grad.double().square().sum().item() for grad in found) ** 0.5)
+    return int(state.corpus.tokenizer.target_bytes(previous, targets).sum())

@@ -25,21 +25,20 @@ from jepamba.progress import Progress
 from jepamba.quant import MAX_WIDTH, MIN_WIDTH, IntGrid
 from jepamba.quant.budget import Option, choose_widths
 from jepamba.quant.entropy import entropy_bits
-from jepamba.train.session import Session
-from jepamba.train.step import set_mode
+from jepamba.train.state import TrainState
 
 BATCHES = 8
 """Micro-batches of training text on which the gradients are measured."""
 
 
-def due(session: Session, progress: float) -> bool:
+def due(session: TrainState, progress: float) -> bool:
     """Whether the widths are to be chosen now, at this share of the budget."""
     quant = session.run.quant
     trained_on = quant.qat_fraction > 0 and progress >= max(quant.budget_after, 1.0 - quant.qat_fraction)
     return quant.budget_bytes > 0 and not session.model.quant.widths and trained_on
 
 
-def check(session: Session) -> None:
+def check(session: TrainState) -> None:
     """Raise `UserError` if not even the fewest bits can keep to the budget, as far as fresh weights can tell, and
     `ConfigError` if there is nothing whose bits could be chosen."""
     budget, places = session.run.quant.budget_bytes, adjustable(session)
@@ -58,7 +57,7 @@ def check(session: Session) -> None:
             )
 
 
-def choose(session: Session, progress: float) -> str:
+def choose(session: TrainState, progress: float) -> str:
     """Choose the widths for the budget and put them into the model; one sentence for the log.
 
     Entropy says what a width adds or saves; what the artifact takes beside that, the codec's own gains included, is
@@ -74,7 +73,7 @@ def choose(session: Session, progress: float) -> str:
     return f"bits chosen for {budget:,} bytes: {_listed(widths)}"
 
 
-def fit(session: Session, path: Path) -> list[str]:
+def fit(session: TrainState, path: Path) -> list[str]:
     """Write the artifact to `path`, with fewer bits than were trained where it would exceed the budget otherwise.
 
     Sentences for the log, where there is something to say. Without a budget nothing is done.
@@ -106,7 +105,7 @@ Place = tuple[Gridded, str]
 """The module that holds a parameter, and its name there."""
 
 
-def adjustable(session: Session) -> dict[str, Place]:
+def adjustable(session: TrainState) -> dict[str, Place]:
     """The parameters whose widths can be chosen: those on an integer grid with at least `quant.large` values."""
     return {
         path: (module, name)
@@ -115,7 +114,7 @@ def adjustable(session: Session) -> dict[str, Place]:
     }
 
 
-def measure(session: Session, progress: float) -> dict[str, list[Option]]:
+def measure(session: TrainState, progress: float) -> dict[str, list[Option]]:
     """What every width, in rising order, would cost every adjustable parameter at the present weights."""
     places = adjustable(session)
     options: dict[str, list[Option]] = {path: [] for path in places}
@@ -126,17 +125,17 @@ def measure(session: Session, progress: float) -> dict[str, list[Option]]:
     return options
 
 
-def fisher(session: Session, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
+def fisher(session: TrainState, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
     """The empirical Fisher information of the cross-entropy of a token, for every value of the named parameters, from
     `BATCHES` micro-batches. The data position is put back, and no gradient is kept.
     """
-    run, device, position = session.run, session.place.device, session.loader.state()
-    set_mode(session, progress)
+    run, device, position = session.run, session.device, session.loader.state()
+    session.set_training_mode(progress)
     values = dict(session.model.named_parameters())
     sums = {name: torch.zeros_like(values[name], dtype=torch.float32) for name in names}
     for _ in range(BATCHES):
         batch = session.loader.next(run.train.tokens_per_micro // run.data.seq_len)
-        with session.place.autocast():
+        with session.device_config.autocast():
             reset_BT = batch.reset_BT.to(device) if run.data.reset else None
             h_BTD, _ = session.model(batch.inputs_BT.to(device), reset_BT)
             loss = session.model.loss(h_BTD, batch.targets_BT.to(device), run.jepa.z_loss).total
@@ -157,12 +156,12 @@ def _cost(place: Place, width: int) -> tuple[float, Tensor]:
     return entropy_bits(streams) / 8, grid.decode(streams, tuple(value.shape)) - value
 
 
-def _widths(session: Session) -> dict[str, int]:
+def _widths(session: TrainState) -> dict[str, int]:
     grids = {path: module.grids[name] for path, (module, name) in adjustable(session).items()}
     return {path: grid.width for path, grid in grids.items() if isinstance(grid, IntGrid)}
 
 
-def _pack(session: Session, path: Path) -> int:
+def _pack(session: TrainState, path: Path) -> int:
     with Progress("packing, for the budget"):
         return save_artifact(path, session.model, session.run, session.corpus.tokenizer)
 

@@ -7,14 +7,67 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jepamba.commands.common import columns
+from jepamba.cli.common import columns
+from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
-from jepamba.progress import Progress
 
 if TYPE_CHECKING:
     from jepamba.data import TokenFolder
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba data`."""
+    below = commands.group("data", "Turn text into shards of tokens, or look at them.", ["jepamba data build --help"])
+    build = below.add(
+        "build",
+        data_build,
+        "Tokenize text into a folder of shards, and train the tokenizer if none is given.",
+        [
+            "jepamba data build mytext/ --out shards --tokenizer bpe --vocab 8192",
+            "jepamba data build train.jsonl --column body --val val.jsonl --out shards --tokenizer sp8192.model",
+            "jepamba data build a.txt.xz b.txt.xz --out shards --tokenizer bytes",
+            "jepamba data build hf://owner/name --column text --out shards",
+            "jepamba data build hf://owner/name/folder --val hf://owner/name/folder:validation --out shards",
+        ],
+    )
+    build.add_argument(
+        "paths", nargs="+", metavar="PATH", help="text files and folders, JSONL, parquet, hf://…, or `stdlib`"
+    )
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+    build.add_argument(
+        "--tokenizer", default="bpe", metavar="T", help="bpe (trained here), bytes, or a .model (default: bpe)"
+    )
+    build.add_argument("--vocab", type=int, default=8192, metavar="N", help="pieces of a bpe tokenizer (default: 8192)")
+    build.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
+    build.add_argument("--val", default="", metavar="PATH", help="validation text (default: a part of PATH)")
+    build.add_argument(
+        "--holdout", type=float, default=0.1, metavar="S", help="share kept for validation without --val (default: 0.1)"
+    )
+    fineweb = below.add(
+        "fineweb",
+        data_fineweb,
+        "Fetch FineWeb as published shards from the Hugging Face hub, with the tokenizer that made them.",
+        [
+            "jepamba data fineweb --variant sp8192 --shards 10 --out fineweb",
+            "jepamba data fineweb --variant bytes --shards 5 --out fineweb-bytes",
+            "jepamba data fineweb --variant sp8192 --shards 80 --out kevclark --repo kevclark/parameter-golf",
+            "HF_ENDPOINT=https://hub.example jepamba data fineweb --shards 10 --out fineweb",
+        ],
+    )
+    fineweb.add_argument(
+        "--variant", choices=("sp8192", "bytes"), default="sp8192", help="pieces or bytes (default: sp8192)"
+    )
+    fineweb.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="training shards of 100 M tokens, 0.2 GB each (default: 1)"
+    )
+    fineweb.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+    fineweb.add_argument("--repo", default="", metavar="OWNER/NAME", help="another repository of the hub")
+    fineweb.add_argument("--revision", default="", metavar="R", help="its branch, tag or commit (default: main)")
+    info = below.add("info", data_info, "Describe a folder of shards.", ["jepamba data info shards"])
+    info.add_argument("dir", type=Path, metavar="DIR")
 
 
 def data_build(args: Namespace) -> int:
@@ -23,6 +76,7 @@ def data_build(args: Namespace) -> int:
     from jepamba.data import is_shards
     from jepamba.data.source import Source
     from jepamba.data.writer import FolderWriter
+    from jepamba.progress import Progress
     from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
     checked = Data(tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, holdout=args.holdout)
@@ -72,6 +126,7 @@ def data_info(args: Namespace) -> int:
 def data_fineweb(args: Namespace) -> int:
     """`jepamba data fineweb`: published shards of FineWeb into a folder, checked."""
     from jepamba.data.fineweb import fetch_fineweb
+    from jepamba.progress import Progress
 
     args.on_interrupt = "interrupted; the same command goes on with the shards that are missing"
     with Progress("fetching shards") as report:

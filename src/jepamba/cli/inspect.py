@@ -7,14 +7,33 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jepamba.commands.common import columns
+from jepamba.cli.common import columns
+from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
-from jepamba.progress import Progress
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba inspect`."""
+    parser = commands.add(
+        "inspect",
+        inspect,
+        "Show what is in an artifact: parameters, grids, bytes, errors, and what one more layer or bit would cost.",
+        [
+            "jepamba inspect runs/mine/artifact.jepa",
+            "jepamba inspect runs/mine --json",
+            "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
+        ],
+    )
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact, or the folder of a run")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare with (default: the run's newest)"
+    )
 
 
 def inspect(args: Namespace) -> int:
     """`jepamba inspect`: tensors, grids, bytes and errors of an artifact, or of a run's with its newest checkpoint."""
     from jepamba.artifact import inspect as inspect_artifact
+    from jepamba.progress import Progress
 
     artifact, checkpoint = _places(args.artifact, args.checkpoint)
     with Progress("reading the artifact"):

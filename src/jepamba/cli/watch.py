@@ -6,6 +6,24 @@ import json
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
+
+from jepamba.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba watch`."""
+    parser = commands.add(
+        "watch",
+        watch,
+        "Draw the curves of a run in the terminal, and again as it goes on.",
+        ["jepamba watch runs/mine", "jepamba watch runs/mine --once", "jepamba watch runs/mine --json"],
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--once", action="store_true", help="draw once and stop")
+    parser.add_argument(
+        "--every", type=float, default=2.0, metavar="S", help="seconds between two pictures (default: 2)"
+    )
 
 
 def watch(args: Namespace) -> int:

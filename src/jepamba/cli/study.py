@@ -7,20 +7,44 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from jepamba.commands.common import columns
+from jepamba.cli.common import columns
+from jepamba.cli.flags import add_settings, settings_of
+from jepamba.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba study`."""
+    below = commands.group("study", "Compare configurations over seeds, in pairs.", ["jepamba study run quick-jepa"])
+    run = below.add(
+        "run",
+        study_run,
+        "Run a plan: every configuration with every seed; what is finished is skipped, what was interrupted resumes.",
+        [
+            "jepamba study run quick-jepa",
+            "jepamba study run published-n_layer --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
+            "jepamba study run mine.toml --out runs/mine",
+        ],
+    )
+    run.add_argument("plan", metavar="PLAN", help="a .toml file, or a shipped plan (`jepamba study plans`)")
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: runs/PLAN)")
+    add_settings(run)
+    report = below.add(
+        "report",
+        study_report,
+        "Differences to the baseline with confidence intervals, as a table, pictures and JSON.",
+        ["jepamba study report runs/quick-jepa"],
+    )
+    report.add_argument("dir", type=Path, metavar="DIR")
+    below.add("plans", study_plans, "List the shipped plans.", ["jepamba study plans"])
 
 
 def study_run(args: Namespace) -> int:
     """`jepamba study run`: every configuration and seed of a plan, what is finished left alone."""
-    from jepamba.flags import parse_settings
-    from jepamba.presets import load_preset
     from jepamba.study.plan import load_plan
     from jepamba.study.report import report_study
     from jepamba.study.run import run_plan
 
-    plan = load_plan(args.plan)
-    if args.flags:
-        plan = plan.with_common(parse_settings(load_preset(plan.preset), args.flags))
+    plan = load_plan(args.plan).with_common(settings_of(args))
     out = args.out or Path("runs") / plan.name
     args.on_interrupt = "stopped; the same command continues this study"
     outcomes = run_plan(plan, out)

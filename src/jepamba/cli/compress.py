@@ -5,15 +5,43 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
+from pathlib import Path
 
+from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
-from jepamba.progress import Progress, duration
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba compress`."""
+    packing = commands.add(
+        "compress",
+        compress,
+        "Compress any file with an artifact's model, without loss.",
+        [
+            "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc",
+            "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc --lanes 1 --json",
+        ],
+    )
+    unpacking = commands.add(
+        "decompress",
+        decompress,
+        "Restore a file that `jepamba compress` wrote, to the byte.",
+        ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
+    )
+    for command in (packing, unpacking):
+        command.add_argument("file", type=Path, metavar="FILE")
+        command.add_argument("--model", type=Path, required=True, metavar="ARTIFACT", help="the same for both")
+        command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    packing.add_argument(
+        "--lanes", type=int, default=0, metavar="N", help="stretches read at once (default: by size); fewer are slower"
+    )
 
 
 def compress(args: Namespace) -> int:
     """`jepamba compress`: a file as small as the model's bits per byte make it."""
     from jepamba.compress import MAX_BYTES, Compressor
     from jepamba.data.shards import write_bytes
+    from jepamba.progress import Progress, duration
     from jepamba.untrusted import read_untrusted
 
     _check_output(args)
@@ -53,6 +81,7 @@ def decompress(args: Namespace) -> int:
     """`jepamba decompress`: the file back, to the byte."""
     from jepamba.compress import Compressor
     from jepamba.data.shards import write_bytes
+    from jepamba.progress import Progress, duration
 
     _check_output(args)
     started = time.monotonic()

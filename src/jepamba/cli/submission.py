@@ -1,0 +1,57 @@
+"""`jepamba submission`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from jepamba.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba submission`."""
+    parser = commands.add(
+        "submission",
+        submission,
+        "Make the folder that a reviewer of the 16 MB challenge wants from a finished run.",
+        [
+            'jepamba submission runs/mine -o submission --name "Mamba-2, JEPA" --author "A. Name" --check',
+            "jepamba submission runs/mine -o submission --packed --validation",
+        ],
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder of a finished run")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to make")
+    for field, what in (
+        ("name", "its title"),
+        ("author", "who made it"),
+        ("github-id", "the author's account"),
+        ("date", "when it was made, as it is to stand there"),
+        ("blurb", "one paragraph on what is new"),
+    ):
+        parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{what} (default: left blank)")
+    parser.add_argument("--packed", action="store_true", help="keep the script's code compressed, to save bytes")
+    parser.add_argument("--validation", action="store_true", help="add the validation text's tokens as a shard")
+    parser.add_argument("--check", action="store_true", help="run the script, alone, and compare its figure")
+
+
+def submission(args: Namespace) -> int:
+    """`jepamba submission`: from a finished run, the folder that a reviewer of the challenge wants."""
+    from jepamba.artifact.inspect import LIMIT_BYTES
+    from jepamba.submission import About, check, write_submission
+
+    about = About(args.name, args.author, args.github_id, args.date, args.blurb)
+    out = write_submission(args.dir, args.out, about, packed=args.packed, validation=args.validation)
+    claims = json.loads((out / "submission.json").read_text(encoding="utf-8"))
+    checked = check(out, args.dir) if args.check else None
+    if args.json:
+        print(json.dumps({"out": str(out), **claims, "checked": checked}))
+        return 0
+    print(
+        f"{out}: {claims['val_bpb']:.4f} BPB ({claims['mode']}) in {claims['bytes_total']:,} bytes "
+        f"({claims['bytes_model']:,} of model, {claims['bytes_code']:,} of code), "
+        f"{LIMIT_BYTES - claims['bytes_total']:,} to spare"
+    )
+    if checked:
+        print(f"its own script gives {checked['bpb']:.6f} BPB: within {checked['within']} of the claim")
+    return 0

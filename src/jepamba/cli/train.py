@@ -1,0 +1,92 @@
+"""`jepamba train`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jepamba.cli.common import columns, free_folder
+from jepamba.cli.flags import add_settings, settings_of
+from jepamba.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba train`."""
+    parser = commands.add(
+        "train",
+        train,
+        "Train a preset, or the settings in a TOML file, into a folder.",
+        [
+            "jepamba train cpu --data.train mytext/ --out runs/mine",
+            "jepamba train cpu --train.steps 200 --train.seed 7 --data.tokenizer bytes",
+            "jepamba train cpu+sigreg-lewm --jepa.rollout_steps 3",
+            "jepamba train submission-bpe --dry-run --json",
+            "jepamba train runs/mine/config.toml --out runs/again",
+        ],
+    )
+    parser.add_argument(
+        "preset", metavar="PRESET", help="a preset (`jepamba presets`), with +overlays; or a .toml file"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    parser.add_argument("--dry-run", action="store_true", help="build the model, print its size, and stop")
+    add_settings(parser)
+
+
+def train(args: Namespace) -> int:
+    """Train a preset with its flags into a folder; with --dry-run, print its size."""
+    from jepamba.config import build, merge
+    from jepamba.presets import preset_settings
+
+    run = build(merge(preset_settings(args.preset), settings_of(args)))
+    if args.dry_run:
+        return _dry_run(run, args.json)
+    from jepamba.train import train as train_run
+
+    out = args.out or free_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
+    args.on_interrupt = how_to_resume(out)
+    return print_summary(out, train_run(run, out, preset=args.preset), args.json)
+
+
+def _dry_run(run: Any, as_json: bool) -> int:
+    from jepamba.model_size import model_size
+
+    size = model_size(run)
+    if as_json:
+        print(json.dumps({"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}))
+        return 0
+    rows = [[name, f"{count:,}"] for name, count in size.parts.items()]
+    rows += [["kept in the artifact", f"{size.counts['kept']:,}"]]
+    rows += [["training only", f"{size.counts['training_only']:,}"]]
+    print(columns([["parameters", ""], *rows]))
+    print(f"\nartifact: at most about {size.artifact_bytes:,} bytes (packed, before entropy coding)")
+    return 0
+
+
+def how_to_resume(out: Path) -> str:
+    """What the user is told when training in `out` is interrupted."""
+    return f"stopped; `jepamba resume {out}` continues this run"
+
+
+def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
+    """Write the report of the finished run in `out` and print its scores. Returns the exit code."""
+    from jepamba.progress import duration, is_silent
+    from jepamba.study.html import write_report
+
+    if is_silent():
+        return 0
+    write_report(out)
+    if as_json:
+        print(json.dumps({"out": str(out), **summary}))
+        return 0
+    scores = {
+        "plain windows": summary["bpb_plain"],
+        f"plain windows, temperature {summary['temperature']:.2f}": summary["bpb_calibrated"],
+        "sliding windows, same temperature": summary["bpb_sliding"],
+    }
+    print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {duration(summary['seconds'])} of training\n")
+    print(columns([[name, f"{score['bpb']:.4f} BPB"] for name, score in scores.items() if score]))
+    print(f"\nartifact  {out / 'artifact.jepa'} ({summary['artifact_bytes']:,} bytes)\nreport    {out / 'report.html'}")
+    return 0

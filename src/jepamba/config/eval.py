@@ -1,0 +1,33 @@
+"""The section `[eval]`: how the finished artifact is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jepamba.config.checks import require
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How the finished artifact is scored."""
+
+    stride: int = 0
+    """Stride of the sliding evaluation at the end of a run; 0: plain windows only."""
+    sliding_tokens: int = 0
+    """Targets of the sliding evaluation, which costs sequence / stride times the plain one; 0: all."""
+    calibrate_tokens: int = 65536
+    """Training tokens on which the temperature is found; 0: temperature 1."""
+    tokens_per_batch: int = 16384
+    """Tokens of one forward pass of an evaluation."""
+    diagnostics_tokens: int = 65536
+    """Validation tokens for the latent diagnostics; 0: none."""
+    sample_tokens: int = 128
+    """Tokens of each sample in the report."""
+    prompts: tuple[str, ...] = ("The ", "In the beginning", "It is known that")
+    """Prompts of the samples in the report."""
+
+    def __post_init__(self) -> None:
+        require(self.stride >= 0, f"eval.stride = {self.stride}: 0 (plain windows only) or more")
+        require(self.tokens_per_batch >= 1, f"eval.tokens_per_batch = {self.tokens_per_batch}: must be at least 1")
+        for name in ("sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"):
+            require(getattr(self, name) >= 0, f"eval.{name} = {getattr(self, name)}: must not be negative")

@@ -1,0 +1,100 @@
+"""The section `[model]`: the language model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jepamba.config.checks import require
+
+
+@dataclass(frozen=True)
+class Model:
+    """The language model that is kept in the artifact."""
+
+    vocab_size: int = 0
+    """Rows of the embedding; 0: as many as the tokenizer has symbols."""
+    embed_dim: int = 336
+    """Width e of the embedding; projected to `d_model` where they differ."""
+    tie: Literal[0, 1, 2, 3] = 1
+    """Head: 0 separate; 1 tied; 2 tied plus a learned correction; 3 tied after Linear, GELU."""
+    d_model: int = 640
+    """Width d of the residual stream."""
+    n_layer: int = 10
+    """Number of blocks."""
+    expand: int = 1
+    """Inner width of the mixer as a multiple of `d_model`."""
+    d_state: int = 64
+    """State size N of each head channel."""
+    headdim: int = 64
+    """Channels P of a head."""
+    ngroups: int = 1
+    """Groups that share B and C."""
+    d_conv: int = 4
+    """Taps of the depthwise causal convolution."""
+    mlp: Literal["relu2", "swiglu"] = "relu2"
+    """Kind of MLP."""
+    mlp_mult: float = 4.0
+    """Hidden width of the MLP as a multiple of `d_model`."""
+    mlp_every: int = 2
+    """A block i has an MLP where i % mlp_every == 0."""
+    unet: bool = True
+    """U-Net skips from the first half of the blocks to the second."""
+    self_skip: bool = False
+    """Keep the submission's first decoder skip, which adds the last encoder block's output to itself."""
+    softcap: Literal["poly", "tanh", "off"] = "poly"
+    """How logits are capped."""
+    cap: float = 15.0
+    """The cap on the logits' absolute value."""
+    chunk_size: int = 64
+    """Chunk length of the state-space operator; changes speed, not results (up to rounding)."""
+
+    @property
+    def d_inner(self) -> int:
+        """Inner width of the mixer, heads × headdim."""
+        return self.expand * self.d_model
+
+    @property
+    def heads(self) -> int:
+        """Heads of the mixer."""
+        return self.d_inner // self.headdim
+
+    @property
+    def d_intermediate(self) -> int:
+        """Hidden width of the MLP."""
+        return round(self.mlp_mult * self.d_model)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "embed_dim",
+            "d_model",
+            "n_layer",
+            "expand",
+            "d_state",
+            "headdim",
+            "ngroups",
+            "d_conv",
+            "mlp_every",
+            "chunk_size",
+        ):
+            require(getattr(self, name) >= 1, f"model.{name} = {getattr(self, name)}: must be at least 1")
+        require(self.vocab_size >= 0, f"model.vocab_size = {self.vocab_size}: must be 0 (from the tokenizer) or more")
+        require(self.vocab_size <= 65536, f"model.vocab_size = {self.vocab_size}: tokens are 16 bit, at most 65,536")
+        require(
+            self.d_inner % self.headdim == 0,
+            f"model.expand * model.d_model = {self.d_inner} is no multiple of model.headdim = {self.headdim}",
+        )
+        require(
+            self.heads % self.ngroups == 0,
+            f"model.ngroups = {self.ngroups} does not divide the {self.heads} heads",
+        )
+        require(
+            math.isfinite(self.mlp_mult) and self.d_intermediate >= 1,
+            f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units; give it a positive number",
+        )
+        require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off takes the cap away")
+        require(
+            self.unet or not self.self_skip,
+            "model.self_skip needs model.unet: without U-Net skips there is no first decoder skip",
+        )

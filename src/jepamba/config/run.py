@@ -1,0 +1,71 @@
+"""`Run`: every section together, and the checks that need two sections."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from jepamba.config.checks import require
+from jepamba.config.data import Data
+from jepamba.config.eval import Eval
+from jepamba.config.jepa import Jepa
+from jepamba.config.model import Model
+from jepamba.config.optim import Optim
+from jepamba.config.quant import Quant
+from jepamba.config.train import Train
+
+OF_A_MACHINE = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
+"""Settings that may differ from machine to machine, and when a run is resumed: where its files are (what the text and
+the tokenizer hold must be the same), and its CPU threads, which change results by rounding alone."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's result."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    jepa: Jepa = field(default_factory=Jepa)
+    quant: Quant = field(default_factory=Quant)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=lambda: Train(steps=100))
+    eval: Eval = field(default_factory=Eval)
+
+    def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            for name, value in vars(getattr(self, section.name)).items():
+                require(
+                    not isinstance(value, float) or math.isfinite(value) or name == "seconds",
+                    f"{section.name}.{name} = {value}: must be a finite number",
+                )
+        require(
+            self.train.tokens_per_micro % self.data.seq_len == 0,
+            f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.seq_len = "
+            f"{self.data.seq_len}",
+        )
+        require(
+            not (self.train.carry_state and self.data.shuffle),
+            "train.carry_state = true with data.shuffle = true: windows in random order do not continue each other; "
+            "set data.shuffle = false",
+        )
+        require(
+            self.eval.stride <= self.data.seq_len,
+            f"eval.stride = {self.eval.stride} is longer than the window, data.seq_len = {self.data.seq_len}",
+        )
+        require(
+            self.data.tokenizer != "bytes" or self.model.vocab_size in (0, 256),
+            f"model.vocab_size = {self.model.vocab_size}: byte mode has exactly 256 symbols",
+        )
+        require(
+            not (self.jepa.sigreg_weight > 0 and self.jepa.sigreg_pool == "timestep")
+            or (self.jepa.sigreg_sample == "step" and self.train.tokens_per_step >= 2 * self.data.seq_len)
+            or self.train.tokens_per_micro >= 2 * self.data.seq_len,
+            f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep tests a sample across the "
+            "windows of a micro-batch, and here that is one; give it more windows, or set jepa.sigreg_pool = positions",
+        )
+        require(
+            not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
+            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of "
+            f"{self.data.seq_len}",
+        )

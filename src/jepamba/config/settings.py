@@ -1,0 +1,124 @@
+"""How settings combine: layers of dotted settings, one merge, one validation.
+
+A preset, each of its overlays, a study plan, a configuration of the plan and the command line are each a layer, a
+dictionary such as `{"train.steps": 200, "jepa.weight": 0.0}`:
+
+    run = build(merge(preset_settings("cpu"), {"train.steps": 200}))
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, get_type_hints
+
+from jepamba.config.checks import require
+from jepamba.config.run import Run
+
+BUDGETS = ("train.steps", "train.seconds")
+"""Each ends training when it is spent; 0 means no limit."""
+
+
+def merge(*n_layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted settings of all `layers`; where several set the same one, the last of them counts.
+
+    A layer that sets a budget drops the budgets of the layers before it: whoever lays `train.steps = 1000` over a
+    preset of 20 minutes wants 1,000 steps, not as many as fit into 20 minutes. A layer that sets both keeps both.
+    """
+    merged: dict[str, Any] = {}
+    for layer in n_layer:
+        if any(layer.get(name) for name in BUDGETS):
+            merged = {name: value for name, value in merged.items() if name not in BUDGETS}
+        merged.update(layer)
+    return merged
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted settings of a TOML or JSON file's nested `values`. Raises `ConfigError` for an unknown section."""
+    flat: dict[str, Any] = {}
+    for section, settings in values.items():
+        require(section in _hints(Run), f"unknown section [{section}]; there are {', '.join(_hints(Run))}")
+        require(isinstance(settings, Mapping), f"[{section}] must be a table of settings")
+        flat.update({f"{section}.{name}": value for name, value in settings.items()})
+    return flat
+
+
+def build(settings: Mapping[str, Any]) -> Run:
+    """The validated `Run` of dotted `settings`; absent ones take their defaults.
+
+    Raises `ConfigError` naming an unknown setting, a value of the wrong type, or values that make no sense.
+    """
+    types = setting_types()
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in settings.items():
+        require(dotted in types, f"unknown setting {' '.join(dotted.split())[:80]}")
+        section, _, name = dotted.partition(".")
+        sections.setdefault(section, {})[name] = _checked(dotted, types[dotted], value)
+    return Run(**{section: _hints(Run)[section](**values) for section, values in sections.items()})
+
+
+def from_dict(values: Mapping[str, Any]) -> Run:
+    """The `Run` of nested `values`, as `to_dict` gives them. Raises `ConfigError` as `flatten` and `build` do."""
+    return build(flatten(values))
+
+
+def to_dict(run: Run) -> dict[str, dict[str, Any]]:
+    """`run` as plain nested dictionaries (tuples as lists), ready for TOML or JSON."""
+    return {
+        section: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        for section, values in dataclasses.asdict(run).items()
+    }
+
+
+def with_settings(run: Run, settings: Mapping[str, Any]) -> Run:
+    """`run` with the layer of dotted `settings` merged over its own. Raises `ConfigError` as `build` does."""
+    return build(merge(flatten(to_dict(run)), settings))
+
+
+@functools.cache
+def setting_types() -> dict[str, Any]:
+    """The type of every setting, by its dotted name."""
+    return {f"{section}.{name}": hint for section, cls in _hints(Run).items() for name, hint in _hints(cls).items()}
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, on one line."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(text, ast.Expr), f"{cls}: {field.target.id} has no docstring"
+            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of the fields, evaluated once."""
+    return get_type_hints(cls)
+
+
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    """`value` as the type `hint`. Raises `ConfigError`: a file may hold anything."""
+    choices = getattr(hint, "__args__", ())
+    if getattr(hint, "__origin__", None) is Literal:
+        require(
+            any(value == choice and type(value) is type(choice) for choice in choices),
+            f"{name} = {value!r}: use one of {', '.join(map(repr, choices))}",
+        )
+        return value
+    if getattr(hint, "__origin__", None) is tuple:
+        require(
+            isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
+            f"{name} = {value!r}: must be a list of strings",
+        )
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    require(type(value) is hint, f"{name} = {value!r}: must be of type {hint.__name__}")
+    return value

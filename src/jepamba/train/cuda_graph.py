@@ -1,0 +1,88 @@
+"""CUDA graphs: work of hundreds of kernel launches is recorded once and then replayed by one launch.
+
+An optimization alone. With `enabled` off, both classes here call the work as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from jepamba.train.microbatch import MicroBatch
+
+
+class CUDAGraph:
+    """`work`, a function without arguments and results, over tensors that stay at their addresses.
+
+    The first call runs the work as it is written, which compiles kernels and allocates what is allocated once, and
+    then captures it; every later call replays the graph. Graphs of one `pool` (`torch.cuda.graph_pool_handle`) share
+    memory and must run one after another.
+    """
+
+    def __init__(self, work: Callable[[], None], enabled: bool, pool: Any = None) -> None:
+        self.work, self.enabled, self.pool = work, enabled, pool
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Do the work once."""
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        if not self.enabled:
+            self.work()
+            return
+        # On the capturing stream: elsewhere, kernels of this first run could still be running during the capture.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.work()
+        torch.cuda.current_stream().wait_stream(stream)
+        # The graph does not use the memory of the first run, so that memory is given back.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": the loader's thread pins memory meanwhile, and NCCL has a thread of its own.
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+            self.work()
+        self.graph = graph
+
+    def release(self) -> None:
+        """Free the graph and its memory; the next call captures again. NCCL waits for graphs that contain collectives,
+        so they must be released before the process group is destroyed."""
+        if self.graph is not None:
+            self.graph.reset()
+            self.graph = None
+
+
+class GraphedMicrobatch:
+    """`work` on one micro-batch after another: copies each into the tensors that the graph reads, then replays it.
+
+    There is one graph for each number of windows in a pass, of which a run has two at most. It is not one for each size
+    of this rank's own micro-batches: graphs contain collectives, so all ranks have to capture in the same pass.
+    """
+
+    def __init__(self, work: Callable[[MicroBatch], None], device: torch.device, enabled: bool, pool: Any) -> None:
+        self.work, self.device, self.enabled, self.pool = work, device, enabled, pool
+        self._graphs: dict[int, tuple[CUDAGraph, MicroBatch]] = {}
+
+    def __call__(self, micro: MicroBatch) -> None:
+        """Do the work on `micro`."""
+        if not self.enabled:
+            self.work(micro.to(self.device))
+            return
+        if micro.windows not in self._graphs:
+            # Cloned, because later micro-batches are copied into these tensors.
+            static = micro.to(self.device).map(torch.clone)
+            self._graphs[micro.windows] = CUDAGraph(partial(self.work, static), True, self.pool), static
+        graph, static = self._graphs[micro.windows]
+        static.copy_(micro)
+        graph()
+
+    def release(self) -> None:
+        """Free the graphs and their memory."""
+        for graph, _ in self._graphs.values():
+            graph.release()
+        self._graphs.clear()

@@ -1,0 +1,65 @@
+"""Measurements on the next windows that leave the run as it is: input magnitudes for quantizers, gradient norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepamba.jepa import sigreg_lambda
+from jepamba.train.microbatch import MicroBatches, loss_terms, to_device
+from jepamba.train.state import TrainState
+
+CALIBRATE_EVERY = 50
+"""Steps between calibrations with `quant.scale = "hessian"`; each costs a forward pass."""
+
+
+@torch.no_grad()
+def calibrate_inputs(state: TrainState) -> None:
+    """Measure the mean square of each input of every matrix, by which `quant.scale = "hessian"` weighs errors.
+
+    Rank 0 measures on the next windows, as many as its micro-batches have when it is alone; the data position stays.
+    """
+    model, device = state.model, state.device
+    if state.ranks.chief:
+        position = state.loader.state()
+        batch = state.loader.next(state.run.train.tokens_per_micro // state.run.data.seq_len)
+        state.loader.restore(position)
+        model.watch_inputs(True)
+        with state.device_config.autocast():
+            reset_BT = to_device(batch.reset_BT, device) if state.run.data.reset else None
+            model(to_device(batch.inputs_BT, device), reset_BT)
+        model.watch_inputs(False)
+    state.ranks.take_over_(model.buffers())
+
+
+def term_gradients(state: TrainState, progress: float) -> dict[str, float]:
+    """The gradient norm of each weighted loss term alone, over the kept parameters, on the first pass of the next step
+    (a micro-batch on each rank). The data position stays, and no gradient is kept."""
+    run = state.run
+    state.set_training_mode(progress)
+    lam = sigreg_lambda(run.jepa, progress)
+    buffers = {name: value.clone() for name, value in state.modules.named_buffers()}
+    (micro,) = MicroBatches(state, state.peek_windows(), lam, passes=1)
+    if not micro.continues:
+        state.carry(None)
+    terms, _ = loss_terms(state, micro.to(state.device))
+    weighted = {
+        "grad_ce": run.jepa.ce_weight * terms.token,
+        "grad_jepa": run.jepa.weight * terms.jepa,
+        "grad_sigreg": lam * terms.sigreg,
+    }
+    norms = {name: _gradient_norm(state, term) for name, term in weighted.items()}
+    for name, value in state.modules.named_buffers():
+        value.copy_(buffers[name])
+    return norms
+
+
+def _gradient_norm(state: TrainState, term: Tensor) -> float:
+    """The norm of the term's gradient with respect to the kept parameters, summed over the ranks."""
+    if not term.requires_grad:
+        return 0.0
+    parameters = [p for p in state.model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    found = [grad for grad in grads if grad is not None]
+    state.ranks.sum_each_(found)
+    return float(sum(grad.double().square().sum().item() for grad in found) ** 0.5)

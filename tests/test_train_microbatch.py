@@ -1,0 +1,50 @@
+"""Micro-batches of a step: together they are the step, and one can be copied over another, as a CUDA graph needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from jepamba.data import corpus
+from jepamba.train import resolve
+from jepamba.train.device import choose_device
+from jepamba.train.microbatch import MicroBatches
+from jepamba.train.state import TrainState
+from tiny import text_file, tiny
+
+
+def opened(tmp_path: Path) -> TrainState:
+    run = tiny(text_file(tmp_path), train__tokens_per_micro=64)
+    text = corpus(run.data)
+    return TrainState(resolve(run, text), text, choose_device(run.train))
+
+
+def test_micro_batches_are_the_step(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    batch = state.peek_windows()
+    micro_batches = list(MicroBatches(state, batch, 0.5))
+    assert len(micro_batches) == state.layout.passes > 1
+    assert torch.equal(torch.cat([micro.tokens_BT for micro in micro_batches]), batch.inputs_BT)
+    assert torch.equal(torch.cat([micro.targets_BT for micro in micro_batches]), batch.targets_BT)
+    weights = [micro.weights for micro in micro_batches]
+    assert sum(w.tokens for w in weights) == sum(w.sigreg_share for w in weights) == 1
+    assert sum(w.sigreg_lambda for w in weights) == 0.5
+    # The directions and the positions are drawn anew for every micro-batch.
+    first, second = (micro.projections for micro in micro_batches[:2])
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first.directions_EM, second.directions_EM)
+
+
+def test_one_is_copied_over_another(tmp_path: Path) -> None:
+    first, second = list(MicroBatches(opened(tmp_path), opened(tmp_path).peek_windows(), 0.5))[:2]
+    static = first.map(torch.clone)
+    places = [value.data_ptr() for value in static.tensors()]
+    # Tokens, targets, resets, directions, and five weights; positions too where a part of them is tested.
+    assert len(places) in (9, 10)
+    static.copy_(second)
+    assert [value.data_ptr() for value in static.tensors()] == places
+    for copied, theirs in zip(static.tensors(), second.tensors(), strict=True):
+        assert torch.equal(copied, theirs)
+    assert not torch.equal(static.tokens_BT, first.tokens_BT)
