@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -48,7 +48,9 @@ class FolderWriter:
             raise UserError(f"{self.out}: exists and is no folder of shards of ours; choose another folder")
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._work = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
+            # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
+            self._work = self.out.with_name(f".{self.out.name}.{secrets.token_hex(8)}.partial")
+            self._work.mkdir()
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
@@ -114,7 +116,6 @@ class FolderWriter:
                         os.replace(self._work / name, self.out / name)
                 os.replace(self._work / META, self.out / META)
             else:
-                self._work.chmod(0o755)
                 os.rename(self._work, self.out)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None

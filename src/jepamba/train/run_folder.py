@@ -11,6 +11,7 @@ from typing import Any
 from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, with_settings
 from jepamba.data import Corpus
 from jepamba.errors import UserError
+from jepamba.io import atomic_write
 from jepamba.lookout import watched
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import silence
@@ -75,10 +76,8 @@ def _refuse_another(out: Path) -> None:
 
 def _begin(run: Run, out: Path, preset: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    # By a rename: a run is there from the moment that its config is whole.
-    building = out / f".{CONFIG}"
-    building.write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run), encoding="utf-8")
-    building.replace(out / CONFIG)
+    # A run is there from the moment that its config is.
+    atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
 
 
 def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
