@@ -20,7 +20,7 @@ from jepamba.quant import MAX_WIDTH, Grid, IntGrid, Streams, grid_named
 from jepamba.quant.entropy import entropy, entropy_bits
 
 LIMIT_BYTES = 16_000_000
-"""Of code and artifact together in a valid submission (spec section 8)."""
+"""Of code and artifact together in a valid submission to the 16 MB challenge (openai/parameter-golf)."""
 
 Masters = Mapping[str, torch.Tensor]
 """The unrounded weights by parameter name; under the module's name with `.input_power`, what its grid weighs by."""

@@ -1,4 +1,4 @@
-"""Which parameter is updated by which optimizer (spec section 4)."""
+"""Which parameter is updated by which optimizer."""
 
 from __future__ import annotations
 

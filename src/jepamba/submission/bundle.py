@@ -129,17 +129,6 @@ def bundle(module: str, function: str, arguments: str = "", comment: str = "", p
     return program
 
 
-def third_party(source: str) -> set[str]:
-    """The top-level packages that `source` imports anywhere, the standard library's and its own left out."""
-    imported: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imported.add(node.module.partition(".")[0])
-    return {name for name in imported if name not in sys.stdlib_module_names and name != __package__.partition(".")[0]}
-
-
 @dataclass
 class _Module:
     """A module's source and what each of its top-level statements binds."""
