@@ -162,16 +162,6 @@ class LanguageModel(Gridded):
         for module in self.gridded():
             module.quantized = on
 
-    def use_fp8(self, *, mixers: bool) -> None:
-        """The products of the MLPs, or of `mixers` too, are FP8 from now on in passes over settled weights.
-
-        Before the first `settle`.
-        """
-        for block in self._blocks():
-            for module in (block if mixers else block.mlp or nn.Module()).modules():
-                if isinstance(module, Linear):
-                    module.fp8 = True
-
     def settle(self, dtype: torch.dtype) -> None:
         """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""
         for module in self.gridded():

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
 from jepamba.ops.dispatch import use_triton
-from jepamba.ops.fp8.linear import Factor, Weight8, fp8_linear
-from jepamba.ops.fp8.mlp import fp8_mlp
 from jepamba.ops.norms.norms import relu2_norm, rms
-from jepamba.quant import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
+from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, Streams, fake
 
 
 class Gridded(nn.Module):
@@ -72,7 +70,6 @@ class Gridded(nn.Module):
         self.leaves = {}
         for name, parameter in self.named_parameters(recurse=False):
             value = self.weight(name)
-            self.settle_further(name, value)
             if name in self._kept:
                 self._kept[name].copy_(value)
                 continue
@@ -80,9 +77,6 @@ class Gridded(nn.Module):
             # Micro-batches are summed in the master's precision.
             leaf.grad_dtype = parameter.dtype
             self._kept[name] = leaf
-
-    def settle_further(self, name: str, value: Tensor) -> None:
-        """What else the passes need of parameter `name`, whose settled value in fp32 this is."""
 
     def use_settled(self) -> None:
         """Training passes read what `settle` computed, and add to the parameters' gradients, until `release`."""
@@ -135,10 +129,7 @@ def exact_grid() -> Grid:
 
 
 class Linear(Gridded):
-    """y = x Wᵀ without bias, W (out, in) on a grid.
-
-    With `fp8`, passes over settled weights multiply in FP8 (`jepamba.ops.fp8.linear`), where the sizes allow it.
-    """
+    """y = x Wᵀ without bias, W (out, in) on a grid."""
 
     matrices = frozenset({"w"})
 
@@ -154,8 +145,6 @@ class Linear(Gridded):
         self.add("w", value, matrix_grid((outputs, inputs), quant))
         self.weighs = quant.scale == "hessian" and isinstance(self.grids["w"], IntGrid)
         self.watching = False
-        self.fp8 = False
-        self.weight8: Weight8 | None = None
         if self.weighs:
             self.register_buffer("input_power", torch.ones(inputs))
 
@@ -172,9 +161,13 @@ class Linear(Gridded):
             from jepamba.ops.linear.linear import cached_linear
 
             return cached_linear(x, self.weight("w"), scale, rows)
-        w, factor, left = self.factor(tokens, scale, rows)
-        out = F.linear(x, w) if factor is None else fp8_linear(x, factor)
-        return out if left is None else left * out
+        w = self.weight("w")
+        if scale is not None and self.scales_weights(tokens):
+            w, scale = (scale.unsqueeze(1) * w).to(w.dtype), None
+        if rows > w.shape[0]:
+            w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
+        out = F.linear(x, w)
+        return out if scale is None else scale * out
 
     def scales_weights(self, tokens: int) -> bool:
         """Whether a scale multiplies the weights of a pass over so many tokens, rather than its outputs."""
@@ -183,38 +176,7 @@ class Linear(Gridded):
     def in_one_piece(self, x: Tensor) -> bool:
         """Whether this pass takes scale, padding and product, and their gradients, as one function on a GPU."""
         settled = self.training and "w" in self.leaves
-        return settled and not self.in_fp8 and use_triton(x) and x.dtype == self.leaves["w"].dtype
-
-    @property
-    def in_fp8(self) -> bool:
-        """Whether this pass multiplies in FP8, if the sizes allow it."""
-        return self.weight8 is not None and self.training and bool(self.leaves)
-
-    def factor(
-        self, tokens: int, scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
-    ) -> tuple[Float[Tensor, "padded inputs"], Factor | None, Float[Tensor, " outputs"] | None]:
-        """(W scaled and padded, the same in FP8 if the product is to be so, the scale if it is left to be applied)."""
-        w = self.weight("w")
-        on_weights = scale is not None and self.scales_weights(tokens)
-        if scale is not None and on_weights:
-            w = (scale.unsqueeze(1) * w).to(w.dtype)
-        if rows > w.shape[0]:
-            w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
-        weight8 = self.weight8 if self.in_fp8 else None
-        factor = None if weight8 is None else weight8.factor(w, scale if on_weights else None)
-        return w, factor, None if on_weights else scale
-
-    def settle_further(self, name: str, value: Tensor) -> None:
-        """With `fp8`, the weights of those products: exactly, where they are on a grid that FP8 holds."""
-        if not self.fp8:
-            return
-        if self.weight8 is None:
-            self.weight8 = Weight8.empty(value.shape[0], value.shape[1], value.device)
-        grid, top = self.grids[name], FP8_MAX
-        if isinstance(grid, IntGrid) and grid.groups(value.shape[1]) == 1 and (self.quantized or self.on_grid):
-            # Every row of such a grid has its largest integer somewhere.
-            top = grid.limit if grid.limit <= FP8_INTEGERS else FP8_MAX
-        self.weight8.fill(value, top)
+        return settled and use_triton(x) and x.dtype == self.leaves["w"].dtype
 
     def watch(self, x: Float[Tensor, "*batch inputs"]) -> None:
         """While `watching`, note the mean square of each input: the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W,
@@ -240,11 +202,6 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
         """What the MLP adds to the stream: `scale` times its output."""
-        if not self.gated and self.up.in_fp8 and self.down.in_fp8:
-            tokens = x_BTD.shape[:-1].numel()
-            (_, up, _), (_, down, left) = self.up.factor(tokens), self.down.factor(tokens, scale_D)
-            if up is not None and down is not None and left is None:
-                return fp8_mlp(x_BTD, up, down)
         up_BTM = self.up(x_BTD)
         hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)
         out: Tensor = self.down(hidden_BTM, scale_D)

@@ -14,8 +14,6 @@ from jepamba.quant.protocol import Streams, divisor, rows
 
 FP8_MAX = 448.0
 """Largest finite value of FP8 e4m3 (OCP 8-bit floating point specification, 2023)."""
-FP8_INTEGERS = 16
-"""Every integer up to this one is a value of it: it has four significant bits."""
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,6 @@ class Session:
         # One seed, drawn on the CPU: the same first weights on every device.
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
-        if run.train.products != "bf16":
-            self.model.use_fp8(mixers=run.train.products == "fp8")
         self.heads = JepaHeads(run.jepa, run.model.d_model, ranks) if run.jepa.active else None
         # Only the kept weights: the heads are plain modules, whose passes want fp32.
         masters = torch.bfloat16 if run.train.masters == "bf16" else torch.float32
