@@ -89,22 +89,24 @@ def scored(session: Session, path: Path, tokens: int) -> dict[str, Any]:
         limit=tokens,
         tokens_per_batch=run.eval.tokens_per_batch,
     )
-    grids, shapes = loaded.model.named_grids(), dict(loaded.model.named_parameters())
-    matrices = [name for name, (module, leaf) in widths.adjustable(session).items() if leaf == "w"]
-    values = sum(shapes[name].numel() for name in matrices)
-    bits = sum(grids[name].bits(tuple(shapes[name].shape)) for name in matrices) / values if values else 32.0
+    names = [name for name, weight in widths.adjustable(session).items() if weight.matrix]
+    matrices = [loaded.model.weights()[name] for name in names]
+    values = sum(matrix.master.numel() for matrix in matrices)
+    stored = sum(matrix.quantizer.stored_bits(tuple(matrix.master.shape)) for matrix in matrices)
+    bits = stored / values if values else 32.0
     return {"bpb": score.bpb, "bytes": size, "bits": bits, "targets": score.tokens, "widths": loaded.run.quant.width_of}
 
 
 def settling(session: Session) -> float:
     """Seconds that rounding every weight takes, once a step."""
     session.model.train()
-    session.model.set_quantized(True)
+    session.model.set_fake_quantization(True)
+    cache = session.model.cached_weights(session.place.dtype)
     times = []
     for _ in range(5):
         _sync(session)
         started = time.perf_counter()
-        session.model.settle(session.place.dtype)
+        cache.compute()
         _sync(session)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -43,7 +43,7 @@ from jepamba.train.micro import MicroPass
 from jepamba.train.session import Session
 from jepamba.train.step import training_step
 
-PARTS = ("weights on their grids", "passes", "gradient sums", "clip", "update")
+PARTS = ("quantized weights", "passes", "gradient sums", "clip", "update")
 ALONE_REPEATS = 20
 
 
@@ -126,10 +126,10 @@ class TimedPass(MicroPass):
         self.clock = clock
         self.clip, self.update = _Timed("clip", self.clip, clock), _Timed("update", self.update, clock)
 
-    def settle(self) -> None:
+    def compute_weights(self) -> None:
         """As ever."""
-        with self.clock.span("weights on their grids"):
-            super().settle()
+        with self.clock.span("quantized weights"):
+            super().compute_weights()
 
     def __call__(self, step: StepInputs) -> None:
         """As ever."""

@@ -75,16 +75,20 @@ class MicroPass:
         self.clip = Captured(self._clip, self.captures)
         """Scales all gradients so that their norm is at most `optim.grad_clip`."""
         self.update = Captured(session.optimizers.step, self.captures)
-        self.settling: dict[tuple[bool, tuple[str, ...]], Captured] = {}
-        """By whether the grids are seen, and the widths of the integer ones."""
+        self.weights = session.model.cached_weights(session.place.dtype)
+        """The weights of the step's passes."""
+        self.leaves = [*self.weights.leaves, *(session.heads.parameters() if session.heads is not None else [])]
+        """What the passes take gradients of: these, and the training-only parameters."""
+        self.computing: dict[tuple[bool, tuple[str, ...]], Captured] = {}
+        """How they are computed, by whether they are fake-quantized, and the bit allocation."""
 
-    def settle(self) -> None:
+    def compute_weights(self) -> None:
         """Compute the weights of the step's passes, once for all its micro-batches."""
-        model, dtype = self.session.model, self.session.place.dtype
-        grids = model.quantized, model.quant.widths
-        if grids not in self.settling:
-            self.settling[grids] = Captured(lambda: model.settle(dtype), self.captures)
-        self.settling[grids]()
+        model = self.session.model
+        how = model.fake_quantized, model.quant.widths
+        if how not in self.computing:
+            self.computing[how] = Captured(self.weights.compute, self.captures)
+        self.computing[how]()
 
     def __call__(self, step: StepInputs) -> None:
         """Add all of a step's micro-batches."""
@@ -96,14 +100,14 @@ class MicroPass:
 
     def release(self) -> None:
         """Give all graphs and their memory back, when there is no next step."""
-        for captured in (self.clip, self.update, *self.settling.values()):
+        for captured in (self.clip, self.update, *self.computing.values()):
             captured.release()
         self._pass.release()
         self._look.release()
 
     def _run(self, inputs: Inputs) -> None:
         terms, after = terms_of(self.session, inputs, self.sample_SK2M)
-        add_gradients(terms.total, self.session.leaves())
+        add_gradients(terms.total, self.leaves)
         self.session.carry(after)
         self.sums += torch.stack([term.detach().float() for term in terms])
 

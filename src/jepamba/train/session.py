@@ -100,11 +100,6 @@ class Session:
         """Every parameter, kept and training-only."""
         return list(self.modules.parameters())
 
-    def leaves(self) -> list[Tensor]:
-        """What a pass over settled weights takes gradients of: these weights, and the training-only parameters."""
-        settled = [leaf for module in self.model.gridded() for leaf in module.leaves.values()]
-        return [*settled, *(self.heads.parameters() if self.heads is not None else [])]
-
     def carry(self, state: State | None) -> None:
         """Hand `state` (None: an empty one) on to the next micro-batch, detached; nothing without `train.carry_state`.
 
@@ -148,7 +143,7 @@ class Session:
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
             progress = Counters.from_json(state["progress"])
-            self.model.set_widths(state.get("widths", {}))
+            self.model.set_bit_allocation(state.get("widths", {}))
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             for name, value in sections["grad"].items():

@@ -39,12 +39,12 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     if run.quant.scale == "hessian" and session.progress.step % WATCH_EVERY == 0:
         watch(session)
     micro.sums.zero_()
-    micro.settle()
+    micro.compute_weights()
     leave_piles_to_the_chief(session)
     # What a bad step does to these would outlive it.
     kept, position = {name: value.clone() for name, value in outliving(session).items()}, session.loader.state()
     batch = session.next_windows()
-    with session.model.settled():
+    with micro.weights:
         micro(StepInputs(session, batch, lam))
     ranks.sum_each_([p.grad for p in session.parameters() if p.grad is not None])
     # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
@@ -83,7 +83,7 @@ def set_mode(session: Session, progress: float) -> None:
     """Training mode; the grids are seen over the last `qat_fraction` of the budget."""
     fraction = session.run.quant.qat_fraction
     session.model.train()
-    session.model.set_quantized(fraction > 0 and progress >= 1.0 - fraction)
+    session.model.set_fake_quantization(fraction > 0 and progress >= 1.0 - fraction)
 
 
 def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
@@ -135,10 +135,8 @@ def watch(session: Session) -> None:
         position = session.loader.state()
         batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.seq_len)
         session.loader.restore(position)
-        model.watch_inputs(True)
-        with session.place.autocast():
+        with model.calibrate_inputs(), session.place.autocast():
             model(sent(batch.inputs_BT, device), sent(batch.reset_BT, device) if session.run.data.reset else None)
-        model.watch_inputs(False)
     session.ranks.take_over_(model.buffers())
 
 

@@ -1,4 +1,4 @@
-"""The product with a settled matrix as one differentiable function, its gradient summed in fp32 and left in fp32.
+"""The product with a cached matrix as one differentiable function, its gradient summed in fp32 and left in fp32.
 
 Scales and padding cost one small kernel each way; plain PyTorch would launch ten, and round the gradient to bf16.
 
@@ -59,7 +59,7 @@ def scale_and_pad_gradient(w_RK: Tensor, scale_R: Tensor, dwide_OK: Tensor) -> t
 
 
 class CachedLinear(torch.autograd.Function):
-    """See `settled_linear`."""
+    """See `cached_linear`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_RK: Tensor, scale_R: Tensor | None, rows: int) -> Tensor:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
-"""Triton kernels between a matrix as it is settled and as its products read it: a scale for each row, padding below.
+"""Triton kernels between a matrix as it is cached and as its products read it: a scale for each row, padding below.
 
 Legend: R rows, K columns (padded to BLOCK).
 """
