@@ -484,6 +484,27 @@ def test_rms_has_its_epsilon_and_no_weight() -> None:
     assert rms(x)[2, 0].item() == pytest.approx(1 / math.sqrt(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("embed_dim", [12, 16])
+@pytest.mark.parametrize(("batch", "length"), [(1, 7), (2, 40)])
+def test_the_residual_stream_is_in_the_compute_dtype(embed_dim: int, batch: int, length: int) -> None:
+    # 16 wide: with and without a projection of the embedding. Few tokens have their outputs scaled, many the weights.
+    config = small(embed_dim=embed_dim)
+    model = disturbed(config)
+    tokens, reset = tokens_and_reset(config, batch, length)
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.extend((args[0], args[1], *out[0])))
+    truth, _ = model(tokens, reset)
+    assert {value.dtype for value in (*seen, truth)} == {torch.float32}
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        h, _ = model(tokens, reset)
+    assert {value.dtype for value in (*seen, h)} == {torch.bfloat16}
+    assert (h - truth).norm() < 0.03 * truth.norm()
+    h.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.blocks.parameters())
+
+
 def test_every_parameter_has_a_part_and_an_unknown_name_has_none() -> None:
     for tie in (0, 2, 3):
         for name, _ in LanguageModel(small(tie=tie, mlp="swiglu"), Quant()).named_parameters():

@@ -133,10 +133,16 @@ class LanguageModel(nn.Module):
 
         `reset_BT` marks tokens that start a document: nothing before them is seen. `state` continues a stream: a
         sequence cut anywhere and carried gives the h of the whole, up to rounding; T = 1 is a step of generation.
+
+        The residual stream and h are in the compute dtype of the pass, on every device: bf16 under bf16 autocast, else
+        the weights' own. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms.norms`).
         """
         x_BTD = F.embedding(tokens_BT, self.token_embed.effective_weight())
         if hasattr(self, "embed_proj"):
             x_BTD = self.embed_proj(x_BTD)
+        device = x_BTD.device.type
+        if torch.is_autocast_enabled(device):
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         x0_BTD = x_BTD = rms(x_BTD)
         outputs: list[Tensor] = []
         carried: State = []

@@ -52,7 +52,7 @@ class QuantLinear(nn.Module):
         if rows > w.shape[0]:
             w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
         out = F.linear(x, w)
-        return out if scale is None else scale * out
+        return out if scale is None else (scale * out).to(out.dtype)
 
 
 def matrix_quantizer(shape: tuple[int, int], quant: Quant) -> Quantizer:

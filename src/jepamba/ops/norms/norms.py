@@ -1,5 +1,6 @@
 """The row-wise operations between the matrix products: plain PyTorch here, and one Triton kernel each on a GPU.
 
+They are fp32 inside and have their first argument's dtype outside, in both implementations.
 On the CPU, and in fp64, the plain functions are what runs; they are also what the kernels are compared with.
 
 Legend: B batch, T time, D width of the stream, I inner width of a mixer, M hidden width of an MLP.
@@ -15,9 +16,9 @@ from torch import Tensor
 from jepamba.ops.dispatch import use_triton
 
 RMS_EPS = 1e-6
-"""Epsilon of every weightless RMSNorm (spec section 1)."""
+"""Epsilon of every weightless RMSNorm."""
 GATED_NORM_EPS = 1e-5
-"""Epsilon of the gated RMSNorm before a mixer's output projection (spec section 1)."""
+"""Epsilon of the gated RMSNorm before a mixer's output projection."""
 
 
 def rms(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
@@ -27,7 +28,7 @@ def rms(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
 
         normed: Tensor = AddNorm.apply(x, None, RMS_EPS)[1]  # type: ignore[no-untyped-call]
         return normed
-    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS)
+    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS).to(x.dtype)
 
 
 def add_norm(
@@ -39,7 +40,7 @@ def add_norm(
 
         both: tuple[Tensor, Tensor] = AddNorm.apply(x, branch.to(x.dtype), RMS_EPS)  # type: ignore[no-untyped-call]
         return both
-    total = x + branch
+    total = x + branch.to(x.dtype)
     return total, rms(total)
 
 
@@ -63,7 +64,7 @@ def mix_norm(
         return four
     sum_ = x if skip is None or skip_weight is None else x + skip_weight * skip
     mixed = mix[0] * sum_ + mix[1] * x0
-    return mixed, rms(mixed), x0, x
+    return mixed.to(x.dtype), rms(mixed).to(x.dtype), x0, x
 
 
 def gated_norm(
