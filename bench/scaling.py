@@ -41,7 +41,7 @@ from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
-PARTS = ("weights on their grids", "passes", "gradient sums", "clip", "update")
+PARTS = ("quantized weights", "passes", "gradient sums", "clip", "update")
 ALONE_REPEATS = 20
 
 
@@ -130,7 +130,7 @@ class TimedTrainer(Trainer):
 
     def compute_weights(self) -> None:
         """As ever."""
-        with self.clock.span("weights on their grids"):
+        with self.clock.span("quantized weights"):
             super().compute_weights()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:

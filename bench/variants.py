@@ -32,8 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "seed": {},
     "torch": {"train.graph": False},
-    "fp8": {"train.products": "fp8"},
-    "fp8_mlp": {"train.products": "fp8-mlp"},
     "conv_untrained": {"optim.train_conv": False},
     "bf16_masters": {"train.masters": "bf16"},
     "ssm_decay": {"optim.decay_ssm": True},

@@ -186,7 +186,7 @@ def test_qat_switches_on_for_the_last_share(small: Run, monkeypatch: pytest.Monk
     trainer, seen = Trainer(state), []
     for step in range(8):
         trainer.train_step(step / 8)
-        seen.append(state.model.quantized)
+        seen.append(state.model.fake_quantized)
     assert seen == [False] * 6 + [True] * 2
 
 
@@ -396,7 +396,7 @@ def test_a_checkpoint_of_the_right_checksum_and_wrong_content_is_refused(small: 
     elif hurt == "no rng":
         del tensors["rng/cpu"]
     elif hurt == "foreign optimizer":
-        tensors["optim/momentum/model.token_embed"] = torch.zeros(256, 16)
+        tensors["optim/momentum/model.token_embed.master"] = torch.zeros(256, 16)
     save_checkpoint(newest.parent, 2, tensors, state, keep=1)
     if hurt == "not JSON":
         (newest / "state.json").write_text("[" * 100_000)

@@ -22,8 +22,8 @@ def in_float64(
     mixer: Mamba2, rows: Tensor, values: Sequence[Tensor], state: MixerState | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """What `FusedMixer` gives, by the plain path with these float64 rows and parameters."""
-    read = dict(zip(NAMES, values, strict=True))
-    mixer.weight = read.__getitem__  # type: ignore[method-assign]
+    for name, value in zip(NAMES, values, strict=True):
+        getattr(mixer, name).cached = value
     before = mixer.initial_state(len(rows)) if state is None else state
     normed, after = mixer._plain(rows, reset, MixerState(*(value.double() for value in before)))
     return normed, after.ssm_BHPN
@@ -43,7 +43,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     state = None
     if carried:
         state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(B)))
-    weights = [getattr(mixer, name).detach() for name in NAMES]
+    weights = [getattr(mixer, name).master.detach() for name in NAMES]
 
     def fused(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         return FusedMixer.apply(rows, *values, *(state or (None, None)), reset, mixer.sizes, torch.is_grad_enabled())
@@ -65,7 +65,7 @@ def test_single_tokens_of_several_groups() -> None:
     mixer = Mamba2(config, Quant()).to(DEVICE)
     projected = torch.randn(3, 1, mixer.row_width, device=DEVICE)
     projected[..., mixer.sizes.inner + mixer.channels + mixer.sizes.heads :] = 0
-    weights = [getattr(mixer, name).detach() for name in NAMES]
+    weights = [getattr(mixer, name).master.detach() for name in NAMES]
 
     def fused(rows: Tensor, *values: Tensor) -> Tensor:
         return FusedMixer.apply(rows, *values, None, None, None, mixer.sizes, torch.is_grad_enabled())[0]
@@ -88,7 +88,7 @@ def test_steps_of_every_size(resets: bool) -> None:
     projected = torch.randn(B, T, mixer.row_width, device=DEVICE)
     projected[..., end + heads :] = 0
     reset = (torch.rand(B, T, device=DEVICE) < 0.1) if resets else None
-    values = [getattr(mixer, name).detach() for name in NAMES]
+    values = [getattr(mixer, name).master.detach() for name in NAMES]
     values[2] = torch.tensor([-40.0, -20.0, -8.0, -3.0, -1.0, 1.0, 5.0, 30.0], device=DEVICE)
     # Where every step forgets all before it, nothing is left of the gradients of its decays.
     values[3] = -values[2].clamp_min(0.2).log()
@@ -132,7 +132,7 @@ def test_a_long_stream_is_read_in_segments() -> None:
     state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(1)))
     with torch.no_grad():
         ours = mixer._fused(projected, reset, state)
-        weights = [mixer.weight(name).double() for name in NAMES]
+        weights = [getattr(mixer, name).effective_weight().double() for name in NAMES]
         truth = in_float64(mixer, projected.double(), weights, state, reset)
     for a, b in zip((ours[0], ours[1].ssm_BHPN), truth, strict=True):
         assert (a - b).norm() < 1e-5 * b.norm()

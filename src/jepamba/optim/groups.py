@@ -1,4 +1,4 @@
-"""Which parameter is updated by which optimizer (spec section 4)."""
+"""Which parameter is updated by which optimizer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def group_parameters(named: Iterable[tuple[str, Tensor]], config: Optim) -> Grou
     """Every parameter in exactly one group: Muon for matrices (training-only ones too), AdamW for all else."""
     groups = Groups()
     for name, p in named:
-        leaf = name.rsplit(".", 1)[-1]
+        leaf = name.removesuffix(".master").rsplit(".", 1)[-1]
         if leaf in ("conv_weight", "conv_bias") and not config.train_conv:
             groups.untrained[name] = p
         elif leaf in SSM_SCALARS and not config.decay_ssm:

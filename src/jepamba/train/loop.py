@@ -192,7 +192,7 @@ class Loop:
         model = self.state.model
         said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.state, share), model.quant.width_of))
         if not self.ranks.chief:
-            model.set_widths(chosen)
+            model.set_bit_allocation(chosen)
         self._event(said)
 
     def _caption(self, record: dict[str, float]) -> str:

@@ -24,11 +24,9 @@ def calibrate_inputs(state: TrainState) -> None:
         position = state.loader.state()
         batch = state.loader.next(state.run.train.tokens_per_micro // state.run.data.seq_len)
         state.loader.restore(position)
-        model.watch_inputs(True)
-        with state.device_config.autocast():
+        with model.calibrate_inputs(), state.device_config.autocast():
             reset_BT = to_device(batch.reset_BT, device) if state.run.data.reset else None
             model(to_device(batch.inputs_BT, device), reset_BT)
-        model.watch_inputs(False)
     state.ranks.take_over_(model.buffers())
 
 

@@ -54,7 +54,14 @@ class Trainer:
         self.add_sigreg_sums = GraphedMicrobatch(self._add_sigreg_sums, device, self.graphs, pool)
         self.clip_gradients = CUDAGraph(self._clip_gradients, self.graphs)
         self.update = CUDAGraph(state.optimizers.step, self.graphs)
-        self._weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+        self.weights = state.model.cached_weights(state.device_config.dtype)
+        """The weights that the passes of one step see."""
+        self._compute_weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+        trained = [
+            leaf for p, leaf in zip(state.model.parameters(), self.weights.leaves, strict=True) if p.requires_grad
+        ]
+        self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
+        """What the passes take gradients of."""
 
     def train_step(self, progress: float) -> dict[str, float]:
         """Train on the next `tokens_per_step` tokens, at this share of the budget; the record for the log.
@@ -113,16 +120,15 @@ class Trainer:
 
         What is computed depends on whether they are fake-quantized, and to how many bits: each has its own graph.
         """
-        model, dtype = self.state.model, self.state.device_config.dtype
-        key = model.quantized, model.quant.widths
-        if key not in self._weights:
-            self._weights[key] = CUDAGraph(lambda: model.settle(dtype), self.graphs)
-        self._weights[key]()
+        key = self.state.model.fake_quantized, self.state.model.quant.widths
+        if key not in self._compute_weights:
+            self._compute_weights[key] = CUDAGraph(self.weights.compute, self.graphs)
+        self._compute_weights[key]()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
         """Run every micro-batch of this rank's windows forward and backward."""
         self.loss_sums.zero_()
-        with self.state.model.settled():
+        with self.weights:
             micro_batches = MicroBatches(self.state, batch, lam)
             if self.sigreg_sums_SK2M is not None:
                 self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
@@ -133,7 +139,7 @@ class Trainer:
 
     def _forward_backward(self, micro: MicroBatch) -> None:
         terms, after = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
-        add_gradients(terms.total, self.state.leaves())
+        add_gradients(terms.total, self.leaves)
         self.state.carry(after)
         self.loss_sums += torch.stack([term.detach().float() for term in terms])
 
@@ -189,7 +195,7 @@ class Trainer:
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
-        for graph in (self.clip_gradients, self.update, *self._weights.values()):
+        for graph in (self.clip_gradients, self.update, *self._compute_weights.values()):
             graph.release()
         self.forward_backward.release()
         self.add_sigreg_sums.release()
