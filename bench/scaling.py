@@ -30,11 +30,11 @@ import torch
 
 from jepamba.config import Run
 from jepamba.data import Batch, corpus
+from jepamba.distributed import World, process_group
 from jepamba.flags import parse_flags, split_flags
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
-from jepamba.ranks import Ranks, joined
 from jepamba.train import resolve
 from jepamba.train.captured import Captured
 from jepamba.train.device import place
@@ -82,17 +82,17 @@ class Clock:
         return found
 
 
-class TimedRanks(Ranks):
+class TimedRanks(World):
     """Ranks whose sums of gradients are timed."""
 
-    def __init__(self, ranks: Ranks, clock: Clock) -> None:
+    def __init__(self, ranks: World, clock: Clock) -> None:
         self.__dict__ |= ranks.__dict__
         self.clock = clock
 
-    def sum_each_(self, tensors: Any) -> None:
+    def all_reduce_each_(self, tensors: Any) -> None:
         """As ever."""
         with self.clock.span("gradient sums"):
-            super().sum_each_(tensors)
+            super().all_reduce_each_(tensors)
 
 
 class TimedSession(Session):
@@ -137,10 +137,10 @@ class TimedPass(MicroPass):
             super().__call__(step)
 
 
-def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
+def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
     """What the table shows."""
     where = place(run.train)
-    text = ranks.machine_by_machine(lambda: corpus(run.data))
+    text = ranks.local_rank_zero_first(lambda: corpus(run.data))
     run = resolve(run, text)
     clock = Clock(where.device)
     session = TimedSession(run, text, where, TimedRanks(ranks, clock))
@@ -167,7 +167,7 @@ def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
     return {
         "device": where.why,
         "torch": torch.__version__,
-        "processes": ranks.size,
+        "processes": ranks.world_size,
         "tokens per step": run.train.tokens_per_step,
         "passes per step": session.batch_layout.passes,
         "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in session.batch_layout.of_pass(0)],
@@ -194,16 +194,16 @@ def alone(session: Session, clock: Clock) -> dict[str, float]:
             samples = min(jepa.sigreg_timesteps or run.data.seq_len, run.data.seq_len)
         sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
         times = 1 if jepa.sigreg_sample == "step" else session.batch_layout.passes
-        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.sum_(sums), times)
+        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.all_reduce_(sums), times)
     matrices = list(session.optimizers.groups.muon.values())
-    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.size)
+    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.world_size)
     longest = max(sum(matrices[i].numel() for i in share) for share in shares)
     updates = torch.zeros(longest, dtype=session.optimizers.muon.compute_dtype, device=device)
     size = longest * updates.element_size() / 1e6
-    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.gathered(updates), 1)
+    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.all_gather(updates), 1)
     grads = [torch.zeros_like(p) for p in session.parameters()]
     size = sum(grad.numel() for grad in grads) * 4 / 1e6
-    work[f"gradient sums, {size:.1f} MB"] = (lambda: Ranks.sum_each_(ranks, grads), 1)
+    work[f"gradient sums, {size:.1f} MB"] = (lambda: World.all_reduce_each_(ranks, grads), 1)
     found = {}
     for name, (exchange, times) in work.items():
         exchange()
@@ -247,14 +247,14 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     run = parse_flags(load_preset(args.preset), split_flags(flags)[0])
     against = json.loads(args.bench_against.read_text()) if args.bench_against else None
-    with joined() as ranks:
-        if not ranks.chief:
+    with process_group() as ranks:
+        if not ranks.is_rank_zero:
             silence()
         found = measure(run, ranks, args.bench_steps, args.bench_warmup)
         if against is not None:
             each, before = found["tokens/s"] / found["processes"], against["tokens/s"] / against["processes"]
             found["efficiency"] = each / before
-        if ranks.chief:
+        if ranks.is_rank_zero:
             print(f"{args.preset}: {found['device']}; torch {found['torch']}\n")
             print(table(found, against) + "\n")
             if args.bench_out:

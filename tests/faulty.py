@@ -17,10 +17,10 @@ from dashboard import Dashboard
 from jepamba import __main__ as end
 from jepamba import lookout
 from jepamba.data import Prefetcher
+from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.presets import load_preset
-from jepamba.ranks import Ranks
 from jepamba.train import alike, finish, train, writer
 from jepamba.train.loop import Loop
 from jepamba.train.metrics import MetricsLog, NoLog
@@ -106,14 +106,14 @@ def told_while_waiting() -> None:
     """Rank TOLD is sent SIGNAL while it waits for rank 0, which packs for a minute."""
     impatient()
     if _is_told():
-        share = Ranks.chiefly
+        share = World.on_rank_zero
 
         def waiting(self: Any, work: Any) -> Any:
             if "_pack" in work.__code__.co_names:
                 threading.Timer(0.5, _tell).start()
             return share(self, work)
 
-        Ranks.chiefly = waiting  # type: ignore[method-assign]
+        World.on_rank_zero = waiting  # type: ignore[method-assign]
     else:
         finish._pack = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
 

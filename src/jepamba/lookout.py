@@ -23,8 +23,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from jepamba.distributed import World
 from jepamba.errors import SIGNALS, UserError, in_words
-from jepamba.ranks import Ranks
 from jepamba.ring import Ring
 
 EVERY = 1.0
@@ -41,10 +41,10 @@ _EXPECTED = b"!"
 
 
 @contextlib.contextmanager
-def watched(ranks: Ranks) -> Iterator[None]:
+def watched(ranks: World) -> Iterator[None]:
     """While entered, the end of another rank ends this one: with a `UserError` that says which and why where this one
     notices by itself, else, after `GRACE`, by ending the process with that line and exit code 2."""
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         yield
         return
     global _posted
@@ -141,13 +141,13 @@ def training() -> Iterator[None]:
 class _Lookout:
     """The threads, and what they know."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: World) -> None:
         self.rank = ranks.rank
-        self.others = [rank for rank in range(ranks.size) if rank != ranks.rank]
+        self.others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         self.stop = threading.Event()
         self._store = self._connected()
         self._count, self._mark = 0, b""
-        self._ring, self._after = Ring(os.environ["MASTER_ADDR"]), (self.rank + 1) % ranks.size
+        self._ring, self._after = Ring(os.environ["MASTER_ADDR"]), (self.rank + 1) % ranks.world_size
         self._store.set(self._key("address", self.rank), self._ring.address())
         self._beat()
         # Nobody is missed before it has been there.

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepamba.config import Jepa
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Projections, sigreg
 from jepamba.model import LanguageModel, State
 from jepamba.ops.cross_entropy import Losses
-from jepamba.ranks import ALONE, Ranks
 
 
 class Shares(NamedTuple):
@@ -68,7 +68,7 @@ def objective(
     *,
     shares: Shares | None = None,
     sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> tuple[Terms, State]:
     """All loss terms of one batch, and the model's state after it; it starts from `state`, if that is given.
 

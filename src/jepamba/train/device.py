@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from jepamba.config import Train
+from jepamba.distributed import local_rank
 from jepamba.errors import UserError
-from jepamba.ranks import local_rank
 
 FP8_CAPABILITY = (8, 9)
 """The least compute capability that multiplies FP8: NVIDIA Ada."""

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from jepamba.artifact import inspect, load_artifact, save_artifact
+from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
 from jepamba.lookout import training
 from jepamba.model import parts
 from jepamba.progress import Progress
-from jepamba.ranks import Ranks
 from jepamba.train.session import Session
 from jepamba.untrusted import sha256_of
 
@@ -34,9 +34,9 @@ def finish(session: Session, out: Path, preset: str) -> dict[str, Any]:
     folder, and does all but the scoring, which is shared; to be called by all ranks.
     """
     session.model.eval()
-    temperature, artifact_bytes = session.ranks.chiefly(lambda: _pack(session, out / ARTIFACT))
+    temperature, artifact_bytes = session.ranks.on_rank_zero(lambda: _pack(session, out / ARTIFACT))
     scores = _scores(session, out / ARTIFACT)
-    return session.ranks.chiefly(lambda: _summarize(session, out, preset, temperature, artifact_bytes, scores))
+    return session.ranks.on_rank_zero(lambda: _summarize(session, out, preset, temperature, artifact_bytes, scores))
 
 
 def _pack(session: Session, path: Path) -> tuple[float, int]:
@@ -155,11 +155,11 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _on_every_rank(ranks: Ranks, path: Path) -> Iterator[Path]:
+def _on_every_rank(ranks: World, path: Path) -> Iterator[Path]:
     """Rank 0's file `path`, and on the other ranks a copy."""
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.chief else None
-    handed = ranks.handed_out({} if content is None else {"file": content})["file"]
-    if ranks.chief:
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.is_rank_zero else None
+    handed = ranks.broadcast_tensors({} if content is None else {"file": content})["file"]
+    if ranks.is_rank_zero:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

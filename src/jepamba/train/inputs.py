@@ -83,7 +83,7 @@ class StepInputs:
         # Known only once every rank has read its windows: documents end where they end.
         shape = (len(batch.inputs_BT), run.data.seq_len)
         steps = run.jepa.rollout_steps if run.jepa.weight > 0 else 1
-        self.pairs_K = ranks.sum_(document_pairs(shape, self.reset_BT, steps, device))
+        self.pairs_K = ranks.all_reduce_(document_pairs(shape, self.reset_BT, steps, device))
 
     def __iter__(self) -> Iterator[Inputs]:
         """Each micro-batch; what was carried into it is emptied where it continues nothing."""

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from jepamba.config import Run
 from jepamba.data import Corpus
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
 from jepamba.lookout import training
 from jepamba.progress import Progress
-from jepamba.ranks import ALONE, Ranks
 from jepamba.train import widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import place
@@ -40,11 +40,11 @@ VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
 class Loop:
     """The loop around `training_step`."""
 
-    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: World = SINGLE_PROCESS) -> None:
         self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
         self.session = Session(run, text, place(run.train), ranks)
         self.micro = MicroPass(self.session)
-        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.chief else NoLog(out / METRICS)
+        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.session.place.device)
         self.restored = False
         self.saved = -1
@@ -62,9 +62,9 @@ class Loop:
                 tensors, state = load_checkpoint(found[-1])
             return state
 
-        state = self.ranks.chiefly(newest)
+        state = self.ranks.on_rank_zero(newest)
         if state:
-            self.session.restore(self.ranks.handed_out(tensors), state)
+            self.session.restore(self.ranks.broadcast_tensors(tensors), state)
             self.restored, self.saved = True, self.session.progress.step
         self.metrics.rewind(self.session.progress.step)
         self._event(f"resumed at step {self.session.progress.step}")
@@ -81,7 +81,7 @@ class Loop:
 
     def _train(self) -> None:
         self._event(self.session.place.why)
-        self.ranks.chiefly(lambda: widths.check(self.session))
+        self.ranks.on_rank_zero(lambda: widths.check(self.session))
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
         with StopRequest() as stop, self.writer, training():
             if not self.restored and self.run.optim.ghost_steps > 0:
@@ -96,12 +96,12 @@ class Loop:
     def _finish(self) -> dict[str, Any]:
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
         self.micro.release()
-        self.ranks.chiefly(self.metrics.flush)
-        for said in self.ranks.chiefly(lambda: widths.fit(self.session, self.out / ARTIFACT)):
+        self.ranks.on_rank_zero(self.metrics.flush)
+        for said in self.ranks.on_rank_zero(lambda: widths.fit(self.session, self.out / ARTIFACT)):
             self._event(said)
         summary = finish(self.session, self.out, self.preset)
         # All ranks part together, however long a dashboard takes to send the rest.
-        self.ranks.chiefly(lambda: self._log_final(summary["bpb_plain"]))
+        self.ranks.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
         return summary
 
     def _log_final(self, score: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, done.tokens - before)
-                if self.ranks.chief and not self.writer.prepared:
+                if self.ranks.is_rank_zero and not self.writer.prepared:
                     # Not before the first step, which makes the optimizers' state.
                     self.writer.prepare(self.session.tensors())
                     clock = time.perf_counter()
@@ -158,7 +158,7 @@ class Loop:
 
     def _agreed(self, seconds: float, stop: StopRequest) -> tuple[float, signal.Signals | None]:
         """Rank 0's `seconds`, and the signal that any rank was sent: one clock for all, and one end."""
-        told = self.ranks.told([seconds, stop.signal])
+        told = self.ranks.all_gather_object([seconds, stop.signal])
         return told[0][0], next((signal.Signals(number) for _, number in told if number is not None), None)
 
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
@@ -191,8 +191,8 @@ class Loop:
     def _choose_widths(self, share: float) -> None:
         """Rank 0 chooses the bits of each tensor, all take them."""
         model = self.session.model
-        said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.session, share), model.quant.width_of))
-        if not self.ranks.chief:
+        said, chosen = self.ranks.on_rank_zero(lambda: (widths.choose(self.session, share), model.quant.width_of))
+        if not self.ranks.is_rank_zero:
             model.set_widths(chosen)
         self._event(said)
 
@@ -212,7 +212,7 @@ class Loop:
     def _checkpoint(self) -> None:
         """Start writing a checkpoint of this moment, if there is none: rank 0 has all that is to be kept."""
         step = self.session.progress.step
-        if self.saved != step and self.ranks.chief:
+        if self.saved != step and self.ranks.is_rank_zero:
             self.writer.save(step, self.session.tensors(), self.session.state())
             self.saved = step
 
@@ -228,7 +228,7 @@ class Loop:
     def _answer(self, asked: signal.Signals | None) -> None:
         """If a signal came: a checkpoint, and the end. Raises `UserError` if that checkpoint cannot be written."""
         if asked is not None:
-            self.ranks.chiefly(lambda: self._last_checkpoint(asked.name))
+            self.ranks.on_rank_zero(lambda: self._last_checkpoint(asked.name))
             leave(asked)
 
     def _last_checkpoint(self, why: str) -> None:
@@ -251,7 +251,7 @@ class Loop:
         """Whether the run was stopped before or in the validation that was due at the step where it goes on."""
         step = self.session.progress.step
         due = self.restored and self._validation_due()
-        return due and not self.ranks.chiefly(lambda: self.metrics.holds("val", step))
+        return due and not self.ranks.on_rank_zero(lambda: self.metrics.holds("val", step))
 
     def _validate(self, stop: StopRequest) -> signal.Signals | None:
         """Score the validation text, unless a signal comes; the signal that came."""

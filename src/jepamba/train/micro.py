@@ -122,7 +122,7 @@ class MicroPass:
         before = [[value.clone() for value in state] for state in session.carried or []]
         for inputs in step:
             self._look(inputs)
-        session.ranks.sum_(self.sample_SK2M)
+        session.ranks.all_reduce_(self.sample_SK2M)
         for state, kept in zip(session.carried or [], before, strict=True):
             for value, old in zip(state, kept, strict=True):
                 value.copy_(old)

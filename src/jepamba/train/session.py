@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Run
 from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
-from jepamba.ranks import ALONE, Ranks
 from jepamba.train.alike import marks
 from jepamba.train.device import DeviceConfig
 
@@ -51,18 +51,18 @@ class Session:
     Raises `UserError` for more ranks than a step has windows, and for `train.carry_state` on several.
     """
 
-    def __init__(self, run: Run, corpus: Corpus, place: DeviceConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Run, corpus: Corpus, place: DeviceConfig, ranks: World = SINGLE_PROCESS) -> None:
         self.run, self.corpus, self.place, self.ranks = run, corpus, place, ranks
         self.marks = marks(corpus)
         """What the data must still be when the run is resumed."""
-        if run.train.carry_state and ranks.size > 1:
+        if run.train.carry_state and ranks.world_size > 1:
             raise ConfigError(
-                f"train.carry_state = true with {ranks.size} processes: each row of windows goes on where it ended, on "
+                f"train.carry_state = true with {ranks.world_size} processes: each row of windows goes on where it ended, on "
                 "one process; start one, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.batch_layout = BatchLayout.of(
-            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.size
+            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.world_size
         )
         """How the windows of a step are dealt to micro-batches and ranks."""
         # One seed, drawn on the CPU: the same first weights on every device.

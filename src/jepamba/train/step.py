@@ -46,7 +46,7 @@ def training_step(micro: MicroPass, progress: float) -> dict[str, float]:
     batch = session.next_windows()
     with session.model.settled():
         micro(StepInputs(session, batch, lam))
-    ranks.sum_each_([p.grad for p in session.parameters() if p.grad is not None])
+    ranks.all_reduce_each_([p.grad for p in session.parameters() if p.grad is not None])
     # Clipped before anything is read: a GPU's host must not wait with work still to hand out.
     micro.clip()
     means, grad_norm, text = reduced(micro, text_bytes(session, batch))
@@ -90,8 +90,8 @@ def reduced(micro: MicroPass, text: int) -> tuple[dict[str, float], float, int]:
     """The step's loss terms by name, over all ranks; the gradient's norm; the bytes of all ranks' `text`."""
     ranks, wide = micro.session.ranks, micro.sums.double()
     # The statistic of a sample is known to every rank that has a part of it.
-    wide[Terms._fields.index("sigreg")] /= ranks.size
-    summed = ranks.sum_(torch.cat([wide, wide.new_full((1,), float(text))]))
+    wide[Terms._fields.index("sigreg")] /= ranks.world_size
+    summed = ranks.all_reduce_(torch.cat([wide, wide.new_full((1,), float(text))]))
     *means, everything, norm = torch.cat([summed, micro.norm.double()]).tolist()
     return dict(zip(Terms._fields, means, strict=True)), norm, int(everything)
 
@@ -118,7 +118,7 @@ def undo(session: Session, kept: dict[str, Tensor]) -> None:
 def leave_piles_to_the_chief(session: Session) -> None:
     """Gradients that nothing clears (`optim.train_conv` off) are summed over the ranks again with every step: what is
     there already must be there once."""
-    if not session.ranks.chief:
+    if not session.ranks.is_rank_zero:
         for p in session.optimizers.groups.untrained.values():
             if p.grad is not None:
                 p.grad.zero_()
@@ -131,7 +131,7 @@ def watch(session: Session) -> None:
     On rank 0, and on as many windows as its micro-batches have when it is alone.
     """
     model, device = session.model, session.place.device
-    if session.ranks.chief:
+    if session.ranks.is_rank_zero:
         position = session.loader.state()
         batch = session.loader.next(session.run.train.tokens_per_micro // session.run.data.seq_len)
         session.loader.restore(position)
@@ -139,7 +139,7 @@ def watch(session: Session) -> None:
         with session.place.autocast():
             model(sent(batch.inputs_BT, device), sent(batch.reset_BT, device) if session.run.data.reset else None)
         model.watch_inputs(False)
-    session.ranks.take_over_(model.buffers())
+    session.ranks.broadcast_(model.buffers())
 
 
 def text_bytes(session: Session, batch: Batch) -> int:
@@ -177,5 +177,5 @@ def _norm(session: Session, term: Tensor) -> float:
         return 0.0
     grads = torch.autograd.grad(term, list(session.model.parameters()), retain_graph=True, allow_unused=True)
     found = [grad for grad in grads if grad is not None]
-    session.ranks.sum_each_(found)
+    session.ranks.all_reduce_each_(found)
     return float(sum(grad.double().square().sum().item() for grad in found) ** 0.5)
