@@ -1,35 +1,27 @@
-"""The processes that train one model together: who this one is, and the few things that they do in concert.
+"""Collectives of the processes that train one model together.
 
-`torchrun` starts them and says so in the environment; without it there is one process, no process group, and every
-method here does nothing, at no cost. Tensors travel by NCCL where they lie on GPUs and by gloo on CPUs. Decisions (to
-stop, to save, what the clock says) travel as JSON over a gloo group of its own, so that no GPU waits for them; on that
-group a rank may work alone for hours, and a peer that dies is noticed at once.
+`torchrun` starts the processes and describes them in the environment. In a single process there is no process group
+and every method does nothing. Tensors travel over NCCL on GPUs and over gloo on CPUs. Objects travel over two gloo
+groups, so that no GPU waits for them: one with the short time-out of the tensor collectives, and one with a long
+time-out for waits on work of rank 0, such as tokenizing or packing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jepamba.distributed.failures import collective_timeout, rank_zero_timeout
 from jepamba.errors import UserError, in_words
 
 BUCKET_VALUES = 1 << 24
 """Values of a flat fp32 bucket in which many small tensors are summed: 64 MiB."""
-FRAME = 512
-"""Bytes of a decision that travel at once; a longer one is sent again, whole."""
-PATIENCE = timedelta(minutes=5)
-"""How long a sum of tensors waits for a rank that does not come."""
-WORK_PATIENCE = timedelta(days=30)
-"""How long a decision does: the others may wait for rank 0 to tokenize, to pack. Who is gone, the lookout notices."""
-
 Result = TypeVar("Result")
 
 
@@ -44,10 +36,12 @@ class World:
     Every method that returns or moves something is to be called by all ranks, in the same order.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local: int = 0, decisions: Any = None) -> None:
-        self.rank, self.world_size, self.local_rank = rank, size, local
-        self._decisions = decisions
-        """The gloo group of decisions; None where there is one process."""
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, short: Any = None, long: Any = None
+    ) -> None:
+        self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
+        self._short, self._long = short, long
+        """gloo groups with the time-outs of collectives and of waits for rank 0; None in a single process."""
 
     @property
     def is_rank_zero(self) -> bool:
@@ -105,7 +99,7 @@ class World:
         found = {}
         for name, shape, kind in self.broadcast_object(kinds):
             value = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=getattr(torch, kind))
-            dist.broadcast(value, 0, group=self._decisions)
+            dist.broadcast(value, 0, group=self._long)
             found[name] = value
         return found
 
@@ -119,44 +113,26 @@ class World:
                 if here != there:
                     raise RuntimeError(f"{name} is not the same on rank 0 and on rank {rank}")
 
-    # Decisions
+    # Objects
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """Every rank's `value`, which must be JSON, by rank."""
+    def all_gather_object(self, value: Any, group: Any = None) -> list[Any]:
+        """Every rank's `value`, by rank. Over the group with the short time-out unless another `group` is given."""
         if self.world_size == 1:
             return [value]
-        own = _encoded(value)
-        frames = self._all_frames(_framed(own, FRAME))
-        most = max(_size(frame) for frame in frames)
-        if most > FRAME:
-            frames = self._all_frames(_framed(own, most))
-        return [_decoded(frame) for frame in frames]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=group or self._short)
+        return found
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's `value`, which must be JSON, on every rank."""
+        """Rank 0's `value` on every rank. The others wait for rank 0 as long as `RANK_ZERO_TIMEOUT`."""
         if self.world_size == 1:
             return value
-        own = _encoded(value) if self.is_rank_zero else b""
-        frame = self._chiefs_frame(_framed(own, FRAME))
-        if _size(frame) > FRAME:
-            frame = self._chiefs_frame(_framed(own, _size(frame)))
-        return _decoded(frame)
-
-    def _all_frames(self, frame: Tensor) -> list[Tensor]:
-        frames = [torch.empty_like(frame) for _ in range(self.world_size)]
-        dist.all_gather(frames, frame, group=self._decisions)
-        return frames
-
-    def _chiefs_frame(self, frame: Tensor) -> Tensor:
-        dist.broadcast(frame, 0, group=self._decisions)
-        return frame
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on some rank."""
-        return any(self.all_gather_object(flag))
+        found = [value]
+        dist.broadcast_object_list(found, 0, group=self._long)
+        return found[0]
 
     def on_rank_zero(self, work: Callable[[], Result]) -> Result:
-        """What `work()` gives on rank 0, where alone it is done: JSON. The others wait, however long it takes.
+        """What `work()` gives on rank 0, where alone it is done. The others wait, however long it takes.
 
         What goes wrong is raised on rank 0 as it is, and on the others as a `UserError` with the same message; with
         rank 0's number if it was told to end.
@@ -194,19 +170,13 @@ class World:
                     results.append(work())
                 except Exception as error:
                     problem = error
-            problems = self.all_gather_object(None if problem is None else in_words(problem))
+            problems = self.all_gather_object(None if problem is None else in_words(problem), self._long)
             if problem is not None:
                 raise problem
             for rank, message in enumerate(problems):
                 if message is not None:
                     raise UserError(f"rank {rank}: {message}")
         return results[0]
-
-    def barrier(self, seconds: float) -> None:
-        """Wait for all ranks, so many seconds at most. Raises `RuntimeError`, which names the ranks that are missing on
-        rank 0."""
-        if self.world_size > 1:
-            dist.monitored_barrier(self._decisions, timedelta(seconds=seconds), wait_all_ranks=True)
 
 
 SINGLE_PROCESS = World()
@@ -232,8 +202,9 @@ def process_group() -> Iterator[World]:
         )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-        decisions = dist.new_group(backend="gloo", timeout=WORK_PATIENCE)
+        dist.init_process_group(backend, timeout=collective_timeout())
+        short = dist.new_group(backend="gloo", timeout=collective_timeout())
+        long = dist.new_group(backend="gloo", timeout=rank_zero_timeout())
     except (RuntimeError, ValueError) as error:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -241,7 +212,7 @@ def process_group() -> Iterator[World]:
             f"the {size} processes do not find each other at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
             "start them with torchrun, or unset WORLD_SIZE for one process"
         ) from error
-    yield World(rank, size, local, decisions)
+    yield World(rank, size, local, short, long)
     # Not after an error: the others may have gone, and to part from them would wait for them. The process then ends
     # without (`jepamba.__main__`).
     dist.destroy_process_group()
@@ -273,24 +244,6 @@ def _checksum(tensor: Tensor) -> Tensor:
     """The sum of the values' bits, read as integers."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(integers).sum(dtype=torch.int64)
-
-
-def _encoded(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
-def _framed(text: bytes, room: int) -> Tensor:
-    """The size of `text` in eight bytes, and as much of it as there is room for."""
-    frame = len(text).to_bytes(8, "little") + text[:room].ljust(room)
-    return torch.frombuffer(bytearray(frame), dtype=torch.uint8)
-
-
-def _size(frame: Tensor) -> int:
-    return int.from_bytes(frame[:8].numpy().tobytes(), "little")
-
-
-def _decoded(frame: Tensor) -> Any:
-    return json.loads(frame[8 : 8 + _size(frame)].numpy().tobytes())
 
 
 def _from_environment(name: str, default: int | None) -> int:

@@ -17,7 +17,6 @@ from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
-from jepamba.lookout import training
 from jepamba.model import parts
 from jepamba.progress import Progress
 from jepamba.train.session import Session
@@ -148,9 +147,8 @@ def _scores(session: Session, artifact: Path) -> dict[str, Any]:
                 ranks=session.ranks,
             )
 
-    with training():
-        at_one, calibrated = plain()
-        slid = asdict(sliding()) if run.eval.stride > 0 else None
+    at_one, calibrated = plain()
+    slid = asdict(sliding()) if run.eval.stride > 0 else None
     return {"bpb_plain": asdict(at_one), "bpb_calibrated": asdict(calibrated), "bpb_sliding": slid}
 
 

@@ -19,7 +19,6 @@ from jepamba.data import Corpus
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
-from jepamba.lookout import training
 from jepamba.progress import Progress
 from jepamba.train import widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
@@ -83,7 +82,7 @@ class Loop:
         self._event(self.session.place.why)
         self.ranks.on_rank_zero(lambda: widths.check(self.session))
         self.ranks.check_equal(dict(self.session.modules.state_dict()))
-        with StopRequest() as stop, self.writer, training():
+        with StopRequest() as stop, self.writer:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup()
             with Progress("training") as report:

@@ -57,8 +57,8 @@ class Session:
         """What the data must still be when the run is resumed."""
         if run.train.carry_state and ranks.world_size > 1:
             raise ConfigError(
-                f"train.carry_state = true with {ranks.world_size} processes: each row of windows goes on where it ended, on "
-                "one process; start one, or set train.carry_state = false"
+                f"train.carry_state = true with {ranks.world_size} processes: each row of windows goes on where "
+                "it ended, on one process; start one, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.batch_layout = BatchLayout.of(

@@ -10,9 +10,8 @@ from typing import Any
 
 from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, with_settings
 from jepamba.data import Corpus
-from jepamba.distributed import World, process_group
+from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
-from jepamba.lookout import watched
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import silence
 from jepamba.train.alike import check_command, check_settings, read_alike
@@ -62,7 +61,7 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
 @contextlib.contextmanager
 def _ranks() -> Iterator[World]:
     """The ranks of this run, of which rank 0 speaks."""
-    with process_group() as ranks, watched(ranks):
+    with process_group() as ranks, reported_failures(ranks.world_size):
         if not ranks.is_rank_zero:
             silence()
         yield ranks
