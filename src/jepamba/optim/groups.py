@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jepamba.config import Optim
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.optim.muon import Muon
-from jepamba.ranks import ALONE, Ranks
 
 NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
 """Two-dimensional parameters that are the embedding, a stack of filters or a stack of vectors: AdamW. The tie
@@ -57,7 +57,7 @@ class Optimizers:
 
     @classmethod
     def build(
-        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, ranks: Ranks = ALONE
+        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, ranks: World = SINGLE_PROCESS
     ) -> Optimizers:
         """Fresh optimizers for the named parameters on `device`; Muon's work is shared by the `ranks`.
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from jepamba.config import Train
+from jepamba.distributed import local_rank
 from jepamba.errors import UserError
-from jepamba.ranks import local_rank
 
 
 @dataclass(frozen=True)

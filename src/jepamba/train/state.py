@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Run
 from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
-from jepamba.ranks import ALONE, Ranks
 from jepamba.train.alike import marks
 from jepamba.train.device import DeviceConfig
 
@@ -52,19 +52,19 @@ class TrainState:
     windows.
     """
 
-    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, ranks: World = SINGLE_PROCESS) -> None:
         self.run, self.corpus, self.ranks = run, corpus, ranks
         self.device_config, self.device = device_config, device_config.device
         self.marks = marks(corpus)
         """Fingerprints of the data; a resumed run must have the same."""
-        if run.train.carry_state and ranks.size > 1:
+        if run.train.carry_state and ranks.world_size > 1:
             raise ConfigError(
-                f"train.carry_state = true with {ranks.size} processes: each row of windows goes on where it ended, on "
-                "one process; start one, or set train.carry_state = false"
+                f"train.carry_state = true with {ranks.world_size} processes: each row of windows goes on where "
+                "it ended, on one process; start one, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.layout = BatchLayout.of(
-            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.size
+            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.world_size
         )
         """Which windows of a step belong to which micro-batch of which rank."""
         # The weights are drawn on the CPU: the same seed gives the same weights on every device.

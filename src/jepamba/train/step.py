@@ -83,7 +83,7 @@ class Trainer:
         self.compute_weights()
         batch = state.next_windows()
         self.accumulate_gradients(batch, lam)
-        ranks.sum_each_([p.grad for p in state.parameters() if p.grad is not None])
+        ranks.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
@@ -154,8 +154,8 @@ class Trainer:
         waits here for the device."""
         ranks, sums = self.state.ranks, self.loss_sums.double()
         # Every rank has the statistic of all ranks' sample.
-        sums[LossTerms._fields.index("sigreg")] /= ranks.size
-        summed = ranks.sum_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
+        sums[LossTerms._fields.index("sigreg")] /= ranks.world_size
+        summed = ranks.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
         *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
@@ -176,7 +176,7 @@ class Trainer:
             if not micro.continues:
                 self.state.carry(None)
             self.add_sigreg_sums(micro)
-        self.state.ranks.sum_(sums_SK2M)
+        self.state.ranks.all_reduce_(sums_SK2M)
         for block, before in zip(self.state.carried or [], carried, strict=True):
             for value, old in zip(block, before, strict=True):
                 value.copy_(old)
