@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch is imported anywhere: the machine may have few cores, and several test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -16,6 +17,9 @@ from jaxtyping import install_import_hook
 install_import_hook("jepamba", "checker.check")
 
 import torch  # noqa: E402 - after the environment is set
+
+# A process that was started in the background may ignore Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
