@@ -30,8 +30,13 @@ def in_float64(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-@pytest.mark.parametrize("carried", [False, True])
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(
+    ("carried", "resets"),
+    [
+        (True, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(False, False), (True, False), (False, True)]),
+    ],
+)
 def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool, resets: bool) -> None:
     torch.manual_seed(3)
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
