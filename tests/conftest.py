@@ -16,6 +16,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+import examples
+
 # A process that was started in the background may ignore Ctrl-C, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     shaped = [path for path in sources.rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
     names = [".".join(path.relative_to(sources).with_suffix("").parts) for path in shaped]
     whole = config.getoption("markexpr") != "not slow"
+    examples.share = 1 if whole else 6
     install_import_hook("jepamba" if whole else [name.removesuffix(".__init__") for name in names], "checker.check")
 
 

@@ -40,8 +40,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def small(text: Path, tmp_path: Path) -> Run:
+@pytest.fixture(scope="module")
+def small(text: Path) -> Run:
     """A run that takes a second."""
     return from_dict(
         {
@@ -72,6 +72,14 @@ def small(text: Path, tmp_path: Path) -> Run:
             },
         }
     )
+
+
+@pytest.fixture(scope="module")
+def begun(small: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two steps, to read or to copy."""
+    out = tmp_path_factory.mktemp("begun") / "run"
+    train(with_settings(small, {"train.steps": 2}), out)
+    return out
 
 
 def records(out: Path, kind: str = "step") -> list[dict[str, Any]]:
@@ -290,13 +298,11 @@ def test_compiled_blocks_train_as_they_are_written(small: Run, tmp_path: Path) -
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 
-def test_refusals_name_what_and_where(small: Run, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def test_refusals_name_what_and_where(small: Run, begun: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run here.*jepamba train"):
-        resume(out)
-    train(with_settings(small, {"train.steps": 1}), out)
+        resume(tmp_path / "run")
     with pytest.raises(UserError, match=r"already holds a run.*jepamba resume"):
-        train(small, out)
+        train(small, begun)
     with pytest.raises(ConfigError, match=r"vocab_size"):
         resolve(with_settings(small, {"data.tokenizer": "bpe", "model.vocab_size": 100}), corpus(small.data))
     if not torch.cuda.is_available():
@@ -365,10 +371,12 @@ def test_a_run_that_diverges_ends_with_what_to_do(small: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("hurt", ["no loader", "odd section", "wrong type", "no rng", "foreign optimizer", "not JSON"])
-def test_a_checkpoint_of_the_right_checksum_and_wrong_content_is_refused(small: Run, tmp_path: Path, hurt: str) -> None:
+def test_a_checkpoint_of_the_right_checksum_and_wrong_content_is_refused(
+    begun: Path, tmp_path: Path, hurt: str
+) -> None:
     """Whoever can write the tensors can write their checksum too."""
     out = tmp_path / "run"
-    train(with_settings(small, {"train.steps": 2}), out)
+    shutil.copytree(begun, out)
     newest = checkpoints(out / "checkpoints")[-1]
     tensors, state = load_checkpoint(newest)
     if hurt == "no loader":
@@ -399,9 +407,8 @@ def test_a_config_that_is_empty_is_refused_in_one_line(small: Run, tmp_path: Pat
         resume(out)
 
 
-def test_no_checkpoint_of_ours_is_a_pickle(small: Run, tmp_path: Path) -> None:
-    train(with_settings(small, {"train.steps": 1}), tmp_path / "run")
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+def test_no_checkpoint_of_ours_is_a_pickle(begun: Path) -> None:
+    files = [path for path in begun.rglob("*") if path.is_file()]
     assert files
     readers: dict[str, Callable[[Path], Any]] = {
         "artifact.jepa": load_artifact,
