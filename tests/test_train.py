@@ -290,7 +290,7 @@ for compiled in (False, True):
 def test_compiled_blocks_train_as_they_are_written(small: Run, tmp_path: Path) -> None:
     """Traced and differentiated by the compiler, without generated code, which would need a C++ compiler; in a process
     without the checks of shapes, which are not to be traced."""
-    (tmp_path / "run.toml").write_text(dump_toml(small))
+    (tmp_path / "run.toml").write_text(dump_toml(with_settings(small, {"model.n_layer": 2})))
     command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(tmp_path / "run.toml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
