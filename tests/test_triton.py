@@ -16,9 +16,8 @@ FILES = sorted((Path(__file__).parent / "gpu").glob("*_interpreted.py"))
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed (it comes with PyTorch)"
 )
-@pytest.mark.parametrize(
-    "marked", ["not slow", pytest.param("slow", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
-)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(marked: str) -> None:
     """One process for all files: each would import PyTorch and Triton again."""
     environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
