@@ -81,7 +81,7 @@ def test_single_tokens_of_several_groups() -> None:
     compare(fused, plain, [projected, *weights], 1e-5)
 
 
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("resets", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_of_every_size(resets: bool) -> None:
     """dt from 1e-18 to 30, head by head: each head's gradient to its own size. And nothing is read that was not
     written, nor handed on, as the padding's gradient: fresh memory is full of NaN here."""
