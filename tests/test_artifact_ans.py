@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ans_reader import read
+from examples import examples
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.choice import OFF, Choices
@@ -80,7 +81,7 @@ HOW = ["constant", "uniform", "normal", "zero rows"]
         max_size=5,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str, int]]) -> None:
     """Empty streams, single values, equal values, rows of zeros, any mixture of kinds and widths in one block."""
     streams = [StreamSpec(f"s{i}", *kind, tuple(shape)) for i, (kind, shape, _, _) in enumerate(block)]

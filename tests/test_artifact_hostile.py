@@ -19,6 +19,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.artifact import container, inspect, load_artifact, save_artifact
 from jepamba.artifact.codecs import CODECS
 from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION, read_container
@@ -324,7 +325,7 @@ def load_or_refuse(path: Path, content: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_changes_of_the_payload(tmp_path: Path, sound: bytes, data: st.DataObject) -> None:
     header, payload = parts_of(sound)
     changed = bytearray(payload)
@@ -341,7 +342,7 @@ JSON = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_changes_of_the_header(tmp_path: Path, sound: bytes, data: st.DataObject) -> None:
     header, payload = parts_of(sound)
     place: Any = header
@@ -359,7 +360,7 @@ def test_random_changes_of_the_header(tmp_path: Path, sound: bytes, data: st.Dat
 @given(st.binary(max_size=300))
 @example(MAGIC)
 @example(MAGIC + bytes(48))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes(tmp_path: Path, content: bytes) -> None:
     for body in (content, MAGIC + content):
         (tmp_path / "a").write_bytes(body)

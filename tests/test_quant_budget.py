@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.quant.budget import Option, allocate_bits
 from jepamba.quant.entropy import entropy, entropy_bits
 
@@ -33,7 +34,7 @@ def total(options: Options, widths: dict[str, int]) -> tuple[float, float]:
 
 
 @given(st.integers(0, 10**6), st.floats(0.05, 1.2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_choice_fits_and_is_near_the_best_of_all(seed: int, share: float) -> None:
     options = convex("abcd", seed)
     least, most = (sum(given[end].bytes for given in options.values()) for end in (0, -1))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import examples
 from jepamba.config import ConfigError, Model, Quant
 from jepamba.model import LanguageModel
 from jepamba.quant import IntQuantizer, fake_quantize
@@ -76,7 +77,7 @@ def test_clipping_pays_where_bits_are_few() -> None:
 
 
 @given(st.integers(2, 8), st.sampled_from(["absmax", "clip", "hessian"]), st.integers(0, 20), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_what_is_encoded_comes_back_the_same_again(width: int, scale: Any, group: int, seed: int) -> None:
     """Values on the grid stay, and so do their streams, whatever the importance of the second pass."""
     g = torch.Generator().manual_seed(seed)

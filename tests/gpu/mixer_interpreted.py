@@ -30,8 +30,13 @@ def in_float64(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-@pytest.mark.parametrize("carried", [False, True])
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(
+    ("carried", "resets"),
+    [
+        (True, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(False, False), (True, False), (False, True)]),
+    ],
+)
 def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool, resets: bool) -> None:
     torch.manual_seed(3)
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
@@ -76,7 +81,7 @@ def test_single_tokens_of_several_groups() -> None:
     compare(fused, plain, [projected, *weights], 1e-5)
 
 
-@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("resets", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_of_every_size(resets: bool) -> None:
     """dt from 1e-18 to 30, head by head: each head's gradient to its own size. And nothing is read that was not
     written, nor handed on, as the padding's gradient: fresh memory is full of NaN here."""
