@@ -162,6 +162,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     run = small_run(ByteTokenizer())
+    (tmp_path / "nowhere").write_text("a file where a folder should be")
     with pytest.raises(UserError, match="nowhere"):
         save_artifact(tmp_path / "nowhere" / "a", shaken_model(run), run, ByteTokenizer())
 

@@ -17,11 +17,12 @@ import torch
 from jepamba.artifact import load_artifact, save_artifact
 from jepamba.artifact.container import open_container
 from jepamba.cli import main
-from jepamba.config import from_dict
-from jepamba.data import write_shard
+from jepamba.config import Data, from_dict
+from jepamba.data import load_tokens, write_shard
 from jepamba.errors import UserError
 from jepamba.submission import About, check, folder, scoring, write_submission
 from jepamba.submission.bundle import third_party
+from jepamba.text import ByteTokenizer
 from jepamba.train import train
 
 ABOUT = About(name="A test", author="A. Name", blurb="Nothing new.")
@@ -158,6 +159,18 @@ def test_packed_text_and_folders_of_shards_are_the_same_tokens(run_dir: Path, tm
     assert plain.text_bytes == len(text.read_bytes().replace(b"\0", b""))
     with pytest.raises(UserError, match=r"no .*_val_.*bin shard in it"):
         scoring.read_tokens([run_dir], tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytes without separator", "pieces"])
+def test_the_script_reads_the_tokens_that_eval_reads(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    pieces = load_artifact(run_dir / "artifact.jepa").tokenizer
+    tokenizer = pieces if kind == "pieces" else ByteTokenizer(separator=kind == "bytes")
+    (tmp_path / "a.txt").write_bytes("\N{BYTE ORDER MARK}The first.\0\0A second.\0".encode())
+    (tmp_path / "b.txt").write_text("Überall.")
+    found = scoring.read_tokens([tmp_path / "a.txt", tmp_path / "b.txt"], tokenizer)
+    expected = load_tokens(tmp_path, tokenizer, Data(cache=str(tmp_path / "cache")))
+    assert found.read(0, len(found)).tolist() == expected.read(0, len(expected)).tolist()
+    assert (found.text_bytes, found.decoded_bytes) == (expected.text_bytes, expected.decoded_bytes)
 
 
 def test_packed_with_its_validation_shard_it_is_checked(run_dir: Path, made: Path, tmp_path: Path) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +21,7 @@ from jepamba.artifact.codecs import CODECS, encode_smallest
 from jepamba.artifact.jsonfile import parse, take, take_count
 from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
 from jepamba.errors import UserError
-from jepamba.untrusted import read_untrusted
+from jepamba.io import atomic_write, read_untrusted
 
 MAGIC = b"\x89JPA\r\n\x1a\n"
 """As in PNG (RFC 2083, section 3.1): a transfer that rewrites line ends or drops the eighth bit destroys it."""
@@ -116,37 +114,11 @@ def write_container(
     content += hashlib.sha256(content).digest()
     if len(text) > MAX_HEADER_BYTES or len(content) > MAX_FILE_BYTES or len(table) > MAX_STREAMS:
         raise UserError(f"{path}: the artifact would exceed what the format allows (docs/artifact-format.md)")
-    _replace(path, content)
-    return len(content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        atomic_write(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot write the artifact: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # not every file system can sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def read_container(path: Path) -> tuple[dict[str, Any], dict[str, Values]]:
-    """Header and decoded streams of the container at `path`. Raises `UserError` for any fault."""
-    container = open_container(path)
-    try:
-        return container.header, container.decode()
-    except UserError as error:
-        raise refusal(path, str(error)) from error
+    return len(content)
 
 
 def open_container(path: Path) -> Container:

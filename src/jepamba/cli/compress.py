@@ -40,16 +40,15 @@ def add(commands: Commands) -> None:
 def compress(args: Namespace) -> int:
     """`jepamba compress`: a file as small as the model's bits per byte make it."""
     from jepamba.compress import MAX_BYTES, Compressor
-    from jepamba.data.shards import write_bytes
+    from jepamba.io import atomic_write, read_untrusted
     from jepamba.progress import Progress, duration
-    from jepamba.untrusted import read_untrusted
 
     _check_output(args)
     data = read_untrusted(args.file, "the file to compress", MAX_BYTES)
     started = time.monotonic()
     with Progress("compressing") as report:
         found = Compressor.open(args.model).compress(data, args.lanes, report)
-    write_bytes(args.out, found.content)
+    atomic_write(args.out, found.content)
     seconds = time.monotonic() - started
     if args.json:
         result = {
@@ -80,14 +79,14 @@ def compress(args: Namespace) -> int:
 def decompress(args: Namespace) -> int:
     """`jepamba decompress`: the file back, to the byte."""
     from jepamba.compress import Compressor
-    from jepamba.data.shards import write_bytes
+    from jepamba.io import atomic_write
     from jepamba.progress import Progress, duration
 
     _check_output(args)
     started = time.monotonic()
     with Progress("decompressing") as report:
         data = Compressor.open(args.model).decompress_file(args.file, report)
-    write_bytes(args.out, data)
+    atomic_write(args.out, data)
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps({"bytes": len(data), "seconds": seconds}))

@@ -15,8 +15,8 @@ from jepamba.compress.side import read_corrections, write_corrections
 from jepamba.compress.stream import read_stream, write_stream
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
+from jepamba.io import read_untrusted
 from jepamba.progress import Report
-from jepamba.untrusted import read_untrusted
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from jepamba.config import Data
 from jepamba.data.folder import TokenFolder, is_folder, open_folder
-from jepamba.data.shards import SHARD_TOKENS, open_shard, write_bytes
+from jepamba.data.shards import SHARD_TOKENS, open_shard
 from jepamba.data.source import Source, cache_folder, cache_key
 from jepamba.data.tokens import Tokens
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
+from jepamba.io import atomic_write
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
@@ -196,7 +197,7 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
             file.unlink()
     documents = source.documents(_noted(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
-    write_bytes(file, tokenizer.serialize())
+    atomic_write(file, tokenizer.serialize())
     return tokenizer
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, TokenFolder, describe, is_folder, open_folder
 from jepamba.data.hub import Arrivals, HubFile, Repository, ask_for_room, total_size
-from jepamba.data.shards import open_shard, write_bytes
+from jepamba.data.shards import open_shard
 from jepamba.errors import UserError
+from jepamba.io import atomic_write, read_untrusted
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer
-from jepamba.untrusted import read_untrusted
 
 SOURCE = "source.json"
 """Names the repository and the commit that a folder's files are of."""
@@ -91,7 +91,7 @@ def fetch_fineweb(
     missing = [file for file in choice.files if not _is_here(out, file)]
     ask_for_room(total_size(missing), out, f"{len(missing)} files of {source}")
     try:
-        write_bytes(out / SOURCE, _source(variant, source).encode())
+        atomic_write(out / SOURCE, _source(variant, source).encode())
         return _filled(source, choice, missing, out, variant, progress)
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
@@ -213,8 +213,8 @@ def _filled(
         # A call for fewer shards than are there takes none away.
         old = open_folder(out).splits["train"]
         splits["train"] = old if len(old.shards) > len(choice.train) else splits["train"]
-    write_bytes(out / TOKENIZER_FILE[tokenizer.kind], tokenizer.serialize())
-    write_bytes(out / META, describe(tokenizer, splits).encode())
+    atomic_write(out / TOKENIZER_FILE[tokenizer.kind], tokenizer.serialize())
+    atomic_write(out / META, describe(tokenizer, splits).encode())
     return open_folder(out)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from jepamba.data.shards import open_shard
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
+from jepamba.io import read_untrusted
 from jepamba.text.tokenizers import Tokenizer, load_tokenizer
-from jepamba.untrusted import read_untrusted
 
 META = "meta.json"
 FORMAT = "jepamba tokens 1"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
-from jepamba.untrusted import open_untrusted
+from jepamba.io import atomic_write, open_untrusted
 
 MAGIC = 20240520
 VERSION = 1
@@ -47,22 +46,7 @@ def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
         raise ValueError(f"a shard of {tokens.size} tokens: the format holds 1 to 2^31 - 1")
     if tokens.min() < 0 or tokens.max() > 0xFFFF:
         raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}: the format holds 16 bits")
-    write_bytes(Path(path), _header(tokens.size), np.ascontiguousarray(tokens, dtype="<u2").tobytes())
-
-
-def write_bytes(path: Path, *parts: bytes) -> None:
-    """Write `parts` as the file `path`, all of it or nothing; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    atomic_write(Path(path), _header(tokens.size), np.ascontiguousarray(tokens, dtype="<u2").tobytes())
 
 
 class Shard:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
-from jepamba.text.protocol import utf8
+from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 
 BATCH_CHARS = 1 << 21
@@ -48,7 +48,9 @@ class FolderWriter:
             raise UserError(f"{self.out}: exists and is no folder of shards of ours; choose another folder")
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._work = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
+            # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
+            self._work = self.out.with_name(f".{self.out.name}.{secrets.token_hex(8)}.partial")
+            self._work.mkdir()
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
@@ -67,7 +69,7 @@ class FolderWriter:
                         self._start(split)
                         writers[split] = stack.enter_context(ShardWriter(self._work, "text", split, self.limit))
                     of_split = [index for index, (name, _) in enumerate(batch) if name == split]
-                    tokens = self._stream([encoded[index] for index in of_split])
+                    tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
                     writers[split].append(tokens)
                     self._count(split, [batch[index][1] for index in of_split], tokens)
         for split, writer in writers.items():
@@ -79,12 +81,6 @@ class FolderWriter:
         if not split.isalnum():
             raise UserError(f"a split named {split!r}: use letters and digits, as in train and val")
         self._new[split] = Split(0, 0, 0, 0, ())
-
-    def _stream(self, encoded: list[NDArray[np.uint16]]) -> NDArray[np.uint16]:
-        if not self.tokenizer.separator:
-            return np.concatenate(encoded)
-        bos = np.array([self.tokenizer.bos_id], dtype=np.uint16)
-        return np.concatenate([part for ids in encoded for part in (bos, ids)])
 
     def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
         # What precedes a document does not matter to its own bytes where BOS starts it, nor in byte mode.
@@ -120,7 +116,6 @@ class FolderWriter:
                         os.replace(self._work / name, self.out / name)
                 os.replace(self._work / META, self.out / META)
             else:
-                self._work.chmod(0o755)
                 os.rename(self._work, self.out)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None

@@ -5,12 +5,12 @@ It can be written at any time: a run in progress shows the curves that it has so
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from jepamba.io import atomic_write
 from jepamba.progress import duration
 from jepamba.study import page
 from jepamba.study.charts import Line, line_chart, standalone
@@ -44,9 +44,7 @@ def write_report(run_dir: Path) -> Path:
     summary = read_summary(run_dir)
     text = page.page(f"{_title(run_dir, summary)}: jepamba", _body(run_dir, metrics, summary))
     path = run_dir / "report.html"
-    part = path.with_suffix(".html.part")
-    part.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(part, path)
+    atomic_write(path, text.encode("utf-8", errors="replace"))
     return path
 
 

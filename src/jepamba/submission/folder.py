@@ -18,13 +18,13 @@ from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import Run, with_settings
 from jepamba.data import Tokens, corpus, write_shard
 from jepamba.errors import UserError
+from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress
 from jepamba.study.records import Metrics, read_metrics, read_summary
 from jepamba.submission.bundle import bundle
 from jepamba.submission.readme import by_decoded_bytes, readme
 from jepamba.submission.scoring import TOLERANCE
-from jepamba.untrusted import sha256_of
 
 SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
 PACKAGES = {"ans": "constriction", "brotli": "brotli", "zstd": "zstandard"}

@@ -13,7 +13,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from jepamba.artifact.store import load_artifact
@@ -22,7 +21,7 @@ from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate.score import Score
 from jepamba.evaluate.windowed import score_plain, score_sliding
-from jepamba.text.tokenizers import Tokenizer
+from jepamba.text.protocol import Tokenizer, join_documents, utf8
 
 TOLERANCE = 1e-4
 """Bits per byte by which the claim may be off: other hardware rounds otherwise."""
@@ -73,17 +72,15 @@ def read_tokens(paths: list[Path], tokenizer: Tokenizer) -> Tokens:
         raise UserError(f"{paths[0]}: no *_val_*.bin shard in it")
     if all(file.suffix == ".bin" for file in files):
         return Tokens([open_shard(file, tokenizer.vocab_size) for file in files], tokenizer)
-    parts, size = [], 0
+    documents: list[str] = []
     for file in files:
         try:
             raw = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
-            texts = raw.decode("utf-8-sig").split("\0")
+            documents += filter(None, raw.decode("utf-8-sig").split("\0"))
         except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as text ({error})") from None
-        size += len(raw) - raw.count(b"\0")
-        for text in filter(None, texts):
-            parts += [np.array([tokenizer.bos_id], dtype=np.uint16), tokenizer.encode(text)]
-    return Tokens([np.concatenate(parts)] if parts else [], tokenizer, size)
+    tokens = join_documents(tokenizer, tokenizer.encode_batch(documents))
+    return Tokens([tokens], tokenizer, sum(len(utf8(text)) for text in documents))
 
 
 def _compared(claims: Path, score: Score) -> int:

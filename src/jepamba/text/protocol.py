@@ -79,6 +79,12 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
+def join_documents(tokenizer: Tokenizer, documents: Sequence[NDArray[np.uint16]]) -> NDArray[np.uint16]:
+    """One stream (N,) of the encoded `documents`: each has BOS in front where the tokenizer separates documents."""
+    start = [np.array([tokenizer.bos_id], dtype=np.uint16)] if tokenizer.separator else []
+    return np.concatenate([np.empty(0, dtype=np.uint16), *(part for ids in documents for part in (*start, ids))])
+
+
 def checked(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
     """`ids` as int64, each within the vocabulary; else `ValueError`."""
     array = np.asarray(ids, dtype=np.int64)

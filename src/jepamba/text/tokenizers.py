@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from jepamba.errors import UserError
+from jepamba.io import read_untrusted
 from jepamba.text.bpe import train_bpe
 from jepamba.text.byte_level import ByteTokenizer
 from jepamba.text.pieces import SentencePieceTokenizer
 from jepamba.text.protocol import Ids, Kind, Tokenizer
-from jepamba.untrusted import read_untrusted
 
 __all__ = [
     "ByteTokenizer",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepamba.errors import UserError
-from jepamba.untrusted import read_untrusted, sha256_of
+from jepamba.io import read_untrusted, sha256_of, sync
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -48,7 +48,7 @@ def save_checkpoint(
             # Never the work of a run, which writes no step twice: a hand that replaces one by another.
             final.rename(folder / f"{_BUILDING}{step:09d}-before")
         building.rename(final)
-        _sync(folder)
+        sync(folder)
         for old in checkpoints(folder)[:-keep]:
             # Renamed first: what is half deleted must not look like a checkpoint.
             shutil.rmtree(old.rename(folder / f"{_BUILDING}{old.name}"))
@@ -90,7 +90,7 @@ def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     complete = {**state, "version": VERSION, "sha256": sha256_of(building / TENSORS, _WHAT)}
     (building / STATE).write_text(json.dumps(complete, indent=1))
     for path in (building / TENSORS, building / STATE, building):
-        _sync(path)
+        sync(path)
 
 
 def _reason(error: OSError | SafetensorError) -> str:
@@ -104,11 +104,3 @@ def _clear(folder: Path) -> None:
     """Remove what a crash left of checkpoints that were being written or deleted."""
     for stale in folder.glob(f"{_BUILDING}*"):
         shutil.rmtree(stale)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,10 +17,10 @@ from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
+from jepamba.io import atomic_write, sha256_of
 from jepamba.model import parts
 from jepamba.progress import Progress
 from jepamba.train.state import TrainState
-from jepamba.untrusted import sha256_of
 
 ARTIFACT, REPORT = "artifact.jepa", "report.html"
 
@@ -108,9 +108,7 @@ def _summarize(
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """summary.json in `out`, whole or not at all."""
-    building = out / "summary.json.tmp"
-    building.write_text(json.dumps(summary, indent=1) + "\n")
-    building.replace(out / "summary.json")
+    atomic_write(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jepamba.io import atomic_write
 from jepamba.train.tracking import Tracker
 
 
@@ -64,9 +65,7 @@ class MetricsLog:
             kept_until = step - 1 if record["kind"] == "terms" else step
             if record["step"] <= kept_until and not record.get("final"):
                 kept.append(line + "\n")
-        replacement = self.path.with_suffix(".tmp")
-        replacement.write_text("".join(kept))
-        replacement.replace(self.path)
+        atomic_write(self.path, "".join(kept).encode())
 
     def holds(self, kind: str, step: int) -> bool:
         """Whether the file has a record of that kind and step."""

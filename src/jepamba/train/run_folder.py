@@ -12,6 +12,7 @@ from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, w
 from jepamba.data import Corpus
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
+from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import silence
 from jepamba.train.alike import check_command, check_settings, read_alike
@@ -74,10 +75,8 @@ def _refuse_another(out: Path) -> None:
 
 def _begin(run: Run, out: Path, preset: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    # By a rename: a run is there from the moment that its config is whole.
-    building = out / f".{CONFIG}"
-    building.write_text((f"# preset: {preset}\n" if preset else "") + dump_toml(run), encoding="utf-8")
-    building.replace(out / CONFIG)
+    # A run is there from the moment that its config is.
+    atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
 
 
 def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:

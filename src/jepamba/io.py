@@ -1,0 +1,111 @@
+"""Files: written whole or not at all, and read with care where a stranger may have made them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from contextlib import suppress
+from io import BufferedReader
+from pathlib import Path
+
+from jepamba.errors import UserError
+
+
+def atomic_write(path: Path, *parts: bytes) -> None:
+    """Write `parts`, one after the other, as the file `path`: whoever opens it finds the old content or the new.
+
+    The content is on disk when this returns. A new file gets the permissions that the umask leaves, in a folder that
+    is made if need be; a file that is replaced hands on its own. A symbolic link stays, the file that it names is
+    written. A device, a pipe and `/dev/stdout` cannot be replaced: they are written to.
+    Raises `OSError` naming `path`; the old file is then as it was, and no other is left.
+    """
+    try:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            status = None
+        target, ours = path, Path("/proc/self/fd").resolve()
+        while target.is_symlink() and target.parent.resolve() != ours:
+            target = target.parent / target.readlink()
+        if target.is_symlink():
+            # /dev/stdout and its like. Opened by name, a file there would be overwritten from its start.
+            _write(os.dup(int(target.name)), parts)
+        elif status is not None and not stat.S_ISREG(status.st_mode):
+            _write(os.open(target, os.O_WRONLY), parts)
+        else:
+            _replace(target, parts, None if status is None else stat.S_IMODE(status.st_mode))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, parts: tuple[bytes, ...], mode: int | None) -> None:
+    """Write a new file beside `path`, with permissions `mode` (None: those that the umask leaves), and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f".{secrets.token_hex(8)}.partial")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(building, flags, 0o666 if mode is None else mode & 0o666)
+    try:
+        if mode is not None:
+            os.chmod(building, mode)
+        _write(descriptor, parts, sync=True)
+        building.replace(path)
+    except BaseException:
+        building.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # not every file system can sync a folder
+        sync(path.parent)
+
+
+def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        for part in parts:
+            file.write(part)
+        if sync:
+            file.flush()
+            os.fsync(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Have the file or folder `path` on disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_untrusted(path: Path, what: str, limit: int | None = None) -> BufferedReader:
+    """`path`, which is meant to be `what` ("the artifact"), open for reading.
+
+    Raises `UserError` naming the file if it cannot be read, is a folder, a pipe or a device, or has more than `limit`
+    bytes.
+    """
+    try:
+        # Non-blocking: opening a named pipe must not wait for a writer.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the name
+        raise UserError(f"{path}: cannot read {what} ({getattr(error, 'strerror', None) or error})") from error
+    status = os.fstat(number)
+    if stat.S_ISREG(status.st_mode) and (limit is None or status.st_size <= limit):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    if limit is None or status.st_size <= limit:
+        raise UserError(f"{path}: cannot be {what}: it is no ordinary file")
+    raise UserError(f"{path}: cannot be {what}: {status.st_size:,} bytes, the format allows {limit:,}")
+
+
+def read_untrusted(path: Path, what: str, limit: int) -> bytes:
+    """The bytes of `path`; as `open_untrusted`."""
+    with open_untrusted(path, what, limit) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise UserError(f"{path}: cannot read {what} ({error.strerror})") from error
+
+
+def sha256_of(path: Path, what: str) -> str:
+    """The sha256 of `path`'s bytes, in hexadecimal digits; as `open_untrusted`."""
+    with open_untrusted(path, what) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
