@@ -80,8 +80,8 @@ class Clock:
         return found
 
 
-class TimedRanks(Ranks):
-    """Ranks whose sums of gradients are timed."""
+class TimedRanks(World):
+    """World whose sums of gradients are timed."""
 
     def __init__(self, ranks: World, clock: Clock) -> None:
         self.__dict__ |= ranks.__dict__
