@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test faults test-gpu fuzz check clean
+.PHONY: install demo test test-all faults test-gpu fuzz check clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -21,8 +21,15 @@ demo: $(STAMP)
 	$(BIN)/jepamba demo
 
 # Two processes of one thread each: most tests are too small for more threads. The order is tests/conftest.py's.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Every test but the exhaustive sweeps: at most eight minutes of CPU time.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# The sweeps as well: Triton's interpreter over many shapes, the faults of ranks, fuzzing.
+test-all: $(STAMP)
+	$(PYTEST)
 
 # Twenty kills of one process and of two, and what they cost: some minutes.
 faults: $(STAMP)

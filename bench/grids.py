@@ -89,22 +89,24 @@ def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
         limit=tokens,
         tokens_per_batch=run.eval.tokens_per_batch,
     )
-    grids, shapes = loaded.model.named_grids(), dict(loaded.model.named_parameters())
-    matrices = [name for name, (module, leaf) in widths.adjustable(state).items() if leaf == "w"]
-    values = sum(shapes[name].numel() for name in matrices)
-    bits = sum(grids[name].bits(tuple(shapes[name].shape)) for name in matrices) / values if values else 32.0
+    names = [name for name, weight in widths.adjustable(state).items() if weight.matrix]
+    matrices = [loaded.model.weights()[name] for name in names]
+    values = sum(matrix.master.numel() for matrix in matrices)
+    stored = sum(matrix.quantizer.stored_bits(tuple(matrix.master.shape)) for matrix in matrices)
+    bits = stored / values if values else 32.0
     return {"bpb": score.bpb, "bytes": size, "bits": bits, "targets": score.tokens, "widths": loaded.run.quant.width_of}
 
 
 def settling(state: TrainState) -> float:
     """Seconds that rounding every weight takes, once a step."""
     state.model.train()
-    state.model.set_quantized(True)
+    state.model.set_fake_quantization(True)
+    cache = state.model.cached_weights(state.device_config.dtype)
     times = []
     for _ in range(5):
         _sync(state)
         started = time.perf_counter()
-        state.model.settle(state.device_config.dtype)
+        cache.compute()
         _sync(state)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -31,17 +31,17 @@ import torch
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
+from jepamba.distributed import World
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
-from jepamba.ranks import Ranks, joined
 from jepamba.train import resolve
 from jepamba.train.cuda_graph import CUDAGraph
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
-PARTS = ("weights on their grids", "passes", "gradient sums", "clip", "update")
+PARTS = ("quantized weights", "passes", "gradient sums", "clip", "update")
 ALONE_REPEATS = 20
 
 
@@ -80,10 +80,10 @@ class Clock:
         return found
 
 
-class TimedRanks(Ranks):
-    """Ranks whose sums of gradients are timed."""
+class TimedWorld(World):
+    """World whose sums of gradients are timed."""
 
-    def __init__(self, ranks: Ranks, clock: Clock) -> None:
+    def __init__(self, ranks: World, clock: Clock) -> None:
         self.__dict__ |= ranks.__dict__
         self.clock = clock
 
@@ -130,7 +130,7 @@ class TimedTrainer(Trainer):
 
     def compute_weights(self) -> None:
         """As ever."""
-        with self.clock.span("weights on their grids"):
+        with self.clock.span("quantized weights"):
             super().compute_weights()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
@@ -139,13 +139,13 @@ class TimedTrainer(Trainer):
             super().accumulate_gradients(batch, lam)
 
 
-def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
+def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
     """What the table shows."""
     where = choose_device(run.train)
-    text = ranks.machine_by_machine(lambda: corpus(run.data))
+    text = ranks.local_rank_zero_first(lambda: corpus(run.data))
     run = resolve(run, text)
     clock = Clock(where.device)
-    state = TimedState(run, text, where, TimedRanks(ranks, clock))
+    state = TimedState(run, text, where, TimedWorld(ranks, clock))
     state.waits = []
     trainer = TimedTrainer(state, clock)
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def measure(run: Run, ranks: Ranks, steps: int, warmup: int) -> dict[str, Any]:
     return {
         "device": where.why,
         "torch": torch.__version__,
-        "processes": ranks.size,
+        "processes": ranks.world_size,
         "tokens per step": run.train.tokens_per_step,
         "passes per step": state.layout.passes,
         "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in state.layout.of_pass(0)],
@@ -196,16 +196,16 @@ def alone(state: TrainState, clock: Clock) -> dict[str, float]:
             samples = min(jepa.sigreg_timesteps or run.data.seq_len, run.data.seq_len)
         sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
         times = 1 if jepa.sigreg_sample == "step" else state.layout.passes
-        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.sum_(sums), times)
+        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.all_reduce_(sums), times)
     matrices = list(state.optimizers.groups.muon.values())
-    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.size)
+    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.world_size)
     longest = max(sum(matrices[i].numel() for i in share) for share in shares)
     updates = torch.zeros(longest, dtype=state.optimizers.muon.compute_dtype, device=device)
     size = longest * updates.element_size() / 1e6
-    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.gathered(updates), 1)
+    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.all_gather(updates), 1)
     grads = [torch.zeros_like(p) for p in state.parameters()]
     size = sum(grad.numel() for grad in grads) * 4 / 1e6
-    work[f"gradient sums, {size:.1f} MB"] = (lambda: Ranks.sum_each_(ranks, grads), 1)
+    work[f"gradient sums, {size:.1f} MB"] = (lambda: World.sum_each_(ranks, grads), 1)
     found = {}
     for name, (exchange, times) in work.items():
         exchange()
@@ -250,13 +250,13 @@ def main() -> None:
     run = with_settings(load_preset(args.preset), parse_settings(flags))
     against = json.loads(args.bench_against.read_text()) if args.bench_against else None
     with joined() as ranks:
-        if not ranks.chief:
+        if not ranks.is_rank_zero:
             silence()
         found = measure(run, ranks, args.bench_steps, args.bench_warmup)
         if against is not None:
             each, before = found["tokens/s"] / found["processes"], against["tokens/s"] / against["processes"]
             found["efficiency"] = each / before
-        if ranks.chief:
+        if ranks.is_rank_zero:
             print(f"{args.preset}: {found['device']}; torch {found['torch']}\n")
             print(table(found, against) + "\n")
             if args.bench_out:

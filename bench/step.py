@@ -19,10 +19,10 @@ from dataclasses import replace
 
 import torch
 
-from jepamba import gpu
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
+from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
@@ -38,10 +38,11 @@ def matmul_flops_per_token(state: TrainState) -> float:
     steps = state.run.jepa.rollout_steps if state.run.jepa.weight > 0 else 0
     total = 0
     for name, p in state.modules.named_parameters():
-        if p.ndim != 2 or name.rsplit(".", 1)[-1] in ("mix", "skip_weight", "conv_weight"):
+        weight = name.removesuffix(".master")
+        if p.ndim != 2 or weight.rsplit(".", 1)[-1] in ("mix", "skip_weight", "conv_weight"):
             continue
         uses = steps if ".predictor" in name or ".pred_proj" in name else 1
-        if name.endswith("token_embed") and state.run.model.tie == 0:
+        if weight.endswith("token_embed") and state.run.model.tie == 0:
             uses = 0
         total += 6 * p.numel() * uses
     return total
@@ -78,7 +79,7 @@ def _sync(device: torch.device) -> None:
 
 def timed_step(trainer: Trainer, kernels: bool) -> float:
     """Seconds of one training step, everything on the device finished."""
-    with gpu.kernels(kernels):
+    with dispatch.triton_kernels(kernels):
         _sync(trainer.state.device)
         start = time.perf_counter()
         trainer.train_step(0.0)

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch is imported anywhere: the machine may have few cores, and several test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Matplotlib's list of fonts takes seconds to make: it stays where it is when the cache moves (below).
 os.environ.setdefault("MPLCONFIGDIR", os.path.expanduser("~/.cache/matplotlib"))
 
+from pathlib import Path
+
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
-# Every function of the package is checked against its annotations, tensor shapes included, while the tests run.
-install_import_hook("jepamba", "checker.check")
+import examples
 
-import torch  # noqa: E402 - after the environment is set
+# A process that was started in the background may ignore Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 LONGEST = ("test_triton", "test_train", "test_ranks_faults", "test_fuzz", "test_ranks_run", "test_cli_demo")
 """The files that take longest, together half of the time: begun first, so that no process ends with one alone."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check functions against their annotations while the tests run.
+
+    `make test` checks the modules that annotate tensor shapes; mypy has the others. The check of every call doubles the
+    CPU time of training, so the whole package has it in `make test-all` alone.
+    """
+    sources = Path(__file__).parents[1] / "src"
+    shaped = [path for path in sources.rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
+    names = [".".join(path.relative_to(sources).with_suffix("").parts) for path in shaped]
+    whole = config.getoption("markexpr") != "not slow"
+    examples.share = 1 if whole else 6
+    install_import_hook("jepamba" if whole else [name.removesuffix(".__init__") for name in names], "checker.check")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,6 @@ import atexit
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,55 +14,17 @@ import torch.distributed
 
 from dashboard import Dashboard
 from jepamba import __main__ as end
-from jepamba import lookout
 from jepamba.data import Prefetcher
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.presets import load_preset
-from jepamba.ranks import Ranks
-from jepamba.train import alike, finish, train, writer
+from jepamba.train import finish, train
 from jepamba.train.loop import Loop
-from jepamba.train.metrics import MetricsLog, NoLog
-
-
-def impatient() -> None:
-    """A lookout that waits two seconds where it would wait thirty, and four where it would wait five minutes."""
-    lookout.SILENCE, lookout.ABSENCE, lookout.GRACE, lookout.EVERY = 2.0, 4.0, 1.0, 0.2
 
 
 def slow_to_end() -> None:
     """Python's own end takes minutes, as where NCCL is taken down with captured graphs in use."""
     atexit.register(time.sleep, 300)
-
-
-def waiting_for_a_gpu() -> None:
-    """After five steps no rank does anything more, nor notices anything, as one that waits for a sum on its GPU."""
-    lookout.GRACE = 1.0
-    log = NoLog if os.environ["RANK"] != "0" else MetricsLog
-    append, kinds = log.append, list[str]()
-
-    def appended(self: Any, kind: str, *arguments: Any, **values: Any) -> None:
-        append(self, kind, *arguments, **values)
-        kinds.append(kind)
-        if kinds.count("step") == 5:
-            time.sleep(120)
-
-    log.append = appended  # type: ignore[method-assign]
-
-
-def rank_1_stands_still_while_reading() -> None:
-    """Rank 1 stops itself, all threads of it, where it would read its text."""
-    impatient()
-    if os.environ["RANK"] == "1":
-        alike._read = lambda run: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
-
-
-def rank_1_stands_still_while_scoring() -> None:
-    """Rank 1 stops itself at its first batch of the last scores, where only the shorter wait is short enough."""
-    impatient()
-    lookout.ABSENCE = 300.0
-    if os.environ["RANK"] == "1":
-        windowed.batches = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment, return-value]
 
 
 def told_while_scoring() -> None:
@@ -102,29 +63,6 @@ def last_rank_is_terminated_while_validating() -> None:
     windowed.batches = taken
 
 
-def told_while_waiting() -> None:
-    """Rank TOLD is sent SIGNAL while it waits for rank 0, which packs for a minute."""
-    impatient()
-    if _is_told():
-        share = Ranks.chiefly
-
-        def waiting(self: Any, work: Any) -> Any:
-            if "_pack" in work.__code__.co_names:
-                threading.Timer(0.5, _tell).start()
-            return share(self, work)
-
-        Ranks.chiefly = waiting  # type: ignore[method-assign]
-    else:
-        finish._pack = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
-
-
-def hanging_disk_on_rank_0() -> None:
-    """No checkpoint on rank 0 comes to its end, and the fifth read of data fails there."""
-    impatient()
-    writer.save_checkpoint = lambda *_: time.sleep(60)  # type: ignore[assignment, return-value]
-    bad_disk(0)
-
-
 def bad_disk(rank: int | None = None) -> None:
     """The fifth read of data fails, on one rank alone: BAD, unless it is given."""
     bad = os.environ["BAD"] if rank is None else str(rank)
@@ -146,7 +84,6 @@ def dashboard(slow: float = 0.0) -> None:
 
 def dashboard_slower_than_a_farewell() -> None:
     """It takes longer over its end than ranks wait for each other's word."""
-    lookout.GRACE = 0.3
     dashboard(3.0)
 
 
@@ -189,7 +126,6 @@ def a_script_of_ones_own() -> None:
 
 def slow_last_work_on_rank_0() -> None:
     """Rank 0 still works after the last that it does together with the others, until there is a file DONE."""
-    lookout.GRACE = 60.0
     if os.environ["RANK"] == "0":
         work = Loop.run_to_end
 

@@ -17,7 +17,7 @@ Weights = dict[str, Tensor]
 
 
 def weights_of(module: torch.nn.Module) -> Weights:
-    return {name: value.detach().double() for name, value in module.named_parameters()}
+    return {name.removesuffix(".master"): value.detach().double() for name, value in module.named_parameters()}
 
 
 def under(weights: Weights, prefix: str) -> Weights:
@@ -48,7 +48,7 @@ def mamba2(u_TD: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tens
     for t in range(len(u_TD)):
         if reset_T[t]:
             seen, state = [], torch.zeros_like(state)
-        projected = w["in_proj.w"] @ u_TD[t]
+        projected = w["in_proj.weight"] @ u_TD[t]
         z, raw, dt_raw = projected[:inner], projected[inner : inner + channels], projected[inner + channels :]
         assert len(dt_raw) == H
         seen.append(raw)
@@ -65,16 +65,16 @@ def mamba2(u_TD: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tens
             state[h] = torch.exp(dt * A[h]) * state[h] + dt * torch.outer(x[h], B[group])
             y[h] = state[h] @ C[group] + w["D"][h] * x[h]
         gated = y.reshape(-1) * silu(z)
-        outputs.append(w["out_proj.w"] @ (w["norm_weight"] * rms(gated, 1e-5)))
+        outputs.append(w["out_proj.weight"] @ (w["norm_weight"] * rms(gated, 1e-5)))
     return torch.stack(outputs)
 
 
 def mlp(x: Tensor, w: Weights, config: Model) -> Tensor:
     if config.mlp == "relu2":
-        hidden = torch.maximum(x @ w["up.w"].T, torch.zeros(1, dtype=torch.float64)) ** 2
+        hidden = torch.maximum(x @ w["up.weight"].T, torch.zeros(1, dtype=torch.float64)) ** 2
     else:
-        hidden = silu(x @ w["gate.w"].T) * (x @ w["up.w"].T)
-    return rms(hidden) @ w["down.w"].T
+        hidden = silu(x @ w["gate.weight"].T) * (x @ w["up.weight"].T)
+    return rms(hidden) @ w["down.weight"].T
 
 
 def block(x: Tensor, x0: Tensor, w: Weights, config: Model, index: int, reset_T: list[bool]) -> Tensor:
@@ -89,7 +89,7 @@ def latents(tokens_T: Tensor, w: Weights, config: Model, reset_T: list[bool]) ->
     """h of one sequence: the U-Net as a stack, as the spec tells it."""
     x = w["token_embed"][tokens_T]
     if config.embed_dim != config.d_model:
-        x = x @ w["embed_proj.w"].T
+        x = x @ w["embed_proj.weight"].T
     x0 = x = rms(x)
     stack: list[Tensor] = []
     used = 0
@@ -111,11 +111,11 @@ def latents(tokens_T: Tensor, w: Weights, config: Model, reset_T: list[bool]) ->
 def logits(h: Tensor, w: Weights, config: Model) -> Tensor:
     """Capped logits of the latents `h` (… D)."""
     features = h
-    if "head.embed_proj_rev.w" in w:
-        features = features @ w["head.embed_proj_rev.w"].T
+    if "head.embed_proj_rev.weight" in w:
+        features = features @ w["head.embed_proj_rev.weight"].T
     if config.tie == 3:
         features = gelu(features)
-    matrix = w["head.separate.w"] if config.tie == 0 else w["token_embed"]
+    matrix = w["head.separate.weight"] if config.tie == 0 else w["token_embed"]
     if config.tie == 2:
         matrix = matrix + w["head.correction"]
     raw = features @ matrix.T + w["head.vocab_bias"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from jepamba.ranks import Ranks, joined
+from jepamba.distributed import World, process_group
 from processes import free_port
 
 SECONDS = 120.0
@@ -57,9 +57,9 @@ def _run(pipe: Connection, rank: int, size: int, port: int, work: Callable[..., 
     torch.set_num_threads(1)
     try:
         if size == 1:
-            result = work(Ranks(), *arguments)
+            result = work(World(), *arguments)
         else:
-            with joined() as ranks:
+            with process_group() as ranks:
                 result = work(ranks, *arguments)
     except BaseException as error:
         traceback.print_exc()

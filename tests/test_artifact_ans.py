@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ans_reader import read
+from examples import examples
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.choice import OFF, Choices
@@ -25,7 +26,7 @@ from jepamba.artifact.inspect import entropy
 from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
 from jepamba.config import Data, Model, Run, Train
 from jepamba.model import LanguageModel
-from jepamba.quant.grids import Fp8Grid, IntGrid
+from jepamba.quant.grids import Fp8Quantizer, IntQuantizer
 from jepamba.text import ByteTokenizer
 
 KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
@@ -80,7 +81,7 @@ HOW = ["constant", "uniform", "normal", "zero rows"]
         max_size=5,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str, int]]) -> None:
     """Empty streams, single values, equal values, rows of zeros, any mixture of kinds and widths in one block."""
     streams = [StreamSpec(f"s{i}", *kind, tuple(shape)) for i, (kind, shape, _, _) in enumerate(block)]
@@ -126,10 +127,10 @@ def test_foretold_lines_come_back_and_save_bytes(grid: str, wide: bool) -> None:
     """The columns of a tall matrix, the rows of a wide one."""
     w = embedding(3000, 60).T.contiguous() if wide else embedding(3000, 60)
     if grid == "fp8":
-        stream, array = StreamSpec("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Grid().encode(w)["fp8"].numpy()
+        stream, array = StreamSpec("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Quantizer().encode(w)["fp8"].numpy()
     else:
         width = int(grid[3:])
-        stream, array = StreamSpec("e/q", "int", width, tuple(w.shape)), IntGrid(width).encode(w)["q"].numpy()
+        stream, array = StreamSpec("e/q", "int", width, tuple(w.shape)), IntQuantizer(width).encode(w)["q"].numpy()
     without = round_trip([stream], [array], WeightCodec(Choices(prediction=False)))
     assert len(round_trip([stream], [array])) < 0.98 * len(without)
 
@@ -179,7 +180,7 @@ def test_the_documented_reader_reads_it(how: str) -> None:
 def test_the_documented_reader_reads_foretold_lines() -> None:
     w = embedding(1200, 60)
     streams = [StreamSpec("e/fp8", "fp8", 8, (1200, 60)), StreamSpec("w/q", "int", 4, (60, 1200))]
-    values = [Fp8Grid().encode(w)["fp8"].numpy(), IntGrid(4).encode(w.T)["q"].numpy()]
+    values = [Fp8Quantizer().encode(w)["fp8"].numpy(), IntQuantizer(4).encode(w.T)["q"].numpy()]
     data = round_trip(streams, values)
     assert len(data) < len(round_trip(streams, values, WeightCodec(Choices(prediction=False))))
     assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
@@ -216,7 +217,7 @@ def trained(R: int, C: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("bits", [4, 5])
 def test_weights_come_below_their_entropy_and_every_general_compressor(bits: int) -> None:
-    values = [IntGrid(bits).encode(trained(320, 320, seed))["q"].numpy() for seed in range(2)]
+    values = [IntQuantizer(bits).encode(trained(320, 320, seed))["q"].numpy() for seed in range(2)]
     streams = [StreamSpec(f"{i}/q", "int", bits, array.shape) for i, array in enumerate(values)]
     sizes = {name: len(data) for name, data in encode_all(streams, values).items()}
     pooled = np.concatenate([array.reshape(-1) for array in values])
@@ -233,7 +234,7 @@ def test_where_there_is_nothing_to_find_it_costs_half_a_percent_at_most(bits: in
     if bits == 4:
         array = np.rint(random.normal(0, 2.2, (512, 512))).clip(-7, 7).astype(np.int8)
     else:
-        array = Fp8Grid(scaled=False).encode(torch.from_numpy(random.normal(0, 100, (512, 512))))["fp8"].numpy()
+        array = Fp8Quantizer(scaled=False).encode(torch.from_numpy(random.normal(0, 100, (512, 512))))["fp8"].numpy()
     bound = entropy(np.unique(array, return_counts=True)[1]) * array.size / 8
     data = round_trip([StreamSpec("a", "int" if bits == 4 else "fp8", bits, array.shape)], [array])
     assert bound < len(data) < 1.005 * bound
@@ -246,7 +247,7 @@ def test_all_zero_weights_cost_nearly_nothing() -> None:
 
 
 def test_choices_bound_the_writer_only() -> None:
-    array = IntGrid(4).encode(trained(300, 200, 0))["q"].numpy()
+    array = IntQuantizer(4).encode(trained(300, 200, 0))["q"].numpy()
     stream = StreamSpec("w/q", "int", 4, array.shape)
     sizes = [
         len(round_trip([stream], [array], WeightCodec(Choices(rows, columns, prediction=False))))
@@ -317,7 +318,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def large(copies: int) -> tuple[list[StreamSpec], list[Values]]:
     """A block of weights over the bound up to which everything is tried, of matrices that are alike or not."""
-    arrays = [IntGrid(4).encode(trained(512, 320, min(seed, 4 - copies)))["q"].numpy() for seed in range(4)]
+    arrays = [IntQuantizer(4).encode(trained(512, 320, min(seed, 4 - copies)))["q"].numpy() for seed in range(4)]
     return [StreamSpec(f"{i}/q", "int", 4, array.shape) for i, array in enumerate(arrays)], arrays
 
 
@@ -359,17 +360,3 @@ def test_the_artifact_of_a_model_is_in_it(tmp_path: Path) -> None:
         found, _ = load_artifact(tmp_path / "a.jepa").model(tokens, None)
         live, _ = model.eval()(tokens, None)
     assert torch.equal(found, live)
-
-
-def test_an_artifact_from_before_this_codec_loads() -> None:
-    """Written when there were general compressors only, with its logits of then."""
-    path = Path(__file__).parent / "files/artifact-0.1.jepa"
-    assert inspect(path)["codecs"] == ["brotli/bytes", "brotli/packed", "lzma/bytes", "stored/packed"]
-    artifact = load_artifact(path)
-    tokens = torch.tensor([list(b"The quick brown fox")])
-    with torch.no_grad():
-        h, _ = artifact.model(tokens, None)
-        logits = artifact.model.logits(h)
-    expected = torch.tensor([-0.0927808, 0.1379239, 0.3494675, 0.1522304, 0.5037838])
-    assert torch.allclose(logits[0, -1, :5], expected, atol=1e-5)
-    assert artifact.temperature == 0.9

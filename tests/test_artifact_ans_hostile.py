@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.coder import END, END_BITS, AnsEncoder, code_number
 from jepamba.artifact.ans.histograms import Histograms
@@ -67,13 +68,13 @@ def test_flipped_bytes_and_every_truncation() -> None:
 
 
 @given(st.binary(max_size=400), st.sampled_from(KINDS), st.lists(st.integers(0, 40), max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_garbage_is_refused_in_one_line(data: bytes, kind: tuple[str, int], shape: list[int]) -> None:
     refused_or_of_the_declared_shape([StreamSpec("s", *kind, tuple(shape))], data)
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2**32)), max_size=40), st.sampled_from(KINDS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_numbers_where_the_plan_stands_are_refused_or_read(
     numbers: list[tuple[int, int]], kind: tuple[str, int]
 ) -> None:

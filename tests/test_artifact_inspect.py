@@ -15,14 +15,14 @@ from jepamba.artifact import inspect, save_artifact
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant import IntGrid
-from jepamba.quant.floats import FloatGrid, Fp8Grid
+from jepamba.quant import IntQuantizer
+from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
 from jepamba.text import ByteTokenizer
 
 QUANTS = [
     Quant(large=512),
     Quant(large=512, bits=5, scale="clip", group=16, embedding="int6", vectors="int8"),
-    Quant(large=512, bits=3, scale="hessian", fp8_scale="none", vectors="fp8-row", widths=("embed_proj.w=7",)),
+    Quant(large=512, bits=3, scale="hessian", fp8_scale="none", vectors="fp8-row", widths=("embed_proj.weight=7",)),
     Quant(bits=32),
 ]
 
@@ -49,7 +49,9 @@ def shaken_model(run: Run) -> LanguageModel:
     torch.manual_seed(5)
     model = LanguageModel(run.model, run.quant)
     for name, value in model.named_parameters():
-        value.data += 0.1 * torch.randn_like(value) * (1.0 if name.endswith(".w") or "embed" in name else 0.3)
+        value.data += (
+            0.1 * torch.randn_like(value) * (1.0 if name.endswith(".weight.master") or "embed" in name else 0.3)
+        )
     for name, value in model.named_buffers():
         assert name.endswith("input_power")
         value.copy_(torch.rand_like(value) + 0.2)
@@ -72,18 +74,18 @@ def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant:
     assert blind["masters_are_its_own"] is None
     own = sum(block["bytes"] for block in found["blocks"] if block["kind"] != "u8")
     assert sum(row["bytes_coded"] for row in found["tensors"]) == pytest.approx(own)
-    grids = model.named_grids()
+    weights = model.weights()
     for row, unseen in zip(found["tensors"], blind["tensors"], strict=True):
-        master = masters[row["name"]]
-        streams, grid = model.export_weights()[row["name"]], grids[row["name"]]
+        master, grid = masters[f"{row['name']}.master"], weights[row["name"]].quantizer
+        streams = weights[row["name"]].export()
         lost = (grid.decode(streams, tuple(master.shape)) - master).norm() / master.norm()
         assert row["error"] == pytest.approx(lost.item(), rel=1e-4, abs=1e-12), row["name"]
         assert unseen["error"] is None
         assert unseen["clipped"] is None
         assert unseen["at_largest"] == row["at_largest"]
-        if isinstance(grid, FloatGrid):
+        if isinstance(grid, FloatQuantizer):
             assert (row["clipped"], row["at_largest"]) == (None, None)
-        elif isinstance(grid, IntGrid):
+        elif isinstance(grid, IntQuantizer):
             # By the definition, from the scales: beyond the last integer's own half step.
             scale_RK1 = streams["scale"].double().reshape(streams["q"].shape[0], -1, 1)
             wide = torch.nn.functional.pad(
@@ -94,7 +96,7 @@ def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant:
             if grid.scale == "absmax":
                 assert row["clipped"] == 0
                 assert row["at_largest"] > 0
-        elif isinstance(grid, Fp8Grid) and grid.scaled:
+        elif isinstance(grid, Fp8Quantizer) and grid.scaled:
             assert row["clipped"] == 0
         assert row["bits_coded"] == pytest.approx(8 * row["bytes_coded"] / row["values"])
         assert "same" not in row
@@ -111,12 +113,12 @@ def test_weights_beyond_a_clipped_grid_are_counted(tmp_path: Path) -> None:
     for scale in ("clip", "absmax"):
         run = run_of(Quant(large=512, bits=2, scale=scale))
         model = shaken_model(run)
-        weight = dict(model.named_parameters())["embed_proj.w"]
+        weight = model.weights()["embed_proj.weight"].master
         weight.data = weight.data.sign() + 0.01 * weight.data
         weight.data[:, 0] = 2.5
         save_artifact(tmp_path / scale, model, run, ByteTokenizer())
         rows = {row["name"]: row for row in inspect(tmp_path / scale, masters_of(model))["tensors"]}
-        shares.append((rows["embed_proj.w"]["clipped"], rows["embed_proj.w"]["at_largest"]))
+        shares.append((rows["embed_proj.weight"]["clipped"], rows["embed_proj.weight"]["at_largest"]))
     (clipped, at_largest), (absmax, one_a_row) = shares
     assert clipped == pytest.approx(1 / 48)
     assert at_largest == 1.0
@@ -128,15 +130,15 @@ def test_other_masters_are_noticed_and_those_of_another_model_refused(tmp_path: 
     model = shaken_model(run)
     save_artifact(tmp_path / "a", model, run, ByteTokenizer())
     masters = masters_of(model)
-    masters["embed_proj.w"] += 0.1 * torch.randn(64, 48)
+    masters["embed_proj.weight.master"] += 0.1 * torch.randn(64, 48)
     found = inspect(tmp_path / "a", masters)
     assert found["masters_are_its_own"] is False
-    (row,) = (row for row in found["tensors"] if row["name"] == "embed_proj.w")
-    (blind,) = (row for row in inspect(tmp_path / "a")["tensors"] if row["name"] == "embed_proj.w")
+    (row,) = (row for row in found["tensors"] if row["name"] == "embed_proj.weight")
+    (blind,) = (row for row in inspect(tmp_path / "a")["tensors"] if row["name"] == "embed_proj.weight")
     assert row["error"] > 2 * blind["expected_error"]
     for bad in (
-        {name: value for name, value in masters.items() if name != "blocks.1.mix"},
-        {**masters, "blocks.1.mix": torch.zeros(2, 63)},
+        {name: value for name, value in masters.items() if name != "blocks.1.mix.master"},
+        {**masters, "blocks.1.mix.master": torch.zeros(2, 63)},
     ):
         with pytest.raises(UserError, match=r"blocks\.1\.mix"):
             inspect(tmp_path / "a", bad)
@@ -175,5 +177,5 @@ def test_no_bit_can_be_added_to_eight_and_zeros_have_no_error(tmp_path: Path) ->
     rows = {row["name"]: row for row in found["tensors"]}
     assert all(row["one_more_bit"] is None for row in found["tensors"])
     assert found["costs"]["one_more_bit"] == 0
-    assert rows["blocks.0.mlp.down.w"]["error"] == rows["blocks.0.mlp.down.w"]["expected_error"] == 0.0
-    assert rows["blocks.0.mlp.down.w"]["zeros"] == 1.0
+    assert rows["blocks.0.mlp.down.weight"]["error"] == rows["blocks.0.mlp.down.weight"]["expected_error"] == 0.0
+    assert rows["blocks.0.mlp.down.weight"]["zeros"] == 1.0

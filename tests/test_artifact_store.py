@@ -79,7 +79,7 @@ def test_live_and_loaded_logits_are_equal_to_the_bit(
     artifact = load_artifact(tmp_path / "a.jepa")
     assert not artifact.model.training
     assert {f"int{bits}", "fp8" if old else "fp8-row", "bf16", "fp32"} <= {
-        grid.name for grid in artifact.model.named_grids().values()
+        weight.quantizer.name for weight in artifact.model.weights().values()
     }
     assert torch.equal(logits_of(model, tokenizer.vocab_size), logits_of(artifact.model, tokenizer.vocab_size))
 
@@ -182,14 +182,14 @@ def test_inspection_adds_up(tmp_path: Path, bpe: SentencePieceTokenizer) -> None
     assert sum(block["bytes"] for block in found["blocks"]) == found["compressed_bytes"] < size
     assert found["temperature"] == 1.1
     assert found["tokenizer"]["vocab"] == bpe.vocab_size
-    grids = model.named_grids()
+    weights = model.weights()
     for row in found["tensors"]:
-        weight = dict(model.named_parameters())[row["name"]]
+        weight, quantizer = weights[row["name"]].master, weights[row["name"]].quantizer
         assert row["shape"] == list(weight.shape)
-        assert row["bytes_packed"] * 8 == pytest.approx(grids[row["name"]].bits(tuple(weight.shape)), abs=7)
+        assert row["bytes_packed"] * 8 == pytest.approx(quantizer.stored_bits(tuple(weight.shape)), abs=7)
         assert row["entropy"] <= row["bits_per_value"]
         if row["grid"] == "int4":
-            codes = grids[row["name"]].encode(weight)["q"]
+            codes = quantizer.encode(weight)["q"]
             assert row["zeros"] == pytest.approx((codes == 0).float().mean().item())
             assert row["at_largest"] == pytest.approx((codes.abs() == 7).float().mean().item())
             assert row["at_largest"] >= 1 / weight.shape[1]  # the largest of each row lies at the grid's end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from torch import Tensor
 from jepamba.errors import UserError
 from jepamba.train import train
 from jepamba.train import writer as writer_module
-from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from jepamba.train.checkpoint import STATE, VERSION, checkpoints, load_checkpoint, save_checkpoint
 from jepamba.train.step import Trainer
 from jepamba.train.writer import CheckpointWriter
 from processes import PRELOAD
@@ -51,6 +52,17 @@ def test_checkpoints_are_whole_kept_to_a_number_and_checked(tmp_path: Path) -> N
     file.unlink()
     with pytest.raises(UserError, match="not a complete checkpoint"):
         load_checkpoint(tmp_path / "step-000000010")
+
+
+@pytest.mark.parametrize("version", [None, 1, VERSION + 1, "2\n"])
+def test_another_version_is_refused_in_one_line(tmp_path: Path, version: int | str | None) -> None:
+    path = save_checkpoint(tmp_path, 1, filled(1.0), {"n": 1}, keep=2)
+    state = json.loads((path / STATE).read_text())
+    del state["version"]
+    (path / STATE).write_text(json.dumps(state if version is None else state | {"version": version}))
+    with pytest.raises(UserError, match=rf"format version .*; this program reads version {VERSION}$") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
 
 
 DEADLY = ("mkdir", "open", "fsync", "rename", "unlink", "rmdir")

@@ -357,7 +357,7 @@ def test_a_signal_that_the_parent_ignores_ends_the_command(number: signal.Signal
 
 def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, out = documents(tmp_path / "text"), tmp_path / "run"
-    words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "120", "--out", str(out)]
+    words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "60", "--out", str(out)]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen([sys.executable, "-m", "jepamba", *words], stderr=subprocess.PIPE, text=True)
@@ -373,9 +373,9 @@ def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: p
     assert "Traceback" not in said
     assert not (out / "summary.json").exists()
     found = json_of(capsys, "resume", str(out))
-    assert found["steps"] == 120
+    assert found["steps"] == 60
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"kind": "step"' in line]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 61))
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compress_cases import KINDS, ODD, TEXT, tokenizer_named
+from examples import examples
 from jepamba.compress.adaptive import Frequencies, MixedBit
 from jepamba.compress.coder import SYMBOLS_PER_BYTE, SymbolDecoder, SymbolEncoder
 from jepamba.compress.corrections import LONGEST, Correction, corrected, corrections
@@ -22,7 +23,7 @@ alike = st.text(alphabet="ab \n\t…ﬁ", max_size=60).map(str.encode)
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=anything | alike)
 @example(b"")
 @example(b"\0" * 30)
@@ -47,7 +48,7 @@ def test_odd_bytes(name: str) -> None:
         test_tokens_and_corrections_are_the_data.hypothesis.inner_test(name, data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(ours=alike | anything, wanted=alike | anything)
 @example(b"a" * 2000, b"")
 @example(b"", b"a" * 2000)
@@ -135,7 +136,7 @@ def test_a_section_is_never_shorter_than_its_symbols_allow() -> None:
     assert [reader.symbol(np.array([1e12, 1.0])) for _ in range(1000)] == [0] * 1000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(section=st.binary(min_size=1, max_size=10).map(lambda raw: raw * 4))
 def test_sections_that_nobody_wrote_end(section: bytes) -> None:
     """They give corrections or an error, and no more of them than the section's size allows."""

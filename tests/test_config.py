@@ -74,7 +74,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quant.budget_bytes": -1}, "0 (none) or more"),
     ({"quant.budget_after": 1.5}, "between 0 and 1"),
     *[
-        ({"quant.widths": [item]}, "of the form blocks.0.mixer.in_proj.w=5")
+        ({"quant.widths": [item]}, "of the form blocks.0.mixer.in_proj.weight=5")
         for item in ("w", "w=", "=5", "w=1", "w=9", "w=44", "a b=4", "w=4 ")
     ],
     ({"quant.widths": ["b.w=4", "a.w=4", "a.w=5"]}, "names the tensor 'a.w' twice"),

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.data import Batch, BatchLayout, Loader, Tokens
 from jepamba.errors import UserError
 from jepamba.text import ByteTokenizer, train_bpe
@@ -42,7 +43,7 @@ def equal(a: Batch, b: Batch) -> bool:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.integers(2, 400), st.integers(1, 20), st.integers(0, 5), st.booleans())
 def test_every_window_of_an_epoch_once(length: int, seq_len: int, seed: int, shuffle: bool) -> None:
     if length < seq_len + 1:
@@ -95,7 +96,7 @@ def test_batches_of_any_size_are_the_same_windows(first: list[int], then: list[i
         assert starts(batch) == [start for _ in range(count) for start in starts(single.next(1))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(0, 80), st.integers(1, 9), st.booleans())
 def test_restored_loader_goes_on_alike(skip: int, count: int, shuffle: bool) -> None:
     loader = Loader(positions(150), 8, 7, shuffle)
@@ -161,7 +162,7 @@ def test_positions_of_other_data_are_refused(change: dict[str, int]) -> None:
     assert equal(loader.next(40), other.next(40))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(2, 400), st.integers(1, 20), st.integers(1, 6))
 def test_rows_walk_along_their_own_stretches(length: int, seq_len: int, rows: int) -> None:
     if length < rows * seq_len + 1:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
+from examples import examples
 from jepamba.data.order import Permutation
 
 
@@ -19,7 +20,7 @@ def whole(order: Permutation) -> list[int]:
     return numbers
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**70), st.integers(0, 5))
 def test_every_number_once(count: int, seed: int, epoch: int) -> None:
     order = Permutation(count, (seed, epoch))

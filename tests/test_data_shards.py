@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.data import Tokens, open_shard, write_shard
 from jepamba.data import shards as shards_module
 from jepamba.data.shards import ShardWriter
@@ -155,7 +156,7 @@ def test_a_shard_that_is_damaged_while_open_is_refused(tmp_path: Path, fate: str
         stream.read(200_000, 200_100)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=10), st.integers(1, 30))
 def test_writer_splits_a_stream(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int) -> None:
     folder = tmp_path_factory.mktemp("shards")
@@ -182,7 +183,7 @@ def test_a_writer_that_was_stopped_leaves_no_shard(tmp_path: Path) -> None:
     assert "magic number" in refusal(tmp_path / "text_val_000000.bin")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.data())
 def test_stream_over_shards_reads_any_slice(sizes: list[int], data: st.DataObject) -> None:
     whole = tokens_up_to(256, sum(sizes))

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.config import Model, Quant
 from jepamba.data import Tokens
 from jepamba.errors import UserError
@@ -126,7 +127,7 @@ def test_every_token_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [tuple(shape) for shape in shapes] == [(1, 512)] * 7 + [(1, (len(tokens) - 1) % 512)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(1, 20))
 def test_lanes_hold_every_part_once_and_are_balanced(lengths: list[int], most: int) -> None:
     ends = np.cumsum(lengths).tolist()

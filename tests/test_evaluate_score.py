@@ -200,7 +200,7 @@ def test_the_model_is_left_as_it_was() -> None:
         score_plain(model, tokens, 32)
         calibrate(model, tokens, 32, 64)
         assert model.training is training
-        assert not any(module.on_grid for module in model.gridded())
+        assert not any(weight.loaded for weight in model.weights().values())
         for name, value in model.named_parameters():
             assert value.data_ptr() == before[name][0]
             assert torch.equal(value.detach(), before[name][1])
@@ -213,18 +213,15 @@ def test_an_evaluation_sees_the_stored_weights() -> None:
     model, tokens = small_model(ByteTokenizer()), stream(ByteTokenizer(), 100)
     model.train()
     score = score_plain(model, tokens, 32)
-    weights = model.named_grids()
-    for name, parameter in model.named_parameters():
-        parameter.data = weights[name].decode(weights[name].encode(parameter), tuple(parameter.shape))
-    for module in model.gridded():
-        module.on_grid = True
+    for weight in model.weights().values():
+        weight.load(weight.quantizer.decode(weight.export(), tuple(weight.master.shape)))
     assert score_plain(model, tokens, 32).nats_per_token == score.nats_per_token
 
 
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     model = small_model(ByteTokenizer())
     model.train()
-    before = model.token_embed.data_ptr()
+    before = model.token_embed.master.data_ptr()
 
     def broken() -> None:
         with stored(model):
@@ -234,7 +231,7 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         broken()
     assert model.training
-    assert model.token_embed.data_ptr() == before
+    assert model.token_embed.master.data_ptr() == before
 
 
 def test_bad_input_is_refused(bpe: SentencePieceTokenizer) -> None:
@@ -259,8 +256,8 @@ def test_calibration_finds_the_grid_s_best() -> None:
     for factor in (3.0, 0.05):
         scaled = small_model(ByteTokenizer(), softcap="off")
         scaled.load_state_dict(model.state_dict())
-        scaled.head.embed_proj_rev.w.data *= factor
-        scaled.head.vocab_bias.data *= factor
+        scaled.head.embed_proj_rev.weight.master.data *= factor
+        scaled.head.vocab_bias.master.data *= factor
         best = calibrate(scaled, tokens, 64, 400)
         coarse = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)
         middle = min(coarse, key=lambda t: score_plain(scaled, tokens, 64, temperature=t, limit=400).bpb)

@@ -32,11 +32,11 @@ def saying(text: bytes) -> LanguageModel:
     for name, parameter in model.named_parameters():
         if "mixer.out_proj" in name or "mlp" in name:
             parameter.data.zero_()
-    model.token_embed.data = torch.eye(256)
-    model.head.separate.w.data.zero_()
-    model.head.vocab_bias.data.zero_()
+    model.token_embed.master.data = torch.eye(256)
+    model.head.separate.weight.master.data.zero_()
+    model.head.vocab_bias.master.data.zero_()
     for one, after in itertools.pairwise(text):
-        model.head.separate.w.data[after, one] = 5.0
+        model.head.separate.weight.master.data[after, one] = 5.0
     return model
 
 
@@ -130,8 +130,8 @@ def test_bos_ends_the_text_and_other_controls_are_never_drawn() -> None:
     model = small_model(310)  # ten rows more than the tokenizer has pieces
     for parameter in model.parameters():
         parameter.data.zero_()
-    model.head.vocab_bias.data[[0, 2, 3, *range(BPE.vocab_size, 310)]] = 9.0
-    model.head.vocab_bias.data[1] = -99.0
+    model.head.vocab_bias.master.data[[0, 2, 3, *range(BPE.vocab_size, 310)]] = 9.0
+    model.head.vocab_bias.master.data[1] = -99.0
     pieces = list(generate(model, BPE, "The", 100))
     assert pieces
     assert not any("<" in piece and ">" in piece for piece in pieces)

@@ -37,6 +37,10 @@ def small(**changes: Any) -> Model:
     return Model(**{**SMALL, **changes})
 
 
+def masters(model: LanguageModel) -> dict[str, Tensor]:
+    return {name: weight.master for name, weight in model.weights().items()}
+
+
 def disturb(module: torch.nn.Module) -> None:
     """Move every parameter off its initial value, so that zeros and ones hide nothing."""
     g = torch.Generator().manual_seed(11)
@@ -122,18 +126,18 @@ def test_in_proj_rows_are_z_x_B_C_dt() -> None:
     mixer = Mamba2(config, Quant()).train()
     u, nothing = torch.randn(1, 6, 16), mixer.initial_state(1)
     before, _ = mixer(u, torch.ones(u.shape[-1]), None, nothing)
-    assert mixer.in_proj.w.shape == (16 + 16 + 4 + 4 + 4, 16)
+    assert mixer.in_proj.weight.master.shape == (16 + 16 + 4 + 4 + 4, 16)
     with torch.no_grad():
-        mixer.in_proj.w[:16] = 0  # z: SiLU(0) = 0 closes the gate
+        mixer.in_proj.weight.master[:16] = 0  # z: SiLU(0) = 0 closes the gate
         assert mixer(u, torch.ones(u.shape[-1]), None, nothing)[0].abs().max() == 0
     torch.manual_seed(0)
     mixer = Mamba2(config, Quant()).train()
     with torch.no_grad():
-        mixer.in_proj.w[32:40] = 0  # B and C without input or bias: nothing but D·x is left
-        mixer.conv_bias[16:] = 0
-        mixer.D.zero_()
+        mixer.in_proj.weight.master[32:40] = 0  # B and C without input or bias: nothing but D·x is left
+        mixer.conv_bias.master[16:] = 0
+        mixer.D.master.zero_()
         assert mixer(u, torch.ones(u.shape[-1]), None, nothing)[0].abs().max() == 0
-        mixer.D.fill_(1)
+        mixer.D.master.fill_(1)
         assert mixer(u, torch.ones(u.shape[-1]), None, nothing)[0].abs().max() > 0.01
     assert before.abs().max() > 0.01
 
@@ -144,20 +148,20 @@ def test_mlp_formula_and_fresh_silence(kind: str) -> None:
     mlp = Mlp(config, Quant()).train()
     x = torch.randn(2, 5, config.d_model)
     assert mlp(x, torch.ones(x.shape[-1])).abs().max() == 0
-    assert mlp.up.w.shape == (48, 16)
+    assert mlp.up.weight.master.shape == (48, 16)
     disturb(mlp)
     truth = oracle.mlp(x.double(), oracle.weights_of(mlp), config)
     assert torch.allclose(mlp(x, torch.ones(x.shape[-1])).double(), truth, atol=1e-6, rtol=1e-5)
-    assert {name for name, _ in mlp.named_parameters()} == {"up.w", "down.w"} | (
-        {"gate.w"} if kind == "swiglu" else set()
+    assert {name for name, _ in mlp.named_parameters()} == {"up.weight.master", "down.weight.master"} | (
+        {"gate.weight.master"} if kind == "swiglu" else set()
     )
 
 
 @pytest.mark.parametrize(("every", "with_mlp"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
 def test_mlp_schedule(every: int, with_mlp: list[int]) -> None:
     model = LanguageModel(small(n_layer=5, mlp_every=every), Quant())
-    names = [name for name, _ in model.named_parameters()]
-    assert [i for i in range(5) if f"blocks.{i}.mlp.down.w" in names] == with_mlp
+    names = model.weights()
+    assert [i for i in range(5) if f"blocks.{i}.mlp.down.weight" in names] == with_mlp
     assert [i for i in range(5) if f"blocks.{i}.mlp_scale" in names] == with_mlp
 
 
@@ -180,13 +184,13 @@ def test_mlp_schedule(every: int, with_mlp: list[int]) -> None:
 def test_skips_pair_decoder_with_encoder_blocks(n_layer: int, self_skip: bool, pairs: dict[int, int]) -> None:
     model = LanguageModel(small(n_layer=n_layer, self_skip=self_skip), Quant())
     assert model.skips.source == pairs
-    named = dict(model.named_parameters())
+    named = masters(model)
     if pairs:
         assert named["skips.skip_weight"].shape == (len(pairs), 16)
         assert (named["skips.skip_weight"] == 1).all()
     else:
         assert "skips.skip_weight" not in named
-    off = dict(LanguageModel(small(n_layer=n_layer, unet=False), Quant()).named_parameters())
+    off = LanguageModel(small(n_layer=n_layer, unet=False), Quant()).weights()
     assert "skips.skip_weight" not in off
 
 
@@ -196,7 +200,7 @@ def test_the_first_skip_doubles_its_input_and_is_there_only_on_request() -> None
         model, given, outputs = disturbed(config), [], []
         if config.self_skip:
             with torch.no_grad():
-                model.skips.skip_weight.fill_(1.0)
+                model.skips.skip_weight.master.fill_(1.0)
         for block in model.blocks:
             block.register_forward_pre_hook(lambda module, args: given.append((args[0], args[2])))
             block.register_forward_hook(lambda module, args, out: outputs.append(out[0].x_BTD))
@@ -217,7 +221,7 @@ def test_the_first_skip_doubles_its_input_and_is_there_only_on_request() -> None
 def test_fresh_weights_have_the_spec_distributions() -> None:
     config = Model(vocab_size=2000, embed_dim=32, d_model=512, n_layer=2, headdim=1, d_state=2, mlp_mult=1.0)
     model = LanguageModel(config, Quant())
-    named = dict(model.named_parameters())
+    named = masters(model)
     assert named["token_embed"].std().item() == pytest.approx(0.02, rel=0.02)
     assert named["token_embed"].mean().abs() < 2e-4
     for i in range(2):
@@ -240,7 +244,7 @@ def test_fresh_weights_have_the_spec_distributions() -> None:
         quarters = ((log_dt - math.log(1e-3)) / math.log(100) * 4).floor().clamp(0, 3)
         assert torch.bincount(quarters.long()).min() > 512 / 4 * 0.7
     assert (named["blocks.0.mlp_scale"] == 1).all()
-    assert (named["blocks.0.mlp.down.w"] == 0).all()
+    assert (named["blocks.0.mlp.down.weight"] == 0).all()
     assert (named["head.vocab_bias"] == 0).all()
     assert not torch.equal(named["blocks.0.mixer.A_log"], named["blocks.1.mixer.A_log"])
 
@@ -250,7 +254,7 @@ def test_one_seed_gives_one_model() -> None:
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         models.append(LanguageModel(small(), Quant()))
-    first, same, other = (dict(model.named_parameters()) for model in models)
+    first, same, other = (masters(model) for model in models)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["token_embed"], other["token_embed"])
 
@@ -260,16 +264,16 @@ def test_one_seed_gives_one_model() -> None:
 def test_tie_modes_shapes_and_gradients(tie: int, embed_dim: int) -> None:
     config = small(tie=tie, embed_dim=embed_dim)
     model = disturbed(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(("blocks", "skips"))}
+    shapes = {name: tuple(p.shape) for name, p in masters(model).items() if not name.startswith(("blocks", "skips"))}
     expected = {"token_embed": (37, embed_dim), "head.vocab_bias": (37,)}
     if embed_dim != 16:
-        expected["embed_proj.w"] = (16, embed_dim)
+        expected["embed_proj.weight"] = (16, embed_dim)
         if tie != 0:
-            expected["head.embed_proj_rev.w"] = (embed_dim, 16)
+            expected["head.embed_proj_rev.weight"] = (embed_dim, 16)
     if tie == 3:
-        expected["head.embed_proj_rev.w"] = (embed_dim, 16)
+        expected["head.embed_proj_rev.weight"] = (embed_dim, 16)
     if tie == 0:
-        expected["head.separate.w"] = (37, 16)
+        expected["head.separate.weight"] = (37, 16)
     if tie == 2:
         expected["head.correction"] = (37, embed_dim)
     assert shapes == expected
@@ -283,8 +287,8 @@ def test_tie_modes_shapes_and_gradients(tie: int, embed_dim: int) -> None:
     # A symbol that is never read is in the loss through the head alone: tied, its row learns; untied, it does not.
     unread = [v for v in range(37) if not (tokens == v).any()]
     assert unread
-    assert model.token_embed.grad is not None
-    assert (model.token_embed.grad[unread].abs().max() > 0) == (tie != 0)
+    assert model.token_embed.master.grad is not None
+    assert (model.token_embed.master.grad[unread].abs().max() > 0) == (tie != 0)
 
 
 @pytest.mark.parametrize("tie", [0, 1, 2, 3])
@@ -377,7 +381,7 @@ def test_no_gradient_crosses_a_reset() -> None:
     reset = torch.zeros(1, 24, dtype=torch.bool)
     reset[0, 8] = True
     model(tokens, reset)[0][:, 8:].square().mul(torch.linspace(-1, 1, 16)).sum().backward()
-    grad = model.token_embed.grad
+    grad = model.token_embed.master.grad
     assert grad is not None
     assert grad[:8].abs().max() <= 1e-6 * grad[8:24].abs().max()
     assert grad[8:24].abs().amin(0).max() > 0
@@ -465,7 +469,7 @@ def test_logits_are_capped_and_finite_at_any_scale(softcap: str) -> None:
     config = small(softcap=softcap)
     model = disturbed(config)
     with torch.no_grad():
-        model.head.vocab_bias.copy_(torch.linspace(-1e6, 1e6, 37))
+        model.head.vocab_bias.master.copy_(torch.linspace(-1e6, 1e6, 37))
         logits = model.logits(model(tokens_and_reset(config, 2, 9)[0])[0])
     assert torch.isfinite(logits).all()
     assert logits.abs().max() <= 15.0
@@ -480,12 +484,33 @@ def test_rms_has_its_epsilon_and_no_weight() -> None:
     assert rms(x)[2, 0].item() == pytest.approx(1 / math.sqrt(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("embed_dim", [12, 16])
+@pytest.mark.parametrize(("batch", "length"), [(1, 7), (2, 40)])
+def test_the_residual_stream_is_in_the_compute_dtype(embed_dim: int, batch: int, length: int) -> None:
+    # 16 wide: with and without a projection of the embedding. Few tokens have their outputs scaled, many the weights.
+    config = small(embed_dim=embed_dim)
+    model = disturbed(config)
+    tokens, reset = tokens_and_reset(config, batch, length)
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.extend((args[0], args[1], *out[0])))
+    truth, _ = model(tokens, reset)
+    assert {value.dtype for value in (*seen, truth)} == {torch.float32}
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        h, _ = model(tokens, reset)
+    assert {value.dtype for value in (*seen, h)} == {torch.bfloat16}
+    assert (h - truth).norm() < 0.03 * truth.norm()
+    h.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.blocks.parameters())
+
+
 def test_every_parameter_has_a_part_and_an_unknown_name_has_none() -> None:
     for tie in (0, 2, 3):
         for name, _ in LanguageModel(small(tie=tie, mlp="swiglu"), Quant()).named_parameters():
             assert part_of(name)
     with pytest.raises(KeyError):
-        part_of("blocks.0.attention.w")
+        part_of("blocks.0.attention.weight")
 
 
 def test_a_model_without_a_vocabulary_is_refused() -> None:

@@ -245,7 +245,7 @@ def test_groups_are_those_of_the_spec() -> None:
     groups = group_parameters(modules.named_parameters(), config)
     assert groups.untrained == {}
     for name, p in modules.named_parameters():
-        leaf = name.rsplit(".", 1)[-1]
+        leaf = name.removesuffix(".master").rsplit(".", 1)[-1]
         if leaf in ("A_log", "dt_bias", "D"):
             assert name in groups.adam_no_decay, name
         elif p.ndim == 2 and leaf not in ("token_embed", "conv_weight", "mix", "skip_weight"):
@@ -253,23 +253,23 @@ def test_groups_are_those_of_the_spec() -> None:
         else:
             assert name in groups.adam, name
     for name in (
-        "model.blocks.0.mixer.in_proj.w",
-        "model.blocks.0.mlp.gate.w",
-        "model.embed_proj.w",
-        "model.head.embed_proj_rev.w",
+        "model.blocks.0.mixer.in_proj.weight.master",
+        "model.blocks.0.mlp.gate.weight.master",
+        "model.embed_proj.weight.master",
+        "model.head.embed_proj_rev.weight.master",
         "heads.projector.0.weight",
         "heads.predictor.0.weight",
         "heads.pred_proj.3.weight",
     ):
         assert name in groups.muon
     for name in (
-        "model.token_embed",
-        "model.head.vocab_bias",
-        "model.skips.skip_weight",
-        "model.blocks.1.mix",
-        "model.blocks.1.mixer.conv_weight",
-        "model.blocks.1.mixer.conv_bias",
-        "model.blocks.1.mixer.norm_weight",
+        "model.token_embed.master",
+        "model.head.vocab_bias.master",
+        "model.skips.skip_weight.master",
+        "model.blocks.1.mix.master",
+        "model.blocks.1.mixer.conv_weight.master",
+        "model.blocks.1.mixer.conv_bias.master",
+        "model.blocks.1.mixer.norm_weight.master",
         "heads.predictor.0.bias",
         "heads.projector.1.weight",
     ):
@@ -302,7 +302,7 @@ def test_time_scales_do_not_decay_unless_asked(decay_ssm: bool) -> None:
         p.grad = torch.zeros_like(p)
     optimizers.step()
     for name, p in modules.named_parameters():
-        leaf = name.rsplit(".", 1)[-1]
+        leaf = name.removesuffix(".master").rsplit(".", 1)[-1]
         if leaf in ("A_log", "dt_bias", "D") and not decay_ssm:
             assert torch.equal(p, before[name]), name
         elif name in optimizers.groups.muon:
@@ -345,7 +345,7 @@ def test_an_untrained_convolution_stays_and_has_no_gradient() -> None:
 def test_adam_is_adam() -> None:
     modules, config = network()
     optimizers = Optimizers.build(modules.named_parameters(), config, CPU)
-    name = "model.blocks.0.mixer.norm_weight"
+    name = "model.blocks.0.mixer.norm_weight.master"
     p = dict(modules.named_parameters())[name]
     value, m, v = p.detach().double(), torch.zeros(16).double(), torch.zeros(16).double()
     g = torch.Generator().manual_seed(1)
@@ -371,7 +371,7 @@ def test_bf16_masters_lose_the_weight_decay() -> None:
         modules, _ = network()
         modules.to(dtype)
         optimizers = Optimizers.build(modules.named_parameters(), config, CPU)
-        name = "model.blocks.0.mixer.in_proj.w"
+        name = "model.blocks.0.mixer.in_proj.weight.master"
         p = dict(modules.named_parameters())[name]
         before = p.detach().clone()
         for _ in range(50):
@@ -391,7 +391,7 @@ def test_bf16_masters_lose_small_updates() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         p = nn.Parameter(torch.full((4,), -4.0, dtype=dtype))
         matrix = nn.Parameter(torch.zeros(2, 2))
-        optimizers = Optimizers.build([("dt_bias", p), ("in_proj.w", matrix)], Optim(), CPU)
+        optimizers = Optimizers.build([("dt_bias", p), ("in_proj.weight.master", matrix)], Optim(), CPU)
         optimizers.schedule(0.1, 0.95)
         for _ in range(100):
             p.grad = torch.ones_like(p)
@@ -496,11 +496,11 @@ def test_restoring_the_state_before_the_first_step_forgets_the_rest() -> None:
 @pytest.mark.parametrize(
     ("path", "shape"),
     [
-        ("momentum/model.blocks.9.mixer.in_proj.w", (44, 16)),
+        ("momentum/model.blocks.9.mixer.in_proj.weight.master", (44, 16)),
         ("momentum/", (1,)),
         ("nonsense", (1,)),
-        ("momentum/model.blocks.0.mixer.in_proj.w", (16, 44)),
-        ("exp_avg/model.token_embed", (23, 9)),
+        ("momentum/model.blocks.0.mixer.in_proj.weight.master", (16, 44)),
+        ("exp_avg/model.token_embed.master", (23, 9)),
     ],
 )
 def test_foreign_state_is_refused_by_name(path: str, shape: tuple[int, ...]) -> None:

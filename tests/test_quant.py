@@ -15,14 +15,14 @@ from torch import Tensor
 from jepamba.config import Model, Quant
 from jepamba.model import LanguageModel
 from jepamba.presets import load_preset
-from jepamba.quant import FloatGrid, Fp8Grid, Grid, IntGrid, fake, grid_named, rows
+from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer, fake_quantize, quantizer_named, rows
 
 INTEGERS = [f"int{width}" for width in range(2, 9)]
 CLIPPED = ["int2-clip", "int4-clip", "int8-clip", "int4-hessian", "int3-g8", "int4-clip-g16", "int5-hessian-g7"]
-GRIDS: list[Grid] = [grid_named(name) for name in (*INTEGERS, *CLIPPED, "fp8-row", "fp8", "bf16", "fp32")]
+GRIDS: list[Quantizer] = [quantizer_named(name) for name in (*INTEGERS, *CLIPPED, "fp8-row", "fp8", "bf16", "fp32")]
 
 
-def ids(grid: Grid) -> str:
+def ids(grid: Quantizer) -> str:
     return grid.name
 
 
@@ -52,7 +52,7 @@ def to_e4m3(value: float) -> float:
     return math.copysign(E4M3[code], value)
 
 
-def through(w: Tensor, grid: Grid) -> Tensor:
+def through(w: Tensor, grid: Quantizer) -> Tensor:
     return grid.decode(grid.encode(w), tuple(w.shape))
 
 
@@ -60,8 +60,8 @@ def through(w: Tensor, grid: Grid) -> Tensor:
 def test_integer_grid_by_its_formula(width: int) -> None:
     w = torch.randn(7, 33) * torch.logspace(-6, 4, 7).unsqueeze(1)
     limit = 2 ** (width - 1) - 1
-    streams = IntGrid(width).encode(w)
-    decoded = IntGrid(width).decode(streams, (7, 33))
+    streams = IntQuantizer(width).encode(w)
+    decoded = IntQuantizer(width).decode(streams, (7, 33))
     for r in range(7):
         scale = to_bf16(float(np.float32(w[r].abs().max().item()) / np.float32(limit)))
         assert streams["scale"].dtype == torch.bfloat16
@@ -84,18 +84,18 @@ def test_integer_grid_by_its_formula(width: int) -> None:
 def test_integer_rows_have_few_values_and_survive_a_second_pass(width: int, exponent: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(3, 50, generator=g) * 2.0**exponent
-    once = through(w, IntGrid(width))
+    once = through(w, IntQuantizer(width))
     assert all(row.unique().numel() <= 2**width - 1 for row in once)
-    assert torch.equal(through(once, IntGrid(width)), once)
+    assert torch.equal(through(once, IntQuantizer(width)), once)
     # A second encoding gives the same streams, so an artifact of a loaded artifact is the same artifact.
-    first, second = IntGrid(width).encode(w), IntGrid(width).encode(once)
+    first, second = IntQuantizer(width).encode(w), IntQuantizer(width).encode(once)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_fp8_grid_by_its_formula(scaled: bool) -> None:
     w = torch.cat([torch.randn(4, 20) * torch.logspace(-3, 3, 4).unsqueeze(1), torch.tensor([[1.0625, 500.0] * 10])])
-    decoded = through(w, Fp8Grid(scaled))
+    decoded = through(w, Fp8Quantizer(scaled))
     for r in range(5):
         scale = to_bf16(float(np.float32(w[r].abs().max().item()) / np.float32(448.0))) if scaled else 1.0
         for c in range(20):
@@ -105,7 +105,7 @@ def test_fp8_grid_by_its_formula(scaled: bool) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=ids)
 @pytest.mark.parametrize("shape", [(6, 40), (40,), (1, 1), (5, 1), (3, 4, 5)], ids=str)
-def test_what_is_on_the_grid_stays_there(grid: Grid, shape: tuple[int, ...]) -> None:
+def test_what_is_on_the_grid_stays_there(grid: Quantizer, shape: tuple[int, ...]) -> None:
     w = torch.randn(shape) * 3
     once = through(w, grid)
     assert once.shape == w.shape
@@ -114,7 +114,7 @@ def test_what_is_on_the_grid_stays_there(grid: Grid, shape: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=ids)
-def test_zero_rows_stay_zero_beside_others(grid: Grid) -> None:
+def test_zero_rows_stay_zero_beside_others(grid: Quantizer) -> None:
     w = torch.randn(4, 10)
     w[1] = 0
     w[3] = 0
@@ -125,7 +125,7 @@ def test_zero_rows_stay_zero_beside_others(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("grid", [g for g in GRIDS if g.name.startswith("int") or g.name == "fp8-row"], ids=ids)
-def test_each_row_has_its_own_scale_at_any_magnitude(grid: Grid) -> None:
+def test_each_row_has_its_own_scale_at_any_magnitude(grid: Quantizer) -> None:
     base = torch.randn(1, 64)
     factors = 2.0 ** torch.arange(-100, 101, 25).unsqueeze(1)
     decoded = through(base * factors, grid)
@@ -135,7 +135,7 @@ def test_each_row_has_its_own_scale_at_any_magnitude(grid: Grid) -> None:
 
 
 def test_a_row_too_small_for_a_scale_becomes_zero_and_a_huge_one_stays_finite() -> None:
-    for grid in (IntGrid(4), IntGrid(6), Fp8Grid()):
+    for grid in (IntQuantizer(4), IntQuantizer(6), Fp8Quantizer()):
         tiny = through(torch.full((1, 8), 1e-44), grid)
         assert tiny.abs().max() <= 1e-43
         huge = through(torch.tensor([[3e38, -3e38, 1e38, 0.0]]), grid)
@@ -149,7 +149,7 @@ def test_integers_stay_in_range_where_the_scale_is_coarse() -> None:
     for width in (4, 5, 6):
         limit = 2 ** (width - 1) - 1
         w = torch.tensor([[1.4, -1.4, 0.3]]) * limit * 2.0**-133
-        streams = IntGrid(width).encode(w)
+        streams = IntQuantizer(width).encode(w)
         assert streams["scale"].float().item() == 2.0**-133
         assert streams["q"].tolist()[0][:2] == [limit, -limit]
 
@@ -157,9 +157,9 @@ def test_integers_stay_in_range_where_the_scale_is_coarse() -> None:
 def test_unscaled_fp8_is_coarse_near_one_and_scaled_grids_are_not() -> None:
     """Defect 8: mixes and skips near 1 moved in steps of 0.125."""
     near_one = torch.linspace(1.0, 1.25, 51)
-    unscaled = through(near_one, Fp8Grid(scaled=False))
+    unscaled = through(near_one, Fp8Quantizer(scaled=False))
     assert unscaled.unique().tolist() == [1.0, 1.125, 1.25]
-    bf16 = through(near_one, FloatGrid(torch.bfloat16))
+    bf16 = through(near_one, FloatQuantizer(torch.bfloat16))
     assert bf16.unique().numel() > 30
     assert (bf16 - near_one).abs().max() <= 2**-8
     assert (unscaled - near_one).abs().max() > 10 * (bf16 - near_one).abs().max()
@@ -169,37 +169,37 @@ def test_unscaled_fp8_loses_an_embedding_and_a_row_scale_keeps_it() -> None:
     """Defect 8: at std 0.02 the values lie around e4m3's subnormal range (below 2⁻⁶ in steps of 2⁻⁹)."""
     embedding = torch.randn(2000, 64) * 0.02
 
-    def error(grid: Grid) -> float:
+    def error(grid: Quantizer) -> float:
         return ((through(embedding, grid) - embedding).norm() / embedding.norm()).item()
 
-    scaled, unscaled = error(Fp8Grid(True)), error(Fp8Grid(False))
+    scaled, unscaled = error(Fp8Quantizer(True)), error(Fp8Quantizer(False))
     assert scaled < 0.03
     assert unscaled > 1.3 * scaled
     # Values below half of the smallest subnormal's step vanish altogether; with a row scale hardly any do.
     gone = embedding.abs() < 2**-10
     assert gone.float().mean() > 0.03
-    assert (through(embedding, Fp8Grid(False))[gone] == 0).all()
-    assert (through(embedding, Fp8Grid(True))[gone] == 0).float().mean() < 0.05
+    assert (through(embedding, Fp8Quantizer(False))[gone] == 0).all()
+    assert (through(embedding, Fp8Quantizer(True))[gone] == 0).float().mean() < 0.05
     # Over the sixth of the values that lie deep in the subnormals the loss is several times that of the row scale.
     deep = embedding.abs() < 2**-8
     assert deep.float().mean() > 0.12
-    lost = (through(embedding, Fp8Grid(False)) - embedding)[deep].norm()
-    kept = (through(embedding, Fp8Grid(True)) - embedding)[deep].norm()
+    lost = (through(embedding, Fp8Quantizer(False)) - embedding)[deep].norm()
+    kept = (through(embedding, Fp8Quantizer(True)) - embedding)[deep].norm()
     assert lost > 4 * kept
 
 
 def test_bf16_and_fp32_by_their_bits() -> None:
     w = torch.randn(200) * torch.logspace(-20, 20, 200)
-    decoded = through(w, FloatGrid(torch.bfloat16))
+    decoded = through(w, FloatQuantizer(torch.bfloat16))
     assert decoded.tolist() == [to_bf16(value) for value in w.tolist()]
-    assert torch.equal(through(w, FloatGrid(torch.float32)), w)
+    assert torch.equal(through(w, FloatQuantizer(torch.float32)), w)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=ids)
-def test_the_gradient_goes_straight_through(grid: Grid) -> None:
+def test_the_gradient_goes_straight_through(grid: Quantizer) -> None:
     w = torch.randn(5, 12).requires_grad_()
     pull = torch.randn(5, 12)
-    seen = fake(w, grid)
+    seen = fake_quantize(w, grid)
     assert torch.equal(seen, through(w, grid))
     (grad,) = torch.autograd.grad((seen * pull).sum(), w)
     assert torch.equal(grad, pull)
@@ -207,7 +207,7 @@ def test_the_gradient_goes_straight_through(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=ids)
 @pytest.mark.parametrize("shape", [(6, 40), (40,), (3, 4, 5), ()], ids=str)
-def test_declared_streams_and_bits_are_the_encoded_ones(grid: Grid, shape: tuple[int, ...]) -> None:
+def test_declared_streams_and_bits_are_the_encoded_ones(grid: Quantizer, shape: tuple[int, ...]) -> None:
     streams = grid.encode(torch.randn(shape))
     assert {name: (tuple(value.shape), value.dtype) for name, value in streams.items()} == grid.streams(shape)
     width = {"q": int(grid.name[3]) if grid.name.startswith("int") else 0, "fp8": 8, "scale": 16}
@@ -215,7 +215,7 @@ def test_declared_streams_and_bits_are_the_encoded_ones(grid: Grid, shape: tuple
         value.numel() * width.get(name, 8 * value.element_size() if name == "value" else 0)
         for name, value in streams.items()
     )
-    assert grid.bits(shape) == bits
+    assert grid.stored_bits(shape) == bits
 
 
 def test_rows_of_a_shape() -> None:
@@ -227,8 +227,8 @@ def test_rows_of_a_shape() -> None:
 
 def test_names_lead_back_to_grids() -> None:
     for grid in GRIDS:
-        assert grid_named(grid.name) == grid
-        assert isinstance(grid, Grid)
+        assert quantizer_named(grid.name) == grid
+        assert isinstance(grid, Quantizer)
     for unknown in (
         "int1",
         "int9",
@@ -242,7 +242,7 @@ def test_names_lead_back_to_grids() -> None:
         "INT4",
     ):
         with pytest.raises(KeyError):
-            grid_named(unknown)
+            quantizer_named(unknown)
 
 
 # The model and its grids.
@@ -268,8 +268,10 @@ def trained_looking(quant: Quant, **changes: Any) -> LanguageModel:
 
 
 def decoded(model: LanguageModel) -> dict[str, Tensor]:
-    grids, shapes = model.named_grids(), {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return {name: grids[name].decode(streams, shapes[name]) for name, streams in model.export_weights().items()}
+    return {
+        name: weight.quantizer.decode(weight.export(), tuple(weight.master.shape))
+        for name, weight in model.weights().items()
+    }
 
 
 def outputs(model: LanguageModel) -> Tensor:
@@ -287,7 +289,12 @@ def outputs(model: LanguageModel) -> Tensor:
         Quant(bits=6, large=10**9),
         Quant(large=512, fp8_scale="none", vectors="fp8"),
         Quant(large=512, bits=3, scale="clip", group=8, embedding="int6", vectors="int8"),
-        Quant(large=512, scale="hessian", vectors="fp8-row", widths=("embed_proj.w=2", "blocks.1.mixer.in_proj.w=7")),
+        Quant(
+            large=512,
+            scale="hessian",
+            vectors="fp8-row",
+            widths=("embed_proj.weight=2", "blocks.1.mixer.in_proj.weight=7"),
+        ),
     ],
     ids=str,
 )
@@ -296,7 +303,7 @@ def test_the_live_model_in_evaluation_is_the_loaded_artifact_to_the_bit(changes:
     live = trained_looking(quant, **changes)
     torch.manual_seed(99)
     loaded = LanguageModel(live.config, quant)
-    loaded.load_decoded(decoded(live))
+    loaded.load_weights(decoded(live))
     with torch.no_grad():
         live.eval()
         loaded.eval()
@@ -305,9 +312,9 @@ def test_the_live_model_in_evaluation_is_the_loaded_artifact_to_the_bit(changes:
         loaded.train()  # what was loaded is what is used, whatever the mode
         assert torch.equal(outputs(loaded), truth)
         live.train()
-        live.set_quantized(True)
+        live.set_fake_quantization(True)
         assert torch.equal(outputs(live), truth)
-        live.set_quantized(False)
+        live.set_fake_quantization(False)
         assert not torch.equal(outputs(live), truth)
     again = loaded.export_weights()
     for name, streams in live.export_weights().items():
@@ -318,24 +325,18 @@ def test_the_live_model_in_evaluation_is_the_loaded_artifact_to_the_bit(changes:
 def test_periodic_validation_sees_the_stored_weights() -> None:
     """Defect 7: the submission validated unquantized masters, so its artifact seemed better than its model."""
     model = trained_looking(Quant(large=512))
-    assert not any(module.quantized for module in model.gridded())
+    assert not any(weight.fake_quantized for weight in model.weights().values())
     model.eval()
     stored = decoded(model)
-    for prefix, module in model.named_modules():
-        if hasattr(module, "grids"):
-            for name in module.grids:
-                full = f"{prefix}.{name}" if prefix else name
-                assert torch.equal(module.weight(name), stored[full]), full
+    for name, weight in model.weights().items():
+        assert torch.equal(weight.effective_weight(), stored[name]), name
 
 
 def test_training_off_the_grid_sees_the_masters_and_on_it_every_weight_learns() -> None:
     model = trained_looking(Quant(large=512)).train()
-    named = dict(model.named_parameters())
-    for prefix, module in model.named_modules():
-        if hasattr(module, "grids"):
-            for name in module.grids:
-                assert torch.equal(module.weight(name), named[f"{prefix}.{name}" if prefix else name])
-    model.set_quantized(True)
+    for name, weight in model.weights().items():
+        assert torch.equal(weight.effective_weight(), weight.master), name
+    model.set_fake_quantization(True)
     outputs(model).square().mean().backward()
     for name, value in model.named_parameters():
         assert value.grad is not None, name
@@ -345,28 +346,27 @@ def test_training_off_the_grid_sees_the_masters_and_on_it_every_weight_learns() 
 def test_a_step_smaller_than_the_grid_moves_the_master_and_not_what_is_seen() -> None:
     model = trained_looking(Quant(large=1)).eval()
     projection = model.blocks[0].mixer.in_proj
-    before, seen = projection.w.detach().clone(), projection.weight("w").detach().clone()
+    weight = projection.weight
+    before, seen = weight.master.detach().clone(), weight.effective_weight().detach().clone()
     with torch.no_grad():
-        projection.w += 1e-7
-    assert not torch.equal(projection.w, before)
-    assert (projection.weight("w") != seen).float().mean() < 0.01
+        weight.master += 1e-7
+    assert not torch.equal(weight.master, before)
+    assert (weight.effective_weight() != seen).float().mean() < 0.01
 
 
 def test_loaded_weights_are_used_as_they_are() -> None:
     """Rounded once, by the one who stored them: loading never rounds again."""
     model = trained_looking(Quant(large=1))
-    given = {name: torch.randn_like(value) for name, value in model.named_parameters()}
-    model.load_decoded(given)
+    given = {name: torch.randn_like(weight.master) for name, weight in model.weights().items()}
+    model.load_weights(given)
     for mode in (True, False):
         model.train(mode)
-        model.set_quantized(True)
-        for prefix, module in model.named_modules():
-            if hasattr(module, "grids"):
-                for name in module.grids:
-                    assert torch.equal(module.weight(name), given[f"{prefix}.{name}" if prefix else name])
+        model.set_fake_quantization(True)
+        for name, weight in model.weights().items():
+            assert torch.equal(weight.effective_weight(), given[name]), name
 
 
-def test_load_decoded_refuses_what_does_not_fit() -> None:
+def test_load_weights_refuses_what_does_not_fit() -> None:
     model = trained_looking(Quant())
     weights = decoded(model)
     for bad, complaint in (
@@ -375,7 +375,7 @@ def test_load_decoded_refuses_what_does_not_fit() -> None:
         ({**weights, "token_embed": torch.zeros(70, 23)}, "token_embed has shape"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            model.load_decoded(bad)
+            model.load_weights(bad)
 
 
 def expected_grid(name: str, value: Tensor, quant: Quant) -> str:
@@ -413,28 +413,26 @@ def expected_grid(name: str, value: Tensor, quant: Quant) -> str:
 @pytest.mark.parametrize("tie", [0, 1, 2, 3])
 def test_every_parameter_has_the_grid_of_its_kind(tie: int, quant: Quant) -> None:
     model = LanguageModel(Model(**{**SMALL, "tie": tie, "mlp": "swiglu", "vocab_size": 300}), quant)
-    named = dict(model.named_parameters())
-    grids = model.named_grids()
-    assert grids.keys() == named.keys()
-    for name, value in named.items():
-        assert grids[name].name == expected_grid(name, value, quant), name
+    weights = model.weights()
+    assert [name for name, _ in model.named_parameters()] == [f"{name}.master" for name in weights]
+    for name, weight in weights.items():
+        assert weight.quantizer.name == expected_grid(name, weight.master, quant), name
 
 
 @pytest.mark.parametrize(("large", "grid"), [(1024, "int4"), (1025, "fp8-row")])
 def test_large_means_at_least_so_many_values(large: int, grid: str) -> None:
     model = LanguageModel(Model(**SMALL), Quant(large=large))
-    assert tuple(model.blocks[0].mixer.out_proj.w.shape) == (32, 32)
-    assert model.named_grids()["blocks.0.mixer.out_proj.w"].name == grid
+    assert tuple(model.blocks[0].mixer.out_proj.weight.master.shape) == (32, 32)
+    assert model.weights()["blocks.0.mixer.out_proj.weight"].quantizer.name == grid
 
 
 def test_the_published_models_have_few_full_precision_values() -> None:
     run = load_preset("submission-byte")
     with torch.device("meta"):
         model = LanguageModel(run.model, run.quant)
-    grids = model.named_grids()
     by_grid: dict[str, int] = {}
-    for name, value in model.named_parameters():
-        by_grid[grids[name].name] = by_grid.get(grids[name].name, 0) + value.numel()
+    for weight in model.weights().values():
+        by_grid[weight.quantizer.name] = by_grid.get(weight.quantizer.name, 0) + weight.master.numel()
     assert by_grid["fp32"] == 360
     assert by_grid["int4"] > 0.98 * sum(by_grid.values())
     assert set(by_grid) == {"int4", "fp8-row", "bf16", "fp32"}

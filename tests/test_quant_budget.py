@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepamba.quant.budget import Option, choose_widths
+from examples import examples
+from jepamba.quant.budget import Option, allocate_bits
 from jepamba.quant.entropy import entropy, entropy_bits
 
 Options = dict[str, list[Option]]
@@ -28,26 +29,26 @@ def convex(names: str, seed: int) -> Options:
 
 
 def total(options: Options, widths: dict[str, int]) -> tuple[float, float]:
-    chosen = [next(o for o in options[name] if o.width == width) for name, width in widths.items()]
+    chosen = [next(o for o in options[name] if o.bits == width) for name, width in widths.items()]
     return sum(o.bytes for o in chosen), sum(o.damage for o in chosen)
 
 
 @given(st.integers(0, 10**6), st.floats(0.05, 1.2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_choice_fits_and_is_near_the_best_of_all(seed: int, share: float) -> None:
     options = convex("abcd", seed)
     least, most = (sum(given[end].bytes for given in options.values()) for end in (0, -1))
     budget = least + share * (most - least)
-    widths = choose_widths(options, budget)
+    widths = allocate_bits(options, budget)
     size, damage = total(options, widths)
     assert size <= budget
     every = (
-        total(options, dict(zip(options, (o.width for o in combination), strict=True)))
+        total(options, dict(zip(options, (o.bits for o in combination), strict=True)))
         for combination in itertools.product(*options.values())
     )
     best = min(damage for size, damage in every if size <= budget)
     # The greedy choice is the best one for the bytes that it takes; what is left over is less than one step.
-    step = max(after.damage / 1.0 for given in options.values() for after in given if after.width == 2)
+    step = max(after.damage / 1.0 for given in options.values() for after in given if after.bits == 2)
     assert best <= damage <= best + step
     cheaper = (
         d
@@ -65,10 +66,10 @@ def test_bits_go_where_they_matter() -> None:
         "vital": [Option(width, 100.0 * width, 1000.0 * 4.0**-width) for width in steps],
         "idle": [Option(width, 100.0 * width, 0.001 * 4.0**-width) for width in steps],
     }
-    widths = choose_widths(options, 1000.0)
+    widths = allocate_bits(options, 1000.0)
     assert widths == {"vital": 8, "idle": 2}
-    assert choose_widths(options, 1e9) == {"vital": 8, "idle": 8}
-    assert choose_widths(options, 0.0) == {"vital": 2, "idle": 2}
+    assert allocate_bits(options, 1e9) == {"vital": 8, "idle": 8}
+    assert allocate_bits(options, 0.0) == {"vital": 2, "idle": 2}
 
 
 def test_a_step_that_is_worth_little_is_leapt_over() -> None:
@@ -77,19 +78,19 @@ def test_a_step_that_is_worth_little_is_leapt_over() -> None:
         "a": [Option(2, 20, 1.0), Option(3, 30, 0.99), Option(4, 40, 0.1)],
         "b": [Option(2, 20, 0.5), Option(3, 30, 0.3)],
     }
-    assert choose_widths(options, 60) == {"a": 4, "b": 2}
-    assert choose_widths(options, 59) == {"a": 2, "b": 3}
+    assert allocate_bits(options, 60) == {"a": 4, "b": 2}
+    assert allocate_bits(options, 59) == {"a": 2, "b": 3}
 
 
 def test_ties_are_settled_by_name_and_order_of_listing_does_not_matter() -> None:
     same = [Option(2, 20, 1.0), Option(3, 30, 0.2)]
-    assert choose_widths({"b": same, "a": same}, 50) == {"a": 3, "b": 2}
-    assert choose_widths({"a": same, "b": same}, 50) == {"a": 3, "b": 2}
+    assert allocate_bits({"b": same, "a": same}, 50) == {"a": 3, "b": 2}
+    assert allocate_bits({"a": same, "b": same}, 50) == {"a": 3, "b": 2}
 
 
 def test_a_width_that_costs_more_and_does_more_damage_is_never_taken() -> None:
     options = {"a": [Option(2, 20, 0.5), Option(3, 30, 0.7), Option(4, 40, 0.5)]}
-    assert choose_widths(options, 100) == {"a": 2}
+    assert allocate_bits(options, 100) == {"a": 2}
 
 
 def test_entropy_by_scipy() -> None:

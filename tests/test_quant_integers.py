@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import examples
 from jepamba.config import ConfigError, Model, Quant
 from jepamba.model import LanguageModel
-from jepamba.quant import IntGrid, fake
+from jepamba.quant import IntQuantizer, fake_quantize
 from jepamba.quant.integers import RATIOS
 
 SMALL: dict[str, Any] = {
@@ -28,11 +29,11 @@ SMALL: dict[str, Any] = {
 }
 
 
-def through(w: Tensor, grid: IntGrid, importance_C: Tensor | None = None) -> Tensor:
+def through(w: Tensor, grid: IntQuantizer, importance_C: Tensor | None = None) -> Tensor:
     return grid.decode(grid.encode(w, importance_C), tuple(w.shape))
 
 
-def error(w: Tensor, grid: IntGrid, importance_C: Tensor | None = None, weights_C: Tensor | None = None) -> Tensor:
+def error(w: Tensor, grid: IntQuantizer, importance_C: Tensor | None = None, weights_C: Tensor | None = None) -> Tensor:
     """Squared error of each row, each column weighted."""
     square = (through(w, grid, importance_C) - w).double().square()
     return (square if weights_C is None else square * weights_C).sum(1)
@@ -41,7 +42,7 @@ def error(w: Tensor, grid: IntGrid, importance_C: Tensor | None = None, weights_
 @pytest.mark.parametrize("width", range(2, 9))
 def test_clipping_never_hurts_and_finds_the_best_of_its_scales(width: int) -> None:
     w = torch.randn(50, 200) * torch.logspace(-5, 5, 50).unsqueeze(1)
-    clipped, plain = IntGrid(width, "clip"), IntGrid(width)
+    clipped, plain = IntQuantizer(width, "clip"), IntQuantizer(width)
     assert (error(w, clipped) <= error(w, plain)).all()
     scale = clipped.encode(w)["scale"].float()
     share = scale / plain.encode(w)["scale"].float()
@@ -67,7 +68,7 @@ def test_clipping_pays_where_bits_are_few() -> None:
     """Measured on normal rows of 640: a third of the squared error at 4 bits, three quarters at 2."""
     w = torch.randn(400, 640)
     gain = {
-        width: 1 - (error(w, IntGrid(width, "clip")).sum() / error(w, IntGrid(width)).sum()).item()
+        width: 1 - (error(w, IntQuantizer(width, "clip")).sum() / error(w, IntQuantizer(width)).sum()).item()
         for width in (2, 4, 8)
     }
     assert gain[2] > 0.7
@@ -76,35 +77,35 @@ def test_clipping_pays_where_bits_are_few() -> None:
 
 
 @given(st.integers(2, 8), st.sampled_from(["absmax", "clip", "hessian"]), st.integers(0, 20), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_what_is_encoded_comes_back_the_same_again(width: int, scale: Any, group: int, seed: int) -> None:
     """Values on the grid stay, and so do their streams, whatever the importance of the second pass."""
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(4, 17, generator=g).pow(3)
-    grid = IntGrid(width, scale, group)
+    grid = IntQuantizer(width, scale, group)
     first = grid.encode(w, torch.rand(17, generator=g) + 0.1)
     once = grid.decode(first, (4, 17))
     for importance in (None, torch.rand(17, generator=g) + 0.1):
         second = grid.encode(once, importance)
         assert all(torch.equal(first[name], second[name]) for name in first)
-        assert torch.equal(fake(once, grid, importance), once)
+        assert torch.equal(fake_quantize(once, grid, importance), once)
 
 
 def test_groups_are_rows_of_their_own() -> None:
     """A matrix in groups of 8 is the matrix cut into rows of 8; a rest of columns is a shorter group."""
     w = torch.randn(6, 24)
     for scale in ("absmax", "clip"):
-        grouped = through(w, IntGrid(4, scale, 8))  # type: ignore[arg-type]
-        assert torch.equal(grouped, through(w.reshape(18, 8), IntGrid(4, scale)).reshape(6, 24))  # type: ignore[arg-type]
-    ragged = through(w[:, :21], IntGrid(4, "clip", 8))
-    assert torch.equal(ragged[:, :16], through(w[:, :16], IntGrid(4, "clip", 8)))
-    assert torch.equal(ragged[:, 16:], through(w[:, 16:21], IntGrid(4, "clip")))
-    assert IntGrid(4, group=8).streams((6, 21))["scale"] == ((6, 3), torch.bfloat16)
-    assert IntGrid(4, group=8).bits((6, 21)) == 6 * 21 * 4 + 6 * 3 * 16
+        grouped = through(w, IntQuantizer(4, scale, 8))  # type: ignore[arg-type]
+        assert torch.equal(grouped, through(w.reshape(18, 8), IntQuantizer(4, scale)).reshape(6, 24))  # type: ignore[arg-type]
+    ragged = through(w[:, :21], IntQuantizer(4, "clip", 8))
+    assert torch.equal(ragged[:, :16], through(w[:, :16], IntQuantizer(4, "clip", 8)))
+    assert torch.equal(ragged[:, 16:], through(w[:, 16:21], IntQuantizer(4, "clip")))
+    assert IntQuantizer(4, group=8).streams((6, 21))["scale"] == ((6, 3), torch.bfloat16)
+    assert IntQuantizer(4, group=8).stored_bits((6, 21)) == 6 * 21 * 4 + 6 * 3 * 16
     # A group as wide as the row, or wider, is the row.
     for group in (21, 100):
-        assert torch.equal(through(w[:, :21], IntGrid(4, "absmax", group)), through(w[:, :21], IntGrid(4)))
-    assert error(w, IntGrid(4, group=8)).sum() < error(w, IntGrid(4)).sum()
+        assert torch.equal(through(w[:, :21], IntQuantizer(4, "absmax", group)), through(w[:, :21], IntQuantizer(4)))
+    assert error(w, IntQuantizer(4, group=8)).sum() < error(w, IntQuantizer(4)).sum()
 
 
 @pytest.mark.parametrize("group", [0, 16])
@@ -113,21 +114,23 @@ def test_importance_moves_the_error_to_where_it_matters_less(group: int) -> None
     w[:, ::3] *= 4.0
     importance = torch.ones(48)
     importance[::3] = 1e-3  # the large columns hardly matter: clip them
-    grid = IntGrid(4, "hessian", group)
+    grid = IntQuantizer(4, "hessian", group)
     weighted, plain = error(w, grid, importance, importance), error(w, replace(grid, scale="clip"), None, importance)
     assert (weighted <= plain * (1 + 1e-6)).all()
     assert weighted.sum() < 0.7 * plain.sum()
     # Without importance, and with equal importance, it is the plain search; `clip` never looks at it.
-    assert torch.equal(through(w, grid), through(w, IntGrid(4, "clip", group)))
+    assert torch.equal(through(w, grid), through(w, IntQuantizer(4, "clip", group)))
     assert torch.equal(through(w, grid, torch.full((48,), 0.25)), through(w, grid))
-    assert torch.equal(through(w, IntGrid(4, "clip", group), importance), through(w, IntGrid(4, "clip", group)))
+    assert torch.equal(
+        through(w, IntQuantizer(4, "clip", group), importance), through(w, IntQuantizer(4, "clip", group))
+    )
     # Columns that never see an input may go; nothing breaks where that is all of them.
     assert torch.isfinite(through(w, grid, torch.zeros(48))).all()
 
 
 def test_slices_of_a_large_matrix_are_searched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     w, importance = torch.randn(37, 30), torch.rand(30)
-    for grid in (IntGrid(4, "clip"), IntGrid(4, "hessian"), IntGrid(3, "hessian", 7)):
+    for grid in (IntQuantizer(4, "clip"), IntQuantizer(4, "hessian"), IntQuantizer(3, "hessian", 7)):
         whole = through(w, grid, importance)
         with monkeypatch.context() as patch:
             patch.setattr("jepamba.quant.integers._SLICE", {"cpu": 64})
@@ -138,61 +141,65 @@ def test_gradients_pass_clipped_values_too() -> None:
     w = torch.randn(3, 40)
     w[:, 0] = 6.0  # far out: clipped at 2 bits
     leaf = w.clone().requires_grad_()
-    seen = fake(leaf, IntGrid(2, "clip"))
+    seen = fake_quantize(leaf, IntQuantizer(2, "clip"))
     assert (seen[:, 0] < 5.0).all()
     (grad,) = torch.autograd.grad(seen.sum(), leaf)
     assert torch.equal(grad, torch.ones(3, 40))
 
 
-def test_a_model_notes_its_inputs_only_while_watched_and_weighs_by_them() -> None:
+def test_a_model_records_its_inputs_only_while_calibrating_and_weighs_by_them() -> None:
     model = LanguageModel(Model(**SMALL), Quant(large=512, scale="hessian")).train()
-    model.set_quantized(True)
+    model.set_fake_quantization(True)
     mlp = model.blocks[0].mlp
     assert mlp is not None
     tokens = torch.arange(40).reshape(2, 20)
     hidden: list[Tensor] = []
     mlp.up.register_forward_hook(lambda module, inputs, output: hidden.append(inputs[0]))
-    before = model.export_weights()["blocks.0.mlp.up.w"]
+    before = model.export_weights()["blocks.0.mlp.up.weight"]
     model(tokens)
-    assert torch.equal(mlp.up.input_power, torch.ones(32))
-    model.watch_inputs(True)
-    model(tokens)
-    model.watch_inputs(False)
-    torch.testing.assert_close(mlp.up.input_power, hidden[-1].square().mean((0, 1)))
-    noted = mlp.up.input_power.clone()
+    assert torch.equal(mlp.up.weight.input_power, torch.ones(32))
+    with model.calibrate_inputs():
+        model(tokens)
+    torch.testing.assert_close(mlp.up.weight.input_power, hidden[-1].square().mean((0, 1)))
+    noted = mlp.up.weight.input_power.clone()
     model(tokens + 3)
-    assert torch.equal(mlp.up.input_power, noted)
+    assert torch.equal(mlp.up.weight.input_power, noted)
     # What a pass sees, and what is exported, is the grid under these weights.
-    w, grid = mlp.up.w.detach(), mlp.up.grids["w"]
+    w, grid = mlp.up.weight.master.detach(), mlp.up.weight.quantizer
     expected = grid.decode(grid.encode(w, noted), tuple(w.shape))
-    assert torch.equal(mlp.up.weight("w").detach(), expected)
-    assert torch.equal(grid.decode(model.export_weights()["blocks.0.mlp.up.w"], tuple(w.shape)), expected)
-    assert not torch.equal(model.export_weights()["blocks.0.mlp.up.w"]["scale"], before["scale"])
-    assert "blocks.0.mlp.up.input_power" in model.state_dict()
+    assert torch.equal(mlp.up.weight.effective_weight().detach(), expected)
+    assert torch.equal(grid.decode(model.export_weights()["blocks.0.mlp.up.weight"], tuple(w.shape)), expected)
+    assert not torch.equal(model.export_weights()["blocks.0.mlp.up.weight"]["scale"], before["scale"])
+    assert "blocks.0.mlp.up.weight.input_power" in model.state_dict()
     assert not any("input_power" in name for name in LanguageModel(Model(**SMALL), Quant(scale="clip")).state_dict())
 
 
-def test_widths_of_single_tensors() -> None:
-    quant = Quant(large=512, scale="clip", widths=("blocks.0.mixer.in_proj.w=6", "embed_proj.w=2"))
+def test_bits_of_single_tensors() -> None:
+    quant = Quant(large=512, scale="clip", widths=("blocks.0.mixer.in_proj.weight=6", "embed_proj.weight=2"))
     model = LanguageModel(Model(**SMALL), quant)
-    names = {name: grid.name for name, grid in model.named_grids().items()}
-    assert names["blocks.0.mixer.in_proj.w"] == "int6-clip"
-    assert names["embed_proj.w"] == "int2-clip"
-    assert names["blocks.1.mixer.in_proj.w"] == "int4-clip"
+    names = {name: weight.quantizer.name for name, weight in model.weights().items()}
+    assert names["blocks.0.mixer.in_proj.weight"] == "int6-clip"
+    assert names["embed_proj.weight"] == "int2-clip"
+    assert names["blocks.1.mixer.in_proj.weight"] == "int4-clip"
     assert model.quant == quant
-    model.set_widths({"embed_proj.w": 3, "blocks.1.mixer.in_proj.w": 8})
-    assert model.quant.width_of == {"blocks.0.mixer.in_proj.w": 6, "embed_proj.w": 3, "blocks.1.mixer.in_proj.w": 8}
-    assert LanguageModel(Model(**SMALL), model.quant).named_grids() == model.named_grids()
-    for path in ("token_embed", "blocks.0.mix", "blocks.7.mixer.in_proj.w", "nothing"):
-        with pytest.raises(ConfigError, match=f"no parameter '{path}' on an integer grid"):
+    model.set_bit_allocation({"embed_proj.weight": 3, "blocks.1.mixer.in_proj.weight": 8})
+    assert model.quant.width_of == {
+        "blocks.0.mixer.in_proj.weight": 6,
+        "embed_proj.weight": 3,
+        "blocks.1.mixer.in_proj.weight": 8,
+    }
+    again = LanguageModel(Model(**SMALL), model.quant).weights()
+    assert all(again[name].quantizer == weight.quantizer for name, weight in model.weights().items())
+    for path in ("token_embed", "blocks.0.mix", "blocks.7.mixer.in_proj.weight", "nothing"):
+        with pytest.raises(ConfigError, match=f"no weight '{path}' with an integer quantizer"):
             LanguageModel(Model(**SMALL), Quant(large=512, widths=(f"{path}=4",)))
     with pytest.raises(ConfigError, match="with 2 to 8 bits"):
-        model.set_widths({"embed_proj.w": 9})
+        model.set_bit_allocation({"embed_proj.weight": 9})
 
 
 def test_without_rounding_every_tensor_is_kept_to_the_bit() -> None:
     model = LanguageModel(Model(**SMALL), Quant(bits=32))
-    assert {grid.name for grid in model.named_grids().values()} == {"fp32"}
-    values = dict(model.named_parameters())
+    assert {weight.quantizer.name for weight in model.weights().values()} == {"fp32"}
+    weights = model.weights()
     for name, streams in model.export_weights().items():
-        assert torch.equal(streams["value"], values[name])
+        assert torch.equal(streams["value"], weights[name].master)

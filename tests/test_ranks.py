@@ -7,44 +7,42 @@ from typing import Any
 import pytest
 import torch
 
+from jepamba.distributed import SINGLE_PROCESS, World, process_group
 from jepamba.errors import UserError
-from jepamba.ranks import ALONE, Ranks, joined
 from spawn import together
 
 
-def concert(ranks: Ranks) -> dict[str, Any]:
+def concert(ranks: World) -> dict[str, Any]:
     """One of each thing that ranks do; what came of it."""
-    rank, size = ranks.rank, ranks.size
-    found: dict[str, Any] = {"who": (rank, size, ranks.local, ranks.chief)}
+    rank, size = ranks.rank, ranks.world_size
+    found: dict[str, Any] = {"who": (rank, size, ranks.local_rank, ranks.is_rank_zero)}
     own = torch.arange(4.0) + rank
-    found["sum"] = ranks.sum_(own.clone()).tolist()
+    found["sum"] = ranks.all_reduce_(own.clone()).tolist()
     # More than a bucket in all, in two precisions, and not all contiguous.
     many = [torch.full((3000, 3000), rank + 1.0), torch.full((3, 5), rank + 1.0).T, torch.ones(9_000_000).bfloat16()]
-    ranks.sum_each_(many)
+    ranks.all_reduce_each_(many)
     found["sum each"] = [(float(value.min()), float(value.max()), value.dtype) for value in many]
     leaf = own.clone().requires_grad_()
     # Each rank adds a part of the loss that weighs the sum differently.
-    ((rank + 1) * ranks.summed(leaf)).square().sum().backward()
+    ((rank + 1) * ranks.all_reduce(leaf)).square().sum().backward()
     assert leaf.grad is not None
     found["summed gradient"] = leaf.grad.tolist()
-    found["gathered"] = ranks.gathered(own.view(2, 2)).tolist()
+    found["gathered"] = ranks.all_gather(own.view(2, 2)).tolist()
     taken = torch.full((3,), float(rank))
-    ranks.take_over_([taken])
+    ranks.broadcast_([taken])
     found["taken over"] = taken.tolist()
-    handed = ranks.handed_out({"a/b": torch.eye(2), "n": torch.tensor(7)} if ranks.chief else {})
+    handed = ranks.broadcast_tensors({"a/b": torch.eye(2), "n": torch.tensor(7)} if ranks.is_rank_zero else {})
     found["handed out"] = {name: value.tolist() for name, value in handed.items()}
-    found["told"] = ranks.told({"rank": rank, "text": "é" * (500 * rank)})
-    found["shared"] = ranks.shared([rank, None, "x" * 700])
-    found["any"] = [ranks.any(rank == size - 1), ranks.any(False)]
-    found["chiefly"] = ranks.chiefly(lambda: {"by": rank})
+    found["told"] = ranks.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
+    found["shared"] = ranks.broadcast_object([rank, None, "x" * 700])
+    found["chiefly"] = ranks.on_rank_zero(lambda: {"by": rank})
     turns: list[int] = []
-    found["machine"] = ranks.machine_by_machine(lambda: (turns.append(rank), rank)[1])
-    ranks.barrier(60.0)
+    found["machine"] = ranks.local_rank_zero_first(lambda: (turns.append(rank), rank)[1])
     ranks.check_equal({"same": torch.ones(5), "whole": torch.arange(3)})
     return found
 
 
-def mistakes(ranks: Ranks) -> list[str]:
+def mistakes(ranks: World) -> list[str]:
     """What goes wrong on one rank, as each rank is told."""
 
     def wrong() -> None:
@@ -57,8 +55,8 @@ def mistakes(ranks: Ranks) -> list[str]:
     found = []
     different = {"equal": torch.ones(5), "weights": torch.full((5,), 1.0 + 1e-6 * (ranks.rank == 1))}
     for attempt in (
-        lambda: ranks.chiefly(wrong),
-        lambda: ranks.machine_by_machine(broken),
+        lambda: ranks.on_rank_zero(wrong),
+        lambda: ranks.local_rank_zero_first(broken),
         lambda: ranks.check_equal(different),
     ):
         try:
@@ -88,7 +86,6 @@ def test_what_ranks_do_in_concert(size: int) -> None:
         assert found["handed out"] == {"a/b": [[1.0, 0.0], [0.0, 1.0]], "n": 7}
         assert found["told"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
         assert found["shared"] == [0, None, "x" * 700]
-        assert found["any"] == [True, False]
         assert found["chiefly"] == {"by": 0}
         assert found["machine"] == rank
 
@@ -105,11 +102,11 @@ def test_what_goes_wrong_on_one_rank_is_told_to_all() -> None:
 
 def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as ranks:
-        assert ranks is ALONE
+    with process_group() as ranks:
+        assert ranks is SINGLE_PROCESS
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="RANK"), joined():
+    with pytest.raises(UserError, match="RANK"), process_group():
         pass
 
 
@@ -133,6 +130,6 @@ def test_an_incomplete_environment_is_a_mistake_in_one_line(
             monkeypatch.setenv(name, value)
         else:
             monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=said) as raised, joined():
+    with pytest.raises(UserError, match=said) as raised, process_group():
         pass
     assert "\n" not in str(raised.value)

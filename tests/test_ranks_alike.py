@@ -1,4 +1,4 @@
-"""Ranks that were not started alike: another file of settings, another command, another jepamba, no GPU."""
+"""World that were not started alike: another file of settings, another command, another jepamba, no GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from jepamba.config import Run
+from jepamba.distributed import World
 from jepamba.errors import UserError
-from jepamba.ranks import Ranks
 from jepamba.train import alike
 from jepamba.train.checkpoint import checkpoints
 from processes import Running, losses, records
@@ -82,15 +82,15 @@ def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_pa
     assert "the training text is not what this run started with: put the files back" in running.last_words(0)
 
 
-def refusals(ranks: Ranks, run: Run) -> list[str]:
+def refusals(ranks: World, run: Run) -> list[str]:
     """What a rank is told when rank 1 runs another command, has another jepamba, or sees a GPU; and when none does."""
     found = []
     version, sees = alike.__version__, torch.cuda.is_available
     for command, other_version, gpu in (("resume", version, False), ("train", "9.9", False), ("train", version, True)):
-        alike.__version__ = version if ranks.chief else other_version
-        torch.cuda.is_available = lambda gpu=gpu: gpu and not ranks.chief  # type: ignore[misc]
+        alike.__version__ = version if ranks.is_rank_zero else other_version
+        torch.cuda.is_available = lambda gpu=gpu: gpu and not ranks.is_rank_zero  # type: ignore[misc]
         try:
-            alike.check_command("train" if ranks.chief else command, ranks)
+            alike.check_command("train" if ranks.is_rank_zero else command, ranks)
             alike.check_settings(run, ranks)
         except UserError as error:
             found.append(str(error))

@@ -11,12 +11,12 @@ import torch
 
 from jepamba.config import Jepa, Run, from_dict, with_settings
 from jepamba.data import corpus
+from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import score_plain_at, score_sliding
 from jepamba.jepa import sample_projections, sigreg
 from jepamba.jepa.heads import PositionNorm
 from jepamba.optim import Muon
-from jepamba.ranks import Ranks
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
 from jepamba.train.measure import term_gradients
@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return tiny
 
 
-def stepped(ranks: Ranks, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def stepped(ranks: World, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """Some steps: their records, the norms of the terms' gradients before them, and all tensors after them."""
     run = with_settings(run, settings)
     text = corpus(run.data)
@@ -84,7 +84,7 @@ def stepped(ranks: Ranks, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def every_case(ranks: Ranks, run: Run) -> dict[str, Any]:
+def every_case(ranks: World, run: Run) -> dict[str, Any]:
     """All cases, one after another: a process is costly to start."""
     return {name: stepped(ranks, run, settings) for name, settings in CASES.items()}
 
@@ -92,7 +92,7 @@ def every_case(ranks: Ranks, run: Run) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone(run: Run) -> Any:
     """What one process does."""
-    return every_case(Ranks(), run)
+    return every_case(World(), run)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -120,19 +120,19 @@ def test_a_step_on_several_ranks_is_the_step_of_one(run: Run, alone: Any, size: 
 def test_the_exact_mode_does_not_depend_on_the_micro_batch(run: Run, alone: Any) -> None:
     """The same step in one pass; and by default the statistic does depend on it."""
     for name in ("exact, timesteps", "exact, positions", "exact, centered"):
-        whole = stepped(Ranks(), run, CASES[name] | {"train.tokens_per_micro": 12 * 24})
+        whole = stepped(World(), run, CASES[name] | {"train.tokens_per_micro": 12 * 24})
         parts = alone[name]["records"]
         for ours, theirs in zip(whole["records"], parts, strict=True):
             for term in TERMS:
                 assert ours[term] == pytest.approx(theirs[term], rel=2e-4, abs=1e-7), f"{name}, {term}"
-    by_micro = stepped(Ranks(), run, CASES["exact, timesteps"] | {"jepa.sigreg_sample": "micro"})["records"][0]
+    by_micro = stepped(World(), run, CASES["exact, timesteps"] | {"jepa.sigreg_sample": "micro"})["records"][0]
     exact = alone["exact, timesteps"]["records"][0]
     assert by_micro["ce"] == pytest.approx(exact["ce"], rel=1e-5)
     assert by_micro["jepa"] == pytest.approx(exact["jepa"], rel=1e-5)
     assert by_micro["sigreg"] > 1.2 * exact["sigreg"]
 
 
-def normed(ranks: Ranks, sizes: list[int]) -> dict[str, Any]:
+def normed(ranks: World, sizes: list[int]) -> dict[str, Any]:
     """Batch norm of this rank's part of a sample, and what follows from it; the loss is a sum over all positions."""
     norm = PositionNorm(6, ranks)
     generator = torch.Generator().manual_seed(5)
@@ -148,7 +148,7 @@ def normed(ranks: Ranks, sizes: list[int]) -> dict[str, Any]:
     assert torch.equal(y, looked)
     (y.square() * weights[own]).sum().backward()
     assert norm.weight.grad is not None
-    ranks.sum_each_([norm.weight.grad])
+    ranks.all_reduce_each_([norm.weight.grad])
     assert x.grad is not None
     values = {"y": y, "x": x.grad, "weight": norm.weight.grad, **dict(norm.named_buffers())}
     return {name: value.detach().tolist() for name, value in values.items()}
@@ -166,7 +166,7 @@ def test_batch_norm_is_over_all_ranks() -> None:
     assert [part["num_batches_tracked"] for part in parts] == [truth["num_batches_tracked"]] * 3 == [1] * 3
 
 
-def part_of_a_sample(ranks: Ranks, sizes: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+def part_of_a_sample(ranks: World, sizes: list[int], settings: dict[str, Any]) -> dict[str, Any]:
     """SIGReg of this rank's windows of one sample, and its gradient by them."""
     config = Jepa(sigreg_projections=6, **settings)
     whole = torch.randn(sum(sizes), 7, 5, generator=torch.Generator().manual_seed(3)) + 0.3
@@ -186,7 +186,7 @@ def part_of_a_sample(ranks: Ranks, sizes: list[int], settings: dict[str, Any]) -
     ids=["timestep", "centered, times N"],
 )
 def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[str, Any]) -> None:
-    truth = part_of_a_sample(Ranks(), [7], settings)
+    truth = part_of_a_sample(World(), [7], settings)
     for sizes in ([3, 4], [1, 1, 5]):
         parts = together(len(sizes), part_of_a_sample, sizes, settings)
         for part in parts:
@@ -196,7 +196,7 @@ def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[st
         torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
 
 
-def scored(ranks: Ranks, run: Run) -> list[dict[str, Any]]:
+def scored(ranks: World, run: Run) -> list[dict[str, Any]]:
     """The plain and the sliding score of a fresh model."""
     text = corpus(run.data)
     model = TrainState(resolve(run, text), text, choose_device(run.train)).model
@@ -206,7 +206,7 @@ def scored(ranks: Ranks, run: Run) -> list[dict[str, Any]]:
 
 
 def test_ranks_share_the_scoring(run: Run) -> None:
-    truth = scored(Ranks(), run)
+    truth = scored(World(), run)
     for found in together(3, scored, run):
         for ours, theirs in zip(found, truth, strict=True):
             for key, value in theirs.items():
@@ -216,7 +216,7 @@ def test_ranks_share_the_scoring(run: Run) -> None:
 SHAPES = [(8, 24), (24, 8), (16, 16), (8, 24), (1, 5), (24, 8), (40, 8)]
 
 
-def muon(ranks: Ranks, dtype: str) -> list[Any]:
+def muon(ranks: World, dtype: str) -> list[Any]:
     """Four steps of Muon on matrices of several shapes: weights and momenta."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
@@ -241,13 +241,13 @@ def muon(ranks: Ranks, dtype: str) -> list[Any]:
 @pytest.mark.parametrize(("size", "dtype"), [(2, "float32"), (8, "bfloat16")])
 def test_muon_shared_by_ranks_is_muon(size: int, dtype: str) -> None:
     """More ranks than matrices too; every rank keeps the whole momentum."""
-    truth = muon(Ranks(), dtype)
+    truth = muon(World(), dtype)
     for found in together(size, muon, dtype):
         for ours, theirs in zip(found, truth, strict=True):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-6)
 
 
-def refusals(ranks: Ranks, run: Run) -> list[str]:
+def refusals(ranks: World, run: Run) -> list[str]:
     """What asks for more than there is."""
     found = []
     for settings in (

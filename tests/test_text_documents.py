@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from examples import examples
 from jepamba.errors import UserError
 from jepamba.text import documents as documents_module
 from jepamba.text import files as files_module
@@ -97,7 +98,7 @@ def test_byte_order_mark_at_the_start_is_no_text(tmp_path: Path) -> None:
     assert list(read_documents(write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}'))) == ["a"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), max_size=30), min_size=1),
     st.integers(1, 9),

@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.errors import UserError
 from jepamba.text import (
     ByteTokenizer,
@@ -96,7 +97,7 @@ def test_our_tokenizers_give_every_text_back(text: str) -> None:
         assert tokenizer.lossless_on(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(texts)
 def test_our_tokenizers_give_random_text_back(text: str) -> None:
     for tokenizer in (ByteTokenizer(), trained()):
@@ -106,7 +107,7 @@ def test_our_tokenizers_give_random_text_back(text: str) -> None:
             assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.lists(texts, min_size=1, max_size=4), st.data())
 def test_bytes_of_targets_are_the_decoded_text_in_every_slice(documents: list[str], data: st.DataObject) -> None:
     for tokenizer in all_kinds():
@@ -123,7 +124,7 @@ def test_bytes_of_targets_are_the_decoded_text_in_every_slice(documents: list[st
         assert head + middle + tail == tokenizer.decode(stream)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_any_ids_decode_to_the_bytes_that_are_counted(data: st.DataObject) -> None:
     for tokenizer in all_kinds():

@@ -16,7 +16,7 @@ from jepamba.artifact import load_artifact, save_artifact
 from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
-from jepamba.quant import IntGrid
+from jepamba.quant import IntQuantizer
 from jepamba.train import resolve, resume, train, widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
@@ -85,14 +85,15 @@ def test_a_run_chooses_widths_once_keeps_them_and_keeps_to_its_budget(whole: Pat
     assert trained == states["step-000000008"]
     assert all(f"{name} {width}" in chosen[0][1] for name, width in trained.items())
     artifact = load_artifact(whole / "artifact.jepa")
-    grids = artifact.model.named_grids()
+    quantizers = {name: weight.quantizer for name, weight in artifact.model.weights().items()}
     assert artifact.run.quant.width_of == summary["widths"]
     for name, width in summary["widths"].items():
-        grid = grids[name]
-        assert isinstance(grid, IntGrid)
-        assert (grid.width, grid.scale) == (width, "hessian")
+        quantizer = quantizers[name]
+        assert isinstance(quantizer, IntQuantizer)
+        assert (quantizer.bits, quantizer.scale) == (width, "hessian")
         assert width <= trained[name]
-    assert {name for name, grid in grids.items() if isinstance(grid, IntGrid)} == summary["widths"].keys()
+    integers = {name for name, quantizer in quantizers.items() if isinstance(quantizer, IntQuantizer)}
+    assert integers == summary["widths"].keys()
 
 
 @pytest.mark.parametrize("cut", [3, 6])
@@ -160,17 +161,17 @@ def _loss(state: TrainState, rounded: str) -> float:
     """The loss on a fixed text with the parameter `rounded` on 2 bits and all others as they are."""
     model = state.model.train()
     held = {}
-    for path, (module, name) in widths.adjustable(state).items():
-        if path == rounded:
-            held[path] = module.get_parameter(name).data
-            grid = IntGrid(2, "clip")
-            module.get_parameter(name).data = grid.decode(grid.encode(held[path]), tuple(held[path].shape))
+    for name, weight in widths.adjustable(state).items():
+        if name == rounded:
+            held[name] = weight.master.data
+            quantizer = IntQuantizer(2, "clip")
+            weight.master.data = quantizer.decode(quantizer.encode(held[name]), tuple(held[name].shape))
     ids = torch.from_numpy(state.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
     with torch.no_grad():
         loss = model.loss(model(ids[:, :-1])[0], ids[:, 1:], 0.0).ce.item()
-    for path, (module, name) in widths.adjustable(state).items():
-        if path in held:
-            module.get_parameter(name).data = held[path]
+    for name, weight in widths.adjustable(state).items():
+        if name in held:
+            weight.master.data = held[name]
     return loss
 
 
@@ -181,9 +182,9 @@ def test_without_qat_widths_are_chosen_when_packing(small: Run, tmp_path: Path) 
 
 
 def test_given_widths_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"quant.widths": ["embed_proj.w=8", "blocks.0.mlp.up.w=8"], "quant.bits": 8}
+    given: dict[str, Any] = {"quant.widths": ["embed_proj.weight=8", "blocks.0.mlp.up.weight=8"], "quant.bits": 8}
     roomy = train(with_settings(small, given | {"quant.budget_bytes": 10**6}), tmp_path / "roomy")
-    assert roomy["widths"] == {"embed_proj.w": 8, "blocks.0.mlp.up.w": 8}
+    assert roomy["widths"] == {"embed_proj.weight": 8, "blocks.0.mlp.up.weight": 8}
     assert not any("bits" in what for _, what in events(tmp_path / "roomy"))
     tight = train(with_settings(small, given), tmp_path / "tight")
     assert tight["artifact_bytes"] <= BUDGET < roomy["artifact_bytes"]
@@ -199,13 +200,13 @@ def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_p
 
 def test_a_checkpoint_of_impossible_widths_is_refused(small: Run) -> None:
     state = opened(small)
-    for bad in ({"nothing": 4}, {"embed_proj.w": 9}, {"embed_proj.w": "x"}, ["embed_proj.w"], 3):
+    for bad in ({"nothing": 4}, {"embed_proj.weight": 9}, {"embed_proj.weight": "x"}, ["embed_proj.weight"], 3):
         metadata = json.loads(json.dumps({**state.metadata(), "widths": bad}))
         with pytest.raises(UserError):
             state.restore(state.tensors(), metadata)
 
 
 def test_a_budget_without_bits_to_choose_is_refused_before_training(small: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no parameter on an integer grid has quant\.large = 1,000,000 values"):
+    with pytest.raises(ConfigError, match=r"no weight with an integer quantizer has quant\.large = 1,000,000 values"):
         train(with_settings(small, {"quant.large": 1_000_000}), tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from examples import examples
 from jepamba.cli import main
 from jepamba.errors import UserError
 from jepamba.study.records import MetricsFile
@@ -96,7 +97,7 @@ def test_a_steep_start_does_not_flatten_the_rest() -> None:
     assert float(curve(points, 40, 10)[0].split()[0]) < 2.1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=120), st.integers(1, 120), st.integers(2, 30), st.booleans()
 )

@@ -25,6 +25,9 @@ def _kernels_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "use_triton", lambda _: True)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize("learn", [True, False])
 @pytest.mark.parametrize(
     ("rows", "vocab", "kind", "cap"),
@@ -51,6 +54,7 @@ def test_cross_entropy_of_rows_longer_than_a_tile(kind: str, monkeypatch: pytest
     assert {k: v for k, v in worst.items() if not v < 1e-5} == {}
 
 
+@SLOW
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 30),
@@ -121,8 +125,8 @@ def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("batch", "length", "channels", "taps", "resets", "history"),
     [
-        (2, 37, 20, 4, 0.0, False),
-        (2, 37, 20, 4, 0.15, True),
+        pytest.param(2, 37, 20, 4, 0.0, False, marks=SLOW),
+        pytest.param(2, 37, 20, 4, 0.15, True, marks=SLOW),
         (1, 1, 5, 4, 0.0, True),
         (2, 2, 8, 4, 0.5, True),
         (1, 33, 9, 2, 0.1, True),
@@ -135,6 +139,7 @@ def test_convolution(batch: int, length: int, channels: int, taps: int, resets: 
     assert {k: v for k, v in worst.items() if not v < 1e-5} == {}
 
 
+@SLOW
 @pytest.mark.usefixtures("_short_chunks")
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -174,13 +179,20 @@ def test_convolution_between_slices_of_wider_rows() -> None:
 
 @pytest.mark.parametrize(
     ("samples", "draws", "directions", "knots", "first"),
-    [(3, 20, 40, 17, 0.2), (1, 600, 33, 17, 0.0), (2, 5, 7, 2, 1.0), (1, 70, 5, 64, 0.0), (1, 1, 9, 3, 0.5)],
+    [
+        (3, 20, 40, 17, 0.2),
+        pytest.param(1, 600, 33, 17, 0.0, marks=SLOW),
+        (2, 5, 7, 2, 1.0),
+        (1, 70, 5, 64, 0.0),
+        (1, 1, 9, 3, 0.5),
+    ],
 )
 def test_epps_pulley(samples: int, draws: int, directions: int, knots: int, first: float) -> None:
     worst = epps_pulley_errors(samples, draws, directions, knots, first, DEVICE)
     assert {k: v for k, v in worst.items() if not v < 1e-5} == {}
 
 
+@SLOW
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     samples=st.integers(1, 3),

@@ -1,4 +1,4 @@
-"""The product with a settled matrix, its small kernels by Triton's interpreter on the CPU (or on a GPU, where there is
+"""The product with a cached matrix, its small kernels by Triton's interpreter on the CPU (or on a GPU, where there is
 one), against plain PyTorch in float64: output and every gradient. `tests/test_triton.py` runs this file in a process of
 its own."""
 

@@ -12,9 +12,11 @@ from jepamba.ops.norms.triton import AddNorm, GatedNorm, MixNorm, Relu2Norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
-SHAPES = [(3, 5, 24), (1, 1, 64), (2, 9, 40), (1, 3, 200)] + (
-    [(4, 700, 640), (2, 33, 2560)] if DEVICE == "cuda" else []
-)
+SHAPES = [
+    (1, 3, 200),
+    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(3, 5, 24), (1, 1, 64), (2, 9, 40)]),
+    *([(4, 700, 640), (2, 33, 2560)] if DEVICE == "cuda" else []),
+]
 
 
 def compare(

@@ -6,7 +6,7 @@ from typing import Any
 
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
-from jepamba.ranks import Ranks
+from jepamba.distributed import World
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
 from jepamba.train.measure import term_gradients
@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def stepped(ranks: Ranks, run: Run, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def stepped(ranks: World, run: Run, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Some steps of each case: their records, and the terms' gradients before them."""
     found: dict[str, Any] = {}
     for name, settings in cases.items():

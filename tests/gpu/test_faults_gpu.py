@@ -9,7 +9,6 @@ import torch
 from small import small_run
 
 from jepamba.data import corpus
-from jepamba.lookout import GRACE, SILENCE
 from jepamba.train.checkpoint import checkpoints
 from processes import Running, records, seen
 from ranks_faulted import kill_one, stop_one, terminate_one
@@ -50,9 +49,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(whole: Path, folder: Path) -> Running:
+def started(whole: Path, folder: Path, timeout: int = 300) -> Running:
     """The same run anew, with all that it leaves in `folder`."""
-    return Running(["train", str(whole / "tiny.toml"), "--out", str(folder / "out")], folder, 2, fresh=True)
+    words = ["train", str(whole / "tiny.toml"), "--out", str(folder / "out")]
+    return Running(words, folder, 2, {"JEPAMBA_COLLECTIVE_TIMEOUT": str(timeout)}, fresh=True)
 
 
 def test_a_rank_that_is_killed_ends_the_other_and_one_gpu_goes_on(whole: Path, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_rank_that_is_killed_ends_the_other_and_one_gpu_goes_on(whole: Path, t
 
 
 def test_a_rank_that_stands_still_is_not_waited_for(whole: Path, tmp_path: Path) -> None:
-    with started(whole, tmp_path) as running:
-        stop_one(running, tmp_path / "out", 1, REACHED, seconds=SILENCE + GRACE + 10)
+    with started(whole, tmp_path, timeout=30) as running:
+        stop_one(running, tmp_path / "out", 1, REACHED, seconds=60)
 
 
 def test_a_signal_to_one_rank_ends_both_with_a_checkpoint(whole: Path, tmp_path: Path) -> None:

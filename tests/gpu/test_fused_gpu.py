@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from fused_cases import conv_errors, cross_entropy_errors, epps_pulley_errors, relative
 from torch import Tensor
 
-from jepamba.config import Jepa
+from jepamba.config import Jepa, Model, Quant
 from jepamba.jepa import Projections, sample_projections, sigreg
+from jepamba.model import LanguageModel
 from jepamba.ops.causal_conv import conv_silu
 from jepamba.ops.cross_entropy import capped_cross_entropy
 from jepamba.ops.cross_entropy.triton import row_losses_triton
@@ -173,3 +175,24 @@ def test_a_broken_logit_breaks_the_loss() -> None:
     targets = torch.zeros(30, dtype=torch.int64, device="cuda")
     ours = row_losses_triton(raw, torch.zeros(8192, device="cuda"), targets, "poly", 15.0, scale=1.0)
     assert ours.ce_n.isnan().nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.parametrize("embed_dim", [48, 64])
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_residual_stream_is_in_the_compute_dtype(embed_dim: int, cached: bool) -> None:
+    torch.manual_seed(0)
+    config = Model(vocab_size=50, embed_dim=embed_dim, d_model=64, n_layer=4, headdim=32, d_state=16, chunk_size=16)
+    model = LanguageModel(config, Quant(large=64)).cuda().train()
+    tokens = torch.randint(50, (2, 100), device="cuda")
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.extend((args[0], args[1], *out[0])))
+    truth, _ = model(tokens)
+    assert {value.dtype for value in (*seen, truth)} == {torch.float32}
+    seen.clear()
+    cache = model.cached_weights(torch.bfloat16)
+    cache.compute()
+    with cache if cached else contextlib.nullcontext(), torch.autocast("cuda", torch.bfloat16):
+        h, _ = model(tokens)
+    assert {value.dtype for value in (*seen, h)} == {torch.bfloat16}
+    assert (h - truth).norm() < 0.03 * truth.norm()

@@ -9,7 +9,7 @@ from small import small_run
 
 from jepamba.config import Run
 from jepamba.data import Corpus, corpus
-from jepamba.quant import grid_named
+from jepamba.quant import quantizer_named
 from jepamba.submission import About, check, write_submission
 from jepamba.train import resolve, train
 from jepamba.train.device import choose_device
@@ -49,7 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
 @pytest.mark.parametrize("name", ["int4", "int4-clip", "int3-clip-g64", "int5-hessian-g48", "int2-hessian", "int8"])
 def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
     w, importance = torch.randn(300, 200), torch.rand(200) + 0.1
-    grid = grid_named(name)
+    grid = quantizer_named(name)
     here, there = grid.encode(w, importance), grid.encode(w.cuda(), importance.cuda())
     for stream, value in here.items():
         # Sums are rounded otherwise: two scales of nearly equal error may change places.
@@ -59,17 +59,17 @@ def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
 
 
 def losses(run: Run, text: Corpus, changed: dict[str, int]) -> list[float]:
-    """Cross-entropies of six steps, with other widths from the fourth on."""
+    """Cross-entropies of six steps, with other bits from the fourth on."""
     state = TrainState(run, text, choose_device(run.train))
     trainer = Trainer(state)
     before = [trainer.train_step(0.0)["ce"] for _ in range(3)]
-    state.model.set_widths(changed)
+    state.model.set_bit_allocation(changed)
     return before + [trainer.train_step(0.0)["ce"] for _ in range(3)]
 
 
 def test_widths_changed_between_replays_are_what_the_next_pass_sees(small: tuple[Run, Corpus]) -> None:
     run, text = small
-    coarse = {f"blocks.{block}.mixer.in_proj.w": 2 for block in range(4)}
+    coarse = {f"blocks.{block}.mixer.in_proj.weight": 2 for block in range(4)}
     replayed = losses(run, text, coarse)
     launched = losses(replace(run, train=replace(run.train, graph=False)), text, coarse)
     assert replayed == pytest.approx(launched, rel=1e-4)

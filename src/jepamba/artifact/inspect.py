@@ -16,14 +16,14 @@ from jepamba.artifact.store import Opened, open_artifact, stored_streams
 from jepamba.artifact.streams import StreamSpec, Values
 from jepamba.errors import UserError
 from jepamba.model import part_of
-from jepamba.quant import MAX_WIDTH, Grid, IntGrid, Streams, grid_named
+from jepamba.quant import MAX_BITS, IntQuantizer, Quantizer, Streams, quantizer_named
 from jepamba.quant.entropy import entropy, entropy_bits
 
 LIMIT_BYTES = 16_000_000
 """Of code and artifact together in a valid submission to the 16 MB challenge (openai/parameter-golf)."""
 
 Masters = Mapping[str, torch.Tensor]
-"""The unrounded weights by parameter name; under the module's name with `.input_power`, what its grid weighs by."""
+"""A checkpoint's tensors of a model: `NAME.master`, the master weight; `NAME.input_power`, its inputs' mean squares."""
 
 
 def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
 
 def _check_masters(masters: Masters, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if name not in masters or tuple(masters[name].shape) != tensor.shape:
+        master = masters.get(f"{name}.master")
+        if master is None or tuple(master.shape) != tensor.shape:
             raise UserError(
                 f"the checkpoint is not of the artifact's model: {name} is missing there or of another shape"
             )
@@ -122,7 +123,7 @@ def _row(
     values = streams[f"{name}/{role}"]
     _, counts = np.unique(values, return_counts=True)
     coded = sum(shares[stream.name] for stream in described.values())
-    grid, encoded = grid_named(tensor.grid), stored_streams(name, tensor, streams)
+    grid, encoded = quantizer_named(tensor.grid), stored_streams(name, tensor, streams)
     weight = grid.decode(encoded, tensor.shape)
     steps, largest = _steps(grid, encoded, weight), _at_largest(described[role], values)
     row = {
@@ -144,7 +145,7 @@ def _row(
     }
     master = importance = None
     if masters is not None:
-        master, importance = masters[name].float(), masters.get(f"{name.rpartition('.')[0]}.input_power")
+        master, importance = masters[f"{name}.master"].float(), masters.get(f"{name}.input_power")
         row["error"] = _relative(weight - master, master)
         if largest is not None:
             beyond = (master * weight.sign() - weight.abs() > steps / 2) & largest.reshape(weight.shape)
@@ -174,9 +175,9 @@ _MANTISSA = {"fp8": 3, "fp8-row": 3, "bf16": 7, "fp32": 23}
 _SMALLEST_EXPONENT = {"fp8": -6, "fp8-row": -6, "bf16": -126, "fp32": -126}
 
 
-def _steps(grid: Grid, streams: Streams, weight: torch.Tensor) -> torch.Tensor:
+def _steps(grid: Quantizer, streams: Streams, weight: torch.Tensor) -> torch.Tensor:
     """The distance of neighbouring grid values around each stored one, in the weight's shape."""
-    if isinstance(grid, IntGrid):
+    if isinstance(grid, IntQuantizer):
         return grid.decode({**streams, "q": torch.ones_like(streams["q"])}, tuple(weight.shape))
     unit = weight.abs().double()
     scale = torch.ones(1, dtype=torch.float64)
@@ -199,13 +200,13 @@ def _relative(error: torch.Tensor, weight: torch.Tensor) -> float:
 
 
 def _one_more_bit(
-    grid: Grid, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
+    grid: Quantizer, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
 ) -> float | None:
     """Bytes that one more bit takes: by the entropy of the masters on that grid, coded as well as now; or, without
     them, log2 of how much finer the step is for each value. None where there is no wider integer grid."""
-    if not isinstance(grid, IntGrid) or grid.width == MAX_WIDTH:
+    if not isinstance(grid, IntQuantizer) or grid.bits == MAX_BITS:
         return None
-    wider = replace(grid, width=grid.width + 1)
+    wider = replace(grid, bits=grid.bits + 1)
     if master is None:
         return streams["q"].numel() * math.log2(wider.limit / grid.limit) / 8
     now = entropy_bits(streams)

@@ -19,7 +19,7 @@ from jepamba.artifact.streams import WIDTHS, StreamSpec
 from jepamba.config import Model, Quant, Run, from_dict, to_dict
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant import FloatGrid, Grid, IntGrid, grid_named
+from jepamba.quant import FloatQuantizer, IntQuantizer, Quantizer, quantizer_named
 from jepamba.text import Tokenizer
 
 COLDEST, HOTTEST = 1e-3, 1e3
@@ -36,18 +36,6 @@ MAX_STATE = 1 << 24
 """Values of one block's recurrent state: a file may be small and still ask for any amount of memory here."""
 MAX_CHUNK = 4096
 """The chunked operator makes chunk × chunk matrices."""
-
-ADDED: dict[str, dict[str, Any]] = {
-    "quant": {
-        "scale": "absmax",
-        "group": 0,
-        "budget_bytes": 0,
-        "budget_after": 0.5,
-        "widths": [],
-        "embedding": "fp8",
-    }
-}
-"""Settings younger than the format, with the values that leave the model of an older file as it was."""
 
 _KEPT_DATA = ("tokenizer", "byte_separator", "seq_len", "reset")
 
@@ -66,19 +54,19 @@ class Tensor:
 
     def streams(self, name: str) -> dict[str, StreamSpec]:
         """The streams of the parameter `name`, by the grid's own names for them."""
-        grid = grid_named(self.grid)
+        grid = quantizer_named(self.grid)
         return {
             part: _stream(f"{name}/{part}", grid, shape, dtype)
             for part, (shape, dtype) in grid.streams(self.shape).items()
         }
 
 
-def _stream(name: str, grid: Grid, shape: tuple[int, ...], dtype: torch.dtype) -> StreamSpec:
-    if isinstance(grid, IntGrid) and dtype == torch.int8:
-        return StreamSpec(name, "int", grid.width, shape)
+def _stream(name: str, grid: Quantizer, shape: tuple[int, ...], dtype: torch.dtype) -> StreamSpec:
+    if isinstance(grid, IntQuantizer) and dtype == torch.int8:
+        return StreamSpec(name, "int", grid.bits, shape)
     if dtype == torch.uint8:
         return StreamSpec(name, "fp8", 8, shape)
-    kind = FloatGrid(dtype).name
+    kind = FloatQuantizer(dtype).name
     return StreamSpec(name, kind, WIDTHS[kind][0], shape)
 
 
@@ -179,7 +167,7 @@ def _run(config: dict[str, Any]) -> Run:
     if data.keys() != set(_KEPT_DATA):
         raise UserError(f"its configuration must have {', '.join(_KEPT_DATA)} under data and no other")
     take_count(data, "seq_len", MAX_SEQUENCE, "configuration")
-    config = {room: ADDED.get(room, {}) | take(config, room, dict, "configuration") for room in config}
+    config = {room: take(config, room, dict, "configuration") for room in config}
     for room, cls in (("model", Model), ("quant", Quant)):
         absent = {f.name for f in dataclasses.fields(cls)} - config[room].keys()
         if absent:
@@ -213,16 +201,15 @@ def check_config(model: Model, seq_len: int, tensors: int) -> None:
 
 
 def expected_tensors(config: Model, quant: Quant) -> dict[str, Tensor]:
-    """Grid and shape of every parameter of the model that `config` and `quant` describe, without allocating it."""
+    """Quantizer and shape of every parameter of the model that `config` and `quant` describe, without allocating it."""
     with torch.device("meta"):
         model = LanguageModel(config, quant)
     return tensors_of(model)
 
 
 def tensors_of(model: LanguageModel) -> dict[str, Tensor]:
-    """Grid and shape of every parameter of `model`, in the model's order."""
-    grids = model.named_grids()
-    return {name: Tensor(grids[name].name, tuple(value.shape)) for name, value in model.named_parameters()}
+    """Quantizer and shape of every parameter of `model`, in the model's order."""
+    return {name: Tensor(weight.quantizer.name, tuple(weight.master.shape)) for name, weight in model.weights().items()}
 
 
 def _tensors(rows: list[Any]) -> dict[str, Tensor]:

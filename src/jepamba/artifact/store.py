@@ -19,7 +19,7 @@ from jepamba.artifact.streams import DTYPES, StreamSpec, Values
 from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant import Streams, grid_named
+from jepamba.quant import Streams, quantizer_named
 from jepamba.text import Tokenizer, load_tokenizer
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -63,7 +63,7 @@ def save_artifact(
     exported = model.export_weights()
     values: dict[str, Values] = {TOKENIZER_STREAM: np.frombuffer(blob, dtype=np.uint8)}
     for name, tensor in manifest.tensors.items():
-        decoded = grid_named(tensor.grid).decode(exported[name], tensor.shape)
+        decoded = quantizer_named(tensor.grid).decode(exported[name], tensor.shape)
         if not bool(decoded.isfinite().all()):
             raise UserError(f"{path}: not written: the weights of {name} are not finite (training has diverged)")
         for part, stream in tensor.streams(name).items():
@@ -87,7 +87,7 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
     # Fresh weights are drawn and thrown away: the caller's random numbers must not notice.
     with torch.random.fork_rng(devices=[]):
         model = LanguageModel(manifest.run.model, manifest.run.quant)
-    model.load_decoded(weights)
+    model.load_weights(weights)
     return Artifact(model.to(device).eval(), opened.tokenizer, manifest.run, manifest.temperature, manifest.to_header())
 
 
@@ -146,12 +146,12 @@ def stored_streams(name: str, tensor: Tensor, streams: dict[str, Values]) -> Str
     """The decoded streams of the parameter `name` as its grid knows them."""
     return {
         part: _to_torch(streams[f"{name}/{part}"], dtype)
-        for part, (_, dtype) in grid_named(tensor.grid).streams(tensor.shape).items()
+        for part, (_, dtype) in quantizer_named(tensor.grid).streams(tensor.shape).items()
     }
 
 
 def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
-    weight = grid_named(tensor.grid).decode(stored_streams(name, tensor, streams), tensor.shape)
+    weight = quantizer_named(tensor.grid).decode(stored_streams(name, tensor, streams), tensor.shape)
     if not bool(weight.isfinite().all()):
         raise UserError(f"parameter {name} holds values that are not finite")
     return weight

@@ -27,7 +27,7 @@ class Quant:
     budget_after: float = 0.5
     """Share of training after which the bits are chosen; training goes on with them."""
     widths: tuple[str, ...] = ()
-    """Bits of single tensors, as `blocks.0.mixer.in_proj.w=5`; what `budget_bytes` chose is kept here."""
+    """Bits of single tensors, as `blocks.0.mixer.in_proj.weight=5`; what `budget_bytes` chose is kept here."""
     large: int = 4096
     """A matrix with at least this many values goes on the integer grid, a smaller one on FP8."""
     fp8_scale: Literal["row", "none"] = "row"
@@ -49,7 +49,7 @@ class Quant:
         for item in self.widths:
             require(
                 re.fullmatch(r"[\w.]{1,200}=[2-8]", item) is not None,
-                f"quant.widths: {item[:80]!r} is not of the form blocks.0.mixer.in_proj.w=5, with 2 to 8 bits",
+                f"quant.widths: {item[:80]!r} is not of the form blocks.0.mixer.in_proj.weight=5, with 2 to 8 bits",
             )
         for name, count in Counter(item.rpartition("=")[0] for item in self.widths).items():
             require(count == 1, f"quant.widths names the tensor {name!r} twice")

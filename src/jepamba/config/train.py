@@ -26,10 +26,6 @@ class Train:
     """Where to compute; auto: the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations and matrix products; auto: bf16 on GPU, fp32 on CPU."""
-    products: Literal["bf16", "fp8-mlp", "fp8"] = "bf16"
-    """Format of the matrix products of training passes: as `precision` has them, or FP8 on a GPU that can (NVIDIA Ada,
-    Hopper or later) in the blocks' MLPs, or in mixers and MLPs. Integer grids of up to 5 bits stay exact; activations
-    and gradients are rounded by row."""
     masters: Literal["fp32", "bf16"] = "fp32"
     """Precision of the kept parts' master weights; bf16 is the submission's defect 2, to measure it."""
     carry_state: bool = False
@@ -78,11 +74,6 @@ class Train:
             self.steps > 0 or self.seconds > 0,
             f"train.steps = {self.steps} and train.seconds = {self.seconds}: no budget; set train.steps or "
             "train.seconds",
-        )
-        require(
-            self.products == "bf16" or self.precision != "fp32",
-            f"train.products = {self.products} with train.precision = fp32: FP8 products come with bf16 passes; set "
-            "train.precision = auto",
         )
         for name in ("tokens_per_micro", "tokens_per_step", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")

@@ -159,6 +159,6 @@ def _probe(model: LanguageModel, tokens: Tokens, seen: list[Windows], z_BTE: Ten
     held_out = len(inputs_N) // 5
     if held_out == 0:
         return {}
-    embedding_VE = model.weight("token_embed")
+    embedding_VE = model.token_embed.effective_weight()
     classes_V = token_classes(tokens.tokenizer, model.config.vocab_size).to(targets_N.device)
     return probe(z_BTE.flatten(0, 1), embedding_VE[inputs_N], embedding_VE[targets_N], classes_V[targets_N], held_out)

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from jepamba.artifact.manifest import COLDEST, HOTTEST
 from jepamba.data.tokens import Tokens
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate.accounting import Counted, text_bytes
 from jepamba.evaluate.likelihood import summed_nats
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
-from jepamba.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def scores(
     mode: str,
     reset: bool,
     progress: Report | None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> list[Score]:
     """The score of the first `targets` targets at each temperature, in `mode`.
@@ -112,8 +112,10 @@ def scores(
             nats_K += summed_nats(model, h_ND, targets_N, temperatures)
             done += len(targets_N)
             if progress is not None:
-                progress(min(done * ranks.size, targets), targets, f"{float(nats_K[0]) / done:.4f} nats per token")
-    *nats, done = (sum(values) for values in zip(*ranks.told([*nats_K.tolist(), done]), strict=True))
+                progress(
+                    min(done * ranks.world_size, targets), targets, f"{float(nats_K[0]) / done:.4f} nats per token"
+                )
+    *nats, done = (sum(values) for values in zip(*ranks.all_gather_object([*nats_K.tolist(), done]), strict=True))
     if done != targets:
         raise AssertionError(f"{done} targets scored of {targets}")
     seconds = time.monotonic() - started
@@ -136,12 +138,12 @@ def scores(
 
 
 def _in_concert(
-    latents: Iterator[tuple[Tensor, Tensor]], ranks: Ranks, stopped: Stopped
+    latents: Iterator[tuple[Tensor, Tensor]], ranks: World, stopped: Stopped
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's `latents`, batch by batch along with the others', who may have fewer. Raises `StoppedError`."""
     while True:
         batch = next(latents, None)
-        told = ranks.told([batch is not None, stopped()])
+        told = ranks.all_gather_object([batch is not None, stopped()])
         if any(asked for _, asked in told):
             raise StoppedError
         if batch is not None:

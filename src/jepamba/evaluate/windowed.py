@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from jepamba.data.tokens import Tokens
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate.score import Score, Stopped, scored_targets, scores
 from jepamba.evaluate.windows import Window, batches, plain_windows, sliding_windows
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
-from jepamba.ranks import ALONE, Ranks
 
 
 def score_plain(
@@ -30,7 +30,7 @@ def score_plain(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs side by side, the state empty at each window's start.
@@ -67,12 +67,12 @@ def score_plain_at(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> list[Score]:
     """`score_plain` at each of `temperatures`, for little more than the price of one; each says the time of all."""
     targets = scored_targets(model, tokens, seq_len, limit)
-    windows = islice(plain_windows(targets, seq_len), ranks.rank, None, ranks.size)
+    windows = islice(plain_windows(targets, seq_len), ranks.rank, None, ranks.world_size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     return scores(
         model,
@@ -99,7 +99,7 @@ def score_sliding(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs that start `stride` apart, so that all but the first window's
     targets have at least `sequence − stride` tokens before them.
@@ -110,7 +110,7 @@ def score_sliding(
     targets = scored_targets(model, tokens, seq_len, limit)
     if not 1 <= stride <= seq_len:
         raise UserError(f"a stride of {stride} tokens: must lie between 1 and the window's {seq_len}")
-    windows = islice(sliding_windows(targets, seq_len, stride), ranks.rank, None, ranks.size)
+    windows = islice(sliding_windows(targets, seq_len, stride), ranks.rank, None, ranks.world_size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
     (score,) = scores(

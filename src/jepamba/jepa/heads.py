@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepamba.config import Jepa
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.ops.predictor import bias_gelu, shifted_error
-from jepamba.ranks import ALONE, Ranks
 
 
 class PositionNorm(nn.BatchNorm1d):
@@ -24,14 +24,14 @@ class PositionNorm(nn.BatchNorm1d):
     The running statistics follow the passes that have a gradient: one without is a look at what will be passed again.
     """
 
-    def __init__(self, width: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, width: int, ranks: World = SINGLE_PROCESS) -> None:
         super().__init__(width)
         self.ranks = ranks
 
     def forward(self, x_BTM: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
         """Each of the M channels with mean 0 and variance 1 over B and T, then scaled and shifted."""
         x_NM = x_BTM.flatten(0, 1)
-        if self.training and self.ranks.size > 1:
+        if self.training and self.ranks.world_size > 1:
             return self._over_ranks(x_NM).view_as(x_BTM)
         if self.training and not torch.is_grad_enabled():
             return F.batch_norm(x_NM, None, None, self.weight, self.bias, True, 0.0, self.eps).view_as(x_BTM)
@@ -40,12 +40,12 @@ class PositionNorm(nn.BatchNorm1d):
     def _over_ranks(self, x_NM: Tensor) -> Tensor:
         wide_NM = x_NM.float()
         count = torch.full((1,), len(x_NM), dtype=torch.float32, device=x_NM.device)
-        sums = self.ranks.summed(torch.cat([wide_NM.sum(0), count]))
+        sums = self.ranks.all_reduce(torch.cat([wide_NM.sum(0), count]))
         count = sums[-1].detach()
         mean_M = sums[:-1] / count
         # About the mean, not about 0: a mean that is far from 0 would cost the variance its digits.
         centred_NM = wide_NM - mean_M
-        variance_M = self.ranks.summed(centred_NM.square().sum(0)) / count
+        variance_M = self.ranks.all_reduce(centred_NM.square().sum(0)) / count
         if torch.is_grad_enabled():
             self._follow(mean_M.detach(), variance_M.detach() * (count / (count - 1)))
         return (centred_NM * torch.rsqrt(variance_M + self.eps) * self.weight + self.bias).to(x_NM.dtype)
@@ -57,7 +57,7 @@ class PositionNorm(nn.BatchNorm1d):
         buffers["num_batches_tracked"].add_(1)
 
 
-def projection(kind: str, width: int, ranks: Ranks = ALONE) -> nn.Module:
+def projection(kind: str, width: int, ranks: World = SINGLE_PROCESS) -> nn.Module:
     """A map of latents to latents: bias-free linear, or an MLP (hidden 2·width) with LayerNorm or BatchNorm."""
     if kind == "linear":
         return nn.Linear(width, width, bias=False)
@@ -68,7 +68,7 @@ def projection(kind: str, width: int, ranks: Ranks = ALONE) -> nn.Module:
 class JepaHeads(nn.Module):
     """Projector, predictor and the predictor's projection; none of it reaches the artifact."""
 
-    def __init__(self, config: Jepa, width: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: Jepa, width: int, ranks: World = SINGLE_PROCESS) -> None:
         super().__init__()
         hidden = config.predictor_mult * width
         self.steps = config.rollout_steps

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jepamba.config import Jepa
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Projections, sigreg
 from jepamba.model import LanguageModel, State
 from jepamba.ops.cross_entropy import Losses
-from jepamba.ranks import ALONE, Ranks
 
 
 class LossWeights(NamedTuple):
@@ -72,7 +72,7 @@ def objective(
     state: State | None = None,
     *,
     sigreg_sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> tuple[LossTerms, State]:
     """The loss terms of one micro-batch, and the model's state after it; it starts in `state`, if that is given.
 

@@ -26,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.config import Jepa
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.ops.epps_pulley import characteristic_sums, epps_pulley
 from jepamba.ops.linear.products import projected
-from jepamba.ranks import ALONE, Ranks
 
 
 def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -115,7 +115,7 @@ def sigreg(
     config: Jepa,
     projections: Projections,
     *,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
     draws: Tensor | None = None,
     sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -128,8 +128,8 @@ def sigreg(
     with torch.autocast(z_BTE.device.type, enabled=False):
         x_SNM = projected(samples(z_BTE, config, projections.chosen), projections.directions_EM)
         t_K, w_K = knots(config, z_BTE.device)
-        if sums_SK2M is None and ranks.size > 1:
-            sums_SK2M = ranks.sum_(characteristic_sums(x_SNM.detach(), t_K))
+        if sums_SK2M is None and ranks.world_size > 1:
+            sums_SK2M = ranks.all_reduce_(characteristic_sums(x_SNM.detach(), t_K))
         of = x_SNM.shape[1] if draws is None else draws
         statistic = epps_pulley(x_SNM, t_K, w_K, sums_SK2M, of).mean()
         return statistic * of if config.sigreg_scale_n else statistic

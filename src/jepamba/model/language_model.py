@@ -1,4 +1,4 @@
-"""The language model: embedding, Mamba-2 blocks in a U-Net, head (spec section 1). All of it is kept in the artifact.
+"""The language model: embedding, Mamba-2 blocks in a U-Net, head. All of it is kept in the artifact.
 
 Legend: B batch, T time, D model width, E embedding width, V vocabulary.
 """
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Model, Quant
 from jepamba.model.head import Head
-from jepamba.model.layers import Gridded, Linear, Mlp, embedding_grid, mix_grid, vector_grid
+from jepamba.model.layers import Mlp, QuantLinear, embedding_quantizer, mix_quantizer, vector_quantizer
 from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.ops.cross_entropy import Losses
 from jepamba.ops.norms import add_norm, mix_norm, rms
-from jepamba.quant import Grid, IntGrid, Streams
+from jepamba.quant import CachedWeights, IntQuantizer, QuantWeight, Streams
 
 State = list[MixerState]
 """The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
@@ -45,18 +45,18 @@ EMBED_STD = 0.02
 """Initial standard deviation of the embedding."""
 
 
-class Block(Gridded):
+class Block(nn.Module):
     """x = mix₀·x + mix₁·x0; x += ssm_scale·Mamba2(rms(x)); in some blocks x += mlp_scale·MLP(rms(x))."""
 
     def __init__(self, config: Model, quant: Quant, index: int) -> None:
         super().__init__()
         D = config.d_model
+        with_mlp = index % config.mlp_every == 0
+        self.mix = QuantWeight(torch.stack([torch.ones(D), torch.zeros(D)]), mix_quantizer(quant))
+        self.ssm_scale = QuantWeight(torch.ones(D), vector_quantizer(quant))
+        self.mlp_scale = QuantWeight(torch.ones(D), vector_quantizer(quant)) if with_mlp else None
         self.mixer = Mamba2(config, quant)
-        self.add("mix", torch.stack([torch.ones(D), torch.zeros(D)]), mix_grid(quant))
-        self.add("ssm_scale", torch.ones(D), vector_grid(quant))
-        self.mlp = Mlp(config, quant) if index % config.mlp_every == 0 else None
-        if self.mlp is not None:
-            self.add("mlp_scale", torch.ones(D), vector_grid(quant))
+        self.mlp = Mlp(config, quant) if with_mlp else None
 
     def forward(
         self,
@@ -70,19 +70,19 @@ class Block(Gridded):
 
         x0 is the embedded input; `skip`, where the block has one, is added before all else.
         """
-        x_BTD, normed_BTD, *handed = mix_norm(x_BTD, x0_BTD, self.weight("mix"), *(skip or ()))
-        branch_BTD, state = self.mixer(normed_BTD, self.weight("ssm_scale"), reset_BT, state)
-        if self.mlp is not None:
+        x_BTD, normed_BTD, *handed = mix_norm(x_BTD, x0_BTD, self.mix.effective_weight(), *(skip or ()))
+        branch_BTD, state = self.mixer(normed_BTD, self.ssm_scale.effective_weight(), reset_BT, state)
+        if self.mlp is not None and self.mlp_scale is not None:
             x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
-            branch_BTD = self.mlp(normed_BTD, self.weight("mlp_scale"))
+            branch_BTD = self.mlp(normed_BTD, self.mlp_scale.effective_weight())
         return BlockOutput(x_BTD + branch_BTD, *handed), state
 
 
-class Skips(Gridded):
+class Skips(nn.Module):
     """The U-Net's skips: decoder block i adds weight·(output of the encoder block that mirrors it).
 
     With L blocks the first L//2 are the encoder, and block L//2 + k mirrors block L//2 − 1 − k. The first pair would
-    add the last encoder block's output to itself; it exists only with `self_skip` (spec section 6, item 4).
+    add the last encoder block's output to itself; it exists only with `self_skip`.
     """
 
     def __init__(self, config: Model, quant: Quant) -> None:
@@ -93,16 +93,16 @@ class Skips(Gridded):
         self.source = {half + k: half - 1 - k for k in pairs}
         self.row = {target: row for row, target in enumerate(self.source)}
         if self.source:
-            self.add("skip_weight", torch.ones(len(self.source), config.d_model), mix_grid(quant))
+            self.skip_weight = QuantWeight(torch.ones(len(self.source), config.d_model), mix_quantizer(quant))
 
     def forward(self, index: int, outputs: list[Tensor]) -> Skip | None:
         """(output, weight) of the skip into block `index`, if it has one; `outputs` are those of the blocks before."""
         if index not in self.source:
             return None
-        return outputs[self.source[index]], self.weight("skip_weight")[self.row[index]]
+        return outputs[self.source[index]], self.skip_weight.effective_weight()[self.row[index]]
 
 
-class LanguageModel(Gridded):
+class LanguageModel(nn.Module):
     """The whole network. `config.vocab_size` must be set. Fresh weights come from PyTorch's global generator."""
 
     def __init__(self, config: Model, quant: Quant) -> None:
@@ -111,13 +111,13 @@ class LanguageModel(Gridded):
             raise ValueError("the model needs config.vocab_size; take it from the tokenizer")
         self.config, self.quant = config, quant
         embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
-        self.add("token_embed", embedding, embedding_grid(quant))
+        self.token_embed = QuantWeight(embedding, embedding_quantizer(quant))
         if config.embed_dim != config.d_model:
-            self.embed_proj = Linear(config.embed_dim, config.d_model, quant)
+            self.embed_proj = QuantLinear(config.embed_dim, config.d_model, quant)
         self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.n_layer))
         self.skips = Skips(config, quant)
         self.head = Head(config, quant)
-        self.set_widths(quant.width_of)
+        self.set_bit_allocation(quant.width_of)
 
     def initial_state(self, batch: int) -> State:
         """The state at a stream's start, for `batch` streams."""
@@ -133,10 +133,16 @@ class LanguageModel(Gridded):
 
         `reset_BT` marks tokens that start a document: nothing before them is seen. `state` continues a stream: a
         sequence cut anywhere and carried gives the h of the whole, up to rounding; T = 1 is a step of generation.
+
+        The residual stream and h are in the compute dtype of the pass, on every device: bf16 under bf16 autocast, else
+        the weights' own. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms.norms`).
         """
-        x_BTD = F.embedding(tokens_BT, self.weight("token_embed"))
+        x_BTD = F.embedding(tokens_BT, self.token_embed.effective_weight())
         if hasattr(self, "embed_proj"):
             x_BTD = self.embed_proj(x_BTD)
+        device = x_BTD.device.type
+        if torch.is_autocast_enabled(device):
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         x0_BTD = x_BTD = rms(x_BTD)
         outputs: list[Tensor] = []
         carried: State = []
@@ -150,97 +156,76 @@ class LanguageModel(Gridded):
 
     def logits(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Soft-capped fp32 logits of the next token."""
-        out: Tensor = self.head(h, self.weight("token_embed"))
+        out: Tensor = self.head(h, self.token_embed.effective_weight())
         return out
 
     def loss(self, h_BTD: Float[Tensor, "B T D"], targets_BT: Int[Tensor, "B T"], z_weight: float) -> Losses:
         """Mean next-token losses of the latents `h`; see `Losses`."""
-        return self.head.loss(h_BTD.flatten(0, 1), self.weight("token_embed"), targets_BT.flatten(), z_weight)
+        return self.head.loss(h_BTD.flatten(0, 1), self.token_embed.effective_weight(), targets_BT.flatten(), z_weight)
 
-    def set_quantized(self, on: bool) -> None:
-        """Whether training passes see the grids. Evaluation passes always do."""
-        for module in self.gridded():
-            module.quantized = on
+    def weights(self) -> dict[str, QuantWeight]:
+        """Every weight by its name in an artifact, such as `blocks.3.mixer.in_proj.weight` or `blocks.3.mixer.A_log`.
 
-    def use_fp8(self, *, mixers: bool) -> None:
-        """The products of the MLPs, or of `mixers` too, are FP8 from now on in passes over settled weights.
-
-        Before the first `settle`.
+        The order is that of `parameters`; the parameter's own name has `.master` behind it.
         """
-        for block in self._blocks():
-            for module in (block if mixers else block.mlp or nn.Module()).modules():
-                if isinstance(module, Linear):
-                    module.fp8 = True
+        return {name: module for name, module in self.named_modules() if isinstance(module, QuantWeight)}
 
-    def settle(self, dtype: torch.dtype) -> None:
-        """Compute every weight of the training passes that follow once, matrices in `dtype`; see `settled`."""
-        for module in self.gridded():
-            Gridded.settle(module, dtype)
+    @property
+    def fake_quantized(self) -> bool:
+        """Whether training passes see fake-quantized weights."""
+        return self.token_embed.fake_quantized
+
+    def set_fake_quantization(self, on: bool) -> None:
+        """Let training passes see fake-quantized weights, or the masters. Evaluation always sees the stored values."""
+        for weight in self.weights().values():
+            weight.fake_quantized = on
+
+    def set_bit_allocation(self, bits: Mapping[str, int]) -> None:
+        """Give each named weight an integer quantizer of so many bits, and remember it in `quant`.
+
+        Raises `ConfigError` for a name without an integer quantizer, or bits out of bounds.
+        """
+        allocation = {**self.quant.width_of, **bits}
+        self.quant = replace(self.quant, widths=tuple(f"{name}={number}" for name, number in allocation.items()))
+        weights = self.weights()
+        for name, number in bits.items():
+            quantizer = weights[name].quantizer if name in weights else None
+            if not isinstance(quantizer, IntQuantizer):
+                raise ConfigError(f"quant.widths: the model has no weight {name[:80]!r} with an integer quantizer")
+            weights[name].quantizer = replace(quantizer, bits=number)
+
+    def cached_weights(self, dtype: torch.dtype) -> CachedWeights:
+        """A cache for the weights of a step's training passes, matrices in `dtype`; to be made once and kept."""
+        return CachedWeights(self.weights().values(), dtype)
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
-        """Training passes inside see the weights that `settle` computed; the parameters get the gradients."""
-        for module in self.gridded():
-            module.use_settled()
+    def calibrate_inputs(self) -> Iterator[None]:
+        """Forward passes inside record the input statistics that the quantizers of `quant.scale = hessian` need."""
+        layers = [module for module in self.modules() if isinstance(module, QuantLinear)]
+        for layer in layers:
+            layer.calibrating = True
         try:
             yield
         finally:
-            for module in self.gridded():
-                module.release()
-
-    def watch_inputs(self, on: bool) -> None:
-        """Whether forward passes note how large each matrix's inputs are (`quant.scale = hessian` needs it)."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.watching = on and module.weighs
-
-    def set_widths(self, widths: Mapping[str, int]) -> None:
-        """Put each named parameter on the integer grid of so many bits, and remember it in `quant`.
-
-        Raises `ConfigError` for a name that is no parameter on an integer grid, or a width out of bounds.
-        """
-        self.quant = replace(self.quant, widths=tuple(f"{k}={v}" for k, v in {**self.quant.width_of, **widths}.items()))
-        places = {path: (module, name) for path, module, name in self.places()}
-        for path, width in widths.items():
-            module, name = places.get(path, (self, ""))
-            grid = module.grids.get(name)
-            if not isinstance(grid, IntGrid):
-                raise ConfigError(f"quant.widths: the model has no parameter {path[:80]!r} on an integer grid")
-            module.grids[name] = replace(grid, width=width)
-
-    def gridded(self) -> Iterator[Gridded]:
-        """Every module that holds parameters, this one first."""
-        return (module for module in self.modules() if isinstance(module, Gridded))
-
-    def named_grids(self) -> dict[str, Grid]:
-        """The grid of every parameter, by its name in `named_parameters`."""
-        return {path: module.grids[name] for path, module, name in self.places()}
-
-    def places(self) -> Iterator[tuple[str, Gridded, str]]:
-        """Every parameter's name in `named_parameters`, the module that holds it, and its name there."""
-        for prefix, module in self.named_modules():
-            if isinstance(module, Gridded):
-                for name in module.grids:
-                    yield f"{prefix}.{name}" if prefix else name, module, name
+            for layer in layers:
+                layer.calibrating = False
 
     def export_weights(self) -> dict[str, Streams]:
-        """The encoded streams of every parameter: all of the model that an artifact stores."""
-        return {path: module.encode(name) for path, module, name in self.places()}
+        """The encoded streams of every weight: all of the model that an artifact stores."""
+        return {name: weight.export() for name, weight in self.weights().items()}
 
-    def load_decoded(self, weights: Mapping[str, Tensor]) -> None:
-        """Put decoded weights in, by parameter name, and use them as they are from now on.
+    def load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Load decoded weights, by their names in the artifact, and use them as they are from now on.
 
         Raises `ValueError` if a name is missing, unknown, or has another shape.
         """
-        own = dict(self.named_parameters())
-        if own.keys() != weights.keys():
-            raise ValueError(f"weights do not fit the model: {sorted(own.keys() ^ weights.keys())[:3]}")
-        for name, parameter in own.items():
-            if parameter.shape != weights[name].shape:
-                raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
-            parameter.data = weights[name].to(device=parameter.device, dtype=torch.float32)
-        for module in self.gridded():
-            module.on_grid = True
+        weights = self.weights()
+        if weights.keys() != values.keys():
+            raise ValueError(f"weights do not fit the model: {sorted(weights.keys() ^ values.keys())[:3]}")
+        for name, weight in weights.items():
+            if weight.master.shape != values[name].shape:
+                raise ValueError(f"{name} has shape {tuple(values[name].shape)}, not {tuple(weight.master.shape)}")
+            weight.load(values[name])
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

@@ -12,15 +12,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
-from jepamba.model.layers import Gridded, Linear, exact_grid, small_grid, vector_grid
+from jepamba.model.layers import QuantLinear, exact_quantizer, small_quantizer, vector_quantizer
 from jepamba.ops.causal_conv import conv_history, conv_silu
 from jepamba.ops.dispatch import use_triton
 from jepamba.ops.mixer.sizes import MixerSizes
 from jepamba.ops.norms import gated_norm
 from jepamba.ops.ssd import ssd
+from jepamba.quant import QuantWeight
 
 
 class MixerState(NamedTuple):
@@ -32,8 +33,8 @@ class MixerState(NamedTuple):
     """State of the recurrence, fp32."""
 
 
-class Mamba2(Gridded):
-    """A Mamba-2 mixer; parameters and initial values as in spec section 1."""
+class Mamba2(nn.Module):
+    """A Mamba-2 mixer; parameters and initial values as in the paper's code."""
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
@@ -42,21 +43,24 @@ class Mamba2(Gridded):
         width = self.sizes.inner + self.channels + config.heads
         # A GPU's matrix products want rows of whole 32 bytes; others run at a third of the speed (docs/performance.md).
         self.row_width = -(-width // 16) * 16
-        self.in_proj = Linear(config.d_model, width, quant)
-        self.out_proj = Linear(self.sizes.inner, config.d_model, quant)
+        in_proj = QuantLinear(config.d_model, width, quant)
+        out_proj = QuantLinear(self.sizes.inner, config.d_model, quant)
         bound = self.taps**-0.5
-        self.add("conv_weight", torch.empty(self.channels, self.taps).uniform_(-bound, bound), small_grid(quant))
-        self.add("conv_bias", torch.empty(self.channels).uniform_(-bound, bound), vector_grid(quant))
+        conv_weight = torch.empty(self.channels, self.taps).uniform_(-bound, bound)
+        self.conv_weight = QuantWeight(conv_weight, small_quantizer(quant))
+        self.conv_bias = QuantWeight(torch.empty(self.channels).uniform_(-bound, bound), vector_quantizer(quant))
         dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
         # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so that softplus(dt_bias) is dt at the start.
-        self.add("dt_bias", dt + torch.log(-torch.expm1(-dt)), exact_grid())
-        self.add("A_log", torch.empty(config.heads).uniform_(1, 16).log(), exact_grid())
-        self.add("D", torch.ones(config.heads), exact_grid())
-        self.add("norm_weight", torch.ones(self.sizes.inner), vector_grid(quant))
+        self.dt_bias = QuantWeight(dt + torch.log(-torch.expm1(-dt)), exact_quantizer())
+        self.A_log = QuantWeight(torch.empty(config.heads).uniform_(1, 16).log(), exact_quantizer())
+        self.D = QuantWeight(torch.ones(config.heads), exact_quantizer())
+        self.norm_weight = QuantWeight(torch.ones(self.sizes.inner), vector_quantizer(quant))
+        # Drawn first, registered last: sums over all parameters keep their order, and so their last bits.
+        self.in_proj, self.out_proj = in_proj, out_proj
 
     def initial_state(self, batch: int) -> MixerState:
         """The state at a stream's start: nothing seen."""
-        device = self.weight("A_log").device
+        device = self.A_log.master.device
         return MixerState(
             torch.zeros(batch, self.channels, self.taps - 1, device=device),
             torch.zeros(batch, self.sizes.heads, self.sizes.headdim, self.sizes.d_state, device=device),
@@ -92,7 +96,12 @@ class Mamba2(Gridded):
         history_BCW, ssm_BHPN = (None, None) if state is None else state
         normed_BTI, ssm_BHPN = FusedMixer.apply(  # type: ignore[no-untyped-call]
             projected_BTS,
-            *(self.weight(name) for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")),
+            self.conv_weight.effective_weight(),
+            self.conv_bias.effective_weight(),
+            self.dt_bias.effective_weight(),
+            self.A_log.effective_weight(),
+            self.D.effective_weight(),
+            self.norm_weight.effective_weight(),
             history_BCW,
             ssm_BHPN,
             reset_BT,
@@ -108,19 +117,19 @@ class Mamba2(Gridded):
         history_BCW, ssm_BHPN = self.initial_state(len(projected_BTS)) if state is None else state
         z_BTI, xBC_BTC, dt_BTH = self.sizes.split(projected_BTS)
         xBC_BTC, history_BCW = conv_silu(
-            xBC_BTC, history_BCW, self.weight("conv_weight"), self.weight("conv_bias"), reset_BT
+            xBC_BTC, history_BCW, self.conv_weight.effective_weight(), self.conv_bias.effective_weight(), reset_BT
         )
         x_BTHP, B_BTGN, C_BTGN = self.sizes.operands(xBC_BTC)
         y_BTHP, ssm_BHPN = ssd(
             x_BTHP,
-            F.softplus(dt_BTH.float() + self.weight("dt_bias")),
-            -torch.exp(self.weight("A_log")),
+            F.softplus(dt_BTH.float() + self.dt_bias.effective_weight()),
+            -torch.exp(self.A_log.effective_weight()),
             B_BTGN,
             C_BTGN,
-            self.weight("D"),
+            self.D.effective_weight(),
             ssm_BHPN,
             reset_BT,
             chunk_size=self.sizes.chunk_size,
         )
-        normed_BTI = gated_norm(y_BTHP.flatten(-2), z_BTI, self.weight("norm_weight"))
+        normed_BTI = gated_norm(y_BTHP.flatten(-2), z_BTI, self.norm_weight.effective_weight())
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)

@@ -34,7 +34,7 @@ PARTS = {
 
 
 def part_of(name: str) -> str:
-    """The part of the parameter `name`, as in `blocks.3.mixer.in_proj.w`. Raises `KeyError` if it has none."""
+    """The part of the parameter `name`, as in `blocks.3.mixer.in_proj.weight`. Raises `KeyError` if it has none."""
     for component in name.split("."):
         if component in PARTS:
             return PARTS[component]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jepamba.config import Optim
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.optim.muon import Muon
-from jepamba.ranks import ALONE, Ranks
 
 NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
 """Two-dimensional parameters that are the embedding, a stack of filters or a stack of vectors: AdamW. The tie
@@ -34,7 +34,7 @@ def group_parameters(named: Iterable[tuple[str, Tensor]], config: Optim) -> Grou
     """Every parameter in exactly one group: Muon for matrices (training-only ones too), AdamW for all else."""
     groups = Groups()
     for name, p in named:
-        leaf = name.rsplit(".", 1)[-1]
+        leaf = name.removesuffix(".master").rsplit(".", 1)[-1]
         if leaf in ("conv_weight", "conv_bias") and not config.train_conv:
             groups.untrained[name] = p
         elif leaf in SSM_SCALARS and not config.decay_ssm:
@@ -57,7 +57,7 @@ class Optimizers:
 
     @classmethod
     def build(
-        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, ranks: Ranks = ALONE
+        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, ranks: World = SINGLE_PROCESS
     ) -> Optimizers:
         """Fresh optimizers for the named parameters on `device`; Muon's work is shared by the `ranks`.
 

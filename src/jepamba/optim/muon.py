@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepamba.ranks import ALONE, Ranks
+from jepamba.distributed import SINGLE_PROCESS, World
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton–Schulz coefficients of Jordan et al.: fast towards singular values near 1, not exactly 1."""
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         row_norm: bool,
         weight_decay: float,
         compute_dtype: torch.dtype = torch.float32,
-        ranks: Ranks = ALONE,
+        ranks: World = SINGLE_PROCESS,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -80,9 +80,9 @@ class Muon(torch.optim.Optimizer):
             if not params:
                 continue
             fresh = self._nesterov(params, group["momentum"])
-            shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.ranks.size)
+            shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.ranks.world_size)
             own = self._orthogonal(fresh, shares[self.ranks.rank], group)
-            directions = own if self.ranks.size == 1 else self._gathered(params, own, shares)
+            directions = own if self.ranks.world_size == 1 else self._gathered(params, own, shares)
             lr = group["lr"]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             for same in _by_shape(params, range(len(params))):
@@ -121,7 +121,7 @@ class Muon(torch.optim.Optimizer):
             flat = torch.cat(parts)
             sent[: len(flat)] = flat
         found: dict[int, Tensor] = {}
-        for share, row in zip(shares, self.ranks.gathered(sent), strict=True):
+        for share, row in zip(shares, self.ranks.all_gather(sent), strict=True):
             sizes = [params[i].numel() for i in share]
             for i, part in zip(share, row[: sum(sizes)].split(sizes), strict=True):
                 found[i] = part.view(params[i].shape).to(params[i].dtype)

@@ -1,21 +1,22 @@
-"""The grids that weights are trained on and stored on."""
+"""Quantizers, and the weight that is trained and stored with one. Read `module.py` first, then `protocol.py`."""
 
-from jepamba.quant.floats import FP8_INTEGERS, FP8_MAX, FloatGrid, Fp8Grid
-from jepamba.quant.grids import fake, grid_named
-from jepamba.quant.integers import MAX_WIDTH, MIN_WIDTH, IntGrid
-from jepamba.quant.protocol import Grid, Streams, rows
+from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
+from jepamba.quant.grids import fake_quantize, quantizer_named
+from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer
+from jepamba.quant.module import CachedWeights, QuantWeight
+from jepamba.quant.protocol import Quantizer, Streams, rows
 
 __all__ = [
-    "FP8_INTEGERS",
-    "FP8_MAX",
-    "MAX_WIDTH",
-    "MIN_WIDTH",
-    "FloatGrid",
-    "Fp8Grid",
-    "Grid",
-    "IntGrid",
+    "MAX_BITS",
+    "MIN_BITS",
+    "CachedWeights",
+    "FloatQuantizer",
+    "Fp8Quantizer",
+    "IntQuantizer",
+    "QuantWeight",
+    "Quantizer",
     "Streams",
-    "fake",
-    "grid_named",
+    "fake_quantize",
+    "quantizer_named",
     "rows",
 ]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class Option(NamedTuple):
-    """What one width costs a tensor."""
+    """What one number of bits costs a tensor."""
 
-    width: int
+    bits: int
     """Bits of its integers."""
     bytes: float
     """Of the tensor in the artifact."""
@@ -17,8 +17,8 @@ class Option(NamedTuple):
     """Expected rise of the loss, nats per token."""
 
 
-def choose_widths(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, int]:
-    """The width of each tensor: least damage in all for at most `budget` bytes, as near as a greedy choice comes.
+def allocate_bits(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, int]:
+    """The bits of each tensor: least damage in all for at most `budget` bytes, as near as a greedy choice comes.
 
     Every tensor starts at its smallest option. Then the step is taken, again and again, that saves the most damage a
     byte (each tensor's steps lie on the lower convex hull of its options, where that order is the best one: Shoham &
@@ -39,7 +39,7 @@ def choose_widths(options: Mapping[str, Sequence[Option]], budget: float) -> dic
             continue
         chosen[name] = after
         spent += after.bytes - before.bytes
-    return {name: option.width for name, option in chosen.items()}
+    return {name: option.bits for name, option in chosen.items()}
 
 
 def _hull(start: Option, options: Sequence[Option]) -> list[tuple[Option, Option]]:

@@ -1,4 +1,4 @@
-"""Grids of floating-point formats: FP8 with or without a scale a row, BF16, fp32.
+"""Quantizers to floating-point formats: FP8 with or without a scale a row, BF16, fp32.
 
 Shapes: R rows of C values, as in `protocol`.
 """
@@ -14,12 +14,10 @@ from jepamba.quant.protocol import Streams, divisor, rows
 
 FP8_MAX = 448.0
 """Largest finite value of FP8 e4m3 (OCP 8-bit floating point specification, 2023)."""
-FP8_INTEGERS = 16
-"""Every integer up to this one is a value of it: it has four significant bits."""
 
 
 @dataclass(frozen=True)
-class Fp8Grid:
+class Fp8Quantizer:
     """FP8 e4m3, with one BF16 scale per row (`scaled`) or as it is, which is coarse near 1 and loses small values."""
 
     scaled: bool = True
@@ -53,14 +51,14 @@ class Fp8Grid:
             expected["scale"] = ((R,), torch.bfloat16)
         return expected
 
-    def bits(self, shape: tuple[int, ...]) -> int:
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
         """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * 8 + (R * 16 if self.scaled else 0)
 
 
 @dataclass(frozen=True)
-class FloatGrid:
+class FloatQuantizer:
     """A plain floating-point format: BF16 or fp32."""
 
     dtype: torch.dtype
@@ -82,7 +80,7 @@ class FloatGrid:
         """Shape and dtype of each stream of a tensor of `shape`."""
         return {"value": (shape, self.dtype)}
 
-    def bits(self, shape: tuple[int, ...]) -> int:
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
         """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * (16 if self.dtype == torch.bfloat16 else 32)

@@ -1,4 +1,4 @@
-"""The integer grid: a few bits a weight, with scales by row or by group of columns, at the largest value or clipped.
+"""The integer quantizer: a few bits a weight, with scales by row or by group of columns, at the largest or clipped.
 
 Shapes: a weight is viewed as R rows of C values. Each row has G groups of K columns (the last one filled up with
 zeros), each with a scale of its own; N = R·G groups in all. Without groups G = 1 and K = C.
@@ -17,29 +17,29 @@ from jepamba.quant.protocol import Streams, divisor, rows
 
 Scale = Literal["absmax", "clip", "hessian"]
 
-MIN_WIDTH, MAX_WIDTH = 2, 8
+MIN_BITS, MAX_BITS = 2, 8
 RATIOS = 8
 """Scales that are tried for each group: the absmax one, and these shares of it less one."""
 _SMALLEST_RATIO = {2: 0.3, 3: 0.45, 4: 0.55, 5: 0.7, 6: 0.8, 7: 0.9, 8: 0.9}
-"""The smallest share tried, by width: 9 of 10 normal rows of 64 to 2,560 values have their best scale above it."""
+"""The smallest share tried, by bits: 9 of 10 normal rows of 64 to 2,560 values have their best scale above it."""
 _SLICE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Values searched at once: few enough to stay in a core's cache, enough to fill a GPU."""
 
 
 @dataclass(frozen=True)
-class IntGrid:
-    """Symmetric integers of `width` bits with a BF16 scale for each group: w ≈ q · s, |q| <= 2^(width−1) − 1.
+class IntQuantizer:
+    """Symmetric integers of `bits` bits with a BF16 scale for each group: w ≈ q · s, |q| <= 2^(bits−1) − 1.
 
     q is rounded against the stored scale itself, so that q · s (at most 7 + 8 significant bits) is exact in fp32 and
     nothing is rounded twice.
 
-    Arguments: `width`, 2 to 8. `scale`: with `absmax` s is the group's largest magnitude / q_max; with `clip` s is that
+    Arguments: `bits`, 2 to 8. `scale`: with `absmax` s is the group's largest magnitude / q_max; with `clip` s is that
     times the share, of `RATIOS` fixed ones, that leaves the least squared error (values beyond q_max · s are clipped);
     `hessian` is `clip` with the error of each column weighted by its importance. `group`: columns that share a scale;
     0: the whole row.
     """
 
-    width: int
+    bits: int
     scale: Scale = "absmax"
     group: int = 0
 
@@ -47,12 +47,12 @@ class IntGrid:
     def name(self) -> str:
         """Such as `int4`, `int3-clip`, `int4-hessian-g64`."""
         clipped = "" if self.scale == "absmax" else f"-{self.scale}"
-        return f"int{self.width}{clipped}{f'-g{self.group}' if self.group else ''}"
+        return f"int{self.bits}{clipped}{f'-g{self.group}' if self.group else ''}"
 
     @property
     def limit(self) -> int:
         """The largest stored integer."""
-        return (1 << (self.width - 1)) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def groups(self, columns: int) -> int:
         """G, the number of scales of a row of `columns` values."""
@@ -61,7 +61,7 @@ class IntGrid:
     def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
         """The streams of `w`, any shape: `q` (R, C) int8 and `scale` BF16, (R,), or with groups (R, G).
 
-        Without `importance_C` all columns count alike. What lies on the grid is encoded as it lies there: absmax
+        Without `importance_C` all columns count alike. What is quantized already is encoded as it is: absmax
         comes first among the scales that are tried, and another must be better to be taken.
         """
         R, C = rows(tuple(w.shape))
@@ -85,10 +85,10 @@ class IntGrid:
         scales = (R, self.groups(C)) if self.group else (R,)
         return {"q": ((R, C), torch.int8), "scale": (scales, torch.bfloat16)}
 
-    def bits(self, shape: tuple[int, ...]) -> int:
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
         """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
-        return R * C * self.width + R * self.groups(C) * 16
+        return R * C * self.bits + R * self.groups(C) * 16
 
     def _split(self, w_RC: Tensor) -> Tensor:
         """The groups (N, K) of the rows, the last of each row filled up with zeros."""
@@ -115,7 +115,7 @@ class IntGrid:
         u_NK = w_NK / unit_N1
         best_N1, least_N1 = absmax_N1, None
         for index in range(RATIOS):
-            ratio = 1.0 - (1.0 - _SMALLEST_RATIO[self.width]) * index / (RATIOS - 1)
+            ratio = 1.0 - (1.0 - _SMALLEST_RATIO[self.bits]) * index / (RATIOS - 1)
             scale_N1 = absmax_N1 if index == 0 else (absmax_N1.float() * ratio).to(torch.bfloat16)
             step_N1 = divisor(scale_N1.float() / unit_N1)
             error_NK = (u_NK / step_N1).round_().clamp_(-self.limit, self.limit).mul_(step_N1).sub_(u_NK)

@@ -1,6 +1,6 @@
-"""What a grid is: the set of values that a stored weight can take, as one object for training, export and load.
+"""What a quantizer is: the grid of values that a stored weight can take, as one object for training, export and load.
 
-A grid turns a tensor into named integer streams (`encode`) and streams back into the tensor (`decode`).
+A quantizer turns a tensor into named integer streams (`encode`) and streams back into the tensor (`decode`).
 
 Shapes: a weight is viewed as R rows of C values; a vector is one row. `w_RC` has the rows, `scale_R1` their scales.
 """
@@ -18,18 +18,18 @@ Streams = dict[str, Tensor]
 
 
 @runtime_checkable
-class Grid(Protocol):
-    """What training, export and load ask of a grid."""
+class Quantizer(Protocol):
+    """What training, export and load ask of a quantizer."""
 
     @property
     def name(self) -> str:
-        """The name in an artifact's header, as `grid_named` reads it."""
+        """The name in an artifact's header, as `quantizer_named` reads it."""
         ...
 
     def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
         """The streams of `w` (any shape, float). Deterministic; no gradient.
 
-        `importance_C`, positive, says how much an error in each column matters; a grid may disregard it.
+        `importance_C`, positive, says how much an error in each column matters; a quantizer may disregard it.
         """
         ...
 
@@ -41,7 +41,7 @@ class Grid(Protocol):
         """Shape and dtype of every stream of a tensor of `shape`: what a reader must find, and what it costs."""
         ...
 
-    def bits(self, shape: tuple[int, ...]) -> int:
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
         """Stored bits of a tensor of `shape` before any entropy coding, scales included."""
         ...
 

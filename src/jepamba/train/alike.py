@@ -11,20 +11,20 @@ import torch
 from jepamba import __version__
 from jepamba.config import OF_A_MACHINE, Run, to_dict
 from jepamba.data import Corpus, Tokens, corpus
+from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.progress import Progress
-from jepamba.ranks import Ranks
 
 WINDOWS, LENGTH = 64, 4096
 """How many windows of a stream are compared, spread over it, and the tokens of each; a shorter stream is whole."""
 
 
-def check_command(command: str, ranks: Ranks) -> None:
+def check_command(command: str, ranks: World) -> None:
     """Raise `UserError`, on all `ranks`, for one that runs another command than rank 0, or another jepamba.
 
     Another PyTorch is let pass: its sums may round in another way, which is no worse than another GPU's.
     """
-    found = _first_difference(ranks.told({"jepamba": __version__, "the command": command}))
+    found = _first_difference(ranks.all_gather_object({"jepamba": __version__, "the command": command}))
     if found is not None:
         rank, name, here, there = found
         raise UserError(
@@ -33,9 +33,9 @@ def check_command(command: str, ranks: Ranks) -> None:
         )
 
 
-def check_settings(run: Run, ranks: Ranks) -> None:
+def check_settings(run: Run, ranks: World) -> None:
     """Raise `UserError`, on all `ranks`, for one whose settings are not rank 0's, but for those `OF_A_MACHINE`."""
-    found = _first_difference(ranks.told(_settings(run)))
+    found = _first_difference(ranks.all_gather_object(_settings(run)))
     if found is not None:
         rank, name, here, there = found
         here, there = (json.dumps(value, ensure_ascii=False)[:80] for value in (here, there))
@@ -45,15 +45,15 @@ def check_settings(run: Run, ranks: Ranks) -> None:
         raise UserError(f"rank {rank} has {name} = {here} where rank 0 has {there}; {cause}")
 
 
-def read_alike(run: Run, ranks: Ranks) -> Corpus:
+def read_alike(run: Run, ranks: World) -> Corpus:
     """The text that `run` names, the same on all `ranks`; to be called by all of them.
 
-    Ranks on one machine read one after another, so that all but the first find its cache. Raises `UserError`, on all
+    World on one machine read one after another, so that all but the first find its cache. Raises `UserError`, on all
     ranks, for bad data, and for a rank whose tokenizer or text differs from rank 0's, as far as a sample tells.
     """
-    text = ranks.machine_by_machine(lambda: _read(run))
-    if ranks.size > 1:
-        _compare(ranks.told(ranks.machine_by_machine(lambda: marks(text))))
+    text = ranks.local_rank_zero_first(lambda: _read(run))
+    if ranks.world_size > 1:
+        _compare(ranks.all_gather_object(ranks.local_rank_zero_first(lambda: marks(text))))
     return text
 
 

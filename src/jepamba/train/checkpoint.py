@@ -22,6 +22,8 @@ from jepamba.io import read_untrusted, sha256_of, sync
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+VERSION = 2
+"""Of the format: of the names of tensors and of the state's keys."""
 _PREFIX, _BUILDING = "step-", ".building-"
 _MOST_STATE = 1 << 20
 """Bytes of the JSON, which has some hundred."""
@@ -68,18 +70,24 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MOST_STATE).decode("utf-8"))
         if not isinstance(state, dict) or state.get("sha256") != sha256_of(path / TENSORS, _WHAT):
             raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}")
-        return load_file(path / TENSORS), state
+        tensors = load_file(path / TENSORS)
     except (UserError, OSError, ValueError, RecursionError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{path}: not a complete checkpoint ({reason}); delete it to resume from the one before it"
         ) from None
+    version = state.get("version", 1)
+    if version != VERSION:
+        raise UserError(
+            f"{path}: checkpoint format version {str(version)[:20]!r}; this program reads version {VERSION}"
+        )
+    return tensors, state
 
 
 def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Both files, down to the disk."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
-    complete = {**state, "sha256": sha256_of(building / TENSORS, _WHAT)}
+    complete = {**state, "version": VERSION, "sha256": sha256_of(building / TENSORS, _WHAT)}
     (building / STATE).write_text(json.dumps(complete, indent=1))
     for path in (building / TENSORS, building / STATE, building):
         sync(path)

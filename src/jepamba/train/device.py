@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from jepamba.config import Train
+from jepamba.distributed import local_rank
 from jepamba.errors import UserError
-from jepamba.ranks import local_rank
-
-FP8_CAPABILITY = (8, 9)
-"""The least compute capability that multiplies FP8: NVIDIA Ada."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,10 @@ def choose_device(config: Train) -> DeviceConfig:
             "train.compile = true: on a GPU the blocks are fused kernels in captured graphs already; use "
             "--train.compile false, or --train.device cpu"
         )
-    if config.products != "bf16" and (not on_gpu or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
-        found = f"{torch.cuda.get_device_name(device)} has less" if on_gpu else "this run computes on the CPU"
-        raise UserError(
-            f"train.products = {config.products} needs a GPU of compute capability 8.9 or more, and {found}; "
-            "use --train.products bf16"
-        )
     chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     reason = "as asked" if config.precision != "auto" else ("tensor cores" if on_gpu else "exact and resumable")
-    products = "" if config.products == "bf16" else f", products in {config.products}"
     return DeviceConfig(
-        device, dtype, f"computing on {name} in {chosen} ({reason}){products}; master weights in {config.masters}"
+        device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )

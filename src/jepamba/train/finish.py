@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from jepamba.artifact import inspect, load_artifact, save_artifact
+from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
 from jepamba.io import atomic_write, sha256_of
-from jepamba.lookout import training
 from jepamba.model import parts
 from jepamba.progress import Progress
-from jepamba.ranks import Ranks
 from jepamba.train.state import TrainState
 
 ARTIFACT, REPORT = "artifact.jepa", "report.html"
@@ -34,9 +33,9 @@ def finish(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
     folder, and does all but the scoring, which is shared; to be called by all ranks.
     """
     state.model.eval()
-    temperature, artifact_bytes = state.ranks.chiefly(lambda: _pack(state, out / ARTIFACT))
+    temperature, artifact_bytes = state.ranks.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
     scores = _scores(state, out / ARTIFACT)
-    return state.ranks.chiefly(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
+    return state.ranks.on_rank_zero(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
 
 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
@@ -146,18 +145,17 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 ranks=state.ranks,
             )
 
-    with training():
-        at_one, calibrated = plain()
-        slid = asdict(sliding()) if run.eval.stride > 0 else None
+    at_one, calibrated = plain()
+    slid = asdict(sliding()) if run.eval.stride > 0 else None
     return {"bpb_plain": asdict(at_one), "bpb_calibrated": asdict(calibrated), "bpb_sliding": slid}
 
 
 @contextmanager
-def _on_every_rank(ranks: Ranks, path: Path) -> Iterator[Path]:
+def _on_every_rank(ranks: World, path: Path) -> Iterator[Path]:
     """Rank 0's file `path`, and on the other ranks a copy."""
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.chief else None
-    handed = ranks.handed_out({} if content is None else {"file": content})["file"]
-    if ranks.chief:
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.is_rank_zero else None
+    handed = ranks.broadcast_tensors({} if content is None else {"file": content})["file"]
+    if ranks.is_rank_zero:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

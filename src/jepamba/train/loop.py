@@ -16,11 +16,10 @@ from torch import Tensor
 
 from jepamba.config import Run
 from jepamba.data import Corpus
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
-from jepamba.lookout import training
 from jepamba.progress import Progress
-from jepamba.ranks import ALONE, Ranks
 from jepamba.train import widths
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
@@ -40,11 +39,11 @@ VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
 class Loop:
     """The loop around `Trainer.train_step`."""
 
-    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: World = SINGLE_PROCESS) -> None:
         self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
         self.state = TrainState(run, text, choose_device(run.train), ranks)
         self.trainer = Trainer(self.state)
-        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.chief else NoLog(out / METRICS)
+        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
         self.restored = False
         self.saved = -1
@@ -62,9 +61,9 @@ class Loop:
                 tensors, metadata = load_checkpoint(found[-1])
             return metadata
 
-        metadata = self.ranks.chiefly(newest)
+        metadata = self.ranks.on_rank_zero(newest)
         if metadata:
-            self.state.restore(self.ranks.handed_out(tensors), metadata)
+            self.state.restore(self.ranks.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
         self.metrics.rewind(self.state.counters.step)
         self._event(f"resumed at step {self.state.counters.step}")
@@ -81,9 +80,9 @@ class Loop:
 
     def _train(self) -> None:
         self._event(self.state.device_config.why)
-        self.ranks.chiefly(lambda: widths.check(self.state))
+        self.ranks.on_rank_zero(lambda: widths.check(self.state))
         self.ranks.check_equal(dict(self.state.modules.state_dict()))
-        with StopRequest() as stop, self.writer, training(), Progress("training") as report:
+        with StopRequest() as stop, self.writer, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup(report)
             self._loop(stop, report)
@@ -95,12 +94,12 @@ class Loop:
     def _finish(self) -> dict[str, Any]:
         self.ranks.check_equal(dict(self.state.modules.state_dict()))
         self.trainer.release()
-        self.ranks.chiefly(self.metrics.flush)
-        for said in self.ranks.chiefly(lambda: widths.fit(self.state, self.out / ARTIFACT)):
+        self.ranks.on_rank_zero(self.metrics.flush)
+        for said in self.ranks.on_rank_zero(lambda: widths.fit(self.state, self.out / ARTIFACT)):
             self._event(said)
         summary = finish(self.state, self.out, self.preset)
         # All ranks part together, however long a dashboard takes to send the rest.
-        self.ranks.chiefly(lambda: self._log_final(summary["bpb_plain"]))
+        self.ranks.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
         return summary
 
     def _log_final(self, score: Mapping[str, Any]) -> None:
@@ -139,7 +138,7 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, done.tokens - before)
-                if self.ranks.chief and not self.writer.prepared:
+                if self.ranks.is_rank_zero and not self.writer.prepared:
                     # Not before the first step, which makes the optimizers' state.
                     self.writer.prepare(self.state.tensors())
                     clock = time.perf_counter()
@@ -157,7 +156,7 @@ class Loop:
 
     def _agreed(self, seconds: float, stop: StopRequest) -> tuple[float, signal.Signals | None]:
         """Rank 0's `seconds`, and the signal that any rank was sent: one clock for all, and one end."""
-        told = self.ranks.told([seconds, stop.signal])
+        told = self.ranks.all_gather_object([seconds, stop.signal])
         return told[0][0], next((signal.Signals(number) for _, number in told if number is not None), None)
 
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
@@ -190,9 +189,9 @@ class Loop:
     def _choose_widths(self, share: float) -> None:
         """Rank 0 chooses the bits of each tensor, all take them."""
         model = self.state.model
-        said, chosen = self.ranks.chiefly(lambda: (widths.choose(self.state, share), model.quant.width_of))
-        if not self.ranks.chief:
-            model.set_widths(chosen)
+        said, chosen = self.ranks.on_rank_zero(lambda: (widths.choose(self.state, share), model.quant.width_of))
+        if not self.ranks.is_rank_zero:
+            model.set_bit_allocation(chosen)
         self._event(said)
 
     def _caption(self, record: dict[str, float]) -> str:
@@ -211,7 +210,7 @@ class Loop:
     def _checkpoint(self) -> None:
         """Start writing a checkpoint of this moment, if there is none: rank 0 has all that is to be kept."""
         step = self.state.counters.step
-        if self.saved != step and self.ranks.chief:
+        if self.saved != step and self.ranks.is_rank_zero:
             self.writer.save(step, self.state.tensors(), self.state.metadata())
             self.saved = step
 
@@ -227,7 +226,7 @@ class Loop:
     def _answer(self, asked: signal.Signals | None) -> None:
         """If a signal came: a checkpoint, and the end. Raises `UserError` if that checkpoint cannot be written."""
         if asked is not None:
-            self.ranks.chiefly(lambda: self._last_checkpoint(asked.name))
+            self.ranks.on_rank_zero(lambda: self._last_checkpoint(asked.name))
             leave(asked)
 
     def _last_checkpoint(self, why: str) -> None:
@@ -250,7 +249,7 @@ class Loop:
         """Whether the run was stopped before or in the validation that was due at the step where it goes on."""
         step = self.state.counters.step
         due = self.restored and self._validation_due()
-        return due and not self.ranks.chiefly(lambda: self.metrics.holds("val", step))
+        return due and not self.ranks.on_rank_zero(lambda: self.metrics.holds("val", step))
 
     def _validate(self, stop: StopRequest) -> signal.Signals | None:
         """Score the validation text, unless a signal comes; the signal that came."""

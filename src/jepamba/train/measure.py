@@ -20,16 +20,14 @@ def calibrate_inputs(state: TrainState) -> None:
     Rank 0 measures on the next windows, as many as its micro-batches have when it is alone; the data position stays.
     """
     model, device = state.model, state.device
-    if state.ranks.chief:
+    if state.ranks.is_rank_zero:
         position = state.loader.state()
         batch = state.loader.next(state.run.train.tokens_per_micro // state.run.data.seq_len)
         state.loader.restore(position)
-        model.watch_inputs(True)
-        with state.device_config.autocast():
+        with model.calibrate_inputs(), state.device_config.autocast():
             reset_BT = to_device(batch.reset_BT, device) if state.run.data.reset else None
             model(to_device(batch.inputs_BT, device), reset_BT)
-        model.watch_inputs(False)
-    state.ranks.take_over_(model.buffers())
+    state.ranks.broadcast_(model.buffers())
 
 
 def term_gradients(state: TrainState, progress: float) -> dict[str, float]:
@@ -61,5 +59,5 @@ def _gradient_norm(state: TrainState, term: Tensor) -> float:
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
     found = [grad for grad in grads if grad is not None]
-    state.ranks.sum_each_(found)
+    state.ranks.all_reduce_each_(found)
     return float(sum(grad.double().square().sum().item() for grad in found) ** 0.5)

@@ -98,7 +98,7 @@ class MicroBatches:
         # How many positions have a target k further in the same document is known only from all ranks' windows.
         steps = run.jepa.rollout_steps if run.jepa.weight > 0 else 1
         shape = (len(batch.inputs_BT), run.data.seq_len)
-        self.pairs_K = ranks.sum_(document_pairs(shape, self.reset_BT, steps, state.device))
+        self.pairs_K = ranks.all_reduce_(document_pairs(shape, self.reset_BT, steps, state.device))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for index, (end, rows) in enumerate(zip(accumulate(self.rows), self.rows, strict=True)):

@@ -10,12 +10,11 @@ from typing import Any
 
 from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, with_settings
 from jepamba.data import Corpus
+from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
-from jepamba.lookout import watched
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import silence
-from jepamba.ranks import Ranks, joined
 from jepamba.train.alike import check_command, check_settings, read_alike
 from jepamba.train.loop import Loop
 
@@ -32,10 +31,10 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
     with _ranks() as ranks:
         check_command("train", ranks)
         check_settings(run, ranks)
-        ranks.chiefly(lambda: _refuse_another(out))
+        ranks.on_rank_zero(lambda: _refuse_another(out))
         text = read_alike(run, ranks)
         run = resolve(run, text)
-        ranks.chiefly(lambda: _begin(run, out, preset))
+        ranks.on_rank_zero(lambda: _begin(run, out, preset))
         return Loop(run, out, text, preset, ranks).run_to_end()
 
 
@@ -52,7 +51,7 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
     with _ranks() as ranks:
         check_command("resume", ranks)
         # Rank 0 has the folder, and so the settings of all, but for where this machine has its files.
-        settings, preset = ranks.chiefly(lambda: _begun(out))
+        settings, preset = ranks.on_rank_zero(lambda: _begun(out))
         run = _changed(settings, changes or {})
         check_settings(run, ranks)
         loop = Loop(run, out, read_alike(run, ranks), preset, ranks)
@@ -61,10 +60,10 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def _ranks() -> Iterator[Ranks]:
+def _ranks() -> Iterator[World]:
     """The ranks of this run, of which rank 0 speaks."""
-    with joined() as ranks, watched(ranks):
-        if not ranks.chief:
+    with process_group() as ranks, reported_failures(ranks.world_size):
+        if not ranks.is_rank_zero:
             silence()
         yield ranks
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Run
 from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
-from jepamba.ranks import ALONE, Ranks
 from jepamba.train.alike import marks
 from jepamba.train.device import DeviceConfig
 
@@ -52,26 +52,24 @@ class TrainState:
     windows.
     """
 
-    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, ranks: World = SINGLE_PROCESS) -> None:
         self.run, self.corpus, self.ranks = run, corpus, ranks
         self.device_config, self.device = device_config, device_config.device
         self.marks = marks(corpus)
         """Fingerprints of the data; a resumed run must have the same."""
-        if run.train.carry_state and ranks.size > 1:
+        if run.train.carry_state and ranks.world_size > 1:
             raise ConfigError(
-                f"train.carry_state = true with {ranks.size} processes: each row of windows goes on where it ended, on "
-                "one process; start one, or set train.carry_state = false"
+                f"train.carry_state = true with {ranks.world_size} processes: each row of windows goes on where "
+                "it ended, on one process; start one, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.layout = BatchLayout.of(
-            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.size
+            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.world_size
         )
         """Which windows of a step belong to which micro-batch of which rank."""
         # The weights are drawn on the CPU: the same seed gives the same weights on every device.
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
-        if run.train.products != "bf16":
-            self.model.use_fp8(mixers=run.train.products == "fp8")
         self.heads = JepaHeads(run.jepa, run.model.d_model, ranks) if run.jepa.active else None
         self.modules = nn.ModuleDict({"model": self.model})
         if self.heads is not None:
@@ -95,7 +93,7 @@ class TrainState:
         """Training mode; with fake-quantized weights over the last `quant.qat_fraction` of the budget."""
         fraction = self.run.quant.qat_fraction
         self.model.train()
-        self.model.set_quantized(fraction > 0 and progress >= 1.0 - fraction)
+        self.model.set_fake_quantization(fraction > 0 and progress >= 1.0 - fraction)
 
     def next_windows(self) -> Batch:
         """This rank's windows of the next step, those of its first micro-batch first."""
@@ -108,17 +106,6 @@ class TrainState:
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter, kept and training-only."""
         return list(self.modules.parameters())
-
-    def leaves(self) -> list[Tensor]:
-        """The tensors that a backward pass inside `model.settled()` differentiates by: the step's cached weights of all
-        trained parameters, and the heads' parameters."""
-        cached = [
-            leaf
-            for module in self.model.gridded()
-            for name, leaf in module.leaves.items()
-            if module.get_parameter(name).requires_grad
-        ]
-        return [*cached, *(self.heads.parameters() if self.heads is not None else [])]
 
     def carry(self, state: State | None) -> None:
         """Start the next micro-batch in `state`, detached (None: in the empty state). Without `train.carry_state` this
@@ -162,7 +149,7 @@ class TrainState:
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
             counters = Counters.from_json(metadata["progress"])
-            self.model.set_widths(metadata["widths"])
+            self.model.set_bit_allocation(metadata["widths"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             for name, kept in self._carried().items():

@@ -54,7 +54,14 @@ class Trainer:
         self.add_sigreg_sums = GraphedMicrobatch(self._add_sigreg_sums, device, self.graphs, pool)
         self.clip_gradients = CUDAGraph(self._clip_gradients, self.graphs)
         self.update = CUDAGraph(state.optimizers.step, self.graphs)
-        self._weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+        self.weights = state.model.cached_weights(state.device_config.dtype)
+        """The weights that the passes of one step see."""
+        self._compute_weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+        trained = [
+            leaf for p, leaf in zip(state.model.parameters(), self.weights.leaves, strict=True) if p.requires_grad
+        ]
+        self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
+        """What the passes take gradients of."""
 
     def train_step(self, progress: float) -> dict[str, float]:
         """Train on the next `tokens_per_step` tokens, at this share of the budget; the record for the log.
@@ -76,7 +83,7 @@ class Trainer:
         self.compute_weights()
         batch = state.next_windows()
         self.accumulate_gradients(batch, lam)
-        ranks.sum_each_([p.grad for p in state.parameters() if p.grad is not None])
+        ranks.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
@@ -113,16 +120,15 @@ class Trainer:
 
         What is computed depends on whether they are fake-quantized, and to how many bits: each has its own graph.
         """
-        model, dtype = self.state.model, self.state.device_config.dtype
-        key = model.quantized, model.quant.widths
-        if key not in self._weights:
-            self._weights[key] = CUDAGraph(lambda: model.settle(dtype), self.graphs)
-        self._weights[key]()
+        key = self.state.model.fake_quantized, self.state.model.quant.widths
+        if key not in self._compute_weights:
+            self._compute_weights[key] = CUDAGraph(self.weights.compute, self.graphs)
+        self._compute_weights[key]()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
         """Run every micro-batch of this rank's windows forward and backward."""
         self.loss_sums.zero_()
-        with self.state.model.settled():
+        with self.weights:
             micro_batches = MicroBatches(self.state, batch, lam)
             if self.sigreg_sums_SK2M is not None:
                 self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
@@ -133,7 +139,7 @@ class Trainer:
 
     def _forward_backward(self, micro: MicroBatch) -> None:
         terms, after = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
-        add_gradients(terms.total, self.state.leaves())
+        add_gradients(terms.total, self.leaves)
         self.state.carry(after)
         self.loss_sums += torch.stack([term.detach().float() for term in terms])
 
@@ -148,8 +154,8 @@ class Trainer:
         waits here for the device."""
         ranks, sums = self.state.ranks, self.loss_sums.double()
         # Every rank has the statistic of all ranks' sample.
-        sums[LossTerms._fields.index("sigreg")] /= ranks.size
-        summed = ranks.sum_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
+        sums[LossTerms._fields.index("sigreg")] /= ranks.world_size
+        summed = ranks.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
         *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
@@ -170,7 +176,7 @@ class Trainer:
             if not micro.continues:
                 self.state.carry(None)
             self.add_sigreg_sums(micro)
-        self.state.ranks.sum_(sums_SK2M)
+        self.state.ranks.all_reduce_(sums_SK2M)
         for block, before in zip(self.state.carried or [], carried, strict=True):
             for value, old in zip(block, before, strict=True):
                 value.copy_(old)
@@ -189,7 +195,7 @@ class Trainer:
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
-        for graph in (self.clip_gradients, self.update, *self._weights.values()):
+        for graph in (self.clip_gradients, self.update, *self._compute_weights.values()):
             graph.release()
         self.forward_backward.release()
         self.add_sigreg_sums.release()

@@ -1,5 +1,7 @@
 """RMS norms, and the row-wise operations that are fused with them: plain PyTorch, or one Triton kernel each on a GPU.
 
+Both compute in fp32 inside and return the dtype of their first argument.
+
 Legend: B batch, T time, D width of the residual stream, I inner width of a mixer, M hidden width of an MLP.
 """
 

@@ -20,14 +20,14 @@ GATED_NORM_EPS = 1e-5
 
 def rms_torch(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """`x` divided by the root mean square of its last dimension; no weight."""
-    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS)
+    return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS).to(x.dtype)
 
 
 def add_norm_torch(
     x: Float[Tensor, "*batch D"], branch: Float[Tensor, "*batch D"]
 ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
     """(x + branch, rms(x + branch))."""
-    total = x + branch
+    total = x + branch.to(x.dtype)
     return total, rms_torch(total)
 
 
@@ -44,7 +44,7 @@ def mix_norm_torch(
     """
     sum_ = x if skip is None or skip_weight is None else x + skip_weight * skip
     mixed = mix[0] * sum_ + mix[1] * x0
-    return mixed, rms_torch(mixed), x0, x
+    return mixed.to(x.dtype), rms_torch(mixed).to(x.dtype), x0, x
 
 
 def gated_norm_torch(

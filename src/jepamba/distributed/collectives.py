@@ -1,35 +1,27 @@
-"""The processes that train one model together: who this one is, and the few things that they do in concert.
+"""Collectives of the processes that train one model together.
 
-`torchrun` starts them and says so in the environment; without it there is one process, no process group, and every
-method here does nothing, at no cost. Tensors travel by NCCL where they lie on GPUs and by gloo on CPUs. Decisions (to
-stop, to save, what the clock says) travel as JSON over a gloo group of its own, so that no GPU waits for them; on that
-group a rank may work alone for hours, and a peer that dies is noticed at once.
+`torchrun` starts the processes and describes them in the environment. In a single process there is no process group
+and every method does nothing. Tensors travel over NCCL on GPUs and over gloo on CPUs. Objects travel over two gloo
+groups, so that no GPU waits for them: one with the short time-out of the tensor collectives, and one with a long
+time-out for waits on work of rank 0, such as tokenizing or packing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jepamba.distributed.failures import collective_timeout, rank_zero_timeout
 from jepamba.errors import UserError, in_words
 
 BUCKET_VALUES = 1 << 24
 """Values of a flat fp32 bucket in which many small tensors are summed: 64 MiB."""
-FRAME = 512
-"""Bytes of a decision that travel at once; a longer one is sent again, whole."""
-PATIENCE = timedelta(minutes=5)
-"""How long a sum of tensors waits for a rank that does not come."""
-WORK_PATIENCE = timedelta(days=30)
-"""How long a decision does: the others may wait for rank 0 to tokenize, to pack. Who is gone, the lookout notices."""
-
 Result = TypeVar("Result")
 
 
@@ -38,33 +30,35 @@ def local_rank() -> int:
     return _from_environment("LOCAL_RANK", 0)
 
 
-class Ranks:
+class World:
     """This process among those that train together: `rank` of `size`, and `local` on its machine.
 
     Every method that returns or moves something is to be called by all ranks, in the same order.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local: int = 0, decisions: Any = None) -> None:
-        self.rank, self.size, self.local = rank, size, local
-        self._decisions = decisions
-        """The gloo group of decisions; None where there is one process."""
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, short: Any = None, long: Any = None
+    ) -> None:
+        self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
+        self._short, self._long = short, long
+        """gloo groups with the time-outs of collectives and of waits for rank 0; None in a single process."""
 
     @property
-    def chief(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the rank that writes files and speaks."""
         return self.rank == 0
 
     # Tensors
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Replace a contiguous `tensor` by its sum over the ranks; the same tensor."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_each_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_each_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over the ranks, in fp32, a few flat buckets in all."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
         # The next bucket is filled while the one before travels.
         travelling = []
@@ -76,95 +70,77 @@ class Ranks:
             parts = flat.split([value.numel() for value in bucket])
             torch._foreach_copy_(bucket, [part.view_as(value) for part, value in zip(parts, bucket, strict=True)])
 
-    def summed(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, differentiable: where each rank adds its own part of the loss, the gradient of what
         went into the sum is the sum of all ranks' gradients by it."""
-        return cast(Tensor, _Summed.apply(tensor, self)) if self.size > 1 else tensor  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Summed.apply(tensor, self)) if self.world_size > 1 else tensor  # type: ignore[no-untyped-call]
 
-    def gathered(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Tensor) -> Tensor:
         """Every rank's `tensor`, which has the same shape on all of them, stacked: (size, *shape)."""
-        if self.size == 1:
+        if self.world_size == 1:
             return tensor.unsqueeze(0)
-        everyone = tensor.new_empty(self.size * tensor.numel())
+        everyone = tensor.new_empty(self.world_size * tensor.numel())
         # Under its new name since PyTorch 2.13.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(everyone, tensor.contiguous().view(-1))
-        return everyone.view(self.size, *tensor.shape)
+        return everyone.view(self.world_size, *tensor.shape)
 
-    def take_over_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite every tensor with rank 0's."""
-        if self.size > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def handed_out(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rank 0's named CPU tensors, on every rank; what the others give is passed over."""
-        if self.size == 1:
+        if self.world_size == 1:
             return dict(tensors)
         kinds = [(name, list(value.shape), str(value.dtype).partition(".")[2]) for name, value in tensors.items()]
         found = {}
-        for name, shape, kind in self.shared(kinds):
-            value = tensors[name].contiguous() if self.chief else torch.empty(shape, dtype=getattr(torch, kind))
-            dist.broadcast(value, 0, group=self._decisions)
+        for name, shape, kind in self.broadcast_object(kinds):
+            value = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=getattr(torch, kind))
+            dist.broadcast(value, 0, group=self._long)
             found[name] = value
         return found
 
     def check_equal(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise `RuntimeError` if a named tensor is not the same, bit for bit, on all ranks (by a checksum)."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
-        everyone = self.told(torch.stack([_checksum(value) for value in tensors.values()]).tolist())
+        everyone = self.all_gather_object(torch.stack([_checksum(value) for value in tensors.values()]).tolist())
         for rank, sums in enumerate(everyone):
             for name, here, there in zip(tensors, everyone[0], sums, strict=True):
                 if here != there:
                     raise RuntimeError(f"{name} is not the same on rank 0 and on rank {rank}")
 
-    # Decisions
+    # Objects
 
-    def told(self, value: Any) -> list[Any]:
-        """Every rank's `value`, which must be JSON, by rank."""
-        if self.size == 1:
+    def all_gather_object(self, value: Any, group: Any = None) -> list[Any]:
+        """Every rank's `value`, by rank. Over the group with the short time-out unless another `group` is given."""
+        if self.world_size == 1:
             return [value]
-        own = _encoded(value)
-        frames = self._all_frames(_framed(own, FRAME))
-        most = max(_size(frame) for frame in frames)
-        if most > FRAME:
-            frames = self._all_frames(_framed(own, most))
-        return [_decoded(frame) for frame in frames]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=group or self._short)
+        return found
 
-    def shared(self, value: Any) -> Any:
-        """Rank 0's `value`, which must be JSON, on every rank."""
-        if self.size == 1:
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank. The others wait for rank 0 as long as `RANK_ZERO_TIMEOUT`."""
+        if self.world_size == 1:
             return value
-        own = _encoded(value) if self.chief else b""
-        frame = self._chiefs_frame(_framed(own, FRAME))
-        if _size(frame) > FRAME:
-            frame = self._chiefs_frame(_framed(own, _size(frame)))
-        return _decoded(frame)
+        found = [value]
+        dist.broadcast_object_list(found, 0, group=self._long)
+        return found[0]
 
-    def _all_frames(self, frame: Tensor) -> list[Tensor]:
-        frames = [torch.empty_like(frame) for _ in range(self.size)]
-        dist.all_gather(frames, frame, group=self._decisions)
-        return frames
-
-    def _chiefs_frame(self, frame: Tensor) -> Tensor:
-        dist.broadcast(frame, 0, group=self._decisions)
-        return frame
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on some rank."""
-        return any(self.told(flag))
-
-    def chiefly(self, work: Callable[[], Result]) -> Result:
-        """What `work()` gives on rank 0, where alone it is done: JSON. The others wait, however long it takes.
+    def on_rank_zero(self, work: Callable[[], Result]) -> Result:
+        """What `work()` gives on rank 0, where alone it is done. The others wait, however long it takes.
 
         What goes wrong is raised on rank 0 as it is, and on the others as a `UserError` with the same message; with
         rank 0's number if it was told to end.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return work()
-        if not self.chief:
-            outcome = self.shared(None)
+        if not self.is_rank_zero:
+            outcome = self.broadcast_object(None)
             if "error" in outcome:
                 raise UserError(outcome["error"])
             return cast(Result, outcome["value"])
@@ -174,25 +150,27 @@ class Ranks:
             said = in_words(error)
             # If the others have gone already, what happened here is still what is to be told.
             with contextlib.suppress(RuntimeError):
-                self.shared({"error": said if isinstance(error, Exception) else f"rank {self.rank} ended: {said}"})
+                self.broadcast_object(
+                    {"error": said if isinstance(error, Exception) else f"rank {self.rank} ended: {said}"}
+                )
             raise
-        self.shared({"value": value})
+        self.broadcast_object({"value": value})
         return value
 
-    def machine_by_machine(self, work: Callable[[], Result]) -> Result:
+    def local_rank_zero_first(self, work: Callable[[], Result]) -> Result:
         """`work()` of this rank; the first rank of each machine goes first, and the others find on its disk what it
         left there. What goes wrong on one rank is raised there, and as a `UserError` that names it on the others."""
-        if self.size == 1:
+        if self.world_size == 1:
             return work()
         results: list[Result] = []
         for first in (True, False):
             problem: Exception | None = None
-            if (self.local == 0) == first:
+            if (self.local_rank == 0) == first:
                 try:
                     results.append(work())
                 except Exception as error:
                     problem = error
-            problems = self.told(None if problem is None else in_words(problem))
+            problems = self.all_gather_object(None if problem is None else in_words(problem), self._long)
             if problem is not None:
                 raise problem
             for rank, message in enumerate(problems):
@@ -200,20 +178,14 @@ class Ranks:
                     raise UserError(f"rank {rank}: {message}")
         return results[0]
 
-    def barrier(self, seconds: float) -> None:
-        """Wait for all ranks, so many seconds at most. Raises `RuntimeError`, which names the ranks that are missing on
-        rank 0."""
-        if self.size > 1:
-            dist.monitored_barrier(self._decisions, timedelta(seconds=seconds), wait_all_ranks=True)
 
-
-ALONE = Ranks()
+SINGLE_PROCESS = World()
 """One process."""
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks that `torchrun` started with this one; `ALONE` without `torchrun`.
+def process_group() -> Iterator[World]:
+    """The ranks that `torchrun` started with this one; `SINGLE_PROCESS` without `torchrun`.
 
     Raises `UserError` for an environment that is not torchrun's, and where the processes do not find each other.
     """
@@ -221,7 +193,7 @@ def joined() -> Iterator[Ranks]:
     if size < 1:
         raise UserError("WORLD_SIZE = 0 in the environment: torchrun sets it to at least 1; unset it, or use torchrun")
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     rank, local = _from_environment("RANK", None), _from_environment("LOCAL_RANK", None)
     if not 0 <= rank < size:
@@ -230,8 +202,9 @@ def joined() -> Iterator[Ranks]:
         )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-        decisions = dist.new_group(backend="gloo", timeout=WORK_PATIENCE)
+        dist.init_process_group(backend, timeout=collective_timeout())
+        short = dist.new_group(backend="gloo", timeout=collective_timeout())
+        long = dist.new_group(backend="gloo", timeout=rank_zero_timeout())
     except (RuntimeError, ValueError) as error:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -239,7 +212,7 @@ def joined() -> Iterator[Ranks]:
             f"the {size} processes do not find each other at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
             "start them with torchrun, or unset WORLD_SIZE for one process"
         ) from error
-    yield Ranks(rank, size, local, decisions)
+    yield World(rank, size, local, short, long)
     # Not after an error: the others may have gone, and to part from them would wait for them. The process then ends
     # without (`jepamba.__main__`).
     dist.destroy_process_group()
@@ -247,13 +220,13 @@ def joined() -> Iterator[Ranks]:
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, ranks: World) -> Tensor:
         ctx.ranks = ranks
-        return ranks.sum_(tensor.clone(memory_format=torch.contiguous_format))
+        return ranks.all_reduce_(tensor.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return ctx.ranks.sum_(grads[0].clone(memory_format=torch.contiguous_format)), None
+        return ctx.ranks.all_reduce_(grads[0].clone(memory_format=torch.contiguous_format)), None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -271,24 +244,6 @@ def _checksum(tensor: Tensor) -> Tensor:
     """The sum of the values' bits, read as integers."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(integers).sum(dtype=torch.int64)
-
-
-def _encoded(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
-def _framed(text: bytes, room: int) -> Tensor:
-    """The size of `text` in eight bytes, and as much of it as there is room for."""
-    frame = len(text).to_bytes(8, "little") + text[:room].ljust(room)
-    return torch.frombuffer(bytearray(frame), dtype=torch.uint8)
-
-
-def _size(frame: Tensor) -> int:
-    return int.from_bytes(frame[:8].numpy().tobytes(), "little")
-
-
-def _decoded(frame: Tensor) -> Any:
-    return json.loads(frame[8 : 8 + _size(frame)].numpy().tobytes())
 
 
 def _from_environment(name: str, default: int | None) -> int:

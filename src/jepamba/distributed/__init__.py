@@ -1,0 +1,6 @@
+"""The processes that train one model together: their collectives, and what one's failure does."""
+
+from jepamba.distributed.collectives import SINGLE_PROCESS, World, local_rank, process_group
+from jepamba.distributed.failures import reported_failures
+
+__all__ = ["SINGLE_PROCESS", "World", "local_rank", "process_group", "reported_failures"]

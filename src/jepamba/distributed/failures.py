@@ -1,0 +1,83 @@
+"""How the failure of one rank ends the others.
+
+A rank that raises writes its reason to torchrun's error file; torchrun shows it and ends the others, as it does after a
+rank that was killed. A rank that hangs makes the collectives of the others time out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from types import FrameType
+from typing import NoReturn
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
+
+from jepamba.errors import UserError
+
+REPORT_DELAY = 2.0
+"""Seconds for which a rank that lost another stays, so that torchrun reports the other as the first to fail."""
+
+
+def collective_timeout() -> timedelta:
+    """How long a collective waits for a rank: JEPAMBA_COLLECTIVE_TIMEOUT seconds, 300 by default."""
+    return _seconds("JEPAMBA_COLLECTIVE_TIMEOUT", 300)
+
+
+def rank_zero_timeout() -> timedelta:
+    """How long the ranks wait for work of rank 0: JEPAMBA_RANK_ZERO_TIMEOUT seconds, a day by default."""
+    return _seconds("JEPAMBA_RANK_ZERO_TIMEOUT", 24 * 3600)
+
+
+@contextlib.contextmanager
+def reported_failures(world_size: int) -> Iterator[None]:
+    """Report what is raised inside to torchrun, or raise `UserError` where it is the loss of another rank.
+
+    The reason is reported here, since the command line turns a `UserError` into an exit code.
+    """
+    if world_size == 1:
+        yield
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
+    try:
+        yield
+    except Exception as error:
+        if _is_lost_connection(error):
+            # The rank that failed has the reason; a report of this one could hide it.
+            time.sleep(REPORT_DELAY)
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"another rank failed, was killed or does not answer ({first}); `jepamba resume` continues the run"
+            ) from error
+        ErrorHandler().record_exception(error)
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order, so that logs are closed. Torchrun kills a rank that is blocked in a collective 30 s later."""
+    raise SystemExit(128 + number)
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether `error` is what a collective raises when another rank is gone or late."""
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in message or "nccl" in message or "connection closed" in message
+    )
+
+
+def _seconds(name: str, default: int) -> timedelta:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"{name} = {text!r} in the environment: a whole number of seconds, at least 1")
+    return timedelta(seconds=int(text))
