@@ -20,23 +20,23 @@ def conv_silu_reference(
     reset_BT: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
     """`conv_silu` by its definition. Differentiable in every float input."""
+    x_BTC, kernel_CW, bias_C = x_BTC.double(), kernel_CW.double(), bias_C.double()
     batch, length, channels = x_BTC.shape
     taps = kernel_CW.shape[1]
-    outputs, afters = [], []
-    for b in range(batch):
-        nothing_C = x_BTC.new_zeros(channels, dtype=torch.float64)
-        # The inputs that a token still sees, the oldest first.
-        seen = [nothing_C] * (taps - 1)
-        if history_BCW is not None:
-            seen = list(history_BCW[b].double().unbind(1))
-        for t in range(length):
-            if reset_BT is not None and reset_BT[b, t]:
-                seen = [nothing_C] * (taps - 1)
-            window = [*seen, x_BTC[b, t].double()]
-            y_C = bias_C.double()
-            for k in range(taps):
-                y_C = y_C + kernel_CW[:, k].double() * window[k]
-            outputs.append(y_C / (1 + torch.exp(-y_C)))
-            seen = window[1:]
-        afters.append(torch.stack([*seen, nothing_C], dim=1)[:, : taps - 1])
-    return torch.stack(outputs).view(batch, length, channels), torch.stack(afters)
+    # The inputs that the next token sees, the oldest first.
+    seen = list(x_BTC.new_zeros(taps - 1, batch, channels))
+    if history_BCW is not None:
+        seen = list(history_BCW.double().unbind(2))
+    outputs = []
+    for t in range(length):
+        if reset_BT is not None:
+            kept_B1 = (~reset_BT[:, t, None]).double()
+            seen = [input_BC * kept_B1 for input_BC in seen]
+        window = [*seen, x_BTC[:, t]]
+        y_BC = bias_C.expand(batch, channels)
+        for k in range(taps):
+            y_BC = y_BC + kernel_CW[:, k] * window[k]
+        outputs.append(y_BC / (1 + torch.exp(-y_BC)))
+        seen = window[1:]
+    after_BCW = torch.stack(seen, dim=2) if seen else x_BTC.new_zeros(batch, channels, 0)
+    return torch.stack(outputs, dim=1), after_BCW
