@@ -8,7 +8,7 @@ from jepamba.cli import main
 from jepamba.cli.flags import parse_settings, spell_out
 from jepamba.config import ConfigError, Run, setting_types, to_dict, with_settings
 from jepamba.errors import UserError
-from jepamba.study.page import flat
+from jepamba.report.page import flat
 
 
 def parse(*words: str) -> Run:

@@ -13,9 +13,9 @@ import pytest
 
 from jepamba.config import Run
 from jepamba.presets import dump_toml
-from jepamba.study.charts import Line, line_chart, thin
-from jepamba.study.html import write_loss_chart, write_report
-from jepamba.study.records import read_metrics
+from jepamba.report.charts import Line, line_chart, thin
+from jepamba.report.html import write_loss_chart, write_report
+from jepamba.report.records import read_metrics
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

@@ -11,7 +11,7 @@ import tomli_w
 from jepamba.config import ConfigError, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import load_preset
-from jepamba.study.page import flat
+from jepamba.report.page import flat
 from jepamba.study.plan import Plan, load_plan, parse_plan, plan_names
 
 

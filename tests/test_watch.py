@@ -20,9 +20,9 @@ from rich.console import Console
 from examples import examples
 from jepamba.cli import main
 from jepamba.errors import UserError
-from jepamba.study.records import MetricsFile
-from jepamba.study.terminal import curve, figure
-from jepamba.study.watch import Picture, Watch, headline
+from jepamba.report.records import MetricsFile
+from jepamba.report.terminal import curve, figure
+from jepamba.report.watch import Picture, Watch, headline
 
 SHIFTS = {
     0x01: (0, 0),

@@ -14,7 +14,7 @@ from jepamba.errors import UserError
 from jepamba.evaluate import compressors
 from jepamba.presets import load_preset
 from jepamba.progress import Progress
-from jepamba.study.html import write_report
+from jepamba.report.html import write_report
 from jepamba.train import train
 from jepamba.train.finish import write_summary
 

@@ -73,7 +73,7 @@ def how_to_resume(out: Path) -> str:
 def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
     """Write the report of the finished run in `out` and print its scores. Returns the exit code."""
     from jepamba.progress import duration, is_silent
-    from jepamba.study.html import write_report
+    from jepamba.report.html import write_report
 
     if is_silent():
         return 0

@@ -32,7 +32,7 @@ def watch(args: Namespace) -> int:
     from rich.live import Live
 
     from jepamba.errors import UserError
-    from jepamba.study.watch import Picture, Watch
+    from jepamba.report.watch import Picture, Watch
 
     if args.every <= 0:
         raise UserError(f"--every {args.every}: give a number of seconds above 0")

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jepamba.report.records import Metrics, Record, number, read_metrics, read_summary
 from jepamba.study.plan import Plan
-from jepamba.study.records import Metrics, Record, number, read_metrics, read_summary
 from jepamba.study.run import cells
 from jepamba.study.statistics import interpolate
 

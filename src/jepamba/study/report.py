@@ -12,10 +12,10 @@ from typing import Any
 
 from jepamba.errors import UserError
 from jepamba.progress import duration
-from jepamba.study.charts import Line, interval_chart, line_chart, standalone
+from jepamba.report.charts import Line, interval_chart, line_chart, standalone
+from jepamba.report.records import number
 from jepamba.study.compare import MEASURES, Measure, Pair, Result, compare, results
 from jepamba.study.plan import Plan, load_plan
-from jepamba.study.records import number
 from jepamba.study.statistics import MIN_PAIRS, Difference, paired_difference
 
 TITLES: dict[Measure, str] = {

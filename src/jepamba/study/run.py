@@ -28,9 +28,9 @@ from jepamba.config import Run, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
-from jepamba.study.page import flat
+from jepamba.report.page import flat
+from jepamba.report.records import read_summary
 from jepamba.study.plan import Plan
-from jepamba.study.records import read_summary
 
 INTERRUPT_SECONDS = 120.0
 """How long a run that was asked to stop may take to write its checkpoint."""

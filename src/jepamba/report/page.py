@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jepamba.study.charts import CSS, CSS_DARK
-from jepamba.study.records import number
+from jepamba.report.charts import CSS, CSS_DARK
+from jepamba.report.records import number
 
 _CSS = f"""
 :root {{ color-scheme: light dark; {CSS} --page: #fbfbfd; --card: #ffffff; --mute: #5b6472; --bar: #d5e2f8; }}

@@ -12,9 +12,9 @@ from typing import Any
 
 from jepamba.io import atomic_write
 from jepamba.progress import duration
-from jepamba.study import page
-from jepamba.study.charts import Line, line_chart, standalone
-from jepamba.study.records import (
+from jepamba.report import page
+from jepamba.report.charts import Line, line_chart, standalone
+from jepamba.report.records import (
     Metrics,
     Record,
     number,

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from jepamba.errors import UserError
 from jepamba.progress import duration
-from jepamba.study.records import (
+from jepamba.report.records import (
     Metrics,
     MetricsFile,
     Record,
@@ -26,7 +26,7 @@ from jepamba.study.records import (
     series,
     with_train_bpb,
 )
-from jepamba.study.terminal import Points, curve, figure
+from jepamba.report.terminal import Points, curve, figure
 
 _SILENT = 120.0
 """Seconds without a line after which a run that is not finished is said to be silent."""
