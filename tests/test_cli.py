@@ -96,7 +96,7 @@ def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixt
     assert carried["nats_per_token"] != found["nats_per_token"]
     assert not json_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")["reset"]
     shown = out_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")
-    assert "state carried, not reset at documents" in shown
+    assert "state carried, not reset at document starts" in shown
 
 
 def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
@@ -122,7 +122,7 @@ def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
     assert found["bpb"] * found["bytes"] == pytest.approx(found["bpb_decoded"] * found["decoded_bytes"])
     shown = out_of(capsys, "eval", artifact, "--data", str(text))
     assert f"{found['bpb']:.4f} bits per byte" in shown
-    assert f"{found['bpb_decoded']:.4f} bits per byte of the text that the tokenizer gives back" in shown
+    assert f"{found['bpb_decoded']:.4f} bits per byte of the text that the tokenizer decodes" in shown
     assert "by decoded bytes" in (out / "report.html").read_text()
 
 
@@ -156,7 +156,7 @@ def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["inspect", str(run_dir / "artifact.jepa"), "--checkpoint"]
     assert json_of(capsys, *given, str(newest)) == of_run
     assert json_of(capsys, *given, str(run_dir)) == of_run
-    assert "error: of the stored weights against the unrounded ones" in out_of(capsys, "inspect", str(run_dir))
+    assert "error: stored weights against the unrounded weights" in out_of(capsys, "inspect", str(run_dir))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_dry_run_prints_the_published_counts(
     assert 0.5 * kept < found["artifact_bytes_estimate"] < 0.6 * kept
 
 
-def test_a_dry_run_writes_nothing_and_shows_its_parts(
+def test_a_dry_run_writes_nothing_and_shows_the_components(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -219,7 +219,7 @@ MISTAKES = [
     (["train"], "PRESET"),
     (["train", "quik"], "unknown preset 'quik'"),
     (["train", "quick", "--train.stps", "3"], "did you mean --train.steps?"),
-    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --jepa.rollout_steps?"),
+    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --train.steps?"),
     (["train", "quick", "--otu", "x"], "did you mean --out?"),
     (["train", "quick", "extra"], "unexpected argument 'extra'"),
     (["train", "quick", "--train.steps", "lots"], "lots"),
@@ -236,8 +236,8 @@ MISTAKES = [
     (["inspect", "."], "no artifact.jepa here"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["resume", "/no/such/run", "--data.train", "x", "--train.threads=2"], "/no/such/run: no run here"),
-    (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps the settings that it began with; "),
-    (["resume", "/no/such/run", "--model.tie=3"], "--data.tokenizer, --data.cache, --train.threads alone"),
+    (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps its settings; "),
+    (["resume", "/no/such/run", "--model.tie=3"], "only accepts --data.train, --data.val, --data.tokenizer, "),
     (["resume", "/no/such/run", "--train.threads", "few"], "few"),
     (["data"], "COMMAND"),
     (["data", "info", "/no/such"], "/no/such"),
@@ -312,11 +312,11 @@ def test_a_message_with_several_lines_is_put_on_one(
     assert mistake(capsys, "presets") == "jepamba: first second\n"
 
 
-def test_a_free_folder_is_found(tmp_path: Path) -> None:
-    assert common.free_folder(tmp_path / "run") == tmp_path / "run"
+def test_a_unused_folder_is_found(tmp_path: Path) -> None:
+    assert common.unused_folder(tmp_path / "run") == tmp_path / "run"
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
-    assert common.free_folder(tmp_path / "run") == tmp_path / "run-3"
+    assert common.unused_folder(tmp_path / "run") == tmp_path / "run-3"
 
 
 def test_columns() -> None:

@@ -170,7 +170,7 @@ def test_a_finished_run_is_reported_whole(tmp_path: Path) -> None:
         assert figure in found.said, figure
     for title in (
         "Bits per byte",
-        "Cross-entropy (nats a token)",
+        "Cross-entropy (nats per token)",
         "Latent prediction (MSE)",
         "SIGReg",
         "Throughput",
