@@ -145,9 +145,9 @@ def test_generate_is_the_same_for_a_seed(run_dir: Path, capsys: pytest.CaptureFi
 def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
     assert found["bytes"] == (run_dir / "artifact.jepa").stat().st_size
-    said = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
-    assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in said
-    assert "expected error" in said
+    printed = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
+    assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in printed
+    assert "expected error" in printed
     of_run = json_of(capsys, "inspect", str(run_dir))
     newest = sorted((run_dir / "checkpoints").iterdir())[-1]
     assert of_run["checkpoint"] == newest.name
@@ -176,9 +176,9 @@ def test_a_dry_run_writes_nothing_and_shows_the_components(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = out_of(capsys, "train", "quick", "--dry-run", "--jepa.weight", "0", "--jepa.sigreg-weight", "0")
-    assert "training only" in said
-    assert "mixer input" in said
+    printed = out_of(capsys, "train", "quick", "--dry-run", "--jepa.weight", "0", "--jepa.sigreg-weight", "0")
+    assert "training only" in printed
+    assert "mixer input" in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,14 +274,14 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
     _, names = build_parser()
     calls = [[name] for name in names] + [["data", "build"], ["data", "info"], ["study", "run"], ["study", "report"]]
     for words in calls:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             main([*words, "--help"])
-        assert left.value.code == 0
-        said = capsys.readouterr().out
-        assert "examples:" in said
-        assert "jepamba" in said.partition("examples:")[2]
+        assert exit_info.value.code == 0
+        printed = capsys.readouterr().out
+        assert "examples:" in printed
+        assert "jepamba" in printed.partition("examples:")[2]
         if words in (["train"], ["study", "run"]):
-            assert "--optim.muon_lr" in said
+            assert "--optim.muon_lr" in printed
 
 
 def test_an_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,9 +333,9 @@ def test_help_comes_at_once_and_without_torch() -> None:
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(["--version"])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     assert capsys.readouterr().out == f"jepamba {__version__}\n"
 
 
@@ -367,10 +367,10 @@ def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: p
     while not (metrics.exists() and metrics.read_text().count('"step"') > 10) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert f"jepamba resume {out}" in said
-    assert "Traceback" not in said
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert f"jepamba resume {out}" in printed
+    assert "Traceback" not in printed
     assert not (out / "summary.json").exists()
     found = json_of(capsys, "resume", str(out))
     assert found["steps"] == 60

@@ -1,4 +1,4 @@
-"""Plans: every shipped one builds every configuration, and a bad one is refused before anything runs."""
+"""Plans: every shipped plan is valid, and an invalid plan is refused before the first run."""
 
 from __future__ import annotations
 

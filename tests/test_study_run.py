@@ -1,4 +1,4 @@
-"""Running plans: what is skipped, resumed, reported and refused, and what Ctrl-C leaves."""
+"""Execution of plans: skipped, resumed, failed and refused runs, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(**settings: object) -> Plan:
 
 
 class Trainer:
-    """Stands in for the process of a run: notes the command and leaves what a run would leave."""
+    """Replaces the process of a run: records the command and writes the files of a run."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []

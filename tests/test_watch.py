@@ -1,4 +1,4 @@
-"""`jepamba watch`: curves made of characters, and a run that is read while it is written."""
+"""`jepamba watch`: curves of characters, and a run in progress."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def dots(lines: list[str]) -> np.ndarray:
     rows = [line.partition("┤")[2] for line in lines[:-1]]
     found = np.zeros((4 * len(rows), 2 * len(rows[0])), dtype=bool)
     for index, row in enumerate(rows):
-        for place, letter in enumerate(row):
+        for column, letter in enumerate(row):
             for bit, (down, across) in SHIFTS.items():
-                found[4 * index + down, 2 * place + across] = bool((ord(letter) - 0x2800) & bit)
+                found[4 * index + down, 2 * column + across] = bool((ord(letter) - 0x2800) & bit)
     return found
 
 
@@ -193,7 +193,7 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_running_run_is_followed_to_its_end(run: Path) -> None:
-    """In a terminal of its own: pictures come until the run is finished."""
+    """In a pseudo-terminal, the view updates until the run is finished."""
     import pty
 
     ours, theirs = pty.openpty()
