@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 
 SECONDS = 90.0
 """How long anything may take."""
-PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.study.html", "torch._dynamo"]
+PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.report.html", "torch._dynamo"]
 """What the server imports, once for all processes."""
 
 
@@ -181,7 +181,7 @@ def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str]
     torch.set_num_threads(1)
     _record(folder / f"seen-{rank}.txt")
     # A report takes longer than these runs, and is no part of them.
-    from jepamba.study import html
+    from jepamba.report import html
 
     html.write_report = lambda out: out  # type: ignore[assignment]
     if setup:

@@ -96,7 +96,7 @@ def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixt
     assert carried["nats_per_token"] != found["nats_per_token"]
     assert not json_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")["reset"]
     shown = out_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")
-    assert "state carried, not reset at documents" in shown
+    assert "state carried, not reset at document starts" in shown
 
 
 def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
@@ -122,7 +122,7 @@ def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
     assert found["bpb"] * found["bytes"] == pytest.approx(found["bpb_decoded"] * found["decoded_bytes"])
     shown = out_of(capsys, "eval", artifact, "--data", str(text))
     assert f"{found['bpb']:.4f} bits per byte" in shown
-    assert f"{found['bpb_decoded']:.4f} bits per byte of the text that the tokenizer gives back" in shown
+    assert f"{found['bpb_decoded']:.4f} bits per byte of the text that the tokenizer decodes" in shown
     assert "by decoded bytes" in (out / "report.html").read_text()
 
 
@@ -145,9 +145,9 @@ def test_generate_is_the_same_for_a_seed(run_dir: Path, capsys: pytest.CaptureFi
 def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
     assert found["bytes"] == (run_dir / "artifact.jepa").stat().st_size
-    said = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
-    assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in said
-    assert "expected error" in said
+    printed = out_of(capsys, "inspect", str(run_dir / "artifact.jepa"))
+    assert f"{found['parameters']:,} parameters in {found['bytes']:,} bytes" in printed
+    assert "expected error" in printed
     of_run = json_of(capsys, "inspect", str(run_dir))
     newest = sorted((run_dir / "checkpoints").iterdir())[-1]
     assert of_run["checkpoint"] == newest.name
@@ -156,7 +156,7 @@ def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["inspect", str(run_dir / "artifact.jepa"), "--checkpoint"]
     assert json_of(capsys, *given, str(newest)) == of_run
     assert json_of(capsys, *given, str(run_dir)) == of_run
-    assert "error: of the stored weights against the unrounded ones" in out_of(capsys, "inspect", str(run_dir))
+    assert "error: stored weights against the unrounded weights" in out_of(capsys, "inspect", str(run_dir))
 
 
 @pytest.mark.parametrize(
@@ -172,13 +172,13 @@ def test_a_dry_run_prints_the_published_counts(
     assert 0.5 * kept < found["artifact_bytes_estimate"] < 0.6 * kept
 
 
-def test_a_dry_run_writes_nothing_and_shows_its_parts(
+def test_a_dry_run_writes_nothing_and_shows_the_components(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = out_of(capsys, "train", "quick", "--dry-run", "--jepa.weight", "0", "--jepa.sigreg-weight", "0")
-    assert "training only" in said
-    assert "mixer input" in said
+    printed = out_of(capsys, "train", "quick", "--dry-run", "--jepa.weight", "0", "--jepa.sigreg-weight", "0")
+    assert "training only" in printed
+    assert "mixer input" in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,7 +219,7 @@ MISTAKES = [
     (["train"], "PRESET"),
     (["train", "quik"], "unknown preset 'quik'"),
     (["train", "quick", "--train.stps", "3"], "did you mean --train.steps?"),
-    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --jepa.rollout_steps?"),
+    (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --train.steps?"),
     (["train", "quick", "--otu", "x"], "did you mean --out?"),
     (["train", "quick", "extra"], "unexpected argument 'extra'"),
     (["train", "quick", "--train.steps", "lots"], "lots"),
@@ -236,8 +236,8 @@ MISTAKES = [
     (["inspect", "."], "no artifact.jepa here"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["resume", "/no/such/run", "--data.train", "x", "--train.threads=2"], "/no/such/run: no run here"),
-    (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps the settings that it began with; "),
-    (["resume", "/no/such/run", "--model.tie=3"], "--data.tokenizer, --data.cache, --train.threads alone"),
+    (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps its settings; "),
+    (["resume", "/no/such/run", "--model.tie=3"], "only accepts --data.train, --data.val, --data.tokenizer, "),
     (["resume", "/no/such/run", "--train.threads", "few"], "few"),
     (["data"], "COMMAND"),
     (["data", "info", "/no/such"], "/no/such"),
@@ -274,14 +274,14 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
     _, names = build_parser()
     calls = [[name] for name in names] + [["data", "build"], ["data", "info"], ["study", "run"], ["study", "report"]]
     for words in calls:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             main([*words, "--help"])
-        assert left.value.code == 0
-        said = capsys.readouterr().out
-        assert "examples:" in said
-        assert "jepamba" in said.partition("examples:")[2]
+        assert exit_info.value.code == 0
+        printed = capsys.readouterr().out
+        assert "examples:" in printed
+        assert "jepamba" in printed.partition("examples:")[2]
         if words in (["train"], ["study", "run"]):
-            assert "--optim.muon_lr" in said
+            assert "--optim.muon_lr" in printed
 
 
 def test_an_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,11 +312,11 @@ def test_a_message_with_several_lines_is_put_on_one(
     assert mistake(capsys, "presets") == "jepamba: first second\n"
 
 
-def test_a_free_folder_is_found(tmp_path: Path) -> None:
-    assert common.free_folder(tmp_path / "run") == tmp_path / "run"
+def test_a_unused_folder_is_found(tmp_path: Path) -> None:
+    assert common.unused_folder(tmp_path / "run") == tmp_path / "run"
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
-    assert common.free_folder(tmp_path / "run") == tmp_path / "run-3"
+    assert common.unused_folder(tmp_path / "run") == tmp_path / "run-3"
 
 
 def test_columns() -> None:
@@ -333,9 +333,9 @@ def test_help_comes_at_once_and_without_torch() -> None:
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(["--version"])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     assert capsys.readouterr().out == f"jepamba {__version__}\n"
 
 
@@ -367,10 +367,10 @@ def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: p
     while not (metrics.exists() and metrics.read_text().count('"step"') > 10) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert f"jepamba resume {out}" in said
-    assert "Traceback" not in said
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert f"jepamba resume {out}" in printed
+    assert "Traceback" not in printed
     assert not (out / "summary.json").exists()
     found = json_of(capsys, "resume", str(out))
     assert found["steps"] == 60

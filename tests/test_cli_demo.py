@@ -1,4 +1,4 @@
-"""The demo's road, on a small text: train, pack, score in a fresh process, compare."""
+"""The demo on a small text: train, pack, score in a fresh process, compare."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jepamba.cli import main
-from jepamba.cli.flags import parse_settings, spell_out
+from jepamba.cli.flags import normalize_flags, parse_settings
 from jepamba.config import ConfigError, Run, setting_types, to_dict, with_settings
 from jepamba.errors import UserError
-from jepamba.study.page import flat
+from jepamba.report.page import flat
 
 
 def parse(*words: str) -> Run:
@@ -56,7 +56,7 @@ def test_yes_or_no(words: list[str], value: bool) -> None:
 
 
 def test_a_yes_or_no_flag_does_not_eat_what_follows() -> None:
-    assert spell_out(["--train.compile", "quick", "--out", "x"]) == ["--train.compile=yes", "quick", "--out", "x"]
+    assert normalize_flags(["--train.compile", "quick", "--out", "x"]) == ["--train.compile=yes", "quick", "--out", "x"]
 
 
 def test_several_values() -> None:
@@ -75,7 +75,7 @@ def test_a_value_may_begin_with_a_hyphen_or_be_empty() -> None:
 
 def test_the_rest_stays_in_order() -> None:
     words = ["quick", "--train.steps", "3", "--out", "d", "--json", "--data.train=x", "--", "--train.steps", "4"]
-    assert spell_out(words) == [
+    assert normalize_flags(words) == [
         "quick", "--train.steps=3", "--out", "d", "--json", "--data.train=x", "--", "--train.steps", "4",
     ]  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_the_rest_stays_in_order() -> None:
         (["--train.steps", "1.5"], r"--train\.steps.*1\.5"),
         (["--train.seconds", "long"], r"--train\.seconds.*long"),
         (["--model.tie", "7"], r"--model\.tie: '7': use one of 0, 1, 2, 3"),
-        (["--data.shuffle=perhaps"], "say yes or no"),
+        (["--data.shuffle=perhaps"], "use yes or no"),
         (["--data.holdout", "2"], r"data\.holdout = 2\.0"),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from jepamba.cli import build_parser, main, parse
-from jepamba.cli.flags import settings_of
+from jepamba.cli.flags import settings_from_args
 from jepamba.config import Run, from_dict, with_settings
 from jepamba.errors import UserError
 from jepamba.presets import load_preset
@@ -97,7 +97,7 @@ def test_shown_commands_are_understood(page: str, command: str, span: bool) -> N
         if value is None or PLACEHOLDER.fullmatch(value) or value.endswith(".toml"):
             continue
         loader(value)
-    settings = settings_of(args)
+    settings = settings_from_args(args)
     if settings and "preset" in args:
         with_settings(load_preset(args.preset), settings)
     elif settings and "plan" in args and not args.plan.endswith(".toml"):

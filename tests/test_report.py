@@ -1,4 +1,4 @@
-"""report.html: complete, self-contained, escaped, and robust against what a crash leaves."""
+"""report.html: complete, self-contained, escaped, and robust against truncated files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from jepamba.config import Run
 from jepamba.presets import dump_toml
-from jepamba.study.charts import Line, line_chart, standalone, thin
-from jepamba.study.html import _bpb_chart, write_report
-from jepamba.study.records import read_metrics
+from jepamba.report.charts import Line, line_chart, standalone, thin
+from jepamba.report.html import _bpb_chart, write_report
+from jepamba.report.records import read_metrics
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -105,14 +105,14 @@ def write_run(folder: Path, steps: int = 200, finished: bool = True) -> Path:
 
 
 class Checker(HTMLParser):
-    """Tags are balanced, ids unique, nothing is loaded from elsewhere and nothing runs."""
+    """Checks that tags are balanced, ids are unique, and the page has no external resources and no scripts."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.ids: list[str] = []
         self.tags: list[str] = []
-        self.said = ""
+        self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -138,7 +138,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.said += data
+        self.text += data
 
 
 def check(path: Path) -> Checker:
@@ -167,10 +167,10 @@ def test_a_finished_run_is_reported_whole(tmp_path: Path) -> None:
         "tokens_per_micro",
         "checkpoint <b>written</b>",
     ):
-        assert figure in found.said, figure
+        assert figure in found.text, figure
     for title in (
         "Bits per byte",
-        "Cross-entropy (nats a token)",
+        "Cross-entropy (nats per token)",
         "Latent prediction (MSE)",
         "SIGReg",
         "Throughput",
@@ -179,22 +179,22 @@ def test_a_finished_run_is_reported_whole(tmp_path: Path) -> None:
         "Learning rates",
         "Memory",
     ):
-        assert title in found.said, title
+        assert title in found.text, title
     assert found.tags.count("svg") == found.tags.count("desc") == found.tags.count("figure") - 1
     assert found.tags.count("table") == found.tags.count("caption")
 
 
 def test_samples_cannot_become_markup(tmp_path: Path) -> None:
     found = check(write_report(write_run(tmp_path / "run")))
-    assert "<script>alert(1)</script> & co" in found.said
+    assert "<script>alert(1)</script> & co" in found.text
 
 
 def test_a_run_in_progress_shows_its_curves(tmp_path: Path) -> None:
     found = check(write_report(write_run(tmp_path / "run", finished=False)))
-    assert "no summary yet" in found.said
-    assert "step 200" in found.said
-    assert "BPB at the last validation" in found.said
-    assert "Throughput" in found.said
+    assert "no summary yet" in found.text
+    assert "step 200" in found.text
+    assert "BPB at the last validation" in found.text
+    assert "Throughput" in found.text
 
 
 def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
         path.read_bytes() + b'{"kind": "step", "step": 201, "lo\n\xff\xfe\n[1]\n{"kind": "step", "step": "x"}\n'
     )
     assert read_metrics(path).broken == 4
-    assert "4 lines of metrics.jsonl are incomplete" in check(write_report(run)).said
+    assert "4 lines of metrics.jsonl are incomplete" in check(write_report(run)).text
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_broken_summary_breaks_nothing(tmp_path: Path, summary: str) -> None:
 
 
 def test_an_empty_folder_has_a_report(tmp_path: Path) -> None:
-    assert "step 0" in check(write_report(tmp_path)).said
+    assert "step 0" in check(write_report(tmp_path)).text
 
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:

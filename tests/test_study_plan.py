@@ -1,4 +1,4 @@
-"""Plans: every shipped one builds every configuration, and a bad one is refused before anything runs."""
+"""Plans: every shipped plan is valid, and an invalid plan is refused before the first run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tomli_w
 from jepamba.config import ConfigError, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import load_preset
-from jepamba.study.page import flat
+from jepamba.report.page import flat
 from jepamba.study.plan import Plan, load_plan, parse_plan, plan_names
 
 
@@ -129,8 +129,8 @@ def test_the_budget_of_a_configuration_and_of_a_flag_drops_the_plan_s() -> None:
         ({"seeds": [True]}, "seeds"),
         ({"baseline": "c"}, "baseline = 'c'"),
         ({"run": [{"name": "a"}]}, "at least two runs"),
-        ({"run": [{"name": "a"}, {"name": "A"}]}, "name of its own"),
-        ({"run": [{"name": "a"}, {"name": "../b"}]}, "no name for a folder"),
+        ({"run": [{"name": "a"}, {"name": "A"}]}, "different names"),
+        ({"run": [{"name": "a"}, {"name": "../b"}]}, "not a valid folder name"),
         ({"run": [{"name": "a"}, {"name": "b", "setings": {}}]}, "unknown key 'setings'"),
         ({"run": [{"name": "a"}, {"name": "b", "settings": {"jepa.wieght": 1}}]}, "unknown setting jepa.wieght"),
         ({"run": [{"name": "a"}, {"name": "b", "settings": {"model.tie": 9}}]}, "configuration b: .*model.tie = 9"),

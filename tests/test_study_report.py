@@ -1,4 +1,4 @@
-"""What a study's report says: the right pairs, at the right step and second, and no more certainty than there is."""
+"""The report of a study: its pairs, the step and the second of their comparison, and the verdicts."""
 
 from __future__ import annotations
 
@@ -143,6 +143,6 @@ def test_a_study_that_has_not_begun_is_reported_too(tmp_path: Path) -> None:
     assert "no pairs" in text
 
 
-def test_no_study_is_said_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no study here"):
         report_study(tmp_path)

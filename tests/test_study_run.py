@@ -1,4 +1,4 @@
-"""Running plans: what is skipped, resumed, reported and refused, and what Ctrl-C leaves."""
+"""Execution of plans: skipped, resumed, failed and refused runs, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jepamba.errors import UserError
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
 from jepamba.study.report import report_study
-from jepamba.study.run import cells, run_plan
+from jepamba.study.run import planned_runs, run_plan
 
 
 def plan(**settings: object) -> Plan:
@@ -35,7 +35,7 @@ def plan(**settings: object) -> Plan:
 
 
 class Trainer:
-    """Stands in for the process of a run: notes the command and leaves what a run would leave."""
+    """Replaces the process of a run: records the command and writes the files of a run."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
@@ -60,11 +60,11 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
-    monkeypatch.setattr(study_run, "_process", trainer)
+    monkeypatch.setattr(study_run, "_run_process", trainer)
     return trainer
 
 
-def test_every_cell_runs_once_seed_by_seed(tmp_path: Path, trainer: Trainer) -> None:
+def test_every_run_is_executed_once_seed_by_seed(tmp_path: Path, trainer: Trainer) -> None:
     outcomes = run_plan(plan(), tmp_path / "s")
     assert trainer.commands == [
         ["train", "a/seed-1"],
@@ -107,14 +107,14 @@ def test_a_broken_summary_is_no_finished_run(tmp_path: Path, trainer: Trainer) -
 def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(tmp_path: Path, trainer: Trainer) -> None:
     run_plan(plan(), tmp_path / "s")
     trainer.commands = []
-    with pytest.raises(UserError, match=r"was run with optim\.clip = 1\.0, the plan now says 2\.0"):
+    with pytest.raises(UserError, match=r"this run has optim\.grad_clip = 1\.0, but the plan has 2\.0"):
         run_plan(plan(**{"optim.grad_clip": 2.0}), tmp_path / "s")
     assert trainer.commands == []
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, trainer: Trainer) -> None:
     (tmp_path / "s/a/seed-1").mkdir(parents=True)
-    with pytest.raises(UserError, match="not of this study"):
+    with pytest.raises(UserError, match="not part of this study"):
         run_plan(plan(), tmp_path / "s")
     assert trainer.commands == []
 
@@ -122,14 +122,15 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, trainer: Trainer) -> Non
 def test_two_processes_cannot_run_one_study(tmp_path: Path, trainer: Trainer) -> None:
     out = tmp_path / "s"
     out.mkdir()
-    with study_run._only_one(out), pytest.raises(UserError, match="another process"):
+    with study_run._locked(out), pytest.raises(UserError, match="another process"):
         run_plan(plan(), out)
 
 
 def test_pairs_share_everything_but_their_settings(tmp_path: Path) -> None:
-    a, b = cells(plan(), tmp_path)[:2]
-    assert (a.run.data, a.run.train, a.run.optim) == (b.run.data, b.run.train, b.run.optim)
-    assert a.run.train.seed == b.run.train.seed == 1
+    a, b = planned_runs(plan(), tmp_path)[:2]
+    for section in ("data", "train", "optim"):
+        assert getattr(a.settings, section) == getattr(b.settings, section)
+    assert a.settings.train.seed == b.settings.train.seed == 1
 
 
 CHILD = """
@@ -154,8 +155,8 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt), study_run._terminate_as_interrupt():
-        study_run._process([sys.executable, "-c", CHILD, str(note)])
+    with pytest.raises(KeyboardInterrupt), study_run._sigterm_as_interrupt():
+        study_run._run_process([sys.executable, "-c", CHILD, str(note)])
     thread.join()
     assert note.read_text() == str(int(signal.SIGINT))
 

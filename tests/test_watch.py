@@ -1,4 +1,4 @@
-"""`jepamba watch`: curves made of characters, and a run that is read while it is written."""
+"""`jepamba watch`: curves of characters, and a run in progress."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rich.console import Console
 from examples import examples
 from jepamba.cli import main
 from jepamba.errors import UserError
-from jepamba.study.records import MetricsFile
-from jepamba.study.terminal import curve, figure
-from jepamba.study.watch import Picture, Watch, headline
+from jepamba.report.records import MetricsFile
+from jepamba.report.terminal import plot_curve, short_number
+from jepamba.report.watch import RunView, RunWatcher, headline
 
 SHIFTS = {
     0x01: (0, 0),
@@ -41,9 +41,9 @@ def dots(lines: list[str]) -> np.ndarray:
     rows = [line.partition("┤")[2] for line in lines[:-1]]
     found = np.zeros((4 * len(rows), 2 * len(rows[0])), dtype=bool)
     for index, row in enumerate(rows):
-        for place, letter in enumerate(row):
+        for column, letter in enumerate(row):
             for bit, (down, across) in SHIFTS.items():
-                found[4 * index + down, 2 * place + across] = bool((ord(letter) - 0x2800) & bit)
+                found[4 * index + down, 2 * column + across] = bool((ord(letter) - 0x2800) & bit)
     return found
 
 
@@ -69,7 +69,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_rising_line_is_a_diagonal() -> None:
-    lines = curve([(x, float(x)) for x in range(40)], 26, 11)
+    lines = plot_curve([(x, float(x)) for x in range(40)], 26, 11)
     assert len(lines) == 11
     found = dots(lines)
     where = [int(np.flatnonzero(column).mean()) for column in found.T]
@@ -83,18 +83,18 @@ def test_a_rising_line_is_a_diagonal() -> None:
 
 
 def test_neighbours_are_joined_and_means_are_drawn() -> None:
-    found = dots(curve([(0, 0.0), (1, 1.0), (2, 0.0)], 30, 9))
+    found = dots(plot_curve([(0, 0.0), (1, 1.0), (2, 0.0)], 30, 9))
     assert found.any(0).all()
     # A thousand points in a few columns: what is drawn is their mean, here the middle.
     noise = [(x, float(x % 2)) for x in range(1000)]
-    where = np.nonzero(dots(curve(noise, 15, 9)))[0]
+    where = np.nonzero(dots(plot_curve(noise, 15, 9)))[0]
     assert where.min() > 10
     assert where.max() < 22
 
 
 def test_a_steep_start_does_not_flatten_the_rest() -> None:
     points = [(x, 1000.0 if x == 0 else 2 - x / 100) for x in range(100)]
-    assert float(curve(points, 40, 10)[0].split()[0]) < 2.1
+    assert float(plot_curve(points, 40, 10)[0].split()[0]) < 2.1
 
 
 @settings(max_examples=examples(100), deadline=None)
@@ -102,14 +102,14 @@ def test_a_steep_start_does_not_flatten_the_rest() -> None:
     st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=120), st.integers(1, 120), st.integers(2, 30), st.booleans()
 )
 def test_any_curve_fits_its_frame(ys: list[float], width: int, height: int, ascii_only: bool) -> None:
-    lines = curve([(float(x), y) for x, y in enumerate(ys)], width, height, ascii_only)
+    lines = plot_curve([(float(x), y) for x, y in enumerate(ys)], width, height, ascii_only)
     assert len(lines) == height
     # A frame that is narrower than four characters and its labels is left to overflow.
     margin = max(len(line.partition("|" if ascii_only else "┤")[0]) for line in lines[:-1])
     assert max(map(len, lines[:-1])) <= max(width, margin + 5)
     assert not ascii_only or all(line.isascii() for line in lines)
     assert any(set(line.partition("|" if ascii_only else "┤")[2]) - {" ", "⠀"} for line in lines[:-1])
-    assert curve([], width, height) == []
+    assert plot_curve([], width, height) == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_any_curve_fits_its_frame(ys: list[float], width: int, height: int, asci
     [(0.0, "0"), (1.23456, "1.235"), (123.4, "123"), (12_345.0, "12.35 k"), (3.5e9, "3.5 G"), (2e-05, "2e-05")],
 )
 def test_figures_are_short(value: float, text: str) -> None:
-    assert figure(value) == text
+    assert short_number(value) == text
 
 
 def test_a_file_is_read_as_it_grows(run: Path) -> None:
@@ -141,18 +141,18 @@ def test_a_file_is_read_as_it_grows(run: Path) -> None:
     assert file.read().steps == []
 
 
-def test_a_run_is_told_and_drawn(run: Path) -> None:
-    watched = Watch(run).look()
-    assert watched.state == "running"
-    assert watched.share == 0.25
-    said = headline(watched)
-    assert "mine: running, step 50, 25 s of training, 5,000 tokens, 1.080 nats per token" in said
-    assert "25% of the budget, 1 min 15 s left, 0.5000 BPB at step 50" in said
+def test_the_headline_and_the_curves_of_a_run(run: Path) -> None:
+    status = RunWatcher(run).poll()
+    assert status.state == "running"
+    assert status.share == 0.25
+    line_shown = headline(status)
+    assert "mine: running, step 50, 25 s of training, 5,000 tokens, 1.080 nats per token" in line_shown
+    assert "25% of the budget, 1 min 15 s left, 0.5000 BPB at step 50" in line_shown
     # Cross-entropy in nats, a quarter of a token a byte: 1.08 / ln 2 / 4.
-    assert watched.curves()["training, bits per byte"][-1] == (50, pytest.approx(0.38953, abs=1e-5))
+    assert status.curves()["training, bits per byte"][-1] == (50, pytest.approx(0.38953, abs=1e-5))
     for width, panels in ((120, 2), (60, 1)):
         console = Console(file=io.StringIO(), width=width, force_terminal=False)
-        console.print(Picture(watched))
+        console.print(RunView(status))
         drawn = console.file.getvalue()  # type: ignore[attr-defined]
         assert max(map(len, drawn.splitlines())) <= width
         assert drawn.count("training, bits per byte: 0.3895") == 1
@@ -163,16 +163,16 @@ def test_a_run_is_told_and_drawn(run: Path) -> None:
 def test_states(run: Path) -> None:
     old = time.time() - 1000
     os.utime(run / "metrics.jsonl", (old, old))
-    assert "silent for 16 min 40 s" in headline(Watch(run).look())
+    assert "silent for 16 min 40 s" in headline(RunWatcher(run).poll())
     (run / "summary.json").write_text("{}")
-    assert Watch(run).look().state == "finished"
+    assert RunWatcher(run).poll().state == "finished"
     (run / "metrics.jsonl").unlink()
-    assert Watch(run).look().curves()["tokens a second"] == []
+    assert RunWatcher(run).poll().curves()["tokens per second"] == []
     for damaged in ("[[[", "train = 3", "[train]\nsteps = 'x'"):
         (run / "config.toml").write_text(damaged)
-        assert Watch(run).look().share is None
-    with pytest.raises(UserError, match="no run there"):
-        Watch(run / "nowhere")
+        assert RunWatcher(run).poll().share is None
+    with pytest.raises(UserError, match="no run here"):
+        RunWatcher(run / "nowhere")
 
 
 def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,14 +186,14 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", str(run.parent / "none")]) == 2
     (run / "metrics.jsonl").write_text(steps(1, 5000))
     assert main(["watch", str(run), "--json"]) == 0
-    thin = json.loads(capsys.readouterr().out)["curves"]["tokens a second"]
+    thin = json.loads(capsys.readouterr().out)["curves"]["tokens per second"]
     assert len(thin) <= 401
     assert thin[-1] == [5000, 5200]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_running_run_is_followed_to_its_end(run: Path) -> None:
-    """In a terminal of its own: pictures come until the run is finished."""
+    """In a pseudo-terminal, the view updates until the run is finished."""
     import pty
 
     ours, theirs = pty.openpty()

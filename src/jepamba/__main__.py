@@ -1,4 +1,4 @@
-"""The process of a command, by `jepamba` or `python -m jepamba`: from its first moment to its last."""
+"""Entry point of `jepamba` and `python -m jepamba`: signals, exit codes and the end of the process."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from jepamba.cli import INTERRUPTED, main
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command in `argv` (default: the process's own), and end the process with its exit code.
+    """Run the command in `argv` (default: `sys.argv[1:]`) and end the process with its exit code.
 
-    A rank that has not parted from the others, since something went wrong or a signal came, ends at once once all is
-    said: Python would take PyTorch's groups down, and that waits for ranks that may be gone, and in NCCL for the last
-    captured graph with sums in it, for which there may be none to let go of it.
+    If the process group still exists, an error or a signal ended this rank. The process then exits without Python's
+    shutdown, which would destroy the process group: that waits for ranks that may be gone, and with NCCL also for
+    captured CUDA graphs that contain collectives.
     """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        # Inherited, as by a command that a script starts with `&`: the command must be able to end all the same.
+        # A shell script ignores SIGINT for a command started with `&`. The command must still answer signals.
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     code = 1
     try:
-        code = _code(argv)
+        code = _exit_code(argv)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
     finally:
-        # Whatever comes in between, be it another Ctrl-C.
+        # In `finally`, so that another Ctrl-C cannot skip it.
         distributed = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             os._exit(code)
     sys.exit(code)
 
 
-def _code(argv: Sequence[str] | None) -> int:
-    """The command's exit code, once all that Python would say of its end is said."""
+def _exit_code(argv: Sequence[str] | None) -> int:
+    """Run the command and return its exit code. Prints what Python would print at its end, such as a traceback."""
     try:
         return main(argv)
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""A small model trained, packed and scored on the English inside Python, compared with compressors of the same text."""
+"""The demo: a small model on the English text in Python's library, compared with general-purpose compressors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jepamba.errors import UserError
 from jepamba.evaluate import compressors
 from jepamba.presets import load_preset
 from jepamba.progress import Progress
-from jepamba.study.html import write_report
+from jepamba.report.html import write_report
 from jepamba.train import train
 from jepamba.train.finish import write_summary
 
@@ -24,11 +24,12 @@ SAMPLE_TOKENS = 120
 
 
 def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
-    """Train the `quick` preset into `out`, score its artifact in a fresh process, and compare.
+    """Train the `quick` preset into `out`, score the artifact in a fresh process, and compare with compressors.
 
-    Arguments: `seconds`, training time instead of the preset's.
-    Returns: `model` (BPB at the calibrated temperature, its artifact's bytes, the bytes of text scored), `baselines`
-    (rows of `evaluate.compressors` on the same bytes), `sample`, and `out`. Raises `UserError` as training does.
+    Arguments: `seconds`, the training time (default: the preset's).
+    Returns: a dictionary with `model` (`bpb` at the calibrated temperature, `bytes` of text scored, `artifact_bytes`),
+    `baselines` (rows of `evaluate.compressors` on the same bytes), `sample` and `out`.
+    Raises: `UserError` if training or scoring fails.
     """
     run = with_settings(load_preset(PRESET), {} if seconds is None else {"train.seconds": seconds})
     summary = train(run, out, preset=PRESET)
@@ -37,12 +38,12 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
     held_out.write_bytes(b"\0".join(splits["val"]))
     artifact = out / "artifact.jepa"
     with Progress("scoring in a fresh process"):
-        score = _fresh(["eval", str(artifact), "--data", str(held_out)])
-        sample = _fresh(
+        score = _run_command(["eval", str(artifact), "--data", str(held_out)])
+        sample = _run_command(
             ["generate", str(artifact), "--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS), "--temperature", "0.8"]
         )
     with Progress("compressing the same text") as report:
-        # Documents end to end: exactly the bytes that the model is charged for, and no separators.
+        # Documents without separators: exactly the bytes that the model is scored on.
         baselines = compressors(b"".join(splits["val"]), b"".join(splits["train"]), report)
     write_summary(out, {**summary, "baselines": baselines})
     write_report(out)
@@ -55,18 +56,18 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
 
 
 def _documents(data: Data) -> dict[str, list[bytes]]:
-    """The documents of each split, as UTF-8, in the order in which training and scoring see them."""
-    found: dict[str, list[bytes]] = {"train": [], "val": []}
+    """Return the documents of each split as UTF-8, in the order of training and scoring."""
+    splits: dict[str, list[bytes]] = {"train": [], "val": []}
     for split, text in Source(data.train, data.column, "train", data.holdout).documents():
-        found[split].append(text.encode())
-    return found
+        splits[split].append(text.encode())
+    return splits
 
 
-def _fresh(words: list[str]) -> dict[str, Any]:
-    """What `jepamba WORDS --json` prints, run in a process of its own."""
+def _run_command(words: list[str]) -> dict[str, Any]:
+    """Run `jepamba WORDS --json` in a new process and return the parsed output."""
     command = [sys.executable, "-m", "jepamba", *words, "--json"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise UserError(f"`jepamba {' '.join(words)}` failed in its own process (exit code {done.returncode})")
+        raise UserError(f"`jepamba {' '.join(words)}` failed (exit code {done.returncode})")
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Functions that several commands use."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from pathlib import Path
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """`rows` as text in columns two spaces apart; a column of numbers stands right, its heading (first row) too."""
-    sides = []
+    """Format `rows` as a text table with two spaces between columns.
+
+    The first row holds the headings. Columns of numbers are aligned right, with their heading; others are aligned left.
+    """
+    layout = []
     for index, column in enumerate(zip(*rows, strict=True)):
-        figures = all(cell[:1].isdigit() or cell in ("", "–") for cell in column[1:]) and any(column[1:])
-        sides.append((max(map(len, column)), str.rjust if index and figures else str.ljust))
-    lines = ("  ".join(side(cell, width) for cell, (width, side) in zip(row, sides, strict=True)) for row in rows)
+        is_numeric = all(cell[:1].isdigit() or cell in ("", "–") for cell in column[1:]) and any(column[1:])
+        layout.append((max(map(len, column)), str.rjust if index and is_numeric else str.ljust))
+    lines = ("  ".join(align(cell, width) for cell, (width, align) in zip(row, layout, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def free_folder(wish: Path) -> Path:
-    """`wish`, or where there is something at it, `wish-2`, `wish-3` and so on."""
-    found, number = wish, 1
-    while found.exists():
+def unused_folder(path: Path) -> Path:
+    """Return `path` if nothing exists there, else the first unused of `path-2`, `path-3` and so on."""
+    candidate, number = path, 1
+    while candidate.exists():
         number += 1
-        found = wish.with_name(f"{wish.name}-{number}")
-    return found
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
 
 
-def device() -> str:
-    """`cuda` where there is a GPU, else `cpu`."""
+def default_device() -> str:
+    """Return `cuda` if a GPU is available, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

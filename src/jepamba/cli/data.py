@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add `jepamba data`."""
-    below = commands.group("data", "Turn text into shards of tokens, or look at them.", ["jepamba data build --help"])
-    build = below.add(
+    group = commands.group("data", "Build, fetch or describe shards of tokens.", ["jepamba data build --help"])
+    build = group.add(
         "build",
         data_build,
-        "Tokenize text into a folder of shards, and train the tokenizer if none is given.",
+        "Tokenize text into a folder of shards; train a tokenizer if none is given.",
         [
             "jepamba data build mytext/ --out shards --tokenizer bpe --vocab 8192",
             "jepamba data build train.jsonl --column body --val val.jsonl --out shards --tokenizer sp8192.model",
@@ -33,23 +33,21 @@ def add(commands: Commands) -> None:
             "jepamba data build hf://owner/name/folder --val hf://owner/name/folder:validation --out shards",
         ],
     )
-    build.add_argument(
-        "paths", nargs="+", metavar="PATH", help="text files and folders, JSONL, parquet, hf://…, or `stdlib`"
-    )
+    build.add_argument("paths", nargs="+", metavar="PATH", help="text file, folder, JSONL, parquet, hf://… or `stdlib`")
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
     build.add_argument(
-        "--tokenizer", default="bpe", metavar="T", help="bpe (trained here), bytes, or a .model (default: bpe)"
+        "--tokenizer", default="bpe", metavar="T", help="bpe (trained on PATH), bytes, or a .model file (default: bpe)"
     )
-    build.add_argument("--vocab", type=int, default=8192, metavar="N", help="pieces of a bpe tokenizer (default: 8192)")
+    build.add_argument("--vocab", type=int, default=8192, metavar="N", help="vocabulary size of bpe (default: 8192)")
     build.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
-    build.add_argument("--val", default="", metavar="PATH", help="validation text (default: a part of PATH)")
+    build.add_argument("--val", default="", metavar="PATH", help="validation text (default: a share of PATH)")
     build.add_argument(
-        "--holdout", type=float, default=0.1, metavar="S", help="share kept for validation without --val (default: 0.1)"
+        "--holdout", type=float, default=0.1, metavar="S", help="validation share of PATH without --val (default: 0.1)"
     )
-    fineweb = below.add(
+    fineweb = group.add(
         "fineweb",
         data_fineweb,
-        "Fetch FineWeb as published shards from the Hugging Face hub, with the tokenizer that made them.",
+        "Download published FineWeb shards and their tokenizer from the Hugging Face hub.",
         [
             "jepamba data fineweb --variant sp8192 --shards 10 --out fineweb",
             "jepamba data fineweb --variant bytes --shards 5 --out fineweb-bytes",
@@ -58,20 +56,20 @@ def add(commands: Commands) -> None:
         ],
     )
     fineweb.add_argument(
-        "--variant", choices=("sp8192", "bytes"), default="sp8192", help="pieces or bytes (default: sp8192)"
+        "--variant", choices=("sp8192", "bytes"), default="sp8192", help="tokenizer of the shards (default: sp8192)"
     )
     fineweb.add_argument(
         "--shards", type=int, default=1, metavar="N", help="training shards of 100 M tokens, 0.2 GB each (default: 1)"
     )
     fineweb.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
-    fineweb.add_argument("--repo", default="", metavar="OWNER/NAME", help="another repository of the hub")
-    fineweb.add_argument("--revision", default="", metavar="R", help="its branch, tag or commit (default: main)")
-    info = below.add("info", data_info, "Describe a folder of shards.", ["jepamba data info shards"])
-    info.add_argument("dir", type=Path, metavar="DIR")
+    fineweb.add_argument("--repo", default="", metavar="OWNER/NAME", help="another hub repository")
+    fineweb.add_argument("--revision", default="", metavar="R", help="branch, tag or commit (default: main)")
+    info = group.add("info", data_info, "Describe a folder of shards.", ["jepamba data info shards"])
+    info.add_argument("dir", type=Path, metavar="DIR", help="folder of shards, or one shard")
 
 
 def data_build(args: Namespace) -> int:
-    """`jepamba data build`: text to shards, with a tokenizer trained, given, or bytes."""
+    """Run `jepamba data build` and print the contents of the folder."""
     from jepamba.config import Data
     from jepamba.data import is_shards
     from jepamba.data.source import Source
@@ -82,7 +80,7 @@ def data_build(args: Namespace) -> int:
     checked = Data(tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, holdout=args.holdout)
     for path in [*args.paths, args.val]:
         if path and is_shards(path):
-            raise UserError(f"{path}: already shards; build takes text")
+            raise UserError(f"{path}: these are shards already; build needs text")
     holdout = 0.0 if args.val else checked.holdout
     sources = [Source(path, args.column, "train", holdout) for path in args.paths]
     tokenizer: Tokenizer
@@ -103,12 +101,12 @@ def data_build(args: Namespace) -> int:
 
 
 def data_info(args: Namespace) -> int:
-    """`jepamba data info`: what a folder of shards holds."""
+    """Run `jepamba data info`: check a folder of shards and print its contents."""
     from jepamba.data import is_shards, open_folder, open_shard
     from jepamba.data.folder import is_folder
 
     if not is_shards(args.dir):
-        raise UserError(f"{args.dir}: no folder of shards; `jepamba data build TEXT --out {args.dir}` makes one")
+        raise UserError(f"{args.dir}: not a folder of shards; `jepamba data build TEXT --out {args.dir}` makes one")
     if not is_folder(args.dir):
         files = [args.dir] if args.dir.is_file() else sorted(args.dir.glob("*.bin"))
         counts = {file.name: len(open_shard(file, 1 << 16)) for file in files}
@@ -120,28 +118,28 @@ def data_info(args: Namespace) -> int:
     folder = open_folder(args.dir)
     for split in folder.splits:
         folder.tokens(split, whole=True)
-    return _show(folder, args.json)
+    return _print_folder(folder, args.json)
 
 
 def data_fineweb(args: Namespace) -> int:
-    """`jepamba data fineweb`: published shards of FineWeb into a folder, checked."""
+    """Run `jepamba data fineweb`: download shards, check them and print the contents of the folder."""
     from jepamba.data.fineweb import fetch_fineweb
     from jepamba.progress import Progress
 
-    args.on_interrupt = "interrupted; the same command goes on with the shards that are missing"
-    with Progress("fetching shards") as report:
+    args.on_interrupt = "interrupted; the same command downloads the missing shards"
+    with Progress("downloading shards") as report:
         folder = fetch_fineweb(args.variant, args.shards, args.out, args.repo, args.revision, report)
-    _show(folder, args.json)
+    _print_folder(folder, args.json)
     if "val" not in folder.splits:
-        print("jepamba: no fineweb_val_*.bin there; for training, name other text with --data.val", file=sys.stderr)
+        print("jepamba: no fineweb_val_*.bin found; for training, give other text with --data.val", file=sys.stderr)
     if not args.json:
         preset = "submission-byte" if args.variant == "bytes" else "submission-bpe"
         print(f"\nnext: jepamba train {preset} --data.train {args.out}")
     return 0
 
 
-def _show(folder: TokenFolder, as_json: bool) -> int:
-    """Print what `folder` holds."""
+def _print_folder(folder: TokenFolder, as_json: bool) -> int:
+    """Print the tokenizer and the splits of `folder`."""
     kind, size = folder.tokenizer.kind, folder.tokenizer.vocab_size
     if as_json:
         tokenizer = {"kind": kind, "vocab_size": size, "fingerprint": folder.tokenizer.fingerprint}
@@ -158,6 +156,6 @@ def _show(folder: TokenFolder, as_json: bool) -> int:
         ]
         for name, split in folder.splits.items()
     ]
-    print(columns([["split", "documents", "bytes", "tokens", "bytes a token"], *rows]))
-    print(f"\ntokenizer: {kind} of {size:,} symbols, {folder.tokenizer.fingerprint[:12]}")
+    print(columns([["split", "documents", "bytes", "tokens", "bytes per token"], *rows]))
+    print(f"\ntokenizer: {kind}, {size:,} tokens, fingerprint {folder.tokenizer.fingerprint[:12]}")
     return 0

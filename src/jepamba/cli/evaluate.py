@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import device
+from jepamba.cli.common import default_device
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -21,29 +21,29 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "eval",
         evaluate,
-        "Score text with an artifact, in bits per byte.",
+        "Score text with an artifact in bits per byte.",
         [
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt",
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt --carry",
             "jepamba eval runs/mine/artifact.jepa --data shards/ --sliding 16 --json",
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    parser.add_argument("--data", required=True, metavar="PATH", help="text, a folder, JSONL, parquet or shards")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to score with")
+    parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
     parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
-    parser.add_argument("--split", default="val", metavar="S", help="split of a folder of shards (default: val)")
-    parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="sliding windows with this stride")
-    parser.add_argument("--carry", action="store_true", help="carry the state: one pass, each token read once")
+    parser.add_argument("--split", default="val", metavar="S", help="split to score, for shards (default: val)")
+    parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
+    parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")
     parser.add_argument(
-        "--no-reset", action="store_true", help="do not forget the state where a document starts (default: as trained)"
+        "--no-reset", action="store_true", help="keep the state at document starts (default: as in training)"
     )
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="divide the logits by T (default: the artifact's own)"
+        "--temperature", type=float, metavar="T", help="divide the logits by T (default: the artifact's)"
     )
 
 
 def evaluate(args: Namespace) -> int:
-    """`jepamba eval`: bits per byte of a text under an artifact."""
+    """Run `jepamba eval` and print the score."""
     from dataclasses import replace
 
     from jepamba.artifact import load_artifact
@@ -52,8 +52,8 @@ def evaluate(args: Namespace) -> int:
     from jepamba.progress import Progress
 
     if args.carry and args.sliding:
-        raise UserError("--carry and --sliding: the state is either carried or built anew in each window; choose one")
-    artifact = load_artifact(args.artifact, device=device())
+        raise UserError("--carry and --sliding exclude each other; choose one")
+    artifact = load_artifact(args.artifact, device=default_device())
     data = replace(artifact.run.data, column=args.column)
     temperature = artifact.temperature if args.temperature is None else args.temperature
     with Progress("reading the text") as report:
@@ -67,22 +67,22 @@ def evaluate(args: Namespace) -> int:
             score = score_carried(artifact.model, tokens, data.seq_len, **common)
         else:
             score = score_plain(artifact.model, tokens, data.seq_len, **common)
-    print(json.dumps(asdict(score)) if args.json else _described(score, data.seq_len))
+    print(json.dumps(asdict(score)) if args.json else _format_score(score, data.seq_len))
     return 0
 
 
-def _described(score: Score, seq_len: int) -> str:
-    """The score in a few lines, every figure with its unit."""
+def _format_score(score: Score, seq_len: int) -> str:
+    """Format a score in a few lines; every figure has its unit."""
     from jepamba.progress import duration
 
-    how = "state carried" if score.mode == "carried" else f"{score.mode} windows of {seq_len}"
+    method = "state carried" if score.mode == "carried" else f"{score.mode} windows of {seq_len}"
     if not score.reset:
-        how += ", not reset at documents"
-    lines = [f"{score.bpb:.4f} bits per byte  ({how}, temperature {score.temperature:.2f})"]
+        method += ", not reset at document starts"
+    lines = [f"{score.bpb:.4f} bits per byte  ({method}, temperature {score.temperature:.2f})"]
     if score.bytes != score.decoded_bytes:
         lines.append(
-            f"{score.bpb_decoded:.4f} bits per byte of the text that the tokenizer gives back: {score.decoded_bytes:,} "
-            f"bytes of {score.bytes:,}"
+            f"{score.bpb_decoded:.4f} bits per byte of the text that the tokenizer decodes: {score.decoded_bytes:,} "
+            f"bytes instead of {score.bytes:,}"
         )
     lines.append(
         f"{score.nats_per_token:.4f} nats per token over {score.tokens:,} tokens, {score.bytes:,} bytes, in "

@@ -1,7 +1,7 @@
-"""Every setting as a command-line flag: `--train.steps 100`, `--data.shuffle no`, `--model.mlp-mult=3`.
+"""Command-line flags for all settings: `--train.steps 100`, `--data.shuffle no`, `--model.mlp-mult=3`.
 
-Hyphens and underscores are the same. A yes-or-no flag may stand alone (`--train.compile`), as `--train.no-compile`, or
-with true/false, yes/no, on/off, 1/0.
+Hyphens and underscores are equivalent. A Boolean flag takes true/false, yes/no, on/off or 1/0. Without a value
+(`--train.compile`) it means yes; `--train.no-compile` means no.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NO = {"false", "no", "off", "0"}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` a flag for every setting, in a group for each section, with its docstring and default as help."""
-    # Without the settings: the usage line would be a page long.
+    """Add a flag for every setting to `parser`, one group per section. The help has the docstring and the default."""
+    # The usage line omits the settings, which would fill a page.
     usage = parser.format_usage().removeprefix("usage: ").rstrip()
     parser.usage = f"{usage} [--SECTION.SETTING VALUE ...]".replace("%", "%%")
     types = setting_types()
@@ -33,56 +33,57 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             kind: dict[str, Any] = {"type": _converter(hint), "metavar": _metavar(hint)}
             if get_origin(hint) is tuple:
                 kind = {"nargs": "*", "metavar": "TEXT"}
-            help_ = f"{text} (default: {_shown(default)})".replace("%", "%%")
+            help_ = f"{text} (default: {_format_value(default)})".replace("%", "%%")
             group.add_argument(f"--{section}.{name}", default=argparse.SUPPRESS, help=help_, **kind)
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The layer of dotted settings that the flags in `args` make."""
+def settings_from_args(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings among the parsed `args`, by dotted name."""
     return {name: value for name, value in vars(args).items() if name in setting_types()}
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """The layer of dotted settings in `words`, which are flags of settings alone, for scripts with flags of their own.
+    """Parse `words`, which must all be flags of settings. For scripts that have other flags too.
 
-    Raises `UserError` for an unknown flag, naming the nearest one, and for a value that is missing or of a wrong type.
+    Returns: the settings by dotted name.
+    Raises: `UserError` for an unknown flag, with the closest known one, and for a missing or malformed value.
     """
     parser = _SettingsParser(add_help=False, allow_abbrev=False)
     add_settings(parser)
-    args, extra = parser.parse_known_args(spell_out(words))
+    args, extra = parser.parse_known_args(normalize_flags(words))
     if extra:
-        raise UserError(unknown_flag(extra[0], setting_types()))
-    return settings_of(args)
+        raise UserError(unknown_flag_message(extra[0], setting_types()))
+    return settings_from_args(args)
 
 
-def spell_out(words: Sequence[str]) -> list[str]:
-    """`words` with each flag of a setting as argparse reads it without doubt: `--section.some_setting=value`."""
+def normalize_flags(words: Sequence[str]) -> list[str]:
+    """Return `words` with every flag of a setting in the unambiguous form `--section.some_setting=value`."""
     types = setting_types()
-    done: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
+    normalized: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         match = re.fullmatch(r"--([a-z]+[.][^=]*)(?:=(.*))?", word, re.DOTALL)
         if word == "--":
-            return [*done, word, *waiting]
+            return [*normalized, word, *remaining]
         if match is None:
-            done.append(word)
+            normalized.append(word)
             continue
         name, value = match[1].replace("-", "_"), match[2]
         hint = types.get(name)
-        following = waiting[0] if waiting and not waiting[0].startswith("--") else None
+        following = remaining[0] if remaining and not remaining[0].startswith("--") else None
         if hint is None and value is None and types.get(name.replace(".no_", ".", 1)) is bool:
             name, value = name.replace(".no_", ".", 1), "no"
         elif hint is bool and value is None and (following is None or following.lower() not in _YES | _NO):
             value = "yes"
         elif hint is not None and get_origin(hint) is not tuple and value is None and following is not None:
-            value = waiting.pop(0)
-        done.append(f"--{name}" if value is None else f"--{name}={value}")
-    return done
+            value = remaining.pop(0)
+        normalized.append(f"--{name}" if value is None else f"--{name}={value}")
+    return normalized
 
 
-def unknown_flag(word: str, known: Collection[str]) -> str:
-    """The message for the flag `word`, not one of the `known`: it names the nearest, by whole name or last part."""
+def unknown_flag_message(word: str, known: Collection[str]) -> str:
+    """Return the error message for the unknown flag `word`. It names the closest of `known`, by full or last name."""
     flag = word.partition("=")[0]
     name, tails = flag.lstrip("-"), {other.rpartition(".")[2]: other for other in reversed(list(known))}
     tail = name.rpartition(".")[2]
@@ -98,30 +99,30 @@ class _SettingsParser(argparse.ArgumentParser):
 
 def _converter(hint: Any) -> Callable[[str], Any]:
     if get_origin(hint) is Literal:
-        return lambda text: _choice(text, get_args(hint))
-    return _yes_or_no if hint is bool else hint
+        return lambda text: _parse_choice(text, get_args(hint))
+    return _parse_bool if hint is bool else hint
 
 
-def _choice(text: str, choices: Sequence[Any]) -> Any:
+def _parse_choice(text: str, choices: Sequence[Any]) -> Any:
     for choice in choices:
         if str(choice) == text:
             return choice
-    raise argparse.ArgumentTypeError(f"{text!r}: use one of {', '.join(map(_shown, choices))}")
+    raise argparse.ArgumentTypeError(f"{text!r}: use one of {', '.join(map(_format_value, choices))}")
 
 
-def _yes_or_no(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     if text.lower() not in _YES | _NO:
-        raise argparse.ArgumentTypeError(f"{text!r}: say yes or no")
+        raise argparse.ArgumentTypeError(f"{text!r}: use yes or no")
     return text.lower() in _YES
 
 
 def _metavar(hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return f"{{{','.join(map(_shown, get_args(hint)))}}}"
+        return f"{{{','.join(map(_format_value, get_args(hint)))}}}"
     return {bool: "yes|no", int: "N", float: "X"}.get(hint, "TEXT")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):

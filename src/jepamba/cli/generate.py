@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from jepamba.cli.common import device
+from jepamba.cli.common import default_device
 from jepamba.cli.parser import Commands
 
 
@@ -15,29 +15,33 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "generate",
         generate,
-        "Continue a prompt with an artifact, in constant memory a token.",
+        "Continue a prompt with an artifact, in constant memory.",
         [
             'jepamba generate runs/mine/artifact.jepa --prompt "In the beginning" --tokens 200 --seed 1',
             'jepamba generate runs/mine/artifact.jepa --prompt "The " --temperature 0.8 --top-p 0.95',
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="at most so many tokens (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed, the same text (default: 0)")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to sample from")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="start of the text")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="maximum number of tokens (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the sampling (default: 0)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token; 1: as learned (default)"
+        "--temperature", type=float, default=1.0, metavar="T", help="0: most likely token; 1: the artifact's (default)"
     )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest share P")
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="keep the K most likely tokens (default: all)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="keep the top probability mass P (default: 1)"
+    )
 
 
 def generate(args: Namespace) -> int:
-    """`jepamba generate`: continue a prompt; the text appears as it is drawn."""
+    """Run `jepamba generate` and print each piece of text as it is sampled."""
     from jepamba.artifact import load_artifact
     from jepamba.generate import generate as generate_text
 
-    artifact = load_artifact(args.artifact, device=device())
+    artifact = load_artifact(args.artifact, device=default_device())
     pieces = generate_text(
         artifact.model,
         artifact.tokenizer,

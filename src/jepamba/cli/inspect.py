@@ -17,53 +17,53 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "inspect",
         inspect,
-        "Show what is in an artifact: parameters, grids, bytes, errors, and what one more layer or bit would cost.",
+        "Show the tensors of an artifact: formats, bytes, rounding errors, and the cost of one more layer or bit.",
         [
             "jepamba inspect runs/mine/artifact.jepa",
             "jepamba inspect runs/mine --json",
             "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact, or the folder of a run")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact or the folder of a run")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare with (default: the run's newest)"
+        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
     )
 
 
 def inspect(args: Namespace) -> int:
-    """`jepamba inspect`: tensors, grids, bytes and errors of an artifact, or of a run's with its newest checkpoint."""
+    """Run `jepamba inspect` and print one row per tensor and a summary."""
     from jepamba.artifact import inspect as inspect_artifact
     from jepamba.progress import Progress
 
-    artifact, checkpoint = _places(args.artifact, args.checkpoint)
+    artifact, checkpoint = _resolve_paths(args.artifact, args.checkpoint)
     with Progress("reading the artifact"):
-        found = inspect_artifact(artifact, _masters(checkpoint) if checkpoint else None)
+        found = inspect_artifact(artifact, _master_weights(checkpoint) if checkpoint else None)
     if args.json:
         print(json.dumps({**found, "checkpoint": checkpoint.name if checkpoint else None}))
         return 0
     print(_table(found))
-    print(_sentences(found, checkpoint))
+    print(_summary(found, checkpoint))
     return 0
 
 
-def _places(given: Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
-    """The artifact and the checkpoint to compare it with, if there is one."""
+def _resolve_paths(path: Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
+    """Return the artifact and the checkpoint to compare it with, or None without one."""
     from jepamba.train.checkpoint import checkpoints
     from jepamba.train.finish import ARTIFACT
     from jepamba.train.loop import CHECKPOINTS
 
     if checkpoint is not None:
-        inside = checkpoints(checkpoint) or checkpoints(checkpoint / CHECKPOINTS)
-        checkpoint = inside[-1] if inside else checkpoint
-    if not given.is_dir():
-        return given, checkpoint
-    if not (given / ARTIFACT).exists():
-        raise UserError(f"{given}: no {ARTIFACT} here; `jepamba resume {given}` finishes a run that was interrupted")
-    found = checkpoints(given / CHECKPOINTS)
-    return given / ARTIFACT, checkpoint or (found[-1] if found else None)
+        available = checkpoints(checkpoint) or checkpoints(checkpoint / CHECKPOINTS)
+        checkpoint = available[-1] if available else checkpoint
+    if not path.is_dir():
+        return path, checkpoint
+    if not (path / ARTIFACT).exists():
+        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
+    available = checkpoints(path / CHECKPOINTS)
+    return path / ARTIFACT, checkpoint or (available[-1] if available else None)
 
 
-def _masters(checkpoint: Path) -> dict[str, Any]:
+def _master_weights(checkpoint: Path) -> dict[str, Any]:
     from jepamba.train.checkpoint import load_checkpoint
 
     prefix = "weights/model."
@@ -72,9 +72,9 @@ def _masters(checkpoint: Path) -> dict[str, Any]:
 
 
 def _table(found: dict[str, Any]) -> str:
-    measured = any(row["error"] is not None for row in found["tensors"])
-    heads = ["tensor", "shape", "grid", "bytes", "bits a value", "entropy", "at largest", "clipped"]
-    heads += ["error" if measured else "expected error", "one more bit"]
+    has_error = any(row["error"] is not None for row in found["tensors"])
+    heads = ["tensor", "shape", "format", "bytes", "bits per value", "entropy", "at largest", "clipped"]
+    heads += ["error" if has_error else "expected error", "one more bit"]
     rows = [
         [
             row["name"],
@@ -84,7 +84,7 @@ def _table(found: dict[str, Any]) -> str:
             f"{row['bits_coded']:.2f}",
             f"{row['entropy']:.2f}",
             *("–" if row[share] is None else f"{row[share]:.2%}" for share in ("at_largest", "clipped")),
-            f"{row['error'] if measured else row['expected_error']:.2%}",
+            f"{row['error'] if has_error else row['expected_error']:.2%}",
             "" if row["one_more_bit"] is None else f"{row['one_more_bit']:,.0f}",
         ]
         for row in found["tensors"]
@@ -92,25 +92,25 @@ def _table(found: dict[str, Any]) -> str:
     return columns([heads, *rows])
 
 
-def _sentences(found: dict[str, Any], checkpoint: Path | None) -> str:
+def _summary(found: dict[str, Any], checkpoint: Path | None) -> str:
     from jepamba.artifact.inspect import LIMIT_BYTES
 
     costs = found["costs"]
     lines = [
         "",
         f"{found['parameters']:,} parameters in {found['bytes']:,} bytes ({', '.join(found['codecs'])}); "
-        f"temperature {found['temperature']:.2f}; tokenizer: {found['tokenizer']['kind']} of "
-        f"{found['tokenizer']['vocab']:,} symbols",
-        f"one more layer would take {costs['one_more_layer']:,.0f} bytes, one more bit for every integer "
-        f"{costs['one_more_bit']:,.0f}; to {LIMIT_BYTES:,} bytes there are {costs['room']:,.0f}, less the code's",
+        f"temperature {found['temperature']:.2f}; tokenizer: {found['tokenizer']['kind']}, "
+        f"{found['tokenizer']['vocab']:,} tokens",
+        f"one more layer would cost {costs['one_more_layer']:,.0f} bytes, one more bit per integer "
+        f"{costs['one_more_bit']:,.0f}; {costs['room']:,.0f} of {LIMIT_BYTES:,} bytes are left, without the code",
     ]
     if checkpoint is None:
-        lines.append("expected error: step / √12, without what clipping loses; give the run's folder for the true one")
+        lines.append("expected error: step / √12, without clipping; give the folder of the run for the measured error")
     elif found["masters_are_its_own"]:
-        lines.append(f"error: of the stored weights against the unrounded ones in {checkpoint.name}")
+        lines.append(f"error: stored weights against the unrounded weights in {checkpoint.name}")
     else:
         lines.append(
-            f"error: against {checkpoint.name}, which does not round to this artifact: what training changed between "
-            "the two is in it"
+            f"error: against {checkpoint.name}, which does not round to this artifact; the error includes the training "
+            "between the two"
         )
     return "\n".join(lines)

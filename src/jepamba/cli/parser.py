@@ -1,4 +1,4 @@
-"""The parser of the command line: each command with its examples, its flags and the function that it calls."""
+"""The argument parser: each command has examples, flags and the function that executes it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from jepamba.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises `UserError` for a mistake."""
+    """An `ArgumentParser` that raises `UserError` instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{self.prog} --help` shows how)")
+        raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
 class Commands:
-    """The commands of a parser; `names` are theirs."""
+    """The subcommands of a parser. `names` lists them in order."""
 
     def __init__(self, parser: Parser) -> None:
         self._actions = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser, required=True)
         self.names: list[str] = []
 
     def add(self, name: str, run: Callable[[argparse.Namespace], int], purpose: str, examples: Sequence[str]) -> Parser:
-        """The parser of the new command `name`: `run` takes its arguments and returns the exit code."""
+        """Add the command `name` and return its parser. `run` takes the parsed arguments and returns the exit code."""
         parser = self._parser(name, purpose, examples)
-        parser.add_argument("--json", action="store_true", help="print one JSON object, for machines")
-        parser.set_defaults(run=run, prog=parser.prog, options=parser._option_string_actions, other_settings="")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.set_defaults(run=run, prog=parser.prog, options=parser._option_string_actions, settings_error="")
         return parser
 
     def group(self, name: str, purpose: str, examples: Sequence[str]) -> Commands:
-        """The commands below the new word `name`."""
+        """Add the command group `name` and return its subcommands."""
         return Commands(self._parser(name, purpose, examples))
 
     def _parser(self, name: str, purpose: str, examples: Sequence[str]) -> Parser:

@@ -15,21 +15,21 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "presets",
         presets,
-        "List the presets and overlays, or print one as TOML with its comments.",
+        "List the presets and overlays, or print one as TOML.",
         ["jepamba presets", "jepamba presets cpu > mine.toml"],
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the one to print")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="preset to print, with +overlays")
 
 
 def presets(args: Namespace) -> int:
-    """`jepamba presets`: what there is, or one of them as TOML."""
+    """Run `jepamba presets`: print a list, or one preset as TOML."""
     from importlib import resources
 
     from jepamba.presets import dump_toml, load_preset, preset_names
 
     texts = {name: (resources.files("jepamba.presets") / f"{name}.toml").read_text() for name in preset_names()}
     if args.name:
-        # With overlays, or from a file: what they come to.
+        # A preset with overlays, or a file, is merged and printed with every setting.
         text = texts[args.name] if args.name in texts else dump_toml(load_preset(args.name))
         print(json.dumps({"name": args.name, "toml": text}) if args.json else text.rstrip())
         return 0
@@ -39,6 +39,6 @@ def presets(args: Namespace) -> int:
 
 
 def _first_sentence(toml: str) -> str:
-    """The first sentence of the comment that a preset opens with."""
+    """Return the first sentence of the comment at the top of a preset."""
     comment = takewhile(lambda line: line.startswith("#"), toml.splitlines())
     return " ".join(line.removeprefix("#").strip() for line in comment).partition(". ")[0].rstrip(".") + "."

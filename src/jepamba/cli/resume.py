@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import SUPPRESS, Namespace
 from pathlib import Path
 
-from jepamba.cli.flags import settings_of
+from jepamba.cli.flags import settings_from_args
 from jepamba.cli.parser import Commands
-from jepamba.cli.train import how_to_resume, print_summary
+from jepamba.cli.train import print_summary, resume_hint
 from jepamba.config import OF_A_MACHINE
 
 
@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "resume",
         resume,
-        "Continue an interrupted run, exactly where its newest checkpoint left it.",
+        "Continue an interrupted run from its newest checkpoint.",
         [
             "jepamba resume runs/mine",
             "jepamba resume runs/mine --data.train moved/text --data.val moved/val.txt --data.cache cache",
@@ -25,22 +25,20 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
     parser.set_defaults(
-        other_settings="a run keeps the settings that it began with; `jepamba resume` takes "
-        f"{', '.join(f'--{name}' for name in OF_A_MACHINE)} alone"
+        settings_error="a run keeps its settings; `jepamba resume` only accepts "
+        f"{', '.join(f'--{name}' for name in OF_A_MACHINE)}"
     )
-    here = parser.add_argument_group(
-        "where this machine has its files, if not where the run began with them", argument_default=SUPPRESS
-    )
-    here.add_argument("--data.train", metavar="PATH", help="the training text; the same, or it is refused")
-    here.add_argument("--data.val", metavar="PATH", help="the validation text; the same, or it is refused")
-    here.add_argument("--data.tokenizer", metavar="T", help="the tokenizer; the same, or it is refused")
-    here.add_argument("--data.cache", metavar="DIR", help="folder for tokenized shards")
-    here.add_argument("--train.threads", type=int, metavar="N", help="CPU threads of this process")
+    local = parser.add_argument_group("files and threads of this machine", argument_default=SUPPRESS)
+    local.add_argument("--data.train", metavar="PATH", help="where the same training text is now")
+    local.add_argument("--data.val", metavar="PATH", help="where the same validation text is now")
+    local.add_argument("--data.tokenizer", metavar="T", help="where the same tokenizer is now")
+    local.add_argument("--data.cache", metavar="DIR", help="folder for tokenized shards")
+    local.add_argument("--train.threads", type=int, metavar="N", help="CPU threads of this process")
 
 
 def resume(args: Namespace) -> int:
-    """Continue a run from its newest checkpoint."""
+    """Run `jepamba resume` and print the scores."""
     from jepamba.train import resume as resume_run
 
-    args.on_interrupt = how_to_resume(args.dir)
-    return print_summary(args.dir, resume_run(args.dir, settings_of(args)), args.json)
+    args.on_interrupt = resume_hint(args.dir)
+    return print_summary(args.dir, resume_run(args.dir, settings_from_args(args)), args.json)

@@ -14,29 +14,29 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "submission",
         submission,
-        "Make the folder that a reviewer of the 16 MB challenge wants from a finished run.",
+        "Make a folder for the 16 MB challenge from a finished run.",
         [
             'jepamba submission runs/mine -o submission --name "Mamba-2, JEPA" --author "A. Name" --check',
             "jepamba submission runs/mine -o submission --packed --validation",
         ],
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder of a finished run")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to make")
-    for field, what in (
-        ("name", "its title"),
-        ("author", "who made it"),
-        ("github-id", "the author's account"),
-        ("date", "when it was made, as it is to stand there"),
-        ("blurb", "one paragraph on what is new"),
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder to make")
+    for field, meaning in (
+        ("name", "title"),
+        ("author", "author"),
+        ("github-id", "GitHub account of the author"),
+        ("date", "date"),
+        ("blurb", "one paragraph that says what is new"),
     ):
-        parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{what} (default: left blank)")
-    parser.add_argument("--packed", action="store_true", help="keep the script's code compressed, to save bytes")
-    parser.add_argument("--validation", action="store_true", help="add the validation text's tokens as a shard")
-    parser.add_argument("--check", action="store_true", help="run the script, alone, and compare its figure")
+        parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{meaning} (default: empty)")
+    parser.add_argument("--packed", action="store_true", help="compress the code of the script to save bytes")
+    parser.add_argument("--validation", action="store_true", help="add the validation tokens as a shard")
+    parser.add_argument("--check", action="store_true", help="run the script in isolation and compare its score")
 
 
 def submission(args: Namespace) -> int:
-    """`jepamba submission`: from a finished run, the folder that a reviewer of the challenge wants."""
+    """Run `jepamba submission`: write the folder and print its score and sizes."""
     from jepamba.artifact.inspect import LIMIT_BYTES
     from jepamba.submission import About, check, write_submission
 
@@ -49,9 +49,9 @@ def submission(args: Namespace) -> int:
         return 0
     print(
         f"{out}: {claims['val_bpb']:.4f} BPB ({claims['mode']}) in {claims['bytes_total']:,} bytes "
-        f"({claims['bytes_model']:,} of model, {claims['bytes_code']:,} of code), "
-        f"{LIMIT_BYTES - claims['bytes_total']:,} to spare"
+        f"({claims['bytes_model']:,} model, {claims['bytes_code']:,} code); "
+        f"{LIMIT_BYTES - claims['bytes_total']:,} bytes below the limit"
     )
     if checked:
-        print(f"its own script gives {checked['bpb']:.6f} BPB: within {checked['within']} of the claim")
+        print(f"the script scores {checked['bpb']:.6f} BPB: within {checked['within']} of the claim")
     return 0

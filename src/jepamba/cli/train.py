@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import columns, free_folder
-from jepamba.cli.flags import add_settings, settings_of
+from jepamba.cli.common import columns, unused_folder
+from jepamba.cli.flags import add_settings, settings_from_args
 from jepamba.cli.parser import Commands
 
 
@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "train",
         train,
-        "Train a preset, or the settings in a TOML file, into a folder.",
+        "Train a preset or a TOML file of settings; write the run to a folder.",
         [
             "jepamba train cpu --data.train mytext/ --out runs/mine",
             "jepamba train cpu --train.steps 200 --train.seed 7 --data.tokenizer bytes",
@@ -27,26 +27,24 @@ def add(commands: Commands) -> None:
             "jepamba train runs/mine/config.toml --out runs/again",
         ],
     )
-    parser.add_argument(
-        "preset", metavar="PRESET", help="a preset (`jepamba presets`), with +overlays; or a .toml file"
-    )
+    parser.add_argument("preset", metavar="PRESET", help="a preset (`jepamba presets`) with +overlays, or a .toml file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
-    parser.add_argument("--dry-run", action="store_true", help="build the model, print its size, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the size of the model and stop")
     add_settings(parser)
 
 
 def train(args: Namespace) -> int:
-    """Train a preset with its flags into a folder; with --dry-run, print its size."""
+    """Run `jepamba train` and print the scores; with `--dry-run`, print the size of the model."""
     from jepamba.config import build, merge
     from jepamba.presets import preset_settings
 
-    run = build(merge(preset_settings(args.preset), settings_of(args)))
+    run = build(merge(preset_settings(args.preset), settings_from_args(args)))
     if args.dry_run:
         return _dry_run(run, args.json)
     from jepamba.train import train as train_run
 
-    out = args.out or free_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
-    args.on_interrupt = how_to_resume(out)
+    out = args.out or unused_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
+    args.on_interrupt = resume_hint(out)
     return print_summary(out, train_run(run, out, preset=args.preset), args.json)
 
 
@@ -61,19 +59,19 @@ def _dry_run(run: Any, as_json: bool) -> int:
     rows += [["kept in the artifact", f"{size.counts['kept']:,}"]]
     rows += [["training only", f"{size.counts['training_only']:,}"]]
     print(columns([["parameters", ""], *rows]))
-    print(f"\nartifact: at most about {size.artifact_bytes:,} bytes (packed, before entropy coding)")
+    print(f"\nartifact: about {size.artifact_bytes:,} bytes at most (packed, before entropy coding)")
     return 0
 
 
-def how_to_resume(out: Path) -> str:
-    """What the user is told when training in `out` is interrupted."""
+def resume_hint(out: Path) -> str:
+    """Return the message for an interrupted training in `out`."""
     return f"stopped; `jepamba resume {out}` continues this run"
 
 
 def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
-    """Write the report of the finished run in `out` and print its scores. Returns the exit code."""
+    """Write the report of the finished run in `out`, print its scores, and return the exit code."""
     from jepamba.progress import duration, is_silent
-    from jepamba.study.html import write_report
+    from jepamba.report.html import write_report
 
     if is_silent():
         return 0

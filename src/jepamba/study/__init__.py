@@ -1,1 +1,1 @@
-"""Studies: plans of runs × seeds, how they are run, what their differences are worth, and the report of each run."""
+"""Studies: plans of runs × seeds, their execution, paired statistics, and the report of a study."""

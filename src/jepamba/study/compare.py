@@ -1,16 +1,15 @@
-"""What the runs of a study are compared by: at equal steps, at equal time, and as finished artifacts.
+"""The three measures of a study: BPB at equal steps, at equal time, and of the finished artifacts.
 
 All three are bits per byte (BPB) of held-out text; lower is better.
 
 - Equal steps: the validation BPB of both runs at the last step at which both were validated.
-- Equal time: T is the largest second of training that both runs of the pair reached; each run's BPB at T is read off
-  the straight line between the validations before and after T. Where that line is missing, as for runs that are
-  validated once, at the end of the same budget in seconds, their last validations serve if their times differ by at
-  most 1 %.
-- Artifact: what the packed artifacts of two finished runs score at their calibrated temperatures.
+- Equal time: T is the largest training time in seconds that both runs reached. The BPB of a run at T is interpolated
+  linearly between its validations before and after T. Runs that are validated only at the end of the same budget in
+  seconds have no such interval; their last validations are compared if their times differ by at most 1 %.
+- Artifact: the BPB of the packed artifacts of two finished runs at their calibrated temperatures.
 
-Two validations are comparable only if they score the same text. A curve therefore holds validations of one number of
-bytes; of the curves that both runs have, the one that scores most text and has a common point decides.
+Validations are comparable only if they score the same text. A curve therefore holds validations over one number of
+bytes. Of the curves with a point in common, the one over the most bytes is used.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jepamba.report.records import Metrics, Record, number, read_metrics, read_summary
 from jepamba.study.plan import Plan
-from jepamba.study.records import Metrics, Record, number, read_metrics, read_summary
-from jepamba.study.run import cells
+from jepamba.study.run import planned_runs
 from jepamba.study.statistics import interpolate
 
 Measure = Literal["steps", "time", "artifact"]
 MEASURES: tuple[Measure, ...] = ("steps", "time", "artifact")
 
 SAME_SECONDS = 0.01
-"""Relative difference up to which two times of training are the same time."""
+"""Largest relative difference between two training times that count as equal."""
 
 Curve = list[tuple[int, float, float]]
 """Validations as (step, seconds, BPB), steps ascending."""
@@ -37,14 +36,14 @@ Curve = list[tuple[int, float, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of a study has to show."""
+    """The validation curves and the summary of one run."""
 
     name: str
     seed: int
     curves: dict[int, Curve]
-    """By the bytes of text that their validations score."""
+    """Validation curves by the number of bytes that they score."""
     summary: Record | None
-    """None for a run that is not finished."""
+    """None for an unfinished run."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,20 @@ class Pair:
     value: float
     baseline: float
     at: float
-    """Where they are compared: the step, the second, or 0 for artifacts."""
+    """The step or the second of the comparison; 0 for artifacts."""
 
 
 def results(plan: Plan, out: Path) -> list[Result]:
-    """The results of every run of `plan` that has begun under `out`."""
+    """Return the results of all runs of `plan` that have started in the folder `out`."""
     return [
-        Result(cell.name, cell.seed, curves(read_metrics(cell.folder / "metrics.jsonl")), read_summary(cell.folder))
-        for cell in cells(plan, out)
-        if cell.folder.is_dir()
+        Result(run.name, run.seed, curves(read_metrics(run.folder / "metrics.jsonl")), read_summary(run.folder))
+        for run in planned_runs(plan, out)
+        if run.folder.is_dir()
     ]
 
 
 def curves(metrics: Metrics) -> dict[int, Curve]:
-    """The validation curves by the bytes of text that they score; incomplete records are left out."""
+    """Return the validation curves by the number of bytes that they score. Skips incomplete records."""
     found: dict[int, Curve] = defaultdict(list)
     for record in metrics.vals:
         size, seconds, bpb = (number(record.get(key)) for key in ("bytes", "seconds", "bpb"))
@@ -78,7 +77,7 @@ def curves(metrics: Metrics) -> dict[int, Curve]:
 
 
 def compare(run: Result, baseline: Result, measure: Measure) -> Pair | None:
-    """The two runs by `measure`; None where they have no point in common."""
+    """Compare two runs by `measure`. Returns None if they have no point in common."""
     if measure == "artifact":
         value, base = artifact_bpb(run), artifact_bpb(baseline)
         return None if value is None or base is None else Pair(run.seed, value, base, 0.0)
@@ -90,7 +89,7 @@ def compare(run: Result, baseline: Result, measure: Measure) -> Pair | None:
 
 
 def artifact_bpb(run: Result) -> float | None:
-    """BPB of the run's artifact at its calibrated temperature, plain windows; None for an unfinished run."""
+    """Return the BPB of the artifact at its calibrated temperature in plain windows; None for an unfinished run."""
     score = (run.summary or {}).get("bpb_calibrated")
     return number(score.get("bpb")) if isinstance(score, dict) else None
 

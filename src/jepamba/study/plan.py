@@ -1,16 +1,16 @@
-"""Plans: which configurations a study compares, and with which seeds. A plan is a TOML file:
+"""Plans: the configurations and the seeds of a study. A plan is a TOML file:
 
 name = "quick-jepa"
 question = "Does the JEPA objective lower the bits per byte?"
-preset = "quick"                      # every configuration starts from here
-seeds = [1, 2, 3]                     # every configuration runs with each of them
-baseline = "off"                      # what the others are compared with
+preset = "quick"                      # the base of every configuration
+seeds = [1, 2, 3]                     # each configuration runs with each seed
+baseline = "off"                      # the configuration to compare with
 run = [
     { name = "off", settings = { "jepa.weight" = 0.0, "jepa.sigreg_weight" = 0.0 } },
     { name = "on" },
 ]
 
-[settings]                            # of every configuration
+[settings]                            # common to all configurations
 "train.steps" = 200
 """
 
@@ -36,7 +36,7 @@ _RUN_KEYS = {"name", "settings"}
 
 @dataclass(frozen=True)
 class Configuration:
-    """One line of a plan: a name, which is also its folder, and its settings (dotted keys) over the common ones."""
+    """A configuration of a plan: its name, which is also its folder, and its own settings by dotted name."""
 
     name: str
     settings: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Plan:
-    """A validated plan: every configuration builds a `Run`."""
+    """A validated plan: every configuration has valid settings."""
 
     name: str
     question: str
@@ -52,11 +52,11 @@ class Plan:
     seeds: tuple[int, ...]
     baseline: str
     settings: Mapping[str, Any]
-    """Settings of every configuration, dotted keys."""
+    """Common settings of all configurations, by dotted name."""
     configurations: tuple[Configuration, ...]
 
     def run(self, configuration: Configuration, seed: int) -> Run:
-        """The `Run` of one cell of the plan. Raises `ConfigError` where its settings make no sense."""
+        """Return the settings of one run. Raises `ConfigError` if they are invalid."""
         preset = preset_settings(self.preset)
         try:
             return build(merge(preset, self.settings, configuration.settings, {"train.seed": seed}))
@@ -64,11 +64,11 @@ class Plan:
             raise ConfigError(f"plan {self.name}, configuration {configuration.name}: {error}") from None
 
     def with_common(self, settings: Mapping[str, Any]) -> Plan:
-        """This plan with `settings` merged over the common ones, validated. A configuration's own still win."""
+        """Return this plan with `settings` merged over the common ones. Settings of a configuration override both."""
         return parse_plan({**self.to_dict(), "settings": merge(self.settings, settings)}, self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as the content of its TOML file."""
+        """Return the plan in the form of its TOML file."""
         return {
             "name": self.name,
             "question": self.question,
@@ -81,29 +81,30 @@ class Plan:
 
 
 def plan_names() -> list[str]:
-    """The names of the plans that come with jepamba, sorted."""
+    """Return the sorted names of the plans in the package."""
     folder = resources.files("jepamba.study") / "plans"
     return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
 
 
 def load_plan(source: str | Path) -> Plan:
-    """The plan in the file `source`, or the shipped plan of that name, with every configuration checked.
+    """Load a plan and validate every configuration.
 
-    Raises `UserError` for a file that cannot be read, bad TOML, a missing or unknown key, a name that is no folder
-    name or is used twice, or a configuration whose settings are refused.
+    Arguments: `source`, the path of a .toml file or the name of a shipped plan.
+    Raises: `UserError` for an unreadable file, invalid TOML, a missing or unknown key, an invalid or repeated name, or
+    invalid settings.
     """
     path = Path(source)
     if path.suffix == ".toml":
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read this plan ({error})") from None
+            raise UserError(f"{path}: cannot read the plan ({error})") from None
     elif str(source) in plan_names():
         text = (resources.files("jepamba.study") / "plans" / f"{source}.toml").read_text(encoding="utf-8")
     else:
         close = get_close_matches(str(source), plan_names(), 1)
         hint = f"did you mean {close[0]}?" if close else f"shipped plans: {', '.join(plan_names())}"
-        raise UserError(f"no plan is called {str(source)!r}; {hint} (a file of your own ends in .toml)")
+        raise UserError(f"unknown plan {str(source)!r}; {hint} (the name of a plan file ends in .toml)")
     try:
         return parse_plan(tomllib.loads(text), str(source))
     except tomllib.TOMLDecodeError as error:
@@ -111,16 +112,20 @@ def load_plan(source: str | Path) -> Plan:
 
 
 def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
-    """The plan that `values` (a TOML file's content) describe; `where` names it in messages. Raises `UserError`."""
+    """Build a plan from the content of a TOML file.
+
+    Arguments: `where`, the name of the plan in error messages.
+    Raises: `UserError` for an invalid plan.
+    """
     _check_keys(values, _KEYS, where)
     seeds = _field(values, "seeds", list, where)
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds must be a list of different whole numbers, 0 or more")
+        raise UserError(f"{where}: seeds must be a list of distinct integers, 0 or larger")
     runs = _field(values, "run", list, where)
     configurations = tuple(_configuration(item, where) for item in runs)
     names = [item.name for item in configurations]
     if len({name.lower() for name in names}) < len(names) or len(names) < 2:
-        raise UserError(f"{where}: a plan needs at least two runs, each with a name of its own")
+        raise UserError(f"{where}: a plan needs at least two runs with different names")
     plan = Plan(
         name=_name(_field(values, "name", str, where), where),
         question=_field(values, "question", str, where),
@@ -131,17 +136,17 @@ def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
         configurations=configurations,
     )
     if plan.baseline not in names:
-        raise UserError(f"{where}: baseline = {plan.baseline!r} is none of its runs ({', '.join(names)})")
+        raise UserError(f"{where}: baseline = {plan.baseline!r} is not one of its runs ({', '.join(names)})")
     for configuration in configurations:
         if "train.seed" in {**plan.settings, **configuration.settings}:
-            raise UserError(f"{where}: train.seed is set by seeds, not by settings")
+            raise UserError(f"{where}: train.seed is not allowed in settings; use seeds")
         plan.run(configuration, seeds[0])
     return plan
 
 
 def _configuration(item: Any, where: str) -> Configuration:
     if not isinstance(item, dict):
-        raise UserError(f"{where}: each run is a table with a name and settings")
+        raise UserError(f"{where}: each run must be a table with a name and settings")
     _check_keys(item, _RUN_KEYS, f"{where}, run {item.get('name', '?')}")
     name = _name(_field(item, "name", str, where), where)
     return Configuration(name, dict(_field(item, "settings", dict, f"{where}, run {name}", {})))
@@ -149,14 +154,14 @@ def _configuration(item: Any, where: str) -> Configuration:
 
 def _name(name: str, where: str) -> str:
     if not _NAME.fullmatch(name):
-        raise UserError(f"{where}: {name!r} is no name for a folder; use letters, digits and . _ + -")
+        raise UserError(f"{where}: {name!r} is not a valid folder name; use letters, digits and . _ + -")
     return name
 
 
 def _check_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}; there are {', '.join(sorted(known))}")
+            raise UserError(f"{where}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
 
 
 def _field(values: Mapping[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:

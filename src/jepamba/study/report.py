@@ -1,4 +1,4 @@
-"""The report of a study: paired differences by seed with confidence intervals, as Markdown, pictures and JSON."""
+"""The report of a study: paired differences with confidence intervals as Markdown, SVG and JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from jepamba.errors import UserError
 from jepamba.progress import duration
-from jepamba.study.charts import Line, interval_chart, line_chart, standalone
+from jepamba.report.charts import Line, interval_chart, line_chart, standalone
+from jepamba.report.records import number
 from jepamba.study.compare import MEASURES, Measure, Pair, Result, compare, results
 from jepamba.study.plan import Plan, load_plan
-from jepamba.study.records import number
 from jepamba.study.statistics import MIN_PAIRS, Difference, paired_difference
 
 TITLES: dict[Measure, str] = {
@@ -23,29 +23,30 @@ TITLES: dict[Measure, str] = {
     "time": "At equal time",
     "artifact": "Finished artifacts",
 }
-_MEANING: dict[Measure, str] = {
-    "steps": "Validation at the last step that both runs of a pair were validated at.",
-    "time": "Validation at the largest second of training that both runs of a pair reached, read off the line between "
-    "two validations. A run that is compared before its end has not had its whole learning-rate warmdown; where time "
-    "is what matters, give the plan a budget in `train.seconds`.",
-    "artifact": "The packed artifact, read back, at its calibrated temperature, plain windows, all validation text.",
+_EXPLANATIONS: dict[Measure, str] = {
+    "steps": "Validation BPB at the last step at which both runs of a pair were validated.",
+    "time": "Validation BPB at the largest training time that both runs of a pair reached, interpolated linearly "
+    "between validations. A run that is compared before its end has not completed its learning-rate warmdown. To "
+    "compare at equal time, give the plan a budget in `train.seconds`.",
+    "artifact": "BPB of the packed artifact as read back, at its calibrated temperature, in plain windows over all "
+    "validation text.",
 }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A configuration against the baseline by one measure."""
+    """A configuration compared with the baseline by one measure."""
 
     name: str
     measure: Measure
     pairs: tuple[Pair, ...]
     difference: Difference | None
-    """BPB of the configuration − BPB of the baseline; None without a pair."""
+    """BPB of the configuration − BPB of the baseline; None without pairs."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as far as it has come."""
+    """A study, possibly unfinished: its plan, its results so far and their comparisons."""
 
     plan: Plan
     results: list[Result]
@@ -53,7 +54,7 @@ class Study:
 
 
 def read_study(out: Path) -> Study:
-    """The study in `out`. Raises `UserError` if there is none."""
+    """Read the study in the folder `out`. Raises `UserError` if there is none."""
     if not (out / "plan.toml").is_file():
         raise UserError(f"{out}: no study here (no plan.toml); start one with `jepamba study run PLAN --out {out}`")
     plan = load_plan(out / "plan.toml")
@@ -76,9 +77,11 @@ def read_study(out: Path) -> Study:
 
 
 def report_study(out: Path) -> str:
-    """Write report.md, report.json, differences.svg and curves.svg into `out`; the Markdown.
+    """Write report.md, report.json, differences.svg and curves.svg into the folder `out`.
 
-    Raises `UserError` if `out` holds no study. Runs that have not finished are named, and count as far as they came.
+    The report lists unfinished runs and includes their results so far.
+    Returns: the Markdown.
+    Raises: `UserError` if `out` holds no study.
     """
     study = read_study(out)
     text = markdown(study)
@@ -90,7 +93,7 @@ def report_study(out: Path) -> str:
 
 
 def as_json(study: Study) -> dict[str, Any]:
-    """The study as plain JSON; an interval that a single pair cannot have is null."""
+    """Return the study for JSON. The interval of a single pair is null."""
     return {
         "plan": study.plan.to_dict(),
         "unit": "bits per byte, configuration minus baseline",
@@ -109,14 +112,14 @@ def as_json(study: Study) -> dict[str, Any]:
             for item in study.comparisons
         ],
         "runs": [
-            {"configuration": item.name, "seed": item.seed, "finished": item.summary is not None, **_cost(item)}
+            {"configuration": item.name, "seed": item.seed, "finished": item.summary is not None, **_run_results(item)}
             for item in study.results
         ],
     }
 
 
 def markdown(study: Study) -> str:
-    """The report as Markdown; the pictures are named as `report_study` writes them."""
+    """Return the report as Markdown, with links to the images that `report_study` writes."""
     plan = study.plan
     lines = [
         f"# Study {plan.name}",
@@ -128,15 +131,15 @@ def markdown(study: Study) -> str:
         "",
         *_table(["configuration", "settings"], [[item.name, _settings(item.settings)] for item in plan.configurations]),
         "",
-        *_missing(study),
-        "Differences are in bits per byte (BPB) of held-out text, configuration minus baseline: a negative one is an "
-        "improvement. They are taken seed by seed: the two runs of a pair share their seed, and so the order of the "
-        "data. The interval is the 95 % Student t interval of the mean difference, not corrected for the number of "
-        f"comparisons. Fewer than {MIN_PAIRS} pairs are never called a difference.",
+        *_unfinished(study),
+        "Differences are in bits per byte (BPB) of held-out text, configuration minus baseline: negative is better. "
+        "The two runs of a pair share their seed and therefore the order of the data. The interval is the 95 % "
+        "Student t interval of the mean difference, not corrected for the number of comparisons. "
+        f"Fewer than {MIN_PAIRS} pairs give no verdict.",
         "",
     ]
     for measure in MEASURES:
-        lines += [f"## {TITLES[measure]}", "", _MEANING[measure], "", *_comparison_table(study, measure), ""]
+        lines += [f"## {TITLES[measure]}", "", _EXPLANATIONS[measure], "", *_comparison_table(study, measure), ""]
     lines += ["![Differences with intervals](differences.svg)", "", "![Validation curves](curves.svg)", ""]
     lines += ["## Runs", "", *_run_table(study), ""]
     return "\n".join(lines)
@@ -170,18 +173,18 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
 def _run_table(study: Study) -> list[str]:
     rows = []
     for item in study.results:
-        cost = _cost(item)
-        seconds = cost["seconds"]
+        values = _run_results(item)
+        seconds = values["seconds"]
         rows.append(
             [
                 item.name,
                 str(item.seed),
-                _figure(cost["bpb_plain"], ".4f"),
-                _figure(cost["bpb_calibrated"], ".4f"),
-                _figure(cost["steps"], ",.0f"),
+                _format(values["bpb_plain"], ".4f"),
+                _format(values["bpb_calibrated"], ".4f"),
+                _format(values["steps"], ",.0f"),
                 "–" if seconds is None else duration(seconds),
-                _figure(cost["parameters_kept"], ",.0f"),
-                _figure(cost["artifact_bytes"], ",.0f"),
+                _format(values["parameters_kept"], ",.0f"),
+                _format(values["artifact_bytes"], ",.0f"),
             ]
         )
     heads = [
@@ -197,18 +200,18 @@ def _run_table(study: Study) -> list[str]:
     return _table(heads, rows)
 
 
-def _missing(study: Study) -> list[str]:
+def _unfinished(study: Study) -> list[str]:
     finished = {(item.name, item.seed) for item in study.results if item.summary is not None}
-    missing = [
+    unfinished = [
         f"{item.name}, seed {seed}"
         for seed in study.plan.seeds
         for item in study.plan.configurations
         if (item.name, seed) not in finished
     ]
-    return [f"**Not finished:** {'; '.join(missing)}.", ""] if missing else []
+    return [f"**Not finished:** {'; '.join(unfinished)}.", ""] if unfinished else []
 
 
-def _cost(result: Result) -> dict[str, float | None]:
+def _run_results(result: Result) -> dict[str, float | None]:
     found = result.summary or {}
     plain, calibrated, parameters = (
         value if isinstance(value := found.get(key), dict) else {}
@@ -232,11 +235,11 @@ def _differences(study: Study) -> str:
             label = f"{item.name}, {TITLES[item.measure].lower()}"
             rows.append((label, item.difference.mean, item.difference.low, item.difference.high, singles))
     title = f"{study.plan.name}: difference to {study.plan.baseline}"
-    return interval_chart(title, "BPB (left of 0: better); dot: mean, bar: 95 %, ticks: seeds", rows)
+    return interval_chart(title, "BPB (below 0 is better); dot: mean, bar: 95 % interval, ticks: seeds", rows)
 
 
 def _curves(study: Study) -> str:
-    """Mean validation BPB over steps of each configuration, over the seeds that have the step."""
+    """Draw the validation BPB of each configuration over steps, averaged over the seeds with that step."""
     lines = []
     for item in study.plan.configurations:
         by_step: dict[int, list[float]] = {}
@@ -257,8 +260,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _format(value: float | None, format_spec: str) -> str:
+    return "–" if value is None else format(value, format_spec)
 
 
 def _finite(value: float) -> float | None:

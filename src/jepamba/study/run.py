@@ -1,11 +1,11 @@
-"""Running a plan: every configuration with every seed, each a process of its own in a folder of its own.
+"""Execution of a plan: each run, a configuration with a seed, has its own process and its own folder.
 
-    OUT/plan.toml                       the plan as it was run
-    OUT/<configuration>/seed-<s>.toml   the settings of one run, written before it starts
-    OUT/<configuration>/seed-<s>/       its folder: config.toml, metrics.jsonl, summary.json, artifact.jepa, …
+    OUT/plan.toml                       the plan
+    OUT/<configuration>/seed-<s>.toml   the settings of a run, written before it starts
+    OUT/<configuration>/seed-<s>/       the folder of the run: config.toml, metrics.jsonl, summary.json, …
 
-A finished run is passed over, an interrupted one continues from its newest checkpoint; so the same command, given
-again, does what is left to do.
+Finished runs are skipped and interrupted runs resume from their newest checkpoint, so the same command, repeated,
+completes a study.
 """
 
 from __future__ import annotations
@@ -28,100 +28,100 @@ from jepamba.config import Run, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
-from jepamba.study.page import flat
+from jepamba.report.page import flat
+from jepamba.report.records import read_summary
 from jepamba.study.plan import Plan
-from jepamba.study.records import read_summary
 
 INTERRUPT_SECONDS = 120.0
-"""How long a run that was asked to stop may take to write its checkpoint."""
+"""Maximum time for an interrupted run to write its checkpoint; then it is killed."""
 
 State = Literal["finished", "skipped", "failed"]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a plan: a configuration with a seed, and where it lives."""
+class PlannedRun:
+    """A run of a plan: a configuration with a seed, its settings and its folder."""
 
     name: str
     seed: int
-    run: Run
+    settings: Run
     folder: Path
 
     @property
     def settings_file(self) -> Path:
-        """The settings that the run was started with."""
+        """The file with the settings that the run started with."""
         return self.folder.with_name(self.folder.name + ".toml")
 
     @property
     def finished(self) -> bool:
-        """Whether the run has a whole summary.json, which a run writes last."""
+        """Whether the run has a complete summary.json, which a run writes last."""
         summary = read_summary(self.folder)
         return summary is not None and isinstance(summary.get("bpb_plain"), dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run."""
+    """The result of executing one run."""
 
     name: str
     seed: int
     state: State
     seconds: float
-    """Seconds that it took now, start-up and scoring included; 0 for a skipped one."""
+    """Wall-clock time of this execution, with start-up and scoring; 0 for a skipped run."""
     message: str = ""
 
 
-def cells(plan: Plan, out: Path) -> list[Cell]:
-    """The runs of `plan` under `out`: seed by seed, so that the first pairs are complete early."""
+def planned_runs(plan: Plan, out: Path) -> list[PlannedRun]:
+    """Return the runs of `plan` in the folder `out`, seed by seed, so that the first pairs are complete early."""
     return [
-        Cell(item.name, seed, plan.run(item, seed), out / item.name / f"seed-{seed}")
+        PlannedRun(item.name, seed, plan.run(item, seed), out / item.name / f"seed-{seed}")
         for seed in plan.seeds
         for item in plan.configurations
     ]
 
 
 def run_plan(plan: Plan, out: Path) -> list[Outcome]:
-    """Run what is left of `plan` in `out`; one outcome a run, in the order in which they were taken.
+    """Execute the unfinished runs of `plan` in the folder `out`. A failed run does not stop the others.
 
-    A run that fails is reported, and the others go on. Raises `UserError` before anything is run if `out` is in use by
-    another process or holds a run of these names with other settings, and `KeyboardInterrupt` after the run in
-    progress has written its checkpoint.
+    Returns: one outcome per run, in the order of execution.
+    Raises: `UserError` before the first run if another process uses `out` or if `out` holds runs with other settings;
+    `KeyboardInterrupt` on SIGINT or SIGTERM, after the current run has written its checkpoint.
     """
-    todo = cells(plan, out)
-    for cell in todo:
-        _check_settings(cell)
+    runs = planned_runs(plan, out)
+    for run in runs:
+        _check_settings(run)
     out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out), _terminate_as_interrupt():
+    with _locked(out), _sigterm_as_interrupt():
         (out / "plan.toml").write_text(tomli_w.dumps(plan.to_dict()), encoding="utf-8")
         outcomes = []
-        for index, cell in enumerate(todo, 1):
-            _say(f"[{index}/{len(todo)}] {cell.name}, seed {cell.seed}")
-            outcomes.append(_run_cell(cell))
-            _say(f"    {_said(outcomes[-1])}")
+        for index, run in enumerate(runs, 1):
+            _log(f"[{index}/{len(runs)}] {run.name}, seed {run.seed}")
+            outcomes.append(_execute(run))
+            _log(f"    {_describe(outcomes[-1])}")
     return outcomes
 
 
-def _run_cell(cell: Cell) -> Outcome:
-    if cell.finished:
-        return Outcome(cell.name, cell.seed, "skipped", 0.0)
-    cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    cell.settings_file.write_text(dump_toml(cell.run), encoding="utf-8")
-    begun = (cell.folder / "config.toml").exists()
-    words = ["resume", str(cell.folder)] if begun else ["train", str(cell.settings_file), "--out", str(cell.folder)]
+def _execute(run: PlannedRun) -> Outcome:
+    if run.finished:
+        return Outcome(run.name, run.seed, "skipped", 0.0)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    run.settings_file.write_text(dump_toml(run.settings), encoding="utf-8")
+    has_begun = (run.folder / "config.toml").exists()
+    words = ["resume", str(run.folder)] if has_begun else ["train", str(run.settings_file), "--out", str(run.folder)]
     started = time.monotonic()
-    code = _process([sys.executable, "-m", "jepamba", *words])
+    code = _run_process([sys.executable, "-m", "jepamba", *words])
     seconds = time.monotonic() - started
-    if code == 0 and cell.finished:
-        return Outcome(cell.name, cell.seed, "finished", seconds)
-    why = f"exit code {code}" if code else "it ended without a summary.json"
-    return Outcome(cell.name, cell.seed, "failed", seconds, why)
+    if code == 0 and run.finished:
+        return Outcome(run.name, run.seed, "finished", seconds)
+    reason = f"exit code {code}" if code else "it ended without a summary.json"
+    return Outcome(run.name, run.seed, "failed", seconds, reason)
 
 
-def _process(command: list[str]) -> int:
-    """Run `command` and return its exit code. What it prints goes to standard error: standard output is for results.
+def _run_process(command: list[str]) -> int:
+    """Run `command` and return its exit code. Its output goes to standard error; standard output is for results.
 
-    It stands in a process group of its own, so that Ctrl-C reaches it exactly once, through this function, and can be
-    answered with a checkpoint.
+    The process has its own process group, so that Ctrl-C reaches it exactly once, through this function. It can then
+    write a checkpoint.
     """
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0)
     try:
@@ -133,7 +133,7 @@ def _process(command: list[str]) -> int:
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             process.kill()
             code = process.wait()
-        _say(f"    stopped (exit code {code})")
+        _log(f"    stopped (exit code {code})")
         raise
     finally:
         if process.poll() is None:
@@ -141,56 +141,54 @@ def _process(command: list[str]) -> int:
             process.wait()
 
 
-def _check_settings(cell: Cell) -> None:
-    """Refuse to mix runs: what is in the folder must have been started with the settings of the plan."""
-    if not cell.folder.exists():
+def _check_settings(run: PlannedRun) -> None:
+    """Raise `UserError` if the folder of `run` holds a run with other settings."""
+    if not run.folder.exists():
         return
-    if not cell.settings_file.exists():
-        raise UserError(f"{cell.folder}: a run that is not of this study is here; choose another --out")
-    then, now = dict(flat(to_dict(load_preset(str(cell.settings_file))))), dict(flat(to_dict(cell.run)))
-    for key, value in now.items():
-        if then[key] != value:
+    if not run.settings_file.exists():
+        raise UserError(f"{run.folder}: holds a run that is not part of this study; choose another --out")
+    old, new = dict(flat(to_dict(load_preset(str(run.settings_file))))), dict(flat(to_dict(run.settings)))
+    for key, value in new.items():
+        if old[key] != value:
             raise UserError(
-                f"{cell.folder}: was run with {key} = {then[key]!r}, the plan now says {value!r}; choose another --out"
+                f"{run.folder}: this run has {key} = {old[key]!r}, but the plan has {value!r}; choose another --out"
             )
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Keep a second `study run` out of this folder; the lock goes with the process, however that ends."""
+def _locked(out: Path) -> Iterator[None]:
+    """Lock the folder against a second `study run`. The operating system releases the lock when the process ends."""
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(
-                f"{out}: another process is running this study; wait for it, or choose another --out"
-            ) from None
+            raise UserError(f"{out}: another process runs this study; wait for it or choose another --out") from None
         yield
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a study as Ctrl-C does, with a checkpoint, rather than leave its run behind."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: stop the current run after a checkpoint instead of leaving it behind."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _said(outcome: Outcome) -> str:
+def _describe(outcome: Outcome) -> str:
     match outcome.state:
         case "skipped":
-            return "finished before"
+            return "already finished"
         case "finished":
             return f"finished in {duration(outcome.seconds)}"
         case "failed":
             return f"FAILED: {outcome.message}"
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Paired differences by seed, with Student's t intervals.
+"""Paired differences by seed with Student's t intervals.
 
-Two configurations that share a seed share their data order and their random draws, so what the seed does to both of
-them cancels in the difference of the pair; the spread of these differences says how far their mean can be trusted.
+Runs with the same seed share the data order and the random numbers. The common effect of the seed cancels in their
+difference. The spread of the differences gives the uncertainty of their mean.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 MIN_PAIRS = 3
-"""With fewer paired seeds nothing is called a difference: two values always lie on some side of zero."""
+"""Minimum number of pairs for a verdict: the signs of two differences agree too often by chance."""
 
 Verdict = Literal["lower", "higher", "no difference shown", "too few pairs"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences (value − baseline, in the values' unit) with its confidence interval."""
+    """Mean of paired differences (value − baseline, in the unit of the values) with its confidence interval."""
 
     mean: float
     low: float
-    """Lower end of the interval; −inf where there are fewer than two pairs."""
+    """Lower end of the interval; −inf with fewer than two pairs."""
     high: float
-    """Upper end; +inf where there are fewer than two pairs."""
+    """Upper end; +inf with fewer than two pairs."""
     sd: float
-    """Standard deviation of one pair's difference; 0 for a single pair."""
+    """Standard deviation of the differences; 0 for a single pair."""
     n: int
     """Number of paired seeds."""
 
     @property
     def verdict(self) -> Verdict:
-        """`lower` or `higher` where the whole interval lies on one side of 0 and there are pairs enough to say so."""
+        """`lower` or `higher` if the interval excludes 0 and there are at least `MIN_PAIRS` pairs."""
         if self.n < MIN_PAIRS:
             return "too few pairs"
         if self.high < 0:
@@ -45,11 +45,11 @@ class Difference:
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:
-    """The difference over the seeds (keys) that both have; None where they share none.
+    """Return the paired difference over the seeds (keys) that both share; None if they share none.
 
     The interval is mean ± t_{(1 + confidence)/2, n−1} · sd / √n.
     """
-    from scipy import stats  # takes a second to import, and most commands compare nothing
+    from scipy import stats  # imported here because it takes a second
 
     seeds = sorted(values.keys() & baseline.keys())
     differences = [values[seed] - baseline[seed] for seed in seeds]
@@ -65,7 +65,7 @@ def paired_difference(
 
 
 def interpolate(curve: list[tuple[float, float]], x: float) -> float | None:
-    """y at `x` on the line through the points (x ascending) of `curve`; None outside its range."""
+    """Interpolate `curve` (points in order of x) linearly at `x`. Returns None outside its range."""
     if not curve or not curve[0][0] <= x <= curve[-1][0]:
         return None
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):

@@ -21,7 +21,7 @@ from jepamba.errors import UserError
 from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress
-from jepamba.study.records import Metrics, read_metrics, read_summary
+from jepamba.report.records import Metrics, read_metrics, read_summary
 from jepamba.submission.bundle import bundle
 from jepamba.submission.readme import by_decoded_bytes, readme
 from jepamba.submission.scoring import TOLERANCE

@@ -1,7 +1,7 @@
-"""Charts as SVG text that takes its colours from the page around it, so that one chart serves light and dark.
+"""Charts as SVG text that takes its colours from the surrounding page, for light and dark mode.
 
-Matplotlib draws with marker colours, which are then replaced by CSS variables. Text stays text (to be read aloud,
-searched and scaled), and every chart carries a title and a description for those who cannot see it.
+Matplotlib draws with placeholder colours, which CSS variables then replace. Text stays text, so that readers can search
+it, scale it and hear it. Every chart has a title and a description for screen readers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CSS_DARK = """--ink: #e6e9ef; --faint: #454d5a; --c1: #7aa9f7; --c2: #fb8f5a; --
 _INK, _FAINT = "#000001", "#000002"
 _SERIES = tuple(f"#0000a{i}" for i in range(1, 7))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)"} | {c: f"var(--c{i})" for i, c in enumerate(_SERIES, 1)}
-_MOST_POINTS = 500
+_MAX_POINTS = 500
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -61,17 +61,17 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name in the legend and its points, x ascending."""
+    """A curve: its legend label and its points in order of x."""
 
     label: str
     points: Points
 
 
-def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """`points` as at most `most`: neighbours are averaged, in equal counts, the first and the last point kept."""
-    if len(points) <= most:
+def thin(points: Points, max_points: int = _MAX_POINTS) -> list[tuple[float, float]]:
+    """Reduce `points` to at most `max_points`: average equal groups of neighbours; keep the first and last point."""
+    if len(points) <= max_points:
         return list(points)
-    inner, buckets = points[1:-1], most - 2
+    inner, buckets = points[1:-1], max_points - 2
     edges = [len(inner) * i // buckets for i in range(buckets + 1)]
     groups = (inner[a:b] for a, b in itertools.pairwise(edges))
     means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
@@ -79,10 +79,9 @@ def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
 
 
 def draw(title: str, description: str, paint: Callable[[Figure], None], size: tuple[float, float] = (6.0, 3.2)) -> str:
-    """An `<svg>` element whose figure of `size` (inches) was filled by `paint`.
+    """Return an `<svg>` element. `paint` draws into a Matplotlib figure of `size` (inches).
 
-    Colours are CSS variables, to be defined by the page (`CSS`, `CSS_DARK`) or by `standalone`. The same input gives
-    the same text.
+    The page (`CSS`, `CSS_DARK`) or `standalone` must define the colours as CSS variables. The output is deterministic.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -96,9 +95,9 @@ def draw(title: str, description: str, paint: Callable[[Figure], None], size: tu
 def line_chart(
     title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log_y: bool = False, dots: bool = False
 ) -> str:
-    """A chart of `lines`, as `draw` returns it; the legend is left out for a single line.
+    """Return a chart of `lines` as an `<svg>` element. A single line has no legend.
 
-    `log_y` asks for a logarithmic axis, which is used only where every value is positive. `dots` marks the points.
+    Arguments: `log_y`, use a logarithmic axis if all values are positive; `dots`, draw a marker at every point.
     """
     lines = [line for line in lines if line.points]
 
@@ -120,14 +119,15 @@ def line_chart(
         if len(lines) > 1:
             axes.legend()
 
-    last = "; ".join(f"{line.label}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines)
-    return draw(title, f"{y_label} over {x_label}. {last}", paint)
+    ranges = "; ".join(f"{line.label}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines)
+    return draw(title, f"{y_label} over {x_label}. {ranges}", paint)
 
 
 def interval_chart(title: str, x_label: str, rows: Sequence[tuple[str, float, float, float, Points]]) -> str:
-    """Differences with their intervals around a line at 0, one row each: (label, mean, low, high, single values).
+    """Return a chart of differences with intervals, one row each, and a line at 0.
 
-    The y of the single values is not used. An infinite interval (a single pair) is not drawn.
+    Arguments: `rows`, tuples (label, mean, low, high, single values). The y of the single values is ignored. A single
+    pair has an infinite interval, which is not drawn.
     """
 
     def paint(figure: Figure) -> None:
@@ -143,12 +143,12 @@ def interval_chart(title: str, x_label: str, rows: Sequence[tuple[str, float, fl
         axes.set_title(title)
         axes.set_xlabel(x_label)
 
-    said = "; ".join(f"{label}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]" for label, mean, low, high, _ in rows)
-    return draw(title, f"{x_label}: {said}", paint, (6.4, 1.3 + 0.4 * max(len(rows), 1)))
+    summary = "; ".join(f"{label}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]" for label, mean, low, high, _ in rows)
+    return draw(title, f"{x_label}: {summary}", paint, (6.4, 1.3 + 0.4 * max(len(rows), 1)))
 
 
 def standalone(svg: str) -> str:
-    """`svg` as a file of its own: the colours are set inside it, for light and for dark."""
+    """Return `svg` as a standalone file that defines its colours for light and dark mode."""
     style = f"<style>svg {{ {CSS} }} @media (prefers-color-scheme: dark) {{ svg {{ {CSS_DARK} }} }}</style>"
     head, _, rest = svg.partition(">")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head}>{style}{rest}\n'
@@ -157,13 +157,13 @@ def standalone(svg: str) -> str:
 def _themed(svg: str, title: str, description: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    # Ids must differ between the charts of a page.
+    # Element ids must be unique on a page with several charts.
     prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = body.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     for marker, variable in _VARIABLES.items():
         body = body.replace(marker, variable)
-    # The page's own font, and its width: the view box keeps the shape.
+    # Use the font and the width of the page; the view box keeps the aspect ratio.
     body = body.replace("'DejaVu Sans', sans-serif", "inherit").replace("'DejaVu Sans'", "inherit")
     view = re.search(r'viewBox="[^"]*"', body)
     head = (

@@ -1,4 +1,4 @@
-"""The frame of a report: one HTML file that needs nothing beside it, readable on a phone, in the dark and aloud."""
+"""HTML elements of a report: one self-contained page for small screens, dark mode and screen readers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jepamba.study.charts import CSS, CSS_DARK
-from jepamba.study.records import number
+from jepamba.report.charts import CSS, CSS_DARK
+from jepamba.report.records import number
 
 _CSS = f"""
 :root {{ color-scheme: light dark; {CSS} --page: #fbfbfd; --card: #ffffff; --mute: #5b6472; --bar: #d5e2f8; }}
@@ -43,7 +43,7 @@ padding: .8rem; font-size: .85rem; }}
 
 
 def text(value: Any) -> str:
-    """`value` as text that is safe inside an element or an attribute; numbers in a readable form, None as a dash."""
+    """Format `value` as escaped text for an element or an attribute; None becomes a dash."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -58,12 +58,12 @@ def text(value: Any) -> str:
 
 
 def preformatted(source: str) -> str:
-    """`source` as it is, in a box that scrolls."""
+    """Return `source` unchanged in a scrollable box."""
     return f"<pre>{escape(source)}</pre>"
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """The whole document; `body` holds finished HTML, `title` plain text."""
+    """Return the whole document. `body` holds HTML; `title` is plain text."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -73,26 +73,26 @@ def page(title: str, body: Sequence[str]) -> str:
     )
 
 
-def section(title: str, *parts: str) -> str:
-    """A section with a heading, or nothing where every part is empty."""
-    inner = "\n".join(filter(None, parts))
+def section(title: str, *contents: str) -> str:
+    """Return a section with a heading, or an empty string if all `contents` are empty."""
+    inner = "\n".join(filter(None, contents))
     return f"<section>\n<h2>{text(title)}</h2>\n{inner}\n</section>" if inner else ""
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
-    """The figures that matter most, large: (what, figure with its unit), plain text."""
+    """Return large tiles for the main results: pairs of plain text (label, value with its unit)."""
     inner = "".join(f'<div class="tile"><b>{text(value)}</b>{text(label)}</div>' for label, value in values)
     return f'<div class="tiles">{inner}</div>' if inner else ""
 
 
 def charts(svgs: Sequence[str]) -> str:
-    """Charts side by side where there is room."""
+    """Return charts in as many columns as the page width allows."""
     inner = "".join(f'<figure class="chart">{svg}</figure>' for svg in svgs)
     return f'<div class="charts">{inner}</div>' if inner else ""
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], ours: int | None = None) -> str:
-    """A table whose first column names the rows; numbers stand right. Row `ours`, if told, is set bold."""
+def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], highlight: int | None = None) -> str:
+    """Return a table. The first column names the rows; numbers are aligned right; row `highlight` is bold."""
     if not rows:
         return ""
     numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
@@ -101,8 +101,8 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], our
     lines = []
     for index, row in enumerate(rows):
         cells = "".join(f"<td {cls[i]}>{text(value)}</td>" for i, value in enumerate(row) if i)
-        mark = ' class="us"' if index == ours else ""
-        lines.append(f'<tr{mark}><th scope="row">{text(row[0])}</th>{cells}</tr>')
+        style = ' class="us"' if index == highlight else ""
+        lines.append(f'<tr{style}><th scope="row">{text(row[0])}</th>{cells}</tr>')
     return (
         f'<div class="scroll"><table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
@@ -110,23 +110,23 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], our
 
 
 def shares(caption: str, unit: str, values: Mapping[str, Any]) -> str:
-    """A table of parts, largest first, each with its share of the whole as a bar. Non-numbers are left out."""
-    parts = {name: value for name, value in values.items() if number(value) is not None and value >= 0}
-    total = sum(parts.values())
+    """Return a table of components, largest first, with bars for their shares of the total. Skips non-numbers."""
+    sizes = {name: value for name, value in values.items() if number(value) is not None and value >= 0}
+    total = sum(sizes.values())
     if not total:
         return ""
     lines = []
-    for name, value in sorted(parts.items(), key=lambda part: -part[1]):
+    for name, value in sorted(sizes.items(), key=lambda item: -item[1]):
         share = value / total
         lines.append(
             f'<tr><th scope="row">{text(name)}</th><td class="n">{text(value)}</td><td class="n">{share:.1%}</td>'
             f'<td class="share" aria-hidden="true"><div style="width:{100 * share:.1f}%"></div></td></tr>'
         )
     head = (
-        f'<th scope="col">part</th><th class="n" scope="col">{text(unit)}</th>'
+        f'<th scope="col">component</th><th class="n" scope="col">{text(unit)}</th>'
         '<th class="n" scope="col">share</th><td></td>'
     )
-    foot = f'<tr><th scope="row">together</th><td class="n">{text(total)}</td><td class="n"></td><td></td></tr>'
+    foot = f'<tr><th scope="row">total</th><td class="n">{text(total)}</td><td class="n"></td><td></td></tr>'
     return (
         f'<div class="scroll"><table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody><tfoot>{foot}</tfoot></table></div>"
@@ -134,7 +134,7 @@ def shares(caption: str, unit: str, values: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested `values` as (dotted key, value) pairs."""
+    """Return nested `values` as pairs (dotted key, value)."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         name = f"{prefix}{key}"

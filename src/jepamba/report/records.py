@@ -1,4 +1,4 @@
-"""What a run left in its folder, read without trust: a run may be in progress, and a crash may cut a line in two."""
+"""Readers of the files in the folder of a run. They tolerate runs in progress and lines that a crash truncated."""
 
 from __future__ import annotations
 
@@ -16,55 +16,58 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metrics:
-    """The lines of a metrics.jsonl by kind, each kind in order of its step, one line a step."""
+    """The records of a metrics.jsonl by kind, in order of step, one record per step and kind."""
 
     steps: list[Record] = field(default_factory=list)
     terms: list[Record] = field(default_factory=list)
     vals: list[Record] = field(default_factory=list)
     events: list[Record] = field(default_factory=list)
     broken: int = 0
-    """Lines that are no JSON object with a kind and a step."""
+    """Number of lines that are not a JSON object with an integer step."""
 
 
 class MetricsFile:
-    """A metrics.jsonl that may be growing: each `read` takes in the lines that have come since the one before.
+    """Incremental reader of a growing metrics.jsonl: each `read` parses only the new lines.
 
-    Broken lines are counted and passed over. Where a step occurs twice, as after a crash between two checkpoints, its
-    last line counts.
+    Malformed lines are counted and skipped. If a step occurs twice (after a crash between two checkpoints), its last
+    line wins.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._by_kind: dict[str, dict[int, Record]] = {"step": {}, "terms": {}, "val": {}}
         self._events: list[Record] = []
-        self._broken = self._end = self._file = 0
+        self._broken = self._offset = self._inode = 0
 
     def read(self, ended: bool = False) -> Metrics:
-        """All metrics up to now; none where there is no such file. A last line without an end is being written, and
-        left for later; with `ended` it is a line like any other."""
+        """Return all metrics so far; empty metrics if there is no file.
+
+        Arguments: `ended`, the file is complete. Otherwise a last line without a line feed is left for the next call,
+        because its writer has not finished it.
+        """
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                if status.st_ino != self._file or status.st_size < self._end:
-                    # A resumed run wrote it anew, without the steps that it takes again.
-                    self._forget()
-                    self._file = status.st_ino
-                file.seek(self._end)
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    # A resumed run replaced the file by one without the steps that it repeats.
+                    self._reset()
+                    self._inode = status.st_ino
+                file.seek(self._offset)
                 new = file.read()
         except OSError:
-            self._forget()
+            self._reset()
             return Metrics()
-        taken = len(new) if ended else new.rfind(b"\n") + 1
-        self._end += taken
-        for line in filter(str.strip, new[:taken].decode("utf-8", errors="replace").splitlines()):
-            self._take(line)
+        size = len(new) if ended else new.rfind(b"\n") + 1
+        self._offset += size
+        for line in filter(str.strip, new[:size].decode("utf-8", errors="replace").splitlines()):
+            self._add_line(line)
         ordered = {kind: [records[step] for step in sorted(records)] for kind, records in self._by_kind.items()}
         return Metrics(ordered["step"], ordered["terms"], ordered["val"], list(self._events), self._broken)
 
-    def _take(self, line: str) -> None:
+    def _add_line(self, line: str) -> None:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -78,12 +81,12 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The metrics in `path`, all at once; see `MetricsFile`."""
+    """Read the complete metrics.jsonl at `path`; see `MetricsFile`."""
     return MetricsFile(path).read(ended=True)
 
 
 def read_summary(run_dir: Path) -> Record | None:
-    """The run's summary.json, or None where the run has not finished (no file, or not a JSON object)."""
+    """Read the summary.json of a run. Returns None if it is missing or not a JSON object: the run is not finished."""
     try:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -92,7 +95,7 @@ def read_summary(run_dir: Path) -> Record | None:
 
 
 def read_config(run_dir: Path) -> Record | None:
-    """The run's config.toml as nested dictionaries, or None where it is missing or broken."""
+    """Read the config.toml of a run as nested dictionaries. Returns None if it is missing or malformed."""
     try:
         return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,20 +103,23 @@ def read_config(run_dir: Path) -> Record | None:
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite float, or None for anything else (missing, text, NaN, infinity)."""
+    """Return `value` as a float, or None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def series(records: Iterable[Record], x: str, y: str) -> list[tuple[float, float]]:
-    """The (x, y) of those records in which both are finite numbers."""
+    """Return the points (x, y) of the records in which both fields are finite numbers."""
     points = ((number(record.get(x)), number(record.get(y))) for record in records)
     return [(a, b) for a, b in points if a is not None and b is not None]
 
 
 def with_train_bpb(steps: list[Record]) -> list[Record]:
-    """Each step with its training BPB: nats / ln 2, tokens and bytes of this step being the growth of their totals."""
+    """Return records with `step` and `train_bpb` (bits per byte).
+
+    BPB is ce / ln 2 · tokens / bytes. The tokens and bytes of a step are the increases of their running totals.
+    """
     found: list[Record] = []
     tokens_before = bytes_before = 0.0
     for record in steps:

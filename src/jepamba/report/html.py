@@ -1,6 +1,6 @@
-"""A run's report.html, made from what the run left in its folder: metrics.jsonl, summary.json and config.toml.
+"""report.html of a run, from its metrics.jsonl, summary.json and config.toml.
 
-It can be written at any time: a run in progress shows the curves that it has so far.
+The report of a run in progress shows the curves so far.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from jepamba.io import atomic_write
 from jepamba.progress import duration
-from jepamba.study import page
-from jepamba.study.charts import Line, line_chart
-from jepamba.study.records import (
+from jepamba.report import page
+from jepamba.report.charts import Line, line_chart
+from jepamba.report.records import (
     Metrics,
     Record,
     number,
@@ -27,9 +27,9 @@ from jepamba.study.records import (
 
 _TRAINING_ONLY = {"projector", "predictor", "predictor projection"}
 _TERMS = {
-    "loss": "Whole loss",
-    "ce": "Cross-entropy (nats a token)",
-    "z_loss": "z-loss (before its weight)",
+    "loss": "Total loss",
+    "ce": "Cross-entropy (nats per token)",
+    "z_loss": "z-loss (unweighted)",
     "jepa": "Latent prediction (MSE)",
     "sigreg": "SIGReg",
 }
@@ -38,7 +38,7 @@ _TERMS = {
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir`/report.html, one self-contained file, and return its path.
 
-    Whatever is missing, cut short or not a number is left out of it; nothing that the files hold can become markup.
+    The report omits missing, truncated and non-numeric values, and escapes all text from the files.
     """
     metrics = read_metrics(run_dir / "metrics.jsonl")
     summary = read_summary(run_dir)
@@ -49,24 +49,24 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _body(run_dir: Path, metrics: Metrics, summary: Record | None) -> list[str]:
-    found = summary or {}
+    results = summary or {}
     return [
         f"<h1>{page.text(_title(run_dir, summary))}</h1>",
         f"<p>{page.text(_state(metrics, summary))}</p>",
-        page.tiles(_figures(metrics, found)),
-        page.section("Next to general-purpose compressors", _baselines(found)),
+        page.tiles(_key_values(metrics, results)),
+        page.section("Comparison with general-purpose compressors", _baselines(results)),
         page.section("Curves", page.charts(_charts(metrics))),
-        page.section("Samples", *map(_sample, _list(found.get("samples")))),
+        page.section("Samples", *map(_sample, _list(results.get("samples")))),
         page.section(
-            "What the budget is spent on",
-            page.shares("Parameters of the model and of what only training needs", "parameters", _parts(found)),
+            "Parameters and bytes by component",
+            page.shares("Parameters", "parameters", _parameters(results)),
             page.shares(
-                "Bytes of the artifact as packed, before its entropy coder", "bytes", _mapping(found, "bytes_by_part")
+                "Bytes of the packed artifact, before entropy coding", "bytes", _mapping(results, "bytes_by_part")
             ),
         ),
-        page.section("Diagnostics", page.table("", ["what", "value"], page.flat(_mapping(found, "diagnostics")))),
+        page.section("Diagnostics", page.table("", ["name", "value"], page.flat(_mapping(results, "diagnostics")))),
         page.section("Settings", _config(run_dir)),
-        page.section("Environment", page.table("", ["what", "value"], page.flat(_mapping(found, "environment")))),
+        page.section("Environment", page.table("", ["name", "value"], page.flat(_mapping(results, "environment")))),
         page.section("Events", _events(metrics)),
     ]
 
@@ -79,33 +79,33 @@ def _title(run_dir: Path, summary: Record | None) -> str:
 def _state(metrics: Metrics, summary: Record | None) -> str:
     last = metrics.steps[-1] if metrics.steps else {}
     seconds = number(last.get("seconds"))
-    spent = f" and {duration(seconds)} of training" if seconds is not None else ""
-    broken = f" {metrics.broken} lines of metrics.jsonl are incomplete and left out." if metrics.broken else ""
+    elapsed = f" after {duration(seconds)} of training" if seconds is not None else ""
+    broken = f" {metrics.broken} lines of metrics.jsonl are incomplete and were skipped." if metrics.broken else ""
     if summary is not None:
-        return "This run is finished. All bits per byte (BPB) below are of text that it was never trained on." + broken
-    return f"This run has no summary yet; it has come to step {last.get('step', 0)}{spent}.{broken}"
+        return "This run is finished. All bits per byte (BPB) below are measured on held-out text." + broken
+    return f"This run has no summary yet. It is at step {last.get('step', 0)}{elapsed}.{broken}"
 
 
-def _figures(metrics: Metrics, found: Record) -> list[tuple[str, str]]:
+def _key_values(metrics: Metrics, summary: Record) -> list[tuple[str, str]]:
     bpb = {
-        "BPB at the calibrated temperature": _mapping(found, "bpb_calibrated").get("bpb"),
-        "BPB, plain windows": _mapping(found, "bpb_plain").get("bpb"),
-        "BPB, sliding windows": _mapping(found, "bpb_sliding").get("bpb"),
+        "BPB at the calibrated temperature": _mapping(summary, "bpb_calibrated").get("bpb"),
+        "BPB, plain windows": _mapping(summary, "bpb_plain").get("bpb"),
+        "BPB, sliding windows": _mapping(summary, "bpb_sliding").get("bpb"),
     }
-    plain = _mapping(found, "bpb_plain")
+    plain = _mapping(summary, "bpb_plain")
     if plain.get("bpb_decoded") != plain.get("bpb"):
         bpb["BPB, plain windows, by decoded bytes"] = plain.get("bpb_decoded")
-    if not found and metrics.vals:
+    if not summary and metrics.vals:
         bpb = {"BPB at the last validation": metrics.vals[-1].get("bpb")}
     counts = {
-        "bytes of the artifact": found.get("artifact_bytes"),
-        "parameters kept": _mapping(found, "parameters").get("kept"),
-        "training-only parameters": _mapping(found, "parameters").get("training_only"),
-        "steps": found.get("steps"),
-        "tokens seen": found.get("tokens"),
+        "artifact bytes": summary.get("artifact_bytes"),
+        "parameters in the artifact": _mapping(summary, "parameters").get("kept"),
+        "training-only parameters": _mapping(summary, "parameters").get("training_only"),
+        "steps": summary.get("steps"),
+        "tokens seen": summary.get("tokens"),
     }
     rows = [(label, f"{value:.4f}") for label, raw in bpb.items() if (value := number(raw)) is not None]
-    if (seconds := number(found.get("seconds"))) is not None:
+    if (seconds := number(summary.get("seconds"))) is not None:
         rows.append(("training time", duration(seconds)))
     return rows + [(label, f"{value:,.0f}") for label, raw in counts.items() if (value := number(raw)) is not None]
 
@@ -122,20 +122,20 @@ def _charts(metrics: Metrics) -> list[str]:
         )
     ]
     rates = [Line(label, series(steps, "step", key)) for key, label in (("muon_lr", "Muon"), ("adam_lr", "AdamW"))]
-    drawn = [_bpb_chart(metrics)] if series(steps, "step", "ce") or metrics.vals else []
-    drawn += [line_chart(line.label, "step", "", [line]) for line in terms if any(y != 0 for _, y in line.points)]
+    charts = [_bpb_chart(metrics)] if series(steps, "step", "ce") or metrics.vals else []
+    charts += [line_chart(line.label, "step", "", [line]) for line in terms if any(y != 0 for _, y in line.points)]
     for title, unit, lines, log in (
         ("Gradient norm of each term", "norm", norms, True),
         ("Gradient norm before clipping", "norm", [Line("all", series(steps, "step", "grad_norm"))], True),
         ("Learning rates", "learning rate", rates, False),
         ("λ, the weight of SIGReg", "λ", [Line("λ", series(steps, "step", "lambda"))], False),
-        ("Throughput", "tokens a second", [Line("all", series(steps, "step", "tokens_per_s"))], False),
+        ("Throughput", "tokens per second", [Line("all", series(steps, "step", "tokens_per_s"))], False),
         ("Memory", "MB", [Line("all", series(steps, "step", "memory_mb"))], False),
     ):
         shown = [line for line in lines if any(y != 0 for _, y in line.points)]
         if shown:
-            drawn.append(line_chart(title, "step", unit, shown, log_y=log))
-    return drawn
+            charts.append(line_chart(title, "step", unit, shown, log_y=log))
+    return charts
 
 
 def _bpb_chart(metrics: Metrics) -> str:
@@ -148,31 +148,31 @@ def _bpb_chart(metrics: Metrics) -> str:
     )
 
 
-def _parts(found: Record) -> dict[str, Any]:
-    """Parameters by part, the training-only ones marked."""
-    counts = _mapping(found, "parameters", "parts")
+def _parameters(summary: Record) -> dict[str, Any]:
+    """Return parameter counts by component. Training-only components are labelled."""
+    counts = _mapping(summary, "parameters", "parts")
     return {f"{name} (training only)" if name in _TRAINING_ONLY else name: count for name, count in counts.items()}
 
 
-def _baselines(found: Record) -> str:
+def _baselines(summary: Record) -> str:
     rows = [
         [row.get("compressor"), *(number(row.get(key)) for key in ("bpb", "bpb_with_history", "bytes"))]
-        for row in _list(found.get("baselines"))
+        for row in _list(summary.get("baselines"))
         if isinstance(row, Mapping)
     ]
     if not rows:
         return ""
-    ours = ["this model", number(_mapping(found, "bpb_calibrated").get("bpb")), None, None]
-    caption = "Bits per byte of the same held-out text; the model was trained on what the compressors have as history."
-    return page.table(caption, ["", "BPB", "BPB, training text as history", "bytes"], [ours, *rows], ours=0)
+    own_row = ["this model", number(_mapping(summary, "bpb_calibrated").get("bpb")), None, None]
+    caption = "Bits per byte of the same held-out text. The compressors' history is the training text of the model."
+    return page.table(caption, ["", "BPB", "BPB, training text as history", "bytes"], [own_row, *rows], highlight=0)
 
 
 def _sample(sample: Any) -> str:
     if not isinstance(sample, Mapping):
         return ""
-    prompt, said = escape(str(sample.get("prompt", ""))), escape(str(sample.get("text", "")))
-    continued = said.removeprefix(prompt)
-    return f'<figure class="sample"><blockquote><strong>{prompt}</strong>{continued}</blockquote></figure>'
+    prompt, text = escape(str(sample.get("prompt", ""))), escape(str(sample.get("text", "")))
+    continuation = text.removeprefix(prompt)
+    return f'<figure class="sample"><blockquote><strong>{prompt}</strong>{continuation}</blockquote></figure>'
 
 
 def _config(run_dir: Path) -> str:
@@ -184,11 +184,11 @@ def _config(run_dir: Path) -> str:
 
 
 def _events(metrics: Metrics) -> str:
-    return page.table("", ["step", "what"], [[str(event.get("step")), event.get("what")] for event in metrics.events])
+    return page.table("", ["step", "event"], [[str(event.get("step")), event.get("what")] for event in metrics.events])
 
 
-def _mapping(found: Record, *keys: str) -> Mapping[str, Any]:
-    value: Any = found
+def _mapping(record: Record, *keys: str) -> Mapping[str, Any]:
+    value: Any = record
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, Mapping) else {}
