@@ -1,4 +1,4 @@
-"""FP8 products: what the weights' side holds exactly, when they are used, and who is refused them."""
+"""Tests of FP8 products: exactness of the weights, when FP8 is used, and when it is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def settled(linear: Linear, *, quantized: bool = True) -> fp8.Weight8:
 
 
 def spread(linear: Linear) -> None:
-    """Rows of very different size, one of zeros, one with a single value."""
+    """Rows of very different magnitude, a row of zeros, and a row with a single value."""
     with torch.no_grad():
         linear.w.mul_(torch.logspace(-12, 12, len(linear.w)).unsqueeze(1))
         linear.w[3] = 0
@@ -161,7 +161,7 @@ def test_only_training_passes_over_settled_weights_use_them(monkeypatch: pytest.
 
 
 def test_the_fused_mlp_is_its_parts() -> None:
-    """Output and every gradient, to the bit."""
+    """Output and all gradients are bitwise equal."""
     mlp = Mlp(Model(**TINY), Quant(large=1)).train()
     torch.nn.init.normal_(mlp.down.w, std=0.3)
     for linear in (mlp.up, mlp.down):
@@ -184,7 +184,7 @@ def test_the_fused_mlp_is_its_parts() -> None:
 
 
 def test_training_steps_lose_as_with_bf16_products(tmp_path: Path) -> None:
-    """The products emulated: the same codes, multiplied in fp32."""
+    """Emulate the products: multiply the same codes in fp32."""
     mine = tmp_path / "mine.txt"
     mine.write_text("\0".join(body for _, body in sorted(topics.topics.items())[40:80]))
     run = with_settings(

@@ -1,4 +1,4 @@
-"""What FP8 products are compared with: the same function of the same bf16 activations in float64."""
+"""Compares FP8 products with the same function of the same bf16 activations in float64."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ROUNDED = 3.5e-2
 2⁻³/√12 = 0.036, of values whose root mean square is 1.35 to 1.5, so 2.4 to 2.7 %. A sum of products has it as it is. On
 top of it, bf16 and the accumulators' own rounding."""
 BOTH = 5e-2
-"""With both factors rounded: √2 times that."""
+"""With both factors rounded, √2 times that."""
 MLP = 6e-2
-"""Of an MLP, whose second product reads what the first one's error, doubled by the square, has moved already."""
+"""Error of an MLP, whose second product also has the error of the first, doubled by the square."""
 BF16 = 5e-3
 """A product of bf16 numbers, rounded to bf16."""
 
 
 def settled_linear(inputs: int, outputs: int, quant: Quant, device: str, *, quantized: bool = True) -> Linear:
-    """A layer in training mode with random weights that passes read as settled, in FP8."""
+    """A layer in training mode with random cached weights in FP8."""
     linear = Linear(inputs, outputs, quant)
     with torch.no_grad():
         # Rows of different size, and one of zeros.
@@ -140,11 +140,11 @@ def mlp_errors(tokens: int, width: int, hidden: int, device: str) -> dict[str, f
 
 
 def beyond(errors: dict[str, float], rounded: float, few: bool) -> dict[str, float]:
-    """What is not within its bound. Of few tokens the outputs are scaled, and the scale's gradient reads them."""
+    """Return the errors above their bound. For few tokens, the gradient of the scale depends on the scaled outputs."""
     bounds = {"y": rounded, "dx": rounded, "dw": BF16, "dscale": rounded if few else BF16}
     return {name: error for name, error in errors.items() if not error < bounds[name]}
 
 
 def _on_grid(linear: Linear) -> Tensor:
-    """The layer's weights as an artifact would hold them, in float64."""
+    """Return the weights of the layer as in an artifact, in float64."""
     return linear.grids["w"].decode(linear.encode("w"), tuple(linear.w.shape)).double()

@@ -1,5 +1,7 @@
-"""Rounding to FP8 by Triton's interpreter (or on a GPU, where there is one) against plain PyTorch, bit for bit, and
-products of what was rounded against float64. `tests/test_triton.py` runs this file in a process of its own."""
+"""Tests of FP8 rounding kernels against PyTorch, bit for bit, and of FP8 products against float64.
+
+They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def difficult(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Rows from the smallest to the largest numbers there are, with zeros, exact ties, and one lone value."""
+    """Rows with the smallest and the largest numbers, zeros, exact ties, and a single nonzero value."""
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, columns, generator=generator).to(dtype)
     x *= torch.logspace(-37, 37, rows).to(dtype).unsqueeze(1)

@@ -130,8 +130,8 @@ class Loader:
         continues_B = positions_B >= self.rows if self.rows else np.zeros(count, dtype=np.bool_)
         starts_B = self._next_starts(count)
         if rows:
-            wanted = np.concatenate([np.arange(part.start, part.stop) for part in rows])
-            starts_B, continues_B = starts_B[wanted], continues_B[wanted]
+            selected = np.concatenate([np.arange(part.start, part.stop) for part in rows])
+            starts_B, continues_B = starts_B[selected], continues_B[selected]
         starts = starts_B.tolist()
         for start in starts:
             self.tokens.prefetch(start, start + self.seq_len + 1)

@@ -1,6 +1,4 @@
-"""The causal convolution by its definition, one token and one tap at a time, in float64.
-
-The other paths are compared with this one.
+"""The causal convolution by its definition, one token and one tap at a time, in float64: the reference.
 
 Legend: B batch, T time, C channels, W taps, W1 = W − 1.
 """
@@ -19,24 +17,24 @@ def conv_silu_reference(
     bias_C: Float[Tensor, " C"],
     reset_BT: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """`conv_silu` by its definition. Differentiable in every float input."""
+    """Compute `conv_silu` by its definition. Differentiable in every float input."""
     batch, length, channels = x_BTC.shape
     taps = kernel_CW.shape[1]
-    outputs, afters = [], []
+    outputs, histories = [], []
     for b in range(batch):
-        nothing_C = x_BTC.new_zeros(channels, dtype=torch.float64)
-        # The inputs that a token still sees, the oldest first.
-        seen = [nothing_C] * (taps - 1)
+        zeros_C = x_BTC.new_zeros(channels, dtype=torch.float64)
+        # The previous inputs, oldest first.
+        previous = [zeros_C] * (taps - 1)
         if history_BCW is not None:
-            seen = list(history_BCW[b].double().unbind(1))
+            previous = list(history_BCW[b].double().unbind(1))
         for t in range(length):
             if reset_BT is not None and reset_BT[b, t]:
-                seen = [nothing_C] * (taps - 1)
-            window = [*seen, x_BTC[b, t].double()]
+                previous = [zeros_C] * (taps - 1)
+            window = [*previous, x_BTC[b, t].double()]
             y_C = bias_C.double()
             for k in range(taps):
                 y_C = y_C + kernel_CW[:, k].double() * window[k]
             outputs.append(y_C / (1 + torch.exp(-y_C)))
-            seen = window[1:]
-        afters.append(torch.stack([*seen, nothing_C], dim=1)[:, : taps - 1])
-    return torch.stack(outputs).view(batch, length, channels), torch.stack(afters)
+            previous = window[1:]
+        histories.append(torch.stack([*previous, zeros_C], dim=1)[:, : taps - 1])
+    return torch.stack(outputs).view(batch, length, channels), torch.stack(histories)

@@ -1,1 +1,1 @@
-"""Matrix products in FP8."""
+"""Matrix products in FP8 e4m3."""

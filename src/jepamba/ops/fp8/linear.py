@@ -1,11 +1,10 @@
-"""Matrix products in FP8 e4m3 (OCP 8-bit floating point specification, 2023) with a scale for each row of both factors.
+"""Matrix products in FP8 e4m3 (OCP 8-bit floating point specification, 2023), with a scale per row of both factors.
 
-A weight on a grid of small integers, or of FP8 itself, times a scale a row is held exactly: the numbers of e4m3 include
-every integer up to 16. What is rounded are the activations and, in the backward pass, the gradients of the outputs, by
-3 bits after the leading one: a relative error of 2.7 % (root mean square) that is independent from value to value. The
-weights' own gradients are products in the passes' dtype.
+e4m3 has every integer up to 16, so integer-quantized weights of few bits and FP8 weights, with a scale per row, are
+exact. Activations and, in the backward pass, output gradients are rounded to 3 mantissa bits. The relative RMS error
+is 2.7 % and independent between values. Weight gradients are bf16 products.
 
-Legend: N tokens, K inputs, O outputs (padded to whole 16s: what the hardware's products take).
+Legend: N tokens, K inputs, O outputs (padded to a multiple of 16, as the hardware requires).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from jepamba.ops.dispatch import num_warps, on_device, use_triton
 
 E4M3 = torch.float8_e4m3fn
 MULTIPLE = 16
-"""What the sizes of a matrix must be multiples of."""
+"""The sizes of a matrix must be multiples of this."""
 FAST_ACCUMULATION = True
-"""Sums stay in the tensor cores' own accumulators, which keep fewer bits than fp32; see docs/performance.md."""
+"""Accumulate in the tensor cores, with fewer bits than fp32; see docs/performance.md."""
 TILE = 4096
-"""Values of a program of the rounding kernel: one row or more."""
+"""Values per program of the rounding kernel: one or more rows."""
 
 
 class Rounded(NamedTuple):
-    """Rows in FP8: codes · scale."""
+    """A matrix in FP8 with a scale per row: codes · scale."""
 
     codes_NK: Tensor
     """E4M3."""
@@ -39,7 +38,7 @@ class Rounded(NamedTuple):
 
 
 class Weight8(NamedTuple):
-    """A matrix W in FP8, as x Wᵀ and as dy W read it; rows beyond W's own are 0. The tensors stay where they are."""
+    """A cached matrix W in FP8, in the layouts of x Wᵀ and of dy W. Padding rows are 0. `fill` keeps the storage."""
 
     codes_OK: Tensor
     codes_KO: Tensor
@@ -49,7 +48,7 @@ class Weight8(NamedTuple):
 
     @staticmethod
     def empty(outputs: int, inputs: int, device: torch.device) -> Weight8:
-        """Room for a matrix (outputs, inputs)."""
+        """Allocate a matrix (outputs, inputs)."""
         padded = -(-outputs // MULTIPLE) * MULTIPLE
         return Weight8(
             torch.zeros(padded, inputs, dtype=torch.uint8, device=device).view(E4M3),
@@ -58,19 +57,21 @@ class Weight8(NamedTuple):
             torch.ones(inputs, device=device),
         )
 
-    def fill(self, w: Float[Tensor, "outputs K"], top: float) -> None:
-        """Hold `w`, the largest value of each row as ±`top`; exactly, if w is codes of at most `top` times a BF16 scale
-        a row, and `top` occurs in each."""
-        scale_R1 = (w.abs().amax(1, keepdim=True) / top).to(torch.bfloat16).float()
+    def fill(self, w: Float[Tensor, "outputs K"], max_code: float) -> None:
+        """Store `w`, with the largest magnitude of each row as `max_code`.
+
+        The result is exact if w is codes of magnitude up to `max_code`, which occurs in each row, times a BF16 scale.
+        """
+        scale_R1 = (w.abs().amax(1, keepdim=True) / max_code).to(torch.bfloat16).float()
         codes_RK = (w / torch.where(scale_R1 > 0, scale_R1, 1.0)).to(E4M3)
         self.codes_OK[: len(w)].copy_(codes_RK)
         self.codes_KO[:, : len(w)].copy_(codes_RK.t())
         self.scale_O[: len(w)].copy_(scale_R1.squeeze(1))
 
     def factor(self, w: Float[Tensor, "O K"], scale: Float[Tensor, " outputs"] | None = None) -> Factor | None:
-        """This matrix as a factor, its rows times `scale`; None if it has not the sizes that products take.
+        """Return this matrix as a factor with rows multiplied by `scale`, or None if a size is not a multiple of 16.
 
-        `w` is the same matrix, scaled and with all rows of the product.
+        Arguments: `w`: the same matrix, scaled and padded, which gets the gradient.
         """
         if w.shape != self.codes_OK.shape or w.shape[1] % MULTIPLE:
             return None
@@ -81,10 +82,10 @@ class Weight8(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """A matrix W (O, K) as a product reads it."""
+    """A matrix W (O, K) as an operand of a product."""
 
     w: Tensor
-    """Takes the gradient; its values are not read."""
+    """Gets the gradient. Its values are not read."""
     codes_OK: Tensor
     codes_KO: Tensor
     scale_O: Tensor
@@ -92,18 +93,21 @@ class Factor(NamedTuple):
 
 
 def fp8_linear(x: Float[Tensor, "*batch K"], factor: Factor) -> Float[Tensor, "*batch O"]:
-    """x Wᵀ in bf16."""
+    """Return x Wᵀ in bf16."""
     return cast(Tensor, Fp8Linear.apply(x.to(torch.bfloat16), *factor))  # type: ignore[no-untyped-call]
 
 
 def round_rows(x_NK: Float[Tensor, "N K"], factor_K: Float[Tensor, " K"] | None = None) -> Rounded:
-    """x · factor in FP8, a scale a row; on a GPU by the kernel."""
+    """Round x · factor to FP8 with a scale per row."""
     return (round_rows_triton if use_triton(x_NK) else round_rows_plain)(x_NK, factor_K)
 
 
 def round_rows_plain(x_NK: Tensor, factor_K: Tensor | None) -> Rounded:
-    """`round_rows` in plain PyTorch. The scale is the power of two that brings a row's largest magnitude into
-    [128, 256): dividing by it rounds nothing, and a binade unused at the top costs a floating-point format nothing."""
+    """`round_rows` in plain PyTorch.
+
+    The scale is the power of two that maps the largest magnitude of a row into [128, 256). Division by it is exact. The
+    unused largest binade of e4m3 does not reduce the precision.
+    """
     v_NK = x_NK.float() if factor_K is None else x_NK.float() * factor_K
     top_N1 = v_NK.abs().amax(1, keepdim=True)
     exponent_N1 = torch.where(top_N1 > 0, torch.frexp(top_N1).exponent - 8, -126).clamp_min(-126)
@@ -112,7 +116,7 @@ def round_rows_plain(x_NK: Tensor, factor_K: Tensor | None) -> Rounded:
 
 
 def round_rows_triton(x_NK: Tensor, factor_K: Tensor | None) -> Rounded:
-    """`round_rows` by the kernel. Its interpreter truncates in conversions to FP8; there, PyTorch converts."""
+    """`round_rows` with the kernel. The Triton interpreter truncates FP8 conversions, so PyTorch converts there."""
     from jepamba.ops.fp8.triton_kernels import round_rows_kernel
 
     x_NK = x_NK.contiguous()
@@ -130,7 +134,7 @@ def round_rows_triton(x_NK: Tensor, factor_K: Tensor | None) -> Rounded:
 
 
 def product(a: Rounded, codes_OK: Tensor, scale_O: Tensor) -> Float[Tensor, "N O"]:
-    """a Wᵀ in bf16, W = scale · codes; off a GPU, of the same numbers in fp32."""
+    """Return a Wᵀ in bf16 with W = scale · codes. On a CPU, multiply the same values in fp32."""
     if a.codes_NK.is_cuda:
         out_NO: Tensor = torch._scaled_mm(
             a.codes_NK,
@@ -146,7 +150,7 @@ def product(a: Rounded, codes_OK: Tensor, scale_O: Tensor) -> Float[Tensor, "N O
 
 
 class Fp8Linear(torch.autograd.Function):
-    """x Wᵀ and dx = dy W in FP8, dW = dyᵀ x in bf16. W's scales are folded into dy before that is rounded."""
+    """x Wᵀ and dx = dy W in FP8, dW = dyᵀ x in bf16. dy is multiplied by the scales of W before rounding."""
 
     @staticmethod
     def forward(

@@ -1,9 +1,9 @@
-"""The squared-ReLU MLP in FP8 as one differentiable function: what its products read is rounded where it is computed.
+"""The squared-ReLU MLP in FP8 as one autograd function, with rounding fused into the preceding kernels.
 
-Rounding in a pass of its own would cost what the faster products gain. The hidden rows are kept in FP8 alone, and only
-until they are multiplied; the backward pass computes them again.
+Separate rounding kernels would cost the time that the FP8 products save. The hidden activations exist only in FP8 until
+the product, and the backward pass recomputes them.
 
-Legend: N tokens, K model width, M hidden width.
+Legend: N tokens, K = d_model, M hidden size.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from jepamba.ops.norms import RMS_EPS, relu2_norm
 
 
 class Hidden(NamedTuple):
-    """What the backward pass needs between the two products."""
+    """The tensors between the two products of the backward pass."""
 
     h_NM: Tensor
     """relu2_norm(u)."""
     du_NM: Tensor
     """The gradient of u."""
     rounded: Rounded
-    """The same times a factor for each column, in FP8."""
+    """du times a factor for each column, in FP8."""
 
 
 def fp8_mlp(x: Float[Tensor, "*batch K"], up: Factor, down: Factor) -> Float[Tensor, "*batch O"]:
-    """relu2_norm(x Upᵀ) Downᵀ in bf16, both products in FP8, as `fp8_linear` has them."""
+    """Return relu2_norm(x Upᵀ) Downᵀ in bf16, with both products in FP8 as in `fp8_linear`."""
     return cast(Tensor, Fp8Mlp.apply(x.to(torch.bfloat16), *up, *down))  # type: ignore[no-untyped-call]
 
 
 def hidden_rounded(u_NM: Tensor) -> Rounded:
-    """relu2_norm(u) in FP8."""
+    """Return relu2_norm(u) in FP8."""
     return hidden_rounded_triton(u_NM) if use_triton(u_NM) else round_rows(relu2_norm(u_NM))
 
 
 def hidden_gradient(u_NM: Tensor, dh_NM: Tensor, factor_M: Tensor) -> Hidden:
-    """relu2_norm(u), and from its gradient that of u, as it is and times `factor` in FP8."""
+    """Return relu2_norm(u), the gradient du from dh, and du · factor in FP8."""
     if use_triton(u_NM):
         return hidden_gradient_triton(u_NM, dh_NM, factor_M)
     with torch.enable_grad():
@@ -53,7 +53,7 @@ def hidden_gradient(u_NM: Tensor, dh_NM: Tensor, factor_M: Tensor) -> Hidden:
 
 
 def _sizes(u_NM: Tensor) -> tuple[Rounded, dict[str, int]]:
-    """(room for u's rows in FP8, launch settings). In the interpreter, whose conversions truncate, PyTorch rounds."""
+    """Return (FP8 output buffers for u, launch settings). In the interpreter, PyTorch converts to FP8 afterwards."""
     block = 1 << (u_NM.shape[1] - 1).bit_length()
     codes_NM = torch.empty_like(u_NM, dtype=E4M3 if u_NM.is_cuda else torch.float32)
     return Rounded(codes_NM, u_NM.new_empty(len(u_NM), 1, dtype=torch.float32)), {
@@ -63,7 +63,7 @@ def _sizes(u_NM: Tensor) -> tuple[Rounded, dict[str, int]]:
 
 
 def hidden_rounded_triton(u_NM: Tensor) -> Rounded:
-    """`hidden_rounded` by the kernel; u contiguous."""
+    """`hidden_rounded` with the kernel, for contiguous u."""
     from jepamba.ops.fp8.triton_kernels import relu2_norm_round_kernel
 
     out, settings = _sizes(u_NM)
@@ -73,7 +73,7 @@ def hidden_rounded_triton(u_NM: Tensor) -> Rounded:
 
 
 def hidden_gradient_triton(u_NM: Tensor, dh_NM: Tensor, factor_M: Tensor) -> Hidden:
-    """`hidden_gradient` by the kernel; u and dh contiguous."""
+    """`hidden_gradient` with the kernel, for contiguous u and dh."""
     from jepamba.ops.fp8.triton_kernels import relu2_norm_gradient_round_kernel
 
     out, settings = _sizes(u_NM)
@@ -86,7 +86,7 @@ def hidden_gradient_triton(u_NM: Tensor, dh_NM: Tensor, factor_M: Tensor) -> Hid
 
 
 class Fp8Mlp(torch.autograd.Function):
-    """Both products forward and the gradients of their inputs in FP8; the weights' gradients in bf16."""
+    """Forward products and input gradients in FP8, weight gradients in bf16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *factors: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
-"""The Triton kernels that round rows to FP8, alone or in the pass that computes them: read once, written once.
+"""Triton kernels that round rows to FP8, separately or fused with the operation that computes the rows.
 
 Legend: N rows (tokens), K columns (padded to BLOCK), R rows of a tile.
 """
@@ -14,9 +14,9 @@ from jepamba.ops.norms.triton_kernels import relu_of
 
 @triton.jit
 @no_type_check
-def power_scale(top):
-    """(scale, its inverse), the power of two with 128 <= top / scale < 256; both are normal numbers for any `top`."""
-    biased = tl.maximum((top.to(tl.int32, bitcast=True) >> 23) - 7, 1)
+def power_scale(max_abs):
+    """Return (scale, 1 / scale), the power of two with 128 <= max_abs / scale < 256. Both are normal numbers."""
+    biased = tl.maximum((max_abs.to(tl.int32, bitcast=True) >> 23) - 7, 1)
     return (biased << 23).to(tl.float32, bitcast=True), ((254 - biased) << 23).to(tl.float32, bitcast=True)
 
 
@@ -25,7 +25,7 @@ def power_scale(top):
 def round_rows_kernel(
     x, factor, codes, scale, N, K, HAS_FACTOR: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """codes·scale ≈ x·factor, one scale a row. The conversion to codes rounds to the nearest, ties to even."""
+    """codes·scale ≈ x·factor with one scale per row. The conversion rounds to nearest, ties to even."""
     rows, cols = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, BLOCK)
     inside = (rows < N)[:, None] & (cols < K)[None, :]
     at = rows.to(tl.int64)[:, None] * K + cols[None, :]
@@ -40,7 +40,7 @@ def round_rows_kernel(
 @triton.jit
 @no_type_check
 def relu2_norm_round_kernel(u, codes, scale, D, eps, BLOCK: tl.constexpr):
-    """codes·scale ≈ h = a·r with a = relu(u)², as `relu2_norm_kernel` would leave it; h itself is not written."""
+    """codes·scale ≈ h = a·r with a = relu(u)², as in `relu2_norm_kernel`. h is not written."""
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = cols < D
     a = relu_of(tl.load(u + row * D + cols, mask=inside, other=0.0))
@@ -54,7 +54,7 @@ def relu2_norm_round_kernel(u, codes, scale, D, eps, BLOCK: tl.constexpr):
 @triton.jit
 @no_type_check
 def relu2_norm_gradient_round_kernel(u, dh, factor, h, du, codes, scale, D, eps, BLOCK: tl.constexpr):
-    """h again, du, and codes·scale ≈ du·factor."""
+    """Recompute h, and write du and codes·scale ≈ du·factor."""
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     at, inside = row * D + cols, cols < D
     relu = relu_of(tl.load(u + at, mask=inside, other=0.0))
