@@ -44,7 +44,7 @@ def test_slices_of_anything_are_read_right() -> None:
     assert not any(value.is_contiguous() for value in apart)
     for ours, truth in zip(ssd_triton(*apart, None, reset), ssd_triton(*values, None, reset), strict=True):
         assert relative(ours, truth) < 1e-6
-    with pytest.raises(ValueError, match="cannot be written to"):
+    with pytest.raises(ValueError, match="cannot write to"):
         tiles(torch.empty(1, 40, 2, 33, device=DEVICE)[..., :32], 16, 32, written=True)
     with pytest.raises(UserError, match="one value for each of 2 heads"):
         ssd_triton(*values[:2], values[2][:1], *values[3:], None, reset)
@@ -197,15 +197,15 @@ def test_two_pieces_with_a_carried_state_equal_one() -> None:
     assert relative(end, final) < 1e-5
 
 
-def test_what_is_not_supported_is_said_plainly() -> None:
+def test_unsupported_inputs_are_refused() -> None:
     args, _, _ = inputs(Case(1, 20, 2, 32, 1, 16, 16), torch.float32, DEVICE)
     x, dt, A, B, C, D = (value.detach() for value in args)
     cases = [
-        ((x[..., :20], dt, A, B, C, D), {}, "head width 20"),
+        ((x[..., :20], dt, A, B, C, D), {}, "head dimension 20"),
         ((x.half(), dt, A, B, C, D), {}, "one dtype"),
-        ((x, dt, A, B, C, D), {"chunk_size": 48}, "chunk 48"),
+        ((x, dt, A, B, C, D), {"chunk_size": 48}, "chunk_size 48"),
         ((x[:, :0], dt[:, :0], A, B[:, :0], C[:, :0], D), {}, "at least one token"),
-        ((x, dt[:, :3], A, B, C, D), {}, "shapes do not fit"),
+        ((x, dt[:, :3], A, B, C, D), {}, "shapes do not match"),
         ((x, dt, A, B, C, D, torch.zeros(1, 2, 32, 32)), {}, "initial state"),
         ((x, dt, A, B, C, D, None, torch.zeros(1, 20)), {}, "reset must be bool"),
     ]
