@@ -66,7 +66,7 @@ def artifact_at(path: Path, tokenizer: Tokenizer, sample: bytes, reset: bool = T
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     counts = np.bincount(to_ids(tokenizer, sample), minlength=tokenizer.vocab_size) + 0.05
-    model.head.vocab_bias.data = torch.from_numpy(np.log(counts / counts.sum())).float()
+    model.head.vocab_bias.master.data = torch.from_numpy(np.log(counts / counts.sum())).float()
     save_artifact(path, model, run, tokenizer, temperature=0.9)
     return path
 

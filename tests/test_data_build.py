@@ -1,4 +1,4 @@
-"""From text to tokens: splitting, caching, folders of shards, and the refusal of what does not fit together."""
+"""Tests of building tokens from text: splits, cache, folders of shards, and errors for inputs that do not match."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def settings(train: Path | str, **changes: object) -> Data:
-    """Byte mode unless `changes` say otherwise, with a cache of the test's own."""
+    """Settings for the byte tokenizer with a private cache, updated by `changes`."""
     folder = Path(train).parent if str(train) != "stdlib" else None
     values = {"train": str(train), "tokenizer": "bytes", "cache": str(folder / "cache") if folder else ""}
     return Data(**(values | changes))  # type: ignore[arg-type]
 
 
 def documents_of(tokens: Tokens) -> list[str]:
-    """The documents of a stream, cut at BOS."""
+    """Return the documents of a stream, split at BOS."""
     stream = tokens.read(0, len(tokens))
     cuts = np.flatnonzero(stream == tokens.bos_id)
     assert cuts[0] == 0
@@ -99,7 +99,7 @@ def test_splits_are_added_to_a_folder(tmp_path: Path) -> None:
     assert [folder.tokens(split).text() for split in ("train", "val")] == [b"first", b"second"]
     before = files_under(out)
     for documents, tokenizer, split, complaint in (
-        (["x"], ByteTokenizer(), "val", "has a 'val' split already"),
+        (["x"], ByteTokenizer(), "val", "already has a 'val' split"),
         (["x"], train_bpe(["some text"], 264), "test", "another tokenizer"),
         ([], ByteTokenizer(), "test", "nothing to write"),
         (["x"], ByteTokenizer(), "../test", "letters and digits"),
@@ -307,7 +307,7 @@ def test_shards_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path, text:
     assert f"{pieces}: its shards were made with a SentencePiece model of 400" in refusal(settings(pieces))
     assert "other.model" in refusal(settings(pieces, tokenizer=str(other)))
     assert f"{plain}: its shards were made with bytes" in refusal(settings(plain, tokenizer="bpe"))
-    assert "contradicts" in refusal(settings(plain, byte_separator="no"))
+    assert "not with data.byte_separator" in refusal(settings(plain, byte_separator="no"))
     assert f"{pieces}: its shards were made with" in refusal(settings(text, val=str(pieces)))
     assert "gone.model" in refusal(settings(text, tokenizer=str(tmp_path / "gone.model")))
     assert "no such file" in refusal(settings(tmp_path / "gone"))
@@ -332,7 +332,7 @@ def test_published_shards_of_pieces(tmp_path: Path) -> None:
     assert documents_of(found.val) == DOCUMENTS[3:4]
     assert found.val.text_bytes is None
     assert found.val_text_bytes == len(DOCUMENTS[3].encode())
-    assert "do not say what tokenizer" in refusal(settings(folder, tokenizer="bpe"))
+    assert "do not name their tokenizer" in refusal(settings(folder, tokenizer="bpe"))
     assert "but the tokenizer has 256 symbols" in refusal(settings(folder))
     (tmp_path / "small.model").write_bytes(train_bpe(DOCUMENTS, 300).serialize())
     assert "but the tokenizer has 300 symbols" in refusal(settings(folder, tokenizer=str(tmp_path / "small.model")))
@@ -364,7 +364,7 @@ def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
         assert documents_of(load_tokens(shard, tokenizer, settings(text))) == DOCUMENTS[:5]
     with pytest.raises(UserError, match="not with bytes"):
         load_tokens(tmp_path / "sentencepiece", ByteTokenizer(), settings(text))
-    with pytest.raises(UserError, match="no 'train' split; there is val"):
+    with pytest.raises(UserError, match="no 'train' split; its splits are val"):
         load_tokens(tmp_path / "bytes", ByteTokenizer(), settings(text), "train")
 
 
@@ -399,7 +399,7 @@ def test_a_folder_that_lost_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=shards[1].name):
         open_folder(out).tokens("train")
     write_shard(shards[1], np.array([1, 2]))
-    with pytest.raises(UserError, match=r"its shards hold"):
+    with pytest.raises(UserError, match=r"its shards have"):
         open_folder(out).tokens("train")
     shards[1].write_bytes(whole)
     open_folder(out).tokens("train")

@@ -1,4 +1,4 @@
-"""`jepamba data fineweb` against a server that speaks the hub's protocol: what comes, what breaks, what goes on."""
+"""Tests of `jepamba data fineweb` against a fake hub server: downloads, failures, and resumed downloads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shard(seed: int, vocab: int, count: int = 40_000) -> bytes:
 
 
 def published() -> dict[str, dict[str, dict[str, bytes]]]:
-    """The two repositories as they are laid out, with small shards, and vocabularies that are not asked for."""
+    """A fake hub with the two repositories in their published layout, small shards, and other vocabularies."""
     pieces = {f"{FOLDER}/fineweb_train_{i:06d}.bin": shard(i, 300) for i in range(3)}
     others = {f"datasets/datasets/fineweb10B_sp1024/fineweb_train_{i:06d}.bin": shard(9, 256) for i in range(2)}
     return {
@@ -117,27 +117,25 @@ def test_shards_and_their_tokenizer_come_and_are_data(hub: HubServer, tmp_path: 
     assert hub.sent == {**before, f"{FOLDER}/fineweb_train_000002.bin": 81_024}
 
 
-def test_bytes_come_as_they_are(hub: HubServer, tmp_path: Path) -> None:
+def test_byte_shards_are_downloaded_unchanged(hub: HubServer, tmp_path: Path) -> None:
     folder = fetch_fineweb("bytes", 2, tmp_path / "bytes")
     assert (folder.tokenizer.kind, folder.tokenizer.separator) == ("bytes", False)
     found = corpus(Data(train=str(tmp_path / "bytes"), tokenizer="bytes"))
     assert (len(found.train), found.val_text_bytes) == (80_000, 40_000)
     hub.data_sets["mine/bytes"] = {"main": {**hub.data_sets[BYTES]["main"], "other/fineweb_val_000000.bin": b""}}
-    assert "'bytes'; there is other, the top folder" in refusal("bytes", 1, tmp_path / "two", "mine/bytes")
+    assert "'bytes'; found other, the top folder" in refusal("bytes", 1, tmp_path / "two", "mine/bytes")
 
 
 def test_a_repository_may_have_no_validation(hub: HubServer, tmp_path: Path) -> None:
     del hub.data_sets[BYTES]["main"]["fineweb_val_000000.bin"]
     assert set(fetch_fineweb("bytes", 1, tmp_path / "out").splits) == {"train"}
-    with pytest.raises(UserError, match="no 'val' split; there is train"):
+    with pytest.raises(UserError, match="no 'val' split; its splits are train"):
         corpus(Data(train=str(tmp_path / "out"), tokenizer="bytes"))
     shards = str(tmp_path / "out" / "fineweb_train_000000.bin")
     assert len(corpus(Data(train=str(tmp_path / "out"), val=shards, tokenizer="bytes")).val) == 40_000
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_download_is_resumed(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What has come is written in pieces of so many bytes; the library's are of 10 MB.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
     path = f"{FOLDER}/fineweb_train_000001.bin"
@@ -149,8 +147,8 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     assert hub.sent[path] == 40_000 + 81_024 - whole
 
 
-def test_a_call_that_failed_goes_on_with_what_is_missing(hub: HubServer, tmp_path: Path) -> None:
-    """And with the commit that it began with, though there is a newer one meanwhile."""
+def test_a_repeated_call_downloads_only_missing_files(hub: HubServer, tmp_path: Path) -> None:
+    """A repeated call also keeps the recorded commit, even if a newer commit exists."""
     out, second = tmp_path / "out", f"{FOLDER}/fineweb_train_000001.bin"
     hub.broken.add(second)
     said = refusal("sp8192", 2, out)
@@ -168,7 +166,7 @@ def test_a_call_that_failed_goes_on_with_what_is_missing(hub: HubServer, tmp_pat
     assert (out / "fineweb_train_000001.bin").read_bytes() == old[second]
 
 
-def test_what_is_missing_is_named(hub: HubServer, tmp_path: Path) -> None:
+def test_errors_name_missing_files(hub: HubServer, tmp_path: Path) -> None:
     out = tmp_path / "new"
     files = hub.data_sets[BPE]["main"]
     said = refusal("sp8192", 4, out)
@@ -183,7 +181,7 @@ def test_what_is_missing_is_named(hub: HubServer, tmp_path: Path) -> None:
     assert "there is no such data set" in refusal("sp8192", 1, out, "no/body")
     assert "'nobody': not the name of a data set" in refusal("sp8192", 1, out, "nobody")
     assert "revision 'old': there is no such revision" in refusal("sp8192", 1, out, revision="old")
-    assert "there is datasets/datasets/fineweb10B_sp1024" in refusal("bytes", 1, out, BPE)
+    assert "found datasets/datasets/fineweb10B_sp1024" in refusal("bytes", 1, out, BPE)
     assert "at least one" in refusal("sp8192", 0, out)
     assert not out.exists()
 
@@ -203,7 +201,7 @@ def test_a_damaged_shard_is_refused_by_name_and_not_kept(
     path = f"{FOLDER}/fineweb_train_000001.bin"
     hub.data_sets[BPE]["main"][path] = content
     said = refusal("sp8192", 2, tmp_path / "out")
-    assert f"{BPE}: {path} is damaged there: {complaint}" in said
+    assert f"{BPE}: {path} is damaged in the repository: {complaint}" in said
     assert not list((tmp_path / "out").rglob("*000001.bin"))
     assert len(list((tmp_path / "out").glob("*.bin"))) == 2
     assert not (tmp_path / "out" / "meta.json").exists()
@@ -256,7 +254,7 @@ def test_room_on_the_disk_is_asked_for_first(hub: HubServer, tmp_path: Path, mon
 def test_a_folder_of_something_else_is_left_alone(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    assert "exists and is no folder of FineWeb" in refusal("bytes", 1, tmp_path / "mine")
+    assert "exists and is not a folder of FineWeb" in refusal("bytes", 1, tmp_path / "mine")
     fetch_fineweb("bytes", 1, tmp_path / "bytes")
     assert "holds the variant 'bytes'" in refusal("sp8192", 1, tmp_path / "bytes")
     assert f"its files are of {BYTES}" in refusal("bytes", 1, tmp_path / "bytes", "a/b")

@@ -1,4 +1,4 @@
-"""`hf://owner/name` as text, against a server that speaks the hub's protocol."""
+"""Tests of `hf://owner/name` text against a fake hub server."""
 
 from __future__ import annotations
 
@@ -101,22 +101,22 @@ def test_names_choose_files(hub: HubServer, name: str, column: str, expected: li
         ("hf://books", "not the name of a data set; give hf://owner/name"),
         ("hf://some/books:a b", "not the name of a data set"),
         ("hf://some/books:dutch", "no file of the split 'dutch'; splits are test, train, validation"),
-        ("hf://some/books/nowhere", "no parquet or JSONL file there; folders are data"),
-        ("hf://some/images", "no parquet or JSONL file there; folders are none"),
-        ("hf://some/pages", "as in hf://some/pages/english; there are english, german, german/empty"),
+        ("hf://some/books/nowhere", "no parquet or JSONL file found; folders are data"),
+        ("hf://some/images", "no parquet or JSONL file found; folders are none"),
+        ("hf://some/pages", "as in hf://some/pages/english; folders are english, german, german/empty"),
         ("hf://some/thing", "there is no such data set"),
         ("hf://some/books@v2", "revision 'v2': there is no such revision"),
     ],
 )
-def test_names_that_mean_nothing_are_refused(hub: HubServer, name: str, complaint: str) -> None:
+def test_invalid_names_are_refused(hub: HubServer, name: str, complaint: str) -> None:
     with pytest.raises(UserError) as caught:
         HubText(name)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_files_come_one_by_one_and_once(hub: HubServer) -> None:
-    """A first document is there before the second file has come; the second pass reads what the first one fetched."""
+def test_files_are_downloaded_on_demand_and_once(hub: HubServer) -> None:
+    """The first document is yielded before the second file is downloaded. The second pass reads the cache."""
     files = hub.data_sets["some/books"]["main"]
     first, second = (f"data/train-0000{i}-of-00002.parquet" for i in range(2))
     source = Source("hf://some/books", "text")
@@ -129,7 +129,7 @@ def test_files_come_one_by_one_and_once(hub: HubServer) -> None:
     assert hub.sent == {first: len(files[first]), second: len(files[second])}
 
 
-def test_what_goes_wrong_on_the_way_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_download_errors_are_reported(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = Source("hf://some/books", "body")
     with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet: .*body"):
         list(source.documents())

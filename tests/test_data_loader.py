@@ -1,4 +1,4 @@
-"""The loader: every window once an epoch, in an order that a seed decides and a few numbers restore."""
+"""Tests of the loader: each window once per epoch, in a seeded order with an exactly restorable position."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ WIDE = train_bpe(["a wide vocabulary is of no use here, ids alone are"], 264)
 
 
 class Counting(ByteTokenizer):
-    """Byte mode with room for more symbols, so that each position of a test's stream can be told apart."""
+    """A byte tokenizer with a larger vocabulary, so that each position of a test stream has a unique token."""
 
     vocab_size = 65536
 
 
 def positions(count: int) -> Tokens:
-    """A stream whose token at each position is that position plus one; 0 is BOS and never comes."""
+    """Return a stream in which the token at each position is the position plus one. BOS (0) does not occur."""
     return Tokens([np.arange(1, count + 1, dtype=np.uint16)], Counting())
 
 
@@ -89,7 +89,7 @@ def test_windows_cross_shards() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_batches_of_any_size_are_the_same_windows(first: list[int], then: list[int]) -> None:
-    """Batches run across the ends of epochs; how many windows come at a time changes nothing."""
+    """Batches continue across epochs, and the batch size does not change the order."""
     loader, single = Loader(positions(150), 8, 7), Loader(positions(150), 8, 7)
     for count in first + then:
         batch = loader.next(count)
@@ -191,7 +191,7 @@ def test_rows_walk_along_their_own_stretches(length: int, seq_len: int, rows: in
 def test_some_rows_are_those_of_the_whole(
     length: int, most: int, ranks: int, shuffle: bool, data: st.DataObject
 ) -> None:
-    """Whatever the deal, the ranks' rows together are the step's windows, each once, in the same order."""
+    """For every layout, the rows of all ranks are the windows of the step, each once, in the same order."""
     windows = data.draw(st.integers(ranks, 40))
     batch_layout = BatchLayout.of(windows, most, ranks)
     sizes = {len(batch_layout.rows(index, rank)) for index in range(batch_layout.passes) for rank in range(ranks)}
@@ -218,7 +218,7 @@ def test_some_rows_are_those_of_the_whole(
         assert all(part.state() == whole.state() for part in parts)
 
 
-def test_one_rank_has_what_it_asked_for_and_too_many_are_refused() -> None:
+def test_layouts_of_one_and_many_ranks_and_too_many_ranks() -> None:
     assert [len(rows) for rows in BatchLayout.of(512, 64, 1).of_rank(0)] == [64] * 8
     assert [len(rows) for rows in BatchLayout.of(512, 64, 8).of_pass(0)] == [64] * 8
     assert BatchLayout.of(512, 64, 7).passes == 2
@@ -247,7 +247,7 @@ def test_restored_rows_go_on_alike() -> None:
             expected, batch = loader.next(3), other.next(3)
             assert equal(batch, expected)
             assert (batch.continues_B == expected.continues_B).all()
-    with pytest.raises(UserError, match="rows = 3, here it is 2"):
+    with pytest.raises(UserError, match="rows = 3, now it is 2"):
         Loader(positions(150), 8, 0, shuffle=False, rows=2).restore(loader.state())
     with pytest.raises(UserError, match="damaged"):
         loader.restore(loader.state() | {"position": 4})
@@ -301,7 +301,7 @@ print((peak() - before) // 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """100 GB of shards, which are sparse files; a list of their windows alone would take 400 MB."""
+    """100 GB of shards as sparse files. A list of their windows would take 400 MB."""
     run = subprocess.run(
         [sys.executable, "-c", HUNDRED_GIGABYTES, str(tmp_path)], capture_output=True, text=True, check=False
     )

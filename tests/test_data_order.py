@@ -1,4 +1,4 @@
-"""The order that needs no memory: a permutation for every size and seed, and one that looks drawn at random."""
+"""Tests of the constant-memory permutation: it is a permutation for every size and seed, and looks random."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_number_once(count: int, seed: int, epoch: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_small_orders_are_all_as_likely(count: int) -> None:
-    """Chi-squared test over all permutations of a few numbers, at one in a thousand."""
+    """Chi-squared test over all permutations of a few numbers, at a level of 0.1 %."""
     draws = 200 * math.factorial(count)
     seen = Counter(tuple(whole(Permutation(count, (seed, 0)))) for seed in range(draws))
     expected = draws / math.factorial(count)
@@ -43,7 +43,7 @@ def test_small_orders_are_all_as_likely(count: int) -> None:
 
 
 def test_places_and_numbers_are_not_related() -> None:
-    """Where a number goes, and which one follows, is spread as in a random permutation: chi-squared tests again."""
+    """The position of a number and its successor are uniformly distributed (chi-squared tests)."""
     count, cells = 1 << 16, 16
     numbers = Permutation(count, (7, 1))(np.arange(count))
     pairs = {
@@ -59,7 +59,7 @@ def test_places_and_numbers_are_not_related() -> None:
 
 
 def test_large_orders_take_no_memory() -> None:
-    """Of 10^15 numbers, the ones at a million places: all different, all in range, from both halves alike."""
+    """A million samples of 10^15 numbers are distinct, in range, and equally often in both halves."""
     order = Permutation(10**15, (1, 0))
     numbers = order(np.arange(10**15 - 10**6, 10**15))
     assert np.unique(numbers).size == 10**6

@@ -1,4 +1,4 @@
-"""The batch that is made ahead: same batches, same positions, errors where they belong."""
+"""Tests of the prefetcher: the same batches and positions as the loader, and errors at the right call."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_next(monkeypatch: pytest.Mon
     ahead = Prefetcher(loader)
     ahead.next(5)
     # The second batch is ready before the file goes.
-    second = ahead._making
+    second = ahead._pending
     assert second is not None
     second.result()
 

@@ -1,4 +1,4 @@
-"""Shards and token streams: what is written is read, and a damaged file is refused by name."""
+"""Tests of shards and token streams: round trips, and errors that name the damaged file."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_missing_shards_and_folders_are_refused(tmp_path: Path) -> None:
     refusal(tmp_path / "folder.bin")
 
 
-def test_a_whole_check_looks_at_the_last_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_CHECKED_AT_ONCE", 7)
+def test_a_whole_check_includes_the_last_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "_CHECK_CHUNK_TOKENS", 7)
     for position in (0, 6, 7, 13, 19):
         tokens = np.zeros(20, dtype=np.uint16)
         tokens[position] = 256
@@ -103,8 +103,8 @@ def test_a_whole_check_looks_at_the_last_token(tmp_path: Path, monkeypatch: pyte
         assert open_shard(tmp_path / "a.bin", 257, whole=True)[position : position + 1].item() == 256
 
 
-def test_a_shard_is_looked_at_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening looks at the beginning alone, reading at what is read, and says where in which file."""
+def test_tokens_are_checked_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening checks the first tokens, reading checks the rest, and the error names file and position."""
     monkeypatch.setattr(shards_module, "CHECKED_AT_OPENING", 8)
     write_shard(tmp_path / "good_train_0.bin", np.arange(20))
     tokens = np.zeros(20, dtype=np.uint16)
@@ -138,7 +138,7 @@ def test_a_shard_that_is_gone_is_read_to_its_end(tmp_path: Path, fate: str) -> N
 
 @pytest.mark.parametrize("fate", ["cut short", "emptied", "overwritten", "longer"])
 def test_a_shard_that_is_damaged_while_open_is_refused(tmp_path: Path, fate: str) -> None:
-    """Of a mapped file, the first two would be a bus error and the third would be trained on."""
+    """With a mapped file, the first two cases would raise SIGBUS, and the third would give wrong tokens."""
     path = tmp_path / "a.bin"
     write_shard(path, tokens_up_to(256, 300_000))
     stream = Tokens([open_shard(path, 256)], ByteTokenizer())
@@ -195,12 +195,12 @@ def test_stream_over_shards_reads_any_slice(sizes: list[int], data: st.DataObjec
     assert part.dtype == np.uint16
     assert np.array_equal(part, whole[start:stop])
     for bad in ((-1, 0), (0, len(whole) + 1), (2, 1)):
-        with pytest.raises(ValueError, match="of a stream"):
+        with pytest.raises(ValueError, match="outside a stream"):
             tokens.read(*bad)
 
 
 def test_bytes_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepamba.data.tokens._AT_ONCE", 5)
+    monkeypatch.setattr("jepamba.data.tokens._CHUNK_TOKENS", 5)
     texts = ["  the first one", "the second, naïve one\n\n", "▁third"]
     for tokenizer in (ByteTokenizer(), train_bpe(texts, 300)):
         ids = [np.append(np.uint16(tokenizer.bos_id), tokenizer.encode(text)) for text in texts]

@@ -137,7 +137,7 @@ def test_top_k_of_a_head_that_knows_frequencies() -> None:
     for parameter in model.parameters():
         parameter.data.zero_()
     counts = np.bincount(TOKENS.read(1, 3841), minlength=256)
-    model.head.vocab_bias.data = torch.from_numpy(counts / counts.max()).float()
+    model.head.vocab_bias.master.data = torch.from_numpy(counts / counts.max()).float()
     found = diagnostics(model, None, TOKENS, 64, count=3840)
     assert found["tokens"] == 3840
     biases = torch.from_numpy(counts / counts.max()).float().bfloat16()

@@ -1,4 +1,4 @@
-"""Progress: plain lines now and then off a terminal, a bar on one."""
+"""Tests of progress output: plain lines at intervals without a terminal, and a bar on one."""
 
 from __future__ import annotations
 

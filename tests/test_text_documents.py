@@ -1,4 +1,4 @@
-"""Documents: every form of input, and a clear refusal of what is no text."""
+"""Tests of document readers: every input format, and the errors for input without text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_parquet_in_row_groups(tmp_path: Path, kind: pyarrow.DataType) -> None:
     table = pyarrow.table({"n": list(range(len(texts))), "text": pyarrow.array(texts, pyarrow.string()).cast(kind)})
     parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
     assert list(read_documents(tmp_path / "rows.parquet")) == [*TEXTS, "a", "b"] * 300
-    assert "there are 'n', 'text'" in refusal(tmp_path / "rows.parquet", "body")
+    assert "the columns are 'n', 'text'" in refusal(tmp_path / "rows.parquet", "body")
     assert "'n' is int64, not a string" in refusal(tmp_path / "rows.parquet", "n")
 
 
@@ -119,8 +119,8 @@ def test_no_block_size_changes_the_documents(
         assert list(read_documents(rows)) == expected
 
 
-def test_a_large_packed_file_is_streamed(tmp_path: Path) -> None:
-    """The first document comes before the rest is unpacked."""
+def test_a_large_compressed_file_is_streamed(tmp_path: Path) -> None:
+    """The first document is yielded before the rest is decompressed."""
     path = write(tmp_path / "big.txt.xz", b"\0".join(b"%07d" % i * 100 for i in range(40_000)))
     seen: list[float] = []
     texts = read_documents(path, progress=lambda done, total, note="": seen.append(done / total))
@@ -161,8 +161,8 @@ def test_missing_and_empty_input_is_refused(tmp_path: Path) -> None:
         ("[" * 100_000, "not JSON"),
         ('["text"]', "not a JSON object but a list"),
         ("null", "not a JSON object but null"),
-        ('{"title": 1, "body": "x"}', "no column 'text'; there are 'title', 'body'"),
-        ("{}", "there are none"),
+        ('{"title": 1, "body": "x"}', "no column 'text'; the columns are 'title', 'body'"),
+        ("{}", "the columns are none"),
         ('{"text": null}', "column 'text' is null, not a string"),
         ('{"text": 7}', "column 'text' is a number, not a string"),
         ('{"text": {"a": 1}}', "column 'text' is an object, not a string"),
@@ -184,7 +184,7 @@ def test_many_columns_are_listed_in_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", [".xz", ".gz", ".zst"])
-def test_damaged_packed_files_are_refused(tmp_path: Path, packing: str) -> None:
+def test_damaged_compressed_files_are_refused(tmp_path: Path, packing: str) -> None:
     path = write(tmp_path / f"text.txt{packing}", os.urandom(4000).hex().encode())
     whole = path.read_bytes()
     for cut in (1, len(whole) // 2, len(whole) - 1):
@@ -197,7 +197,7 @@ def test_damaged_packed_files_are_refused(tmp_path: Path, packing: str) -> None:
 
 
 @pytest.mark.parametrize("packing", [".xz", ".gz", ".zst"])
-def test_packed_files_of_several_streams(tmp_path: Path, packing: str) -> None:
+def test_compressed_files_of_several_streams(tmp_path: Path, packing: str) -> None:
     """`cat a.xz b.xz` is an .xz file too, and so for the others."""
     path = tmp_path / f"text.txt{packing}"
     path.write_bytes(PACKERS[packing](b"one ") + PACKERS[packing](b"document\0two"))
@@ -216,14 +216,14 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("a_train_0.bin", "a shard of tokens"),
+        ("a_train_0.bin", "a token shard"),
         ("a.tar.gz", "an archive"),
         ("a.zip", "an archive"),
         ("a.txt.bz2", "bzip2"),
-        ("a.parquet.xz", "packed parquet"),
+        ("a.parquet.xz", "compressed parquet"),
     ],
 )
-def test_files_that_are_no_text_are_refused(tmp_path: Path, name: str, complaint: str) -> None:
+def test_files_without_text_are_refused(tmp_path: Path, name: str, complaint: str) -> None:
     assert complaint in refusal(write(tmp_path / name, b"words"))
     assert complaint in refusal(tmp_path)
 

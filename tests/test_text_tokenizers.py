@@ -1,4 +1,4 @@
-"""Tokenizers: text comes back to the byte, and every token's bytes are counted exactly."""
+"""Tests of tokenizers: lossless round trips, and the exact byte count of every token."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def trained(vocab: int = 600) -> SentencePieceTokenizer:
 
 @functools.cache
 def with_prefix(**changes: object) -> SentencePieceTokenizer:
-    """A model as others train them: with the library's dummy prefix and its default normaliser, unless changed."""
+    """Train a model with SentencePiece's default dummy prefix and normaliser, unless overridden."""
     model = io.BytesIO()
     settings: dict[str, object] = {
         "model_type": "bpe",
@@ -91,7 +91,7 @@ def document(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_our_tokenizers_give_every_text_back(text: str) -> None:
+def test_every_text_round_trips(text: str) -> None:
     for tokenizer in (ByteTokenizer(), trained(), trained(300)):
         assert tokenizer.decode(document(tokenizer, text)) == text.encode()
         assert tokenizer.lossless_on(text)
@@ -99,7 +99,7 @@ def test_our_tokenizers_give_every_text_back(text: str) -> None:
 
 @settings(max_examples=examples(300), deadline=None)
 @given(texts)
-def test_our_tokenizers_give_random_text_back(text: str) -> None:
+def test_random_text_round_trips(text: str) -> None:
     for tokenizer in (ByteTokenizer(), trained()):
         assert tokenizer.decode(document(tokenizer, text)) == text.encode()
         # Only a leading space needs its BOS: without one it looks like the middle of a document.
@@ -184,7 +184,7 @@ def test_ids_outside_the_vocabulary_are_refused(wrong: int) -> None:
             tokenizer.target_bytes([1], [wrong])
 
 
-def test_half_a_surrogate_pair_is_no_text() -> None:
+def test_half_a_surrogate_pair_is_refused() -> None:
     for tokenizer in (ByteTokenizer(), trained()):
         with pytest.raises(UserError, match=r"U\+D83D"):
             tokenizer.encode("a\ud83d")
@@ -215,7 +215,7 @@ def test_a_batch_is_its_texts_one_by_one() -> None:
         assert tokenizer.encode_batch([]) == []
 
 
-def test_serialized_tokenizers_come_back() -> None:
+def test_serialized_tokenizers_are_restored() -> None:
     for tokenizer in all_kinds():
         again = load_tokenizer(tokenizer.kind, tokenizer.serialize())
         assert again.fingerprint == tokenizer.fingerprint
@@ -240,7 +240,7 @@ def test_bad_blobs_are_refused(blob: bytes, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_every_truncation_is_refused_or_a_smaller_model() -> None:
-    """No cut of a model file may do worse than a `UserError`: some cuts end between two pieces and leave a model."""
+    """A truncated model file raises `UserError`, or loads as a smaller model if the cut is between two pieces."""
     blob = trained().serialize()
     refused = []
     for stop in range(0, len(blob), 97):
@@ -253,7 +253,7 @@ def test_every_truncation_is_refused_or_a_smaller_model() -> None:
 
 
 def test_damaged_bytes_are_refused_or_another_model() -> None:
-    """Changed bytes make another model, or none, or one whose pieces are not even text."""
+    """Changed bytes give another model, no model, or a model whose pieces are not text."""
     blob, random, said = trained(300).serialize(), np.random.default_rng(0), set()
     for _ in range(600):
         damaged = np.frombuffer(blob, dtype=np.uint8).copy()
@@ -263,8 +263,8 @@ def test_damaged_bytes_are_refused_or_another_model() -> None:
         except UserError as error:
             said.add(str(error))
     assert not any("\n" in line for line in said)
-    assert any("damaged or none at all" in line for line in said)
-    assert any("a piece that is no UTF-8" in line for line in said)
+    assert any("not a SentencePiece model, or damaged" in line for line in said)
+    assert any("a piece that is not UTF-8" in line for line in said)
 
 
 def test_unknown_kind_and_missing_file_are_refused(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_training_reads_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("text", ["a", "ab ab", " ", "\n", "▁", "漢" * 50, "".join(map(chr, range(0x4E00, 0x9000)))])
 def test_training_on_odd_text(text: str) -> None:
-    """Too little text, no spaces, more characters than pieces: a tokenizer comes out, and loses nothing."""
+    """Little text, no spaces, or more characters than pieces still give a lossless tokenizer."""
     for vocab in (264, 1000):
         tokenizer = train_bpe([text], vocab)
         assert tokenizer.vocab_size <= vocab

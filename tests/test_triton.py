@@ -1,5 +1,7 @@
-"""The Triton kernels by Triton's interpreter, in a process of their own: it is chosen at Triton's first import, which
-another test may have made here already."""
+"""Runs the kernel tests in the Triton interpreter, in a separate process.
+
+The first import of Triton selects the interpreter, and another test may have imported Triton already.
+"""
 
 import importlib.util
 import os

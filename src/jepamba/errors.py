@@ -1,24 +1,24 @@
-"""The one error that a user causes and a user can mend; and what ranks tell each other of any."""
+"""The error class for user mistakes, and messages for errors that end a rank."""
 
 from __future__ import annotations
 
 import signal
 
 SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
-"""Which signals end a rank, and what it then says."""
+"""The signals that end a rank, with the message that the rank sends."""
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what to do. The command line prints it and exits 2."""
+    """Invalid input. The message is one line with the problem, the place and the remedy. The CLI exits with code 2."""
 
 
 def in_words(error: BaseException) -> str:
-    """What other ranks are told of `error`."""
+    """Describe `error` in one line for the other ranks."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return SIGNALS[signal.SIGINT]
     if isinstance(error, SystemExit):
-        asked = [said for number, said in SIGNALS.items() if error.code == 128 + number]
-        return asked[0] if asked else f"it ended itself (exit code {error.code})"
+        messages = [message for number, message in SIGNALS.items() if error.code == 128 + number]
+        return messages[0] if messages else f"it ended itself (exit code {error.code})"
     return f"{type(error).__name__}: {error}"

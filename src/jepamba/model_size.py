@@ -1,4 +1,4 @@
-"""How large a run's model is, before any data is read: parameters by part, and the bytes of its artifact."""
+"""Computes the size of a run's model without data: parameters per component, and the bytes of its artifact."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, parts
 from jepamba.text.tokenizers import read_tokenizer
 
-BYTES_A_PIECE = 18
-"""Of a SentencePiece model not yet trained; the published one of 8192 pieces takes 45 with its normalizer's tables."""
+BYTES_PER_PIECE = 18
+"""Estimate for an untrained SentencePiece model. The published model of 8192 pieces has 45, with normaliser tables."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a run's model comes to."""
+    """The size of a run's model."""
 
     counts: dict[str, int]
-    """Parameters `kept` in the artifact and `training_only`."""
+    """Number of parameters `kept` in the artifact and `training_only`."""
     parts: dict[str, int]
-    """Parameters by part, the training-only ones last."""
+    """Number of parameters per component, training-only components last."""
     artifact_bytes: int
-    """Every value packed to its grid's width, before entropy coding, and the tokenizer."""
+    """Bytes of all values at the bits of their quantizers, before entropy coding, and of the tokenizer."""
 
 
 def model_size(run: Run) -> ModelSize:
-    """The sizes of `run`, whose model is built and thrown away.
+    """Build the model of `run` temporarily and return its size.
 
-    A tokenizer that is yet to be trained is taken to get all the pieces it may have; very little text gives fewer.
-    Raises `UserError` for a tokenizer file that cannot be read.
+    A tokenizer that is not trained yet counts with its maximum number of pieces; a small text gives fewer. Raises
+    `UserError` for a tokenizer file that cannot be read.
     """
     vocab, tokenizer_bytes = run.model.vocab_size, 0
     if run.data.tokenizer == "bytes":
         vocab = 256
     elif run.data.tokenizer == "bpe":
         vocab = vocab or run.data.vocab
-        tokenizer_bytes = BYTES_A_PIECE * vocab
+        tokenizer_bytes = BYTES_PER_PIECE * vocab
     elif Path(run.data.tokenizer).exists() or not vocab:
         tokenizer = read_tokenizer(run.data.tokenizer)
         vocab, tokenizer_bytes = vocab or tokenizer.vocab_size, len(tokenizer.serialize())
@@ -48,6 +48,8 @@ def model_size(run: Run) -> ModelSize:
         model = LanguageModel(replace(run.model, vocab_size=vocab), run.quant)
         heads = JepaHeads(run.jepa, run.model.d_model) if run.jepa.active else None
     kept = sum(value.numel() for value in model.parameters())
-    only = sum(value.numel() for value in heads.parameters()) if heads is not None else 0
+    training_only = sum(value.numel() for value in heads.parameters()) if heads is not None else 0
     named = [*model.named_parameters(), *(heads.named_parameters() if heads is not None else [])]
-    return ModelSize({"kept": kept, "training_only": only}, parts(named), estimate_bytes(model, tokenizer_bytes))
+    return ModelSize(
+        {"kept": kept, "training_only": training_only}, parts(named), estimate_bytes(model, tokenizer_bytes)
+    )

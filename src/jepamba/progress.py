@@ -1,7 +1,7 @@
-"""Progress of anything that takes longer than a moment: a bar with the time left on a terminal, plain lines elsewhere.
+"""Shows the progress of long tasks: a bar with the remaining time on a terminal, plain lines elsewhere.
 
-Everything goes to standard error, so that standard output holds results alone. Long work takes a `Report` and calls it
-as `report(done, total)` or `report(done, total, "loss 3.21")`; it never learns who is listening.
+All output goes to standard error, so that standard output has only results. A long task takes a `Report` and calls it
+as `report(done, total)` or `report(done, total, "loss 3.21")`.
 
     with Progress("scoring") as report:
         score_plain(model, tokens, 1024, progress=report)
@@ -28,32 +28,32 @@ _silent = False
 
 @runtime_checkable
 class Report(Protocol):
-    """What long work calls to say how far it is."""
+    """The callback with which a long task reports its progress."""
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        """`done` of `total`, in any one unit; `note` is shown beside it."""
+        """Report that `done` of `total` units are complete. `note` is shown next to the progress."""
         ...
 
 
 def plain_lines(on: bool = True) -> None:
-    """From now on no bars, even on a terminal (`on`), or bars where there is a terminal: `--json` asks for lines."""
+    """Print plain lines instead of bars, even on a terminal; `--json` uses this. `on=False` restores bars."""
     global _plain
     _plain = on
 
 
 def silence() -> None:
-    """From now on nothing at all: another process speaks for this one."""
+    """Print no progress from now on, because another process reports it."""
     global _silent
     _silent = True
 
 
 def is_silent() -> bool:
-    """Whether another process speaks for this one."""
+    """Whether `silence` was called."""
     return _silent
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as a person says it: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Format `seconds` as `8 s`, `3 min 20 s` or `2 h 05 min`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -63,20 +63,20 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A context that is itself a `Report`: one bar, or one plain line every ten seconds.
+    """A context manager and `Report` that shows one bar, or one plain line every ten seconds.
 
-    Arguments: `label`, what is being done.
+    Arguments: `label`: the name of the task.
     """
 
     def __init__(self, label: str) -> None:
         self.label = label
         self._bar: RichProgress | None = None
-        self._started = self._spoke = time.monotonic()
+        self._started = self._last_print = time.monotonic()
         self._lines = 0
-        self._last = ""
+        self._last_line = ""
 
     def __enter__(self) -> Progress:
-        self._started = self._spoke = time.monotonic()
+        self._started = self._last_print = time.monotonic()
         if sys.stderr.isatty() and not _plain and not _silent:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
@@ -85,7 +85,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                # Last and cut short: on a narrow terminal the note gives way, not the bar.
+                # The note is last and is truncated first on a narrow terminal.
                 TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=Console(file=sys.stderr),
             )
@@ -98,16 +98,16 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, note=note)
             return
         now = time.monotonic()
-        share = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
-        left = f", {duration((now - self._started) * (1 / share - 1))} left" if 0 < share < 1 else ""
-        self._last = f"{self.label}: {share:.0%} after {duration(now - self._started)}{left}" + (
+        fraction = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
+        remaining = f", {duration((now - self._started) * (1 / fraction - 1))} left" if 0 < fraction < 1 else ""
+        self._last_line = f"{self.label}: {fraction:.0%} after {duration(now - self._started)}{remaining}" + (
             f", {note}" * bool(note)
         )
-        if now - self._spoke >= PLAIN_SECONDS:
-            self._say(now)
+        if now - self._last_print >= PLAIN_SECONDS:
+            self._print_last(now)
 
     def say(self, line: str) -> None:
-        """Print a line of its own, above the bar if there is one."""
+        """Print a separate line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -118,14 +118,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._lines and self._last and kind is None:
-            self._say(time.monotonic())
+        elif self._lines and self._last_line and kind is None:
+            self._print_last(time.monotonic())
 
-    def _say(self, now: float) -> None:
-        self._spoke = now
+    def _print_last(self, now: float) -> None:
+        self._last_print = now
         self._lines += 1
-        _print(self._last)
-        self._last = ""
+        _print(self._last_line)
+        self._last_line = ""
 
 
 def _print(line: str) -> None:

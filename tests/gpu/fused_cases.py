@@ -18,7 +18,7 @@ from jepamba.ops.epps_pulley.reference import epps_pulley_reference
 
 
 def relative(ours: Tensor, truth: Tensor) -> float:
-    """‖ours − truth‖ / ‖truth‖; the norm itself where the truth is 0."""
+    """Return ‖ours − truth‖ / ‖truth‖, or ‖ours‖ if the truth is 0."""
     assert ours.shape == truth.shape
     size = truth.double().norm()
     return ((ours.double().cpu() - truth.double().cpu()).norm() / (size if size > 0 else 1.0)).item()
@@ -27,7 +27,7 @@ def relative(ours: Tensor, truth: Tensor) -> float:
 def cross_entropy_errors(
     rows: int, vocab: int, kind: str, cap: float, dtype: torch.dtype, device: str, *, learn: bool = True, seed: int = 0
 ) -> dict[str, float]:
-    """Of every output of the cross-entropy kernels; logits wide enough that the cap binds."""
+    """Errors of all outputs of the cross-entropy kernels, for logits that exceed the cap."""
     g = torch.Generator().manual_seed(seed)
     raw = (torch.randn(rows, vocab, generator=g) * cap).to(dtype)
     bias = torch.randn(vocab, generator=g)
@@ -60,7 +60,7 @@ def conv_errors(
     history: bool = True,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Of the convolution's output, the history after it and every gradient; x a slice of wider rows."""
+    """Errors of output, new history and all gradients of the convolution, with strided x."""
     g = torch.Generator().manual_seed(seed)
     wide = torch.randn(batch, length, channels + 24, generator=g).to(dtype)
     values = {"x": wide, "kernel": torch.randn(channels, taps, generator=g), "bias": torch.randn(channels, generator=g)}
@@ -87,7 +87,7 @@ def conv_errors(
 def epps_pulley_errors(
     samples: int, draws: int, directions: int, knots: int, first: float, device: str, *, seed: int = 0
 ) -> dict[str, float]:
-    """Of the statistic, its distance from the Gaussian's and the gradient, in fp32 alone, as it is used."""
+    """Errors of the statistic and its gradient in fp32, the only dtype in use."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, draws, directions, generator=g) * 1.3 + 0.2
     t = torch.linspace(first, 4.0, knots)

@@ -1,5 +1,7 @@
-"""The fused operators by Triton's interpreter on the CPU, against plain PyTorch in float64 (fp32; test_fused_gpu.py has
-bfloat16). `tests/test_triton.py` runs this file."""
+"""Tests of the fused fp32 kernels in the Triton interpreter against PyTorch in float64.
+
+test_fused_gpu.py tests bfloat16. `tests/test_triton.py` runs this file.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,7 @@ def test_a_broken_logit_breaks_the_loss() -> None:
 
 
 def test_long_rows_that_begin_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole blocks of −∞, in front and behind, as a vocabulary's unused pieces may have."""
+    """Whole blocks of −∞ at the start and end, as for unused pieces of a vocabulary."""
     monkeypatch.setattr(cross_entropy, "BLOCK", 16)
     monkeypatch.setattr(cross_entropy, "LONG_BLOCK", 16)
     logits, targets = torch.randn(3, 64) * 4, torch.tensor([20, 40, 33])
@@ -116,8 +118,8 @@ def test_token_nats(temperature: float) -> None:
 
 @pytest.fixture
 def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks and blocks from few tokens and channels."""
-    tuned = {"CHUNK": 16, "BLOCK": 16, "AHEAD": 4}
+    """Small tiles, so that few tokens and channels give several chunks and blocks."""
+    tuned = {"CHUNK": 16, "BLOCK": 16, "PREFETCH": 4}
     monkeypatch.setattr(conv, "TUNED", {"forward": tuned, "backward": tuned})
 
 

@@ -1,5 +1,7 @@
-"""The latent predictor's kernels by Triton's interpreter (or on a GPU, where there is one) against plain PyTorch in
-float64: outputs and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
+"""Tests of the predictor's kernels against PyTorch in float64: outputs and all gradients.
+
+They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +23,7 @@ def test_bias_gelu(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float)
 
 
 def test_gelu_far_out() -> None:
-    """Where Φ is next to 0 or 1 too: the formula's 7.5e-8 of the input, and some roundings of fp32."""
+    """Inputs with Φ near 0 and 1. The tolerance is 7.5e-8 of the input (the formula) plus fp32 rounding."""
     u, bias = torch.linspace(-12, 12, 24 * 33, device=DEVICE).view(33, 24), torch.zeros(24, device=DEVICE)
     truth = torch.nn.functional.gelu(u.double())
     assert ((BiasGelu.apply(u, bias) - truth).abs() <= 3e-7 * u.double().abs()).all()
@@ -36,7 +38,7 @@ def test_shifted_error(shape: tuple[int, int, int], k: int, dtype: torch.dtype, 
     weight[0, 0] = 0
 
     def twice(function: Callable[..., tuple[Tensor, Tensor, Tensor]], weight: Tensor) -> Callable[..., Any]:
-        """The error of a prediction and of its double, both handed on by the first call."""
+        """The error of the prediction and target that the first call returns, and of their doubles."""
 
         def run(p: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             error, p, z = function(p, z, weight, k)

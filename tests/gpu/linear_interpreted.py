@@ -1,6 +1,7 @@
-"""The product with a cached matrix, its small kernels by Triton's interpreter on the CPU (or on a GPU, where there is
-one), against plain PyTorch in float64: output and every gradient. `tests/test_triton.py` runs this file in a process of
-its own."""
+"""Tests of the product with a cached matrix against PyTorch in float64: output and all gradients.
+
+They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def plain(x: Tensor, w: Tensor, scale: Tensor | None, rows: int) -> Tensor:
 def test_equals_plain(
     shape: tuple[int, int, int, int], scaled: bool, rows: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """The gradient of a leaf that takes fp32 is added to what is there, and is not rounded to the leaf's dtype."""
+    """The fp32 gradient of a leaf accumulates without rounding to the dtype of the leaf."""
     B, T, K, R = shape
     x, w = random(B, T, K, seed=0).to(dtype).requires_grad_(), random(R, K, seed=1).to(dtype).requires_grad_()
     scale = random(R, seed=2).requires_grad_() if scaled else None
@@ -57,7 +58,7 @@ def test_equals_plain(
 
 
 def test_gradients_of_bf16_factors_are_summed_in_fp32() -> None:
-    """65,536 products of two bf16 numbers: their sum in bf16 would be wrong by one part in a few hundred."""
+    """A sum of 65,536 products of bf16 numbers. In bf16 it would have a relative error of a few per mille."""
     x, dy = random(65536, 64, seed=0).bfloat16(), random(65536, 48, seed=1).bfloat16()
     w = random(48, 64, seed=2).bfloat16().requires_grad_()
     w.grad_dtype = torch.float32
@@ -82,7 +83,7 @@ def test_no_gradient_where_none_is_wanted() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5, 24, 40), (70, 3, 640, 672)], ids=str)
 def test_projected(shape: tuple[int, int, int, int]) -> None:
-    """fp32 directions: the product keeps fp32's precision, and the gradient is off by its rounding to bf16 alone."""
+    """The product has fp32 precision, and the gradient has only the error of its rounding to bf16."""
     S, N, E, M = shape
     x = random(N, S, E, seed=0).bfloat16().transpose(0, 1).requires_grad_()
     directions, pull = F.normalize(random(E, M, seed=1), dim=0), random(S, N, M, seed=2)

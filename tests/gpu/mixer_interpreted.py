@@ -1,5 +1,7 @@
-"""A mixer's fused inside by Triton's interpreter (or on a GPU, where there is one) against the plain one in float64:
-output, state and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
+"""Tests of the fused mixer against PyTorch in float64: output, state and all gradients.
+
+They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +15,7 @@ from jepamba.config import Model, Quant
 from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.ops.mixer import fused as fused_mixer
 from jepamba.ops.mixer.fused import FusedMixer
-from jepamba.ops.ssd.triton_segments import segments
+from jepamba.ops.ssd.triton_segments import num_segments
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
 
@@ -64,7 +66,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
 
 
 def test_single_tokens_of_several_groups() -> None:
-    """Sequences of one token, whose slices by group have a stride in time that says nothing."""
+    """Sequences of one token, whose slices have an arbitrary time stride."""
     torch.manual_seed(6)
     config = Model(vocab_size=16, d_model=256, headdim=128, ngroups=2, d_state=32, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
@@ -83,8 +85,10 @@ def test_single_tokens_of_several_groups() -> None:
 
 @pytest.mark.parametrize("resets", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_of_every_size(resets: bool) -> None:
-    """dt from 1e-18 to 30, head by head: each head's gradient to its own size. And nothing is read that was not
-    written, nor handed on, as the padding's gradient: fresh memory is full of NaN here."""
+    """Each head has a dt from 1e-18 to 30, and its gradient is compared at its own scale.
+
+    New memory is filled with NaN, so the test also detects reads of unwritten memory and an unwritten padding gradient.
+    """
     torch.manual_seed(5)
     config = Model(vocab_size=16, d_model=256, headdim=32, ngroups=2, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
@@ -131,7 +135,7 @@ def test_a_long_stream_is_read_in_segments() -> None:
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     T = 512
-    assert segments(mixer.sizes.heads, T, 16) > 1
+    assert num_segments(mixer.sizes.heads, T, 16) > 1
     projected = torch.randn(1, T, mixer.row_width, device=DEVICE)
     reset = torch.rand(1, T, device=DEVICE) < 0.008
     state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(1)))
@@ -144,8 +148,7 @@ def test_a_long_stream_is_read_in_segments() -> None:
 
 
 def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An evaluation pass writes no states, and reads a long stream in segments; its parameters want gradients all the
-    same."""
+    """An evaluation pass stores no states and uses segments for a long stream, although parameters need gradients."""
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     kept: list[bool] = []

@@ -1,5 +1,7 @@
-"""The row-wise kernels by Triton's interpreter on the CPU (or on a GPU, where there is one) against plain PyTorch in
-float64: outputs and every gradient. `tests/test_triton.py` runs this file in a process of its own."""
+"""Tests of the norm kernels against PyTorch in float64: outputs and all gradients.
+
+They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
+"""
 
 from collections.abc import Callable
 
@@ -26,7 +28,7 @@ def compare(
     tolerance: float,
     used: tuple[int, ...] | None = None,
 ) -> None:
-    """Both give the same outputs and, for random weights of them, the same gradients, by relative RMS."""
+    """Compare outputs, and the gradients for random output weights, by relative RMS."""
 
     def run(function: Callable[..., object], values: list[Tensor]) -> list[Tensor]:
         leaves = [value.detach().clone().requires_grad_() for value in values]
@@ -124,7 +126,7 @@ def test_a_row_of_zeros_has_finite_gradients() -> None:
 
 
 def test_a_broken_value_breaks_its_row() -> None:
-    """As in PyTorch, a NaN is handed on: by the squared ReLU too, which might take it for less than 0."""
+    """NaN propagates as in PyTorch, also through the squared ReLU, where a comparison could drop it."""
     whole, other = (random(3, 40, dtype=torch.float32, seed=s) for s in range(2))
     broken = whole.clone()
     broken[1, 7] = float("nan")
@@ -151,7 +153,7 @@ def test_rows_that_lie_apart_are_read_where_they_are() -> None:
         return GatedNorm.apply(y, wide[..., 20:60], weight, norms.GATED_NORM_EPS)
 
     def turned(y: Tensor, wide: Tensor, weight: Tensor) -> Tensor:
-        """Rows that are not evenly spaced."""
+        """Rows without a common stride."""
         return GatedNorm.apply(y, wide[..., 20:60].transpose(0, 1).contiguous().transpose(0, 1), weight, 1e-5)
 
     for ours in (kernels, turned):

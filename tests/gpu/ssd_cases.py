@@ -1,4 +1,4 @@
-"""Random inputs for the sequence operator and its comparison with the float64 recurrence, for the CPU and GPU tests."""
+"""Random inputs for the SSD operator, and its comparison with the float64 recurrence, for CPU and GPU tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "initial")
 
 @dataclass(frozen=True)
 class Case:
-    """One shape and what is switched on."""
+    """One shape with its options."""
 
     batch: int
     tokens: int
@@ -30,7 +30,7 @@ class Case:
 
 
 def relative(ours: Tensor, truth: Tensor) -> float:
-    """‖ours − truth‖ / ‖truth‖."""
+    """Return ‖ours − truth‖ / ‖truth‖."""
     return ((ours.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30)).item()
 
 

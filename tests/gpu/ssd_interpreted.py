@@ -1,5 +1,7 @@
-"""The sequence operator in Triton, run by Triton's interpreter on the CPU, against the float64 recurrence (fp32 only:
-the interpreter has no bfloat16 products; test_ssd_gpu.py has them). `tests/test_triton.py` runs this file."""
+"""Tests of the Triton SSD in fp32 in the Triton interpreter against the float64 recurrence.
+
+The interpreter has no bfloat16 products; test_ssd_gpu.py tests them. `tests/test_triton.py` runs this file.
+"""
 
 import math
 
@@ -14,7 +16,7 @@ from jepamba.errors import UserError
 from jepamba.ops.ssd import ssd_reference, ssd_torch
 from jepamba.ops.ssd.triton import run_backward, run_forward, ssd_triton
 from jepamba.ops.ssd.triton_launch import decay_tensors, tiles
-from jepamba.ops.ssd.triton_segments import segments
+from jepamba.ops.ssd.triton_segments import num_segments
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -40,13 +42,13 @@ def test_outputs_and_gradients_equal_the_recurrence(case: Case) -> None:
 
 
 def test_slices_of_anything_are_read_right() -> None:
-    """A and D with a stride too; what would be written to a copy is refused."""
+    """A and D can be strided. An output that would need a copy is refused."""
     values, reset, _ = inputs(Case(1, 40, 2, 32, 1, 16, 16, resets=0.1), torch.float32, DEVICE)
     apart = [torch.stack([value, torch.full_like(value, 7.0)], dim=-1)[..., 0] for value in values]
     assert not any(value.is_contiguous() for value in apart)
     for ours, truth in zip(ssd_triton(*apart, None, reset), ssd_triton(*values, None, reset), strict=True):
         assert relative(ours, truth) < 1e-6
-    with pytest.raises(ValueError, match="cannot be written to"):
+    with pytest.raises(ValueError, match="cannot write to"):
         tiles(torch.empty(1, 40, 2, 33, device=DEVICE)[..., :32], 16, 32, written=True)
     with pytest.raises(UserError, match="one value for each of 2 heads"):
         ssd_triton(*values[:2], values[2][:1], *values[3:], None, reset)
@@ -83,11 +85,11 @@ def test_random_shapes_and_resets(
 
 
 def test_when_sequences_are_cut() -> None:
-    assert segments(10, 16384, 32) == 32
-    assert segments(160, 1024, 32) == 1  # many sequences: enough to do
-    assert segments(10, 16384 + 32, 32) == 1  # no equal parts of whole chunks
-    assert segments(1, 512, 16) == 4
-    assert segments(1, 256, 16) == 1  # two are not worth it
+    assert num_segments(10, 16384, 32) == 32
+    assert num_segments(160, 1024, 32) == 1  # many sequences: enough to do
+    assert num_segments(10, 16384 + 32, 32) == 1  # no equal parts of whole chunks
+    assert num_segments(1, 512, 16) == 4
+    assert num_segments(1, 256, 16) == 1  # two are not worth it
 
 
 def test_gradient_where_dt_is_zero() -> None:
@@ -102,7 +104,7 @@ def test_gradient_where_dt_is_zero() -> None:
 
 @pytest.mark.parametrize("width", [torch.float32, torch.bfloat16], ids=str)
 def test_softplus_keeps_its_digits(width: torch.dtype) -> None:
-    """From a slice of rows, as long as no whole number of chunks."""
+    """Input from a slice of rows whose length is not a multiple of the chunk."""
     rows = torch.linspace(-80, 60, 2 * 37 * 12, device=DEVICE).view(2, 37, 12).to(width)
     raw, bias, A_log = rows[..., 3:8], torch.randn(5, device=DEVICE), torch.randn(5, device=DEVICE)
     decays, _ = decay_tensors(raw, A_log, None, 16, bias)
@@ -114,7 +116,7 @@ def test_softplus_keeps_its_digits(width: torch.dtype) -> None:
 
 
 def test_gradients_of_what_a_mixer_has_for_dt() -> None:
-    """Raw dt in bfloat16 with a bias, and A_log; its gradient written beside other things in rows with padding."""
+    """Raw bfloat16 dt with a bias, and A_log. The gradient is written to a slice of padded rows."""
     case = Case(2, 37, 4, 32, 2, 16, 16, resets=0.1, initial=True)
     args, reset, weights = inputs(case, torch.float32, DEVICE)
     x, _, _, B, C, D, initial = (value.detach() for value in args)
@@ -200,15 +202,15 @@ def test_two_pieces_with_a_carried_state_equal_one() -> None:
     assert relative(end, final) < 1e-5
 
 
-def test_what_is_not_supported_is_said_plainly() -> None:
+def test_unsupported_inputs_are_refused() -> None:
     args, _, _ = inputs(Case(1, 20, 2, 32, 1, 16, 16), torch.float32, DEVICE)
     x, dt, A, B, C, D = (value.detach() for value in args)
     cases = [
-        ((x[..., :20], dt, A, B, C, D), {}, "head width 20"),
+        ((x[..., :20], dt, A, B, C, D), {}, "head dimension 20"),
         ((x.half(), dt, A, B, C, D), {}, "one dtype"),
-        ((x, dt, A, B, C, D), {"chunk_size": 48}, "chunk 48"),
+        ((x, dt, A, B, C, D), {"chunk_size": 48}, "chunk_size 48"),
         ((x[:, :0], dt[:, :0], A, B[:, :0], C[:, :0], D), {}, "at least one token"),
-        ((x, dt[:, :3], A, B, C, D), {}, "shapes do not fit"),
+        ((x, dt[:, :3], A, B, C, D), {}, "shapes do not match"),
         ((x, dt, A, B, C, D, torch.zeros(1, 2, 32, 32)), {}, "initial state"),
         ((x, dt, A, B, C, D, None, torch.zeros(1, 20)), {}, "reset must be bool"),
     ]

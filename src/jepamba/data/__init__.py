@@ -1,4 +1,4 @@
-"""Data: shards, token streams, the way from text to them, and the loader of windows."""
+"""Token shards, token streams, tokenization of text, and the loader of training windows."""
 
 from jepamba.data.batch_layout import BatchLayout
 from jepamba.data.build import Corpus, build, corpus, is_shards, load_tokens

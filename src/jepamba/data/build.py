@@ -1,4 +1,4 @@
-"""From the settings of `config.Data` to tokens: reading, splitting, training a tokenizer, encoding, each once."""
+"""Builds the tokens that `config.Data` describes: reads and splits text, trains a tokenizer, encodes, and caches."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
 CACHE_VERSION = 1
-"""Counts up when the same settings and text give other tokens than before."""
+"""Increment this when the same settings and text give different tokens than before."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a run trains on and what it is judged by."""
+    """The training and validation tokens of a run, with their tokenizer."""
 
     train: Tokens
     val: Tokens
     tokenizer: Tokenizer
     val_text_bytes: int
-    """Bytes of the original validation text; differs from `val.decoded_bytes` if the tokenizer normalises text. Shards
-    without a record of it: the decoded bytes."""
+    """Bytes of the original validation text, or `val.decoded_bytes` if the shards do not record it. The two differ if
+    the tokenizer normalises text."""
 
 
 def build(
@@ -43,10 +43,11 @@ def build(
     *,
     shard_tokens: int = SHARD_TOKENS,
 ) -> TokenFolder:
-    """Encode `documents` as `split` of the folder `out_dir`, new or with other splits of the same tokenizer.
+    """Encode `documents` as `split` of the folder `out_dir`.
 
-    The folder then holds `text_{split}_*.bin` shards of at most `shard_tokens` tokens, the tokenizer and `meta.json`;
-    an interrupted build leaves it as it was. Raises `UserError` for a folder with other content, or no documents.
+    The folder can be new, or have other splits of the same tokenizer. It receives `text_{split}_*.bin` shards of at
+    most `shard_tokens` tokens, the tokenizer and `meta.json`. An interrupted build does not change it. Raises
+    `UserError` for a folder with other content, or without documents.
     """
 
     def labelled() -> Iterator[tuple[str, str]]:
@@ -63,15 +64,15 @@ def build(
 
 
 def corpus(config: Data, progress: Report | None = None) -> Corpus:
-    """The training and validation tokens that `config` describes; text is encoded once and then cached.
+    """Return the training and validation tokens of `config`. Text is encoded once and then cached.
 
     `config.train` and `config.val` are text (see `read_documents`), a folder of shards, or a shard. Without
-    `config.val`, validation is the `val` split of the folder of shards, or `config.holdout` of the documents, chosen
-    by their text alone. A "bpe" tokenizer is trained on the training documents only. The cache is keyed by the files'
-    paths, sizes and times of change, the settings that matter, and the tokenizer.
+    `config.val`, validation is the `val` split of the folder of shards, or the fraction `config.holdout` of the
+    documents, selected by a hash of their text. A "bpe" tokenizer is trained on the training documents only. The cache
+    key contains path, size and modification time of the files, the relevant settings, and the tokenizer.
 
-    No seed takes part: runs that differ in theirs share their data and their split.
-    Raises `UserError` for text, shards or tokenizers that do not fit, naming the file.
+    Runs with different seeds share their data and split. Raises `UserError` with the file name for text, shards or
+    tokenizers that are invalid or do not match.
     """
     if is_shards(config.train):
         tokenizer = _shard_tokenizer(config)
@@ -80,7 +81,7 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
     else:
         source = _train_source(config)
         tokenizer = _text_tokenizer(config, source, progress)
-        folder = _cached(source, tokenizer, config, progress)
+        folder = _cached_folder(source, tokenizer, config, progress)
         train = folder.tokens("train")
         val = load_tokens(config.val, tokenizer, config, "val", progress) if config.val else folder.tokens("val")
     return Corpus(train, val, tokenizer, val.decoded_bytes if val.text_bytes is None else val.text_bytes)
@@ -89,30 +90,32 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
 def load_tokens(
     path: str | Path, tokenizer: Tokenizer, config: Data, split: str = "val", progress: Report | None = None
 ) -> Tokens:
-    """All of `path` as tokens of `tokenizer`: text is encoded (and cached), of shards `split` is opened.
+    """Return `path` as tokens of `tokenizer`. Text is encoded and cached; of a folder of shards, `split` is opened.
 
-    Arguments: `config`, for its column, cache and byte_separator. Byte shards that do not say whether 0 separates
-    documents are read as `config.byte_separator` says, "auto" being no. Raises `UserError` as `corpus` does, and for
-    shards that were made with another tokenizer.
+    Arguments: `config`: its column, cache and byte_separator are used. `config.byte_separator` applies to byte shards
+    without a `meta.json`; "auto" means no. Raises `UserError` as `corpus` does, and for shards of another tokenizer.
     """
     if not is_shards(path):
-        return _cached(Source(str(path), config.column, split), tokenizer, config, progress).tokens(split)
+        return _cached_folder(Source(str(path), config.column, split), tokenizer, config, progress).tokens(split)
     folder = _folder_of(Path(path))
     if folder is not None:
         if folder.tokenizer.fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{path}: its shards were made with {_name(folder.tokenizer)}, not with {_name(tokenizer)}")
+            raise UserError(
+                f"{path}: its shards were made with {_tokenizer_name(folder.tokenizer)}, "
+                f"not with {_tokenizer_name(tokenizer)}"
+            )
         if Path(path).is_dir():
             return folder.tokens(split)
     elif tokenizer.kind == "bytes":
         tokenizer = ByteTokenizer(separator=config.byte_separator == "yes")
     files = [Path(path)] if Path(path).is_file() else sorted(Path(path).glob(f"*_{split}_*.bin"))
     if not files:
-        raise UserError(f"{path}: no *_{split}_*.bin shard in it; give data.{split} another path")
+        raise UserError(f"{path}: no *_{split}_*.bin shard in it; set data.{split} to another path")
     return Tokens([open_shard(file, tokenizer.vocab_size) for file in files], tokenizer)
 
 
 def is_shards(path: str | Path) -> bool:
-    """Whether `path` holds tokens rather than text: a .bin file, or a folder with `*_train_*.bin` or `*_val_*.bin`."""
+    """Whether `path` is a .bin file, or a folder with `meta.json`, `*_train_*.bin` or `*_val_*.bin`."""
     place = Path(path)
     if place.is_file():
         return place.suffix == ".bin"
@@ -120,40 +123,45 @@ def is_shards(path: str | Path) -> bool:
 
 
 def _folder_of(path: Path) -> TokenFolder | None:
-    """The folder of ours that `path` is, or lies in."""
+    """Open the folder with a `meta.json` that `path` is or is in. Returns None if there is none."""
     folder = path if path.is_dir() else path.parent
     return open_folder(folder) if is_folder(folder) else None
 
 
 def _shard_tokenizer(config: Data) -> Tokenizer:
-    """The tokenizer of the shards at `config.train`, which must be the one that `config` asks for."""
+    """Return the tokenizer of the shards at `config.train`. Raises `UserError` if `config` sets another one."""
     folder = _folder_of(Path(config.train))
     if folder is None:
         if config.tokenizer == "bytes":
             return ByteTokenizer(separator=config.byte_separator == "yes")
         if config.tokenizer == "bpe":
             raise UserError(
-                f"{config.train}: these shards do not say what tokenizer made them; set data.tokenizer to bytes or to "
+                f"{config.train}: these shards do not name their tokenizer; set data.tokenizer to bytes or to "
                 "the path of its .model"
             )
         return read_tokenizer(config.tokenizer)
-    made = folder.tokenizer
-    wrong = made.kind != ("bytes" if config.tokenizer == "bytes" else "sentencepiece")
+    tokenizer = folder.tokenizer
+    mismatch = tokenizer.kind != ("bytes" if config.tokenizer == "bytes" else "sentencepiece")
     if config.tokenizer.endswith(".model"):
-        wrong = made.fingerprint != read_tokenizer(config.tokenizer).fingerprint
-    if wrong:
+        mismatch = tokenizer.fingerprint != read_tokenizer(config.tokenizer).fingerprint
+    if mismatch:
         raise UserError(
-            f"{config.train}: its shards were made with {_name(made)}, not with data.tokenizer = {config.tokenizer!r}"
+            f"{config.train}: its shards were made with {_tokenizer_name(tokenizer)}, "
+            f"not with data.tokenizer = {config.tokenizer!r}"
         )
-    if made.kind == "bytes" and config.byte_separator != "auto" and made.separator != (config.byte_separator == "yes"):
+    if (
+        tokenizer.kind == "bytes"
+        and config.byte_separator != "auto"
+        and tokenizer.separator != (config.byte_separator == "yes")
+    ):
         raise UserError(
-            f"{config.train}: its shards were made with {_name(made)}, which data.byte_separator = "
-            f"{config.byte_separator!r} contradicts"
+            f"{config.train}: its shards were made with {_tokenizer_name(tokenizer)}, not with data.byte_separator = "
+            f"{config.byte_separator!r}"
         )
-    return made
+    return tokenizer
 
 
-def _name(tokenizer: Tokenizer) -> str:
+def _tokenizer_name(tokenizer: Tokenizer) -> str:
     if tokenizer.kind == "bytes":
         return f"bytes ({'0 separates documents' if tokenizer.separator else 'every symbol is text'})"
     return f"a SentencePiece model of {tokenizer.vocab_size} pieces ({tokenizer.fingerprint[:12]})"
@@ -164,7 +172,7 @@ def _train_source(config: Data) -> Source:
 
 
 def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> Tokenizer:
-    """The tokenizer that `config` asks for; "bpe" is trained on the training documents of `source`, and cached."""
+    """Return the tokenizer of `config`. "bpe" trains one on the training documents of `source` and caches it."""
     if config.tokenizer == "bytes":
         return ByteTokenizer(separator=config.byte_separator != "no")
     if config.tokenizer != "bpe":
@@ -176,14 +184,14 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
             return read_tokenizer(file)
         except UserError:
             file.unlink()
-    documents = source.documents(_noted(progress, "training the tokenizer"))
+    documents = source.documents(_with_note(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
     atomic_write(file, tokenizer.serialize())
     return tokenizer
 
 
-def _cached(source: Source, tokenizer: Tokenizer, config: Data, progress: Report | None) -> TokenFolder:
-    """The folder of shards that `source` gives with `tokenizer`, from the cache if it is there and whole."""
+def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress: Report | None) -> TokenFolder:
+    """Return `source` encoded by `tokenizer`, from the cache if the cached folder is valid."""
     values = {"version": CACHE_VERSION, "source": source.identity(), "tokenizer": tokenizer.fingerprint}
     out = cache_folder(config.cache) / "tokens" / cache_key(values)
     if out.exists():
@@ -196,16 +204,16 @@ def _cached(source: Source, tokenizer: Tokenizer, config: Data, progress: Report
             shutil.rmtree(out)
     try:
         with FolderWriter(out, tokenizer) as writer:
-            writer.write(source.documents(_noted(progress, "tokenizing")))
+            writer.write(source.documents(_with_note(progress, "tokenizing")))
     except UserError:
-        # Another process may have been faster with the very same content.
+        # Another process may have written the same folder first.
         if not is_folder(out):
             raise
     return open_folder(out)
 
 
-def _noted(progress: Report | None, what: str) -> Report | None:
-    """`progress` with `what` beside it."""
+def _with_note(progress: Report | None, what: str) -> Report | None:
+    """Wrap `progress` so that it shows `what` as its note."""
     if progress is None:
         return None
 

@@ -1,6 +1,6 @@
-"""A folder of shards of our own making: shards, the tokenizer that made them, and `meta.json`, which describes both.
+"""A folder of shards built by jepamba: shards, their tokenizer, and `meta.json`, which describes both.
 
-`meta.json` is what makes such a folder complete: the shards that it lists are the ones that are read.
+A folder is complete once it has `meta.json`. Readers open only the shards that `meta.json` lists.
 """
 
 from __future__ import annotations
@@ -20,50 +20,49 @@ from jepamba.text.tokenizers import Tokenizer, load_tokenizer
 META = "meta.json"
 FORMAT = "jepamba tokens 1"
 _MOST_BYTES = 64 << 20
-"""Of the description, and of the tokenizer."""
+"""Maximum size of `meta.json` and of the tokenizer."""
 TOKENIZER_FILE = {"bytes": "tokenizer.bytes", "sentencepiece": "tokenizer.model"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a folder, as `meta.json` describes it; None stands for what nobody recorded, as with shards that
-    others published."""
+    """One split of a folder, as `meta.json` describes it. None means unknown, as for published shards."""
 
     documents: int | None
     text_bytes: int | None
     """UTF-8 bytes of the original documents."""
     decoded_bytes: int | None
-    """Bytes that the tokens give back; other than `text_bytes` if the tokenizer normalises text."""
+    """Bytes that the tokens decode to. They differ from `text_bytes` if the tokenizer normalises text."""
     tokens: int
-    """Tokens, one BOS a document included."""
+    """Tokens, including one BOS per document."""
     shards: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class TokenFolder:
-    """A folder of shards with its tokenizer and splits; opened by `open_folder`."""
+    """A folder of shards with its tokenizer and splits; see `open_folder`."""
 
     path: Path
     tokenizer: Tokenizer
     splits: Mapping[str, Split]
 
     def tokens(self, split: str, whole: bool = False) -> Tokens:
-        """The tokens of `split`, checked as `open_shard` does. Raises `UserError` naming the folder or the shard."""
+        """Open `split`, with the checks of `open_shard`. Raises `UserError` with the folder or shard name."""
         if split not in self.splits:
-            raise UserError(f"{self.path}: no {split!r} split; there is {', '.join(self.splits) or 'none'}")
+            raise UserError(f"{self.path}: no {split!r} split; its splits are {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]
         shards = [open_shard(self.path / name, self.tokenizer.vocab_size, whole) for name in expected.shards]
         tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes)
         if len(tokens) != expected.tokens:
             raise UserError(
-                f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards hold {len(tokens)}; "
+                f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards have {len(tokens)}; "
                 "build the folder again"
             )
         return tokens
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether `path` is a folder with a `meta.json` of ours."""
+    """Whether `path` is a folder with a jepamba `meta.json`."""
     try:
         return _read_json(Path(path) / META).get("format") == FORMAT
     except UserError:
@@ -71,15 +70,15 @@ def is_folder(path: str | Path) -> bool:
 
 
 def open_folder(path: str | Path) -> TokenFolder:
-    """The folder of shards at `path`. Raises `UserError` if `meta.json` or the tokenizer is damaged or missing."""
+    """Open the folder of shards at `path`. Raises `UserError` if `meta.json` or the tokenizer is damaged or missing."""
     folder = Path(path)
     meta = _read_json(folder / META)
     if meta.get("format") != FORMAT:
         raise UserError(f"{folder / META}: not the description of a folder of shards ({FORMAT!r})")
     try:
-        kind = _text(meta["tokenizer"]["kind"])
-        fingerprint = _text(meta["tokenizer"]["fingerprint"])
-        splits = {_text(name): _split(values) for name, values in meta["splits"].items()}
+        kind = _string(meta["tokenizer"]["kind"])
+        fingerprint = _string(meta["tokenizer"]["fingerprint"])
+        splits = {_string(name): _split(values) for name, values in meta["splits"].items()}
         file = folder / TOKENIZER_FILE[kind]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder / META}: damaged ({type(error).__name__}: {error}); build the folder again") from None
@@ -94,7 +93,7 @@ def open_folder(path: str | Path) -> TokenFolder:
 
 
 def describe(tokenizer: Tokenizer, splits: Mapping[str, Split]) -> str:
-    """The text of a `meta.json`."""
+    """Return the content of `meta.json`."""
     meta = {
         "format": FORMAT,
         "tokenizer": {
@@ -120,7 +119,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _split(values: Mapping[str, Any]) -> Split:
-    names = tuple(_text(name) for name in values["shards"])
+    names = tuple(_string(name) for name in values["shards"])
     for name in names:
         if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ValueError(f"a shard named {name!r}")
@@ -132,7 +131,7 @@ def _split(values: Mapping[str, Any]) -> Split:
     return Split(**counts, shards=names)
 
 
-def _text(value: Any) -> str:
+def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} where a name belongs")
+        raise ValueError(f"{value!r} is not a string")
     return value

@@ -1,6 +1,6 @@
-"""One data set of the Hugging Face hub, at one revision: the files that it has, and how they come here.
+"""Lists and downloads the files of a data set of the Hugging Face hub, at one commit.
 
-All of it goes through huggingface_hub: its cache, its retries and ranges, its tokens and its `HF_ENDPOINT`.
+Every request goes through huggingface_hub, with its cache, retries, range requests, access tokens and `HF_ENDPOINT`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from jepamba.errors import UserError
 from jepamba.progress import Report
 
-_AT_ONCE = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class HubFile:
     size: int
     """Bytes."""
     sha256: str
-    """Of its content, in hexadecimal digits; empty where the hub does not say (it does for large files)."""
+    """SHA-256 of the content, in hex. Empty for small files, for which the hub does not list it."""
 
 
 class Repository:
-    """A data set of the hub at the commit that `revision` names now; what is fetched is of this commit alone.
+    """A data set of the hub, fixed to the current commit of `revision`.
 
-    Arguments: `name`, "owner/name"; `revision`, a branch, a tag or a commit. Raises `UserError`, as every method, in
-    one line that says what the hub answered, or that it cannot be reached.
+    Arguments: `name`: "owner/name"; `revision`: a branch, a tag or a commit. The constructor and every method raise
+    `UserError` with the answer of the hub if a request fails, or if the hub cannot be reached.
     """
 
     def __init__(self, name: str, revision: str = "main") -> None:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.hf_api import RepoFile
 
-        # Broken connections are retried; what comes of it is said in one line, here.
+        # huggingface_hub retries broken connections. This class reports the final error in one line.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self.name, self.endpoint = name, constants.ENDPOINT
         if name.count("/") != 1 or not all(name.split("/")):
             raise UserError(f"{name!r}: not the name of a data set on the hub; give owner/name")
-        with self._asking(f"revision {revision!r}"):
+        with self._as_user_errors(f"revision {revision!r}"):
             api = HfApi()
             self.commit = str(api.dataset_info(name, revision=revision).sha)
             tree = api.list_repo_tree(name, recursive=True, revision=self.commit, repo_type="dataset")
@@ -57,42 +57,44 @@ class Repository:
             entry.path: HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs is not None else "")
             for entry in found
         }
-        """By their paths."""
+        """The files by path."""
 
     def __str__(self) -> str:
         return f"{self.endpoint}/datasets/{self.name}"
 
-    def fetch(self, file: HubFile, folder: Path | None = None, arrived: Callable[[int], None] | None = None) -> Path:
-        """Where `file` lies once it is here: under `folder`, or in the cache of huggingface_hub.
+    def fetch(self, file: HubFile, folder: Path | None = None, on_bytes: Callable[[int], None] | None = None) -> Path:
+        """Download `file` to `folder`, or to the cache of huggingface_hub, and return its path.
 
-        A connection that breaks is taken up again where it broke. Arguments: `arrived` hears of bytes as they come.
-        Raises `UserError` naming the file if it cannot be had, or is not what the hub says it is; it is gone then.
+        A download resumes after a broken connection. Arguments: `on_bytes`: called with the number of bytes of each
+        chunk. Raises `UserError` with the file name if the download fails. If size or SHA-256 differ from the hub's
+        listing, the file is deleted before.
         """
         from huggingface_hub import hf_hub_download
 
-        with self._asking(file.path):
+        with self._as_user_errors(file.path):
             place = hf_hub_download(
                 self.name,
                 file.path,
                 repo_type="dataset",
                 revision=self.commit,
                 local_dir=folder,
-                tqdm_class=_telling(arrived),
+                tqdm_class=_progress_class(on_bytes),
             )
         path = Path(place)
-        wrong = _difference(path, file)
-        if wrong:
+        mismatch = _mismatch(path, file)
+        if mismatch:
             path.resolve().unlink()
             path.unlink(missing_ok=True)
-            raise UserError(f"{self}: {file.path}: {wrong}; it is removed, the same command fetches it again")
+            raise UserError(
+                f"{self}: {file.path}: {mismatch}; the file was deleted, run the same command to download it again"
+            )
         return path
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
+    def _as_user_errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        # Whatever the library raises: its own errors, and those of the HTTP client below it, which is another in
-        # each of its major versions.
+        # huggingface_hub raises its own errors and those of its HTTP client, which differs between major versions.
         except Exception as error:
             raise UserError(f"{self}: {what}: {self._reason(error)}") from error
 
@@ -100,62 +102,62 @@ class Repository:
         from huggingface_hub import errors
 
         if isinstance(error, errors.OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so nothing is fetched"
+            return "HF_HUB_OFFLINE is set, so nothing is downloaded"
         if isinstance(error, errors.GatedRepoError):
-            return "its owner must grant access first; then set HF_TOKEN"
+            return "the owner must grant access; then set HF_TOKEN"
         if isinstance(error, errors.RepositoryNotFoundError):
-            return "there is no such data set, or it is private (set HF_TOKEN then)"
+            return "there is no such data set, or it is private (then set HF_TOKEN)"
         if isinstance(error, errors.RevisionNotFoundError):
             return "there is no such revision"
         if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
             return "there is no such file"
-        status = _status(error)
+        status = _http_status(error)
         if status is not None:
             return f"the hub answered {status}; try again later, or another mirror (HF_ENDPOINT)"
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
         if isinstance(error, OSError) and error.errno is not None:
             return str(error.strerror)
-        said = " ".join(str(_first_cause(error)).split())
-        if "Consistency check failed" in said:
-            return "it came with another length than the hub says; the same command fetches it again"
+        reason = " ".join(str(_first_cause(error)).split())
+        if "Consistency check failed" in reason:
+            return "the download has another length than the hub says; run the same command to download it again"
         return (
-            f"the hub cannot be reached, or the connection broke too often ({said[:120] or type(error).__name__}); "
-            "the same command goes on with what is missing, and HF_ENDPOINT names a mirror"
+            f"the hub cannot be reached, or the connection broke too often ({reason[:120] or type(error).__name__}); "
+            "run the same command to download the missing files, or set HF_ENDPOINT to a mirror"
         )
 
 
-def ask_for_room(size: int, folder: Path, what: str) -> None:
-    """Raise `UserError` unless `size` bytes more fit on the disk of `folder`, which need not be there yet."""
+def check_free_space(size: int, folder: Path, what: str) -> None:
+    """Raise `UserError` if the disk of `folder` has less than `size` free bytes. `folder` may not exist yet."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if size > free:
-        raise UserError(f"{what} need {size / 1e9:.2f} GB, but {place} has {free / 1e9:.2f} GB free; make room there")
+        raise UserError(f"{what} need {size / 1e9:.2f} GB, but {place} has {free / 1e9:.2f} GB free; free some space")
 
 
-class Arrivals:
-    """Turns bytes that arrive into progress: `total` bytes are awaited."""
+class DownloadProgress:
+    """Reports the progress of a download of `total` bytes."""
 
     def __init__(self, total: int, progress: Report | None) -> None:
         self.total, self.progress = total, progress
         self.done = 0
 
     def __call__(self, count: int) -> None:
-        """`count` bytes more."""
+        """Add `count` downloaded bytes."""
         self.done += count
         if self.progress is not None:
             self.progress(self.done, max(self.total, 1), f"{self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB")
 
 
 def total_size(files: Iterable[HubFile]) -> int:
-    """Bytes of all `files`."""
+    """Return the size of all `files` in bytes."""
     return sum(file.size for file in files)
 
 
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that is behind `error`."""
+def _http_status(error: BaseException | None) -> int | None:
+    """Return the HTTP status that caused `error`, or None."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
@@ -170,39 +172,41 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _difference(path: Path, file: HubFile) -> str:
-    """In what the file at `path` is not `file`; empty if it is."""
+def _mismatch(path: Path, file: HubFile) -> str:
+    """Describe how the file at `path` differs from `file`. Returns an empty text if it does not."""
     size = os.path.getsize(path)
     if size != file.size:
-        return f"it has {size:,} bytes, the hub says {file.size:,}"
+        return f"the file has {size:,} bytes, the hub says {file.size:,}"
     if not file.sha256:
         return ""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_AT_ONCE):
+        while block := stream.read(_CHUNK_BYTES):
             digest.update(block)
-    return "" if digest.hexdigest() == file.sha256 else "its content is not what the hub has (SHA-256 differs)"
+    return "" if digest.hexdigest() == file.sha256 else "its content differs from the hub (SHA-256 differs)"
 
 
-def _telling(arrived: Callable[[int], None] | None) -> Any:
-    """A class like tqdm's, which draws nothing and passes on what arrives."""
+def _progress_class(on_bytes: Callable[[int], None] | None) -> Any:
+    """Return a subclass of tqdm that prints nothing and calls `on_bytes`."""
     from tqdm import tqdm
 
-    class Telling(tqdm):  # type: ignore[misc]  # the library has no types
+    class CallbackBar(tqdm):  # type: ignore[misc]  # the library has no types
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
-            if arrived is not None and n:
-                arrived(int(n))
+            if on_bytes is not None and n:
+                on_bytes(int(n))
             return None
 
         def update_transfer(self, n: float | None = 1) -> None:
-            """Bytes on the wire, which come a second time as bytes of the file: with this method, the library tells
-            one bar of both instead of making two."""
+            """Ignore the bytes on the network, because `update` also counts them as bytes of the file.
+
+            Without this method, huggingface_hub would create two bars.
+            """
 
         def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    return Telling
+    return CallbackBar

@@ -1,4 +1,4 @@
-"""Windows of a token stream, in an order that a seed decides and a few numbers can restore.
+"""Loads windows of a token stream in a seeded order. A few integers restore the position.
 
 Shapes: B windows, T tokens each.
 """
@@ -18,36 +18,42 @@ from jepamba.data.order import Permutation
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 
-SHUFFLE = 2
-"""Counts up when the same seed gives another order than before: a position in an order is of no use in another."""
+SHUFFLE_VERSION = 2
+"""Increment this when a seed gives a different order than before. Positions of an older order are invalid."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows for one forward pass; on the CPU."""
+    """Windows for one forward pass, on the CPU."""
 
     inputs_BT: Int64[Tensor, "B T"]
     targets_BT: Int64[Tensor, "B T"]
-    """The inputs shifted by one: what each position is to predict."""
+    """The inputs shifted by one token."""
     reset_BT: Bool[Tensor, "B T"]
-    """True where a document starts, that is, where the recurrent state is to be forgotten."""
+    """True where a document starts. The model resets its recurrent state there."""
     continues_B: NDArray[np.bool_]
-    """Whether each window continues the one that came `rows` windows before it; false without `rows`."""
+    """Whether each window continues the window `rows` places before it. False without `rows`."""
 
     def part(self, start: int, stop: int) -> Batch:
-        """Some of the windows."""
+        """Return windows `start` to `stop`."""
         rows = slice(start, stop)
         return Batch(self.inputs_BT[rows], self.targets_BT[rows], self.reset_BT[rows], self.continues_B[rows])
 
 
 class Loader:
-    """Endless batches of windows of `sequence` inputs; each window of an epoch comes exactly once.
+    """Yields batches of windows of `seq_len` inputs without end. Each window occurs once per epoch.
 
-    Arguments: `tokens`; `sequence`, T; `seed` of the order; `shuffle`: a new permutation each epoch, and windows cut at
-    a new offset, so that no place is always a window's edge; off: in order, from the first token. `reset`: mark where
-    documents start. `rows`, not with `shuffle`: batches have so many rows, each of which walks along its own stretch of
-    the stream, window by window; the stretches are equal, and what is left over at the stream's end is not read.
-    Raises `UserError` if the stream is shorter than one window, or one for each of the `rows`, and its last target.
+    Arguments:
+        tokens: the token stream.
+        seq_len: T, inputs of a window.
+        seed: seed of the order.
+        shuffle: use a new permutation and a new window offset in each epoch. Otherwise read in order from token 0.
+        reset: mark document starts in `Batch.reset_BT`.
+        rows: number of parallel streams, only without `shuffle`. The token stream is divided into `rows` equal parts,
+        and
+            row i of each batch reads the next window of part i. The remainder at the end is not read.
+
+    Raises `UserError` if the stream is too short for one window (per row, with `rows`) and its last target.
     """
 
     def __init__(
@@ -58,116 +64,116 @@ class Loader:
         if len(tokens) < seq_len + 1:
             raise UserError(
                 f"the text has {len(tokens)} tokens, less than one window of {seq_len} and its last target: "
-                "give more text or a smaller data.seq_len"
+                "use more text or a smaller data.seq_len"
             )
         if len(tokens) < rows * seq_len + 1:
             raise UserError(
                 f"the text has {len(tokens)} tokens, too few for {rows} parallel streams with a window of {seq_len} "
-                "each: give more text or a smaller train.tokens_per_micro"
+                "each: use more text or a smaller train.tokens_per_micro"
             )
         self.tokens, self.seq_len, self.seed, self.shuffle, self.rows = tokens, seq_len, seed, shuffle, rows
         self._bos = tokens.bos_id if reset else None
-        self._open(0, 0)
+        self._seek(0, 0)
 
-    def _open(self, epoch: int, position: int) -> None:
+    def _seek(self, epoch: int, position: int) -> None:
         """Go to window `position` of `epoch`."""
-        spare = len(self.tokens) - 1
+        num_targets = len(self.tokens) - 1
         self._offset = 0
         if self.shuffle:
             random = np.random.default_rng((self.seed, epoch))
-            self._offset = int(random.integers(min(self.seq_len, spare - self.seq_len + 1)))
-        self._windows = (spare - self._offset) // self.seq_len
+            self._offset = int(random.integers(min(self.seq_len, num_targets - self.seq_len + 1)))
+        self._windows = (num_targets - self._offset) // self.seq_len
         if self.rows:
             self._windows -= self._windows % self.rows
-        # Computed place by place: a list of all windows would take gigabytes for a large corpus.
+        # Computed on demand, because a list of all windows would take gigabytes for a large corpus.
         self._order = Permutation(self._windows, (self.seed, epoch, 1)) if self.shuffle else None
         self._epoch, self._position = epoch, position
 
     @property
     def windows(self) -> int:
-        """Windows of the current epoch (one more or less than another epoch's, where shuffled)."""
+        """Windows of the current epoch. With `shuffle`, epochs can differ by one window."""
         return self._windows
 
-    def _take(self, count: int) -> NDArray[np.int64]:
-        """Where the next `count` windows start (B,), across the ends of epochs; the position moves behind them."""
+    def _next_starts(self, count: int) -> NDArray[np.int64]:
+        """Return the first tokens (B,) of the next `count` windows, across epochs, and advance the position."""
         parts = []
         while count:
             if self._position == self._windows:
-                self._open(self._epoch + 1, 0)
+                self._seek(self._epoch + 1, 0)
             taken = min(count, self._windows - self._position)
             parts.append(self._starts(np.arange(self._position, self._position + taken)))
             self._position += taken
             count -= taken
         return np.concatenate(parts)
 
-    def _starts(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the windows at `places` (B,) of the current epoch's order start."""
-        windows = places
+    def _starts(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first tokens of the windows at `positions` (B,) of the current epoch."""
+        windows = positions
         if self._order is not None:
-            windows = self._order(places)
+            windows = self._order(positions)
         elif self.rows:
-            # Row by row in each batch: the first window of every stretch, then the second of every stretch.
-            windows = places % self.rows * (self._windows // self.rows) + places // self.rows
+            # The first window of every stream, then the second window of every stream, and so on.
+            windows = positions % self.rows * (self._windows // self.rows) + positions // self.rows
         return self._offset + self.seq_len * windows
 
     @property
     def epoch_float(self) -> float:
-        """Epochs passed, with the share of the current one."""
+        """Epochs read so far, including the fraction of the current one."""
         return self._epoch + self._position / self.windows
 
     def next(self, count: int, rows: Sequence[range] = ()) -> Batch:
-        """The next `count` windows, across the ends of epochs; with `rows`, only these of them are read and given."""
+        """Return the next `count` windows, across epochs. With `rows`, read and return only these of them."""
         if count < 1 or (self.rows and count % self.rows):
             raise ValueError(f"a batch of {count} windows")
-        # Without `shuffle`, which excludes rows, epochs are of one length.
-        places_B = (self._position + np.arange(count)) % self._windows
-        continues_B = places_B >= self.rows if self.rows else np.zeros(count, dtype=np.bool_)
-        starts_B = self._take(count)
+        # `rows` excludes `shuffle`, so all epochs have the same length.
+        positions_B = (self._position + np.arange(count)) % self._windows
+        continues_B = positions_B >= self.rows if self.rows else np.zeros(count, dtype=np.bool_)
+        starts_B = self._next_starts(count)
         if rows:
-            wanted = np.concatenate([np.arange(part.start, part.stop) for part in rows])
-            starts_B, continues_B = starts_B[wanted], continues_B[wanted]
+            selected = np.concatenate([np.arange(part.start, part.stop) for part in rows])
+            starts_B, continues_B = starts_B[selected], continues_B[selected]
         starts = starts_B.tolist()
         for start in starts:
             self.tokens.prefetch(start, start + self.seq_len + 1)
         windows = np.empty((len(starts), self.seq_len + 1), dtype=np.int64)
         for row, start in enumerate(starts):
             windows[row] = self.tokens.read(start, start + self.seq_len + 1)
-        both = torch.from_numpy(windows)
-        inputs_BT = both[:, :-1].contiguous()
+        tokens_BT = torch.from_numpy(windows)
+        inputs_BT = tokens_BT[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
-        return Batch(inputs_BT, both[:, 1:].contiguous(), reset_BT, continues_B)
+        return Batch(inputs_BT, tokens_BT[:, 1:].contiguous(), reset_BT, continues_B)
 
     def state(self) -> dict[str, int]:
-        """The position, for `restore` of a loader over the same tokens with the same settings."""
+        """Return the position, for `restore` of a loader with the same tokens and settings."""
         return {
             "epoch": self._epoch,
             "position": self._position,
             "tokens": len(self.tokens),
             "sequence": self.seq_len,
             "seed": self.seed,
-            "shuffle": SHUFFLE if self.shuffle else 0,
+            "shuffle": SHUFFLE_VERSION if self.shuffle else 0,
             **({"rows": self.rows} if self.rows else {}),
         }
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Go to where `state()` was taken; the batches that follow are those that followed then.
+        """Restore a position from `state()`. The following batches are the same as after that call.
 
-        Raises `UserError` for the state of other tokens or other settings: their windows are not these.
+        Raises `UserError` for a state of other tokens or other settings.
         """
-        here = self.state()
-        if set(state) != set(here) or not all(type(value) is int for value in state.values()):
+        current = self.state()
+        if set(state) != set(current) or not all(type(value) is int for value in state.values()):
             raise UserError("the position in the data is damaged")
-        for name in here.keys() - {"epoch", "position"}:
-            if state[name] != here[name]:
+        for name in current.keys() - {"epoch", "position"}:
+            if state[name] != current[name]:
                 raise UserError(
-                    f"the position in the data was saved with {name} = {state[name]}, here it is {here[name]}: "
+                    f"the position in the data was saved with {name} = {state[name]}, now it is {current[name]}: "
                     "the data or its settings changed"
                 )
         epoch, position = state["epoch"], state["position"]
         if not 0 <= epoch < 2**31:
             raise UserError("the position in the data is damaged")
-        self._open(epoch, 0)
+        self._seek(epoch, 0)
         if not 0 <= position <= self.windows or (self.rows and position % self.rows):
-            self._open(here["epoch"], here["position"])
+            self._seek(current["epoch"], current["position"])
             raise UserError("the position in the data is damaged")
         self._position = position

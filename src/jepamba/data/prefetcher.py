@@ -1,4 +1,4 @@
-"""The windows of the next step, read while a step runs."""
+"""Reads the windows of the next step in a thread while a step runs."""
 
 from __future__ import annotations
 
@@ -10,59 +10,58 @@ from jepamba.data.loader import Batch, Loader
 
 
 class Prefetcher:
-    """A loader one batch ahead: as soon as a batch is taken, a thread makes the next of the same kind.
+    """Wraps a loader: after each `next`, a thread prepares the following batch with the same arguments.
 
-    Its position is that of the batches taken, never that of the one being made. With `pin` the batches lie in pinned
-    memory, from which a GPU copies while it computes.
+    `state` counts only the batches returned by `next`. With `pin`, batches are in pinned memory, from which a GPU can
+    copy asynchronously.
     """
 
     def __init__(self, loader: Loader, pin: bool = False) -> None:
         self.loader, self.pin = loader, pin
         self._worker = ThreadPoolExecutor(1, "loader")
-        self._making: Future[Batch] | None = None
-        self._kind: tuple[int, tuple[range, ...]] = (0, ())
-        self._note_position()
+        self._pending: Future[Batch] | None = None
+        self._request: tuple[int, tuple[range, ...]] = (0, ())
+        self._save_position()
 
     def next(self, count: int, rows: Sequence[range] = ()) -> Batch:
-        """The next `count` windows, or `rows` of them (see `Loader.next`); what went wrong in making them is raised
-        here."""
+        """Return the next `count` windows, or `rows` of them (see `Loader.next`). Re-raises an error of the thread."""
         batch = self.peek(count, rows)
-        self._note_position()
-        self._making = self._worker.submit(self._make, *self._kind)
+        self._save_position()
+        self._pending = self._worker.submit(self._load, *self._request)
         return batch
 
     def peek(self, count: int, rows: Sequence[range] = ()) -> Batch:
-        """What `next` would give; the position stays, and nothing is read twice."""
-        kind = (count, tuple(rows))
-        if self._making is not None and self._kind != kind:
+        """Return the batch that `next` would return, without advancing. Nothing is read twice."""
+        request = (count, tuple(rows))
+        if self._pending is not None and self._request != request:
             self.restore(self._state)
-        if self._making is None:
-            self._kind, self._making = kind, self._worker.submit(self._make, *kind)
-        return self._making.result()
+        if self._pending is None:
+            self._request, self._pending = request, self._worker.submit(self._load, *request)
+        return self._pending.result()
 
     def state(self) -> dict[str, int]:
-        """The position after the last batch taken; see `Loader.state`."""
+        """Return the position after the last batch of `next`; see `Loader.state`."""
         return self._state
 
     @property
     def epoch_float(self) -> float:
-        """Epochs passed, with the share of the current one."""
+        """Epochs read so far, including the fraction of the current one."""
         return self._epoch
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Go to where `state()` was taken; see `Loader.restore`."""
-        if self._making is not None:
-            # Whatever it made, or failed to make, is not wanted any more.
-            self._making.exception()
-            self._making = None
+        """Restore a position from `state()`; see `Loader.restore`."""
+        if self._pending is not None:
+            # Wait for the thread, and discard its batch or its error.
+            self._pending.exception()
+            self._pending = None
             self.loader.restore(self._state)
         self.loader.restore(state)
-        self._note_position()
+        self._save_position()
 
-    def _note_position(self) -> None:
+    def _save_position(self) -> None:
         self._state, self._epoch = self.loader.state(), self.loader.epoch_float
 
-    def _make(self, count: int, rows: Sequence[range]) -> Batch:
+    def _load(self, count: int, rows: Sequence[range]) -> Batch:
         batch = self.loader.next(count, rows)
         if not self.pin:
             return batch

@@ -1,4 +1,4 @@
-"""Raw text as a source of documents with an identity and a held-out part, and the cache of what was made of it."""
+"""A source of documents with a validation split and an identity, which is the key of the token cache."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from jepamba.text.protocol import utf8
 
 @dataclass(frozen=True)
 class Source:
-    """Documents at `path` (see `read_documents`; or `hf://…`, see `HubText`), all of one split or with a part held out.
+    """The documents of a path, in one split or divided into train and val.
 
-    Arguments: `holdout`, the share of documents that are kept out for validation; 0: all belong to `split`.
+    Arguments: `path`: a local path (see `read_documents`) or `hf://…` (see `HubText`); `column`: the text column;
+    `split`: the split of all documents if `holdout` is 0; `holdout`: fraction of the documents in val.
     """
 
     path: str
@@ -33,40 +34,43 @@ class Source:
     holdout: float = 0.0
 
     def documents(self, progress: Report | None = None) -> Iterator[tuple[str, str]]:
-        """(split, text) of every document, in order.
+        """Iterate over (split, text) of every document, in order.
 
-        Which documents are held out depends on their text alone, not on any seed or order, so that all runs on the same
-        text are comparable: of all distinct documents, the `holdout` with the smallest hashes. Copies of a document
-        fall on one side. Raises `UserError` as reading does, and if there are no two documents to split.
+        The validation documents are the fraction `holdout` of the distinct documents with the smallest hashes. The
+        split depends only on the text, so runs with different seeds are comparable, and copies of a document share a
+        split. Raises `UserError` if reading fails, or if there is only one distinct document to split.
         """
         if not self.holdout:
             for text in self._texts(progress):
                 yield self.split, text
             return
-        last = self._last_held_out(progress)
+        threshold = self._holdout_threshold(progress)
         for text in self._texts(progress):
-            yield ("val" if _rank(text) <= last else "train"), text
+            yield ("val" if _holdout_hash(text) <= threshold else "train"), text
 
     def _texts(self, progress: Report | None) -> Iterator[str]:
         if self.path.startswith(HUB):
             return hub_text(self.path).documents(self.column, progress)
         return read_documents(self.path, self.column, progress)
 
-    def _last_held_out(self, progress: Report | None) -> int:
-        """The largest hash of a held-out document."""
-        ranks = np.fromiter((_rank(text) for text in self._texts(progress)), dtype=np.uint64)
-        distinct = np.unique(ranks)
+    def _holdout_threshold(self, progress: Report | None) -> int:
+        """Return the largest hash of a validation document."""
+        hashes = np.fromiter((_holdout_hash(text) for text in self._texts(progress)), dtype=np.uint64)
+        distinct = np.unique(hashes)
         if distinct.size < 2:
             raise UserError(
-                f"{self.path}: only one document, none can be held out for validation; give data.val, more files, or "
+                f"{self.path}: only one document, none can be held out for validation; set data.val, add files, or "
                 "separate documents by NUL bytes"
             )
         held = min(max(round(self.holdout * distinct.size), 1), distinct.size - 1)
         return int(distinct[held - 1])
 
     def identity(self) -> dict[str, Any]:
-        """What decides the documents and their split: the files' paths, sizes and times of change (on the hub: the
-        repository, its commit and the paths), and the settings."""
+        """Return what determines the documents and their split.
+
+        This is path, size and modification time of each file (on the hub: repository, commit and paths), and the
+        settings.
+        """
         if self.path == STDLIB:
             files: list[Any] = [stdlib_identity()]
         elif self.path.startswith(HUB):
@@ -78,12 +82,12 @@ class Source:
         return {"files": files, "column": self.column, "split": self.split, "holdout": self.holdout}
 
 
-def _rank(text: str) -> int:
+def _holdout_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(utf8(text), digest_size=8, key=b"jepamba holdout").digest(), "big")
 
 
 def cache_folder(setting: str) -> Path:
-    """`setting`, or where it is empty `$XDG_CACHE_HOME/jepamba`, or `~/.cache/jepamba`."""
+    """Return `setting`; if it is empty, `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`."""
     if setting:
         return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -91,5 +95,5 @@ def cache_folder(setting: str) -> Path:
 
 
 def cache_key(values: dict[str, Any]) -> str:
-    """A name for what `values` (plain JSON) decide."""
+    """Return a hash of `values` (plain JSON) as a file name."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,6 +1,6 @@
 """A read-only stream of tokens over one or more shards.
 
-Shapes: N tokens of the stream, T of a window.
+Legend: N tokens.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from jepamba.data.shards import Shard, check_tokens
 from jepamba.text.tokenizers import Tokenizer
 
-_AT_ONCE = 1 << 22
+_CHUNK_TOKENS = 1 << 22
 
 
 class Tokens:
-    """Shards as one stream, with the tokenizer that made them.
+    """Shards as one stream, with their tokenizer.
 
-    Arguments: `shards`, files or arrays (N_i,) of tokens, in order; `tokenizer`; where they were recorded when the
-    tokens were made, `text_bytes`, the bytes of the original text, and `recorded_bytes`, those that the tokens decode
-    to (others than `text_bytes` where the tokenizer normalises).
+    Arguments: `shards`: files or arrays (N_i,) of tokens, in order; `tokenizer`: the tokenizer of the shards;
+    `text_bytes`: recorded bytes of the original text; `recorded_bytes`: recorded bytes that the tokens decode to, which
+    differ from `text_bytes` if the tokenizer normalises text. None means not recorded.
     """
 
     def __init__(
@@ -45,36 +45,36 @@ class Tokens:
 
     @property
     def bos_id(self) -> int | None:
-        """The token that starts each document; None where nothing separates documents."""
+        """The token that starts each document, or None if nothing separates documents."""
         return self.tokenizer.bos_id if self.tokenizer.separator else None
 
     def read(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Tokens `start` to `stop` (N,).
+        """Read tokens `start` to `stop` (N,).
 
-        Raises `ValueError` outside the stream, and `UserError` naming the shard if one is no symbol of the tokenizer.
+        Raises `ValueError` outside the stream. Raises `UserError` with the shard name for a token ≥ `vocab_size`.
         """
         self.prefetch(start, stop)
-        parts = [self._of_shard(*piece) for piece in self._pieces(start, stop)]
+        parts = [self._read_shard(*piece) for piece in self._pieces(start, stop)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=np.uint16), *parts])
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Say that tokens `start` to `stop` will be read soon: the system fetches them meanwhile."""
+        """Ask the system to read tokens `start` to `stop` in the background."""
         for index, first, last in self._pieces(start, stop):
             shard = self._shards[index]
             if isinstance(shard, Shard):
                 shard.prefetch(first, last)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Shard, first token in it and the token after the last, for each shard of `start` to `stop`."""
+        """Yield (shard index, start, stop within the shard) for each shard of tokens `start` to `stop`."""
         if not 0 <= start <= stop <= len(self):
-            raise ValueError(f"tokens {start} to {stop} of a stream of {len(self)}")
+            raise ValueError(f"tokens {start} to {stop} are outside a stream of {len(self)}")
         index = bisect_right(self._starts, start) - 1
         while start < stop:
             begin, end = self._starts[index], self._starts[index + 1]
             yield index, start - begin, min(stop, end) - begin
             start, index = end, index + 1
 
-    def _of_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
+    def _read_shard(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
         shard = self._shards[index]
         part = shard[start:stop]
         name = str(shard.path) if isinstance(shard, Shard) else "the tokens"
@@ -83,21 +83,21 @@ class Tokens:
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of text that all tokens stand for, the length of `text()`."""
+        """Bytes that all tokens decode to: the length of `text()`."""
         if self._decoded_bytes is None:
             total, before = 0, self._before_first()
-            for start in range(0, len(self), _AT_ONCE):
-                part = self.read(start, min(start + _AT_ONCE, len(self))).astype(np.int64)
+            for start in range(0, len(self), _CHUNK_TOKENS):
+                part = self.read(start, min(start + _CHUNK_TOKENS, len(self))).astype(np.int64)
                 total += int(self.tokenizer.target_bytes(np.concatenate([[before], part[:-1]]), part).sum())
                 before = int(part[-1])
             self._decoded_bytes = total
         return self._decoded_bytes
 
     def text(self, start: int = 0, stop: int | None = None) -> bytes:
-        """The text of tokens `start` to `stop`, documents run together, as the tokenizer gives it back."""
+        """Decode tokens `start` to `stop`, without separators between documents."""
         tokens = self.read(start, len(self) if stop is None else stop)
         return self.tokenizer.decode(tokens, previous=int(self.read(start - 1, start)[0]) if start else None)
 
     def _before_first(self) -> int:
-        """A token of text: what precedes the stream is unknown, and taken for the middle of a document."""
+        """Return a text token, because the stream is assumed to start in the middle of a document."""
         return next(i for i in range(self.tokenizer.vocab_size) if i not in self.tokenizer.control_ids)

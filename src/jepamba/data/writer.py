@@ -1,4 +1,4 @@
-"""Writing documents as a folder of shards: complete, or not there."""
+"""Writes documents as a folder of shards, atomically."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 
 BATCH_CHARS = 1 << 21
-"""Documents are encoded together until they have so many characters."""
+"""Minimum characters of a batch of documents that are encoded together."""
 
 
 class FolderWriter:
-    """A context that writes splits into the folder `out`, which appears, or grows, when the context is left.
+    """A context manager that writes splits into the folder `out`.
 
-    Until then everything lies in a hidden folder beside it, and an exception takes that away again. `out` may be new,
-    empty, or a folder of ours without the splits that are written, made with the same tokenizer.
+    It writes into a hidden folder next to `out`. The exit of the context moves the files to `out`; an exception deletes
+    them. `out` must be new, empty, or a folder of shards with the same tokenizer and without the new splits.
 
-    Raises `UserError` on entering if `out` is anything else, and on leaving if a split got no document.
+    Raises `UserError` at entry if `out` is anything else, and at exit if no document was written.
     """
 
     def __init__(self, out: Path, tokenizer: Tokenizer, limit: int = SHARD_TOKENS) -> None:
@@ -45,7 +45,7 @@ class FolderWriter:
                 raise UserError(f"{self.out}: its shards were made with another tokenizer; choose another folder")
             self._old = dict(folder.splits)
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError(f"{self.out}: exists and is no folder of shards of ours; choose another folder")
+            raise UserError(f"{self.out}: exists and is not a folder of jepamba shards; choose another folder")
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
@@ -56,9 +56,9 @@ class FolderWriter:
         return self
 
     def write(self, documents: Iterable[tuple[str, str]]) -> None:
-        """Encode `documents`, pairs of split and text, each with BOS in front where the tokenizer separates them.
+        """Encode `documents`, pairs of (split, text), with BOS before each if the tokenizer has a separator.
 
-        A NUL ends a document. Raises `UserError` for a split that the folder has already.
+        A NUL ends a document. Raises `UserError` if the folder already has the split.
         """
         with ExitStack() as stack:
             writers: dict[str, ShardWriter] = {}
@@ -66,7 +66,7 @@ class FolderWriter:
                 encoded = self.tokenizer.encode_batch([text for _, text in batch])
                 for split in dict.fromkeys(name for name, _ in batch):
                     if split not in writers:
-                        self._start(split)
+                        self._start_split(split)
                         writers[split] = stack.enter_context(ShardWriter(self._work, "text", split, self.limit))
                     of_split = [index for index, (name, _) in enumerate(batch) if name == split]
                     tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
@@ -75,22 +75,22 @@ class FolderWriter:
         for split, writer in writers.items():
             self._new[split] = replace(self._new[split], shards=tuple(name for name, _ in writer.files))
 
-    def _start(self, split: str) -> None:
+    def _start_split(self, split: str) -> None:
         if split in self._old or split in self._new:
-            raise UserError(f"{self.out}: has a {split!r} split already; choose another folder")
+            raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
         if not split.isalnum():
-            raise UserError(f"a split named {split!r}: use letters and digits, as in train and val")
+            raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
         self._new[split] = Split(0, 0, 0, 0, ())
 
     def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
-        # What precedes a document does not matter to its own bytes where BOS starts it, nor in byte mode.
+        # The previous token does not change the byte count: each document starts with BOS, or the tokenizer is bytes.
         previous = np.concatenate([tokens[:1], tokens[:-1]])
-        so_far = self._new[split]
+        totals = self._new[split]
         self._new[split] = Split(
-            documents=(so_far.documents or 0) + len(texts),
-            text_bytes=(so_far.text_bytes or 0) + sum(len(utf8(text)) for text in texts),
-            decoded_bytes=(so_far.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
-            tokens=so_far.tokens + len(tokens),
+            documents=(totals.documents or 0) + len(texts),
+            text_bytes=(totals.text_bytes or 0) + sum(len(utf8(text)) for text in texts),
+            decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
+            tokens=totals.tokens + len(tokens),
             shards=(),
         )
 
@@ -105,12 +105,12 @@ class FolderWriter:
 
     def _commit(self) -> None:
         if not self._new:
-            raise UserError(f"{self.out}: nothing to write, no document has any text")
+            raise UserError(f"{self.out}: nothing to write, no document has text")
         (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
         (self._work / META).write_text(describe(self.tokenizer, self._old | self._new), encoding="utf-8")
         try:
             if self._old:
-                # The old meta.json does not list the new shards: until the new one is there, nothing has changed.
+                # The old meta.json does not list the new shards, so readers ignore them until it is replaced.
                 for split in self._new.values():
                     for name in split.shards:
                         os.replace(self._work / name, self.out / name)

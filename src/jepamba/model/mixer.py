@@ -84,9 +84,9 @@ class Mamba2(nn.Module):
         """Whether the fused kernels serve this pass."""
         if not use_triton(projected_BTS) or (state is not None and any(value.requires_grad for value in state)):
             return False
-        from jepamba.ops.ssd.triton_launch import takes
+        from jepamba.ops.ssd.triton_launch import is_supported
 
-        return takes(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk_size)
+        return is_supported(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk_size)
 
     def _fused(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None

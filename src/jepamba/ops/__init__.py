@@ -1,1 +1,1 @@
-"""What lies between the matrix products, each as one pass: plain PyTorch on the CPU, one Triton kernel on a GPU."""
+"""The operators between the matrix products: plain PyTorch on the CPU, fused Triton kernels on a GPU."""

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels serve a tensor, and what their launches share; imported where there is no Triton too."""
+"""Selects between PyTorch and Triton kernels, and computes launch settings. It does not import Triton."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import torch
 from torch import Tensor
 
 PROGRAMS = 1056
-"""Programs of a kernel that takes many rows each: eight for each of a large GPU's 132 multiprocessors."""
+"""Programs of a kernel with many rows per program: 8 for each of the 132 multiprocessors of an H100."""
 HAS_TRITON = find_spec("triton") is not None
 
-_wanted = True
+_enabled = True
 
 
 @contextlib.contextmanager
-def triton_kernels(wanted: bool) -> Iterator[None]:
-    """Inside, the Triton kernels are used where they can be, or not at all (plain PyTorch everywhere)."""
-    global _wanted
-    before, _wanted = _wanted, wanted
+def triton_kernels(enabled: bool) -> Iterator[None]:
+    """A context that enables or disables the Triton kernels. Disabled, all operators run in plain PyTorch."""
+    global _enabled
+    previous, _enabled = _enabled, enabled
     try:
         yield
     finally:
-        _wanted = before
+        _enabled = previous
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether the Triton kernels serve `tensor`: it lies on a CUDA device, in fp32 or bf16, and Triton is there."""
-    return _wanted and HAS_TRITON and tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16)
+    """Whether the Triton kernels support `tensor`: fp32 or bf16 on a CUDA device, with Triton installed."""
+    return _enabled and HAS_TRITON and tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The context in which a launch goes to the tensor's device."""
+    """A context in which kernels launch on the device of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def num_programs(rows: int, most: int = PROGRAMS) -> int:
-    """How many programs share `rows` rows."""
-    return min(rows, most)
+def num_programs(rows: int, max_programs: int = PROGRAMS) -> int:
+    """Return the number of programs for `rows` rows."""
+    return min(rows, max_programs)
 
 
 def num_warps(block: int) -> int:
-    """Warps for a row of `block` values: 8 values a thread, 16 bytes of bf16."""
+    """Return the warps for a row of `block` values: 8 values (16 bytes of bf16) per thread."""
     return min(max(block // 256, 1), 16)

@@ -1,4 +1,4 @@
-"""Text: documents from many kinds of file, and tokenizers that know the exact bytes of every token."""
+"""Document readers, and tokenizers that report the exact byte count of every token."""
 
 from jepamba.text.documents import read_documents
 from jepamba.text.embedded import stdlib_documents

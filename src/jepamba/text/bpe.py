@@ -1,4 +1,4 @@
-"""Training a tokenizer of our own: SentencePiece BPE with byte fallback, which gives every text back to the byte."""
+"""Trains a lossless tokenizer: SentencePiece BPE with byte fallback."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from jepamba.text.pieces import SPACE, SentencePieceTokenizer
 from jepamba.text.protocol import utf8
 
 SAMPLE_BYTES = 20_000_000
-"""Text that the pieces are counted on; more hardly changes them."""
+"""Size of the training sample. A larger sample hardly changes the pieces."""
 CHUNK_CHARS = 4096
-"""The sample is drawn in chunks of at most so many characters."""
+"""Maximum characters of a sampled chunk."""
 COVERAGE = 0.9999
-"""Characters that make up this share of the text get pieces of their own; the rest are spelled in bytes."""
+"""Fraction of the text whose characters get pieces of their own. Rarer characters are encoded as bytes."""
 FIXED_PIECES = 260
 """<pad>, <s>, </s>, <unk> and the 256 bytes."""
 
 
 def train_bpe(documents: Iterable[str], vocab: int) -> SentencePieceTokenizer:
-    """A BPE tokenizer of at most `vocab` pieces, trained on a sample of `documents`: same documents, same tokenizer.
+    """Train a BPE tokenizer of at most `vocab` pieces. Training is deterministic.
 
-    Ids: pad 0, BOS 1, EOS 2, unknown 3, then 256 bytes. Text is not normalised, digits are split, newlines and runs of
-    spaces may be pieces of their own. Text too small for `vocab` pieces gives fewer. The sample is bounded
-    (`SAMPLE_BYTES`) and does not depend on the order of the documents.
+    Ids: pad 0, BOS 1, EOS 2, unknown 3, then the 256 bytes. The tokenizer does not normalise text. It splits digits.
+    Newlines and runs of spaces can be pieces. A small text gives fewer than `vocab` pieces. The training sample has at
+    most about `SAMPLE_BYTES` bytes and does not depend on the order of the documents.
 
-    Raises `UserError` for documents without text, or fewer than 264 or more than 65,536 pieces.
+    Raises `UserError` if the documents have no text, or if `vocab` is outside 264 to 65,536.
     """
     if not FIXED_PIECES + 4 <= vocab <= 65536:
-        raise UserError(f"a tokenizer of {vocab} pieces: it has {FIXED_PIECES + 4} (bytes and controls) to 65,536")
+        raise UserError(
+            f"a tokenizer cannot have {vocab} pieces: choose {FIXED_PIECES + 4} (bytes and control pieces) to 65,536"
+        )
     chunks = _sample(_chunks(documents), SAMPLE_BYTES)
     if not chunks:
         raise UserError("no text to train a tokenizer on")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # The space always has a piece: without one it would be spelled as the bytes of "▁".
+            # Without a piece of its own, the space would be encoded as the bytes of "▁".
             sentence_iterator=iter([" ", *_common_characters(chunks, (vocab - FIXED_PIECES) // 2)]),
             model_writer=model,
             model_type="bpe",
@@ -69,7 +71,7 @@ def train_bpe(documents: Iterable[str], vocab: int) -> SentencePieceTokenizer:
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[str]:
-    """The documents in chunks of at most `CHUNK_CHARS`, cut before a space or newline where there is one."""
+    """Yield chunks of at most `CHUNK_CHARS` characters, cut before a space or newline if possible."""
     for document in documents:
         start = 0
         while start < len(document):
@@ -82,13 +84,13 @@ def _chunks(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _sample(chunks: Iterable[str], limit: int) -> list[str]:
-    """About `limit` bytes of `chunks`, those whose hashes are smallest, in the order of their hashes."""
+    """Return about `limit` bytes of `chunks`: those with the smallest hashes, sorted by hash."""
     heap: list[tuple[int, str, int]] = []
     total = 0
     for chunk in chunks:
         raw = utf8(chunk)
         rank = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
-        # heapq keeps the smallest on top; the top must be the largest hash, the first to go.
+        # heapq pops the smallest item. The negated hash makes it pop the largest hash.
         heapq.heappush(heap, (-rank, chunk, len(raw)))
         total += len(raw)
         while total - heap[0][2] >= limit:
@@ -96,10 +98,10 @@ def _sample(chunks: Iterable[str], limit: int) -> list[str]:
     return [chunk for _, chunk, _ in sorted(heap, reverse=True)]
 
 
-def _common_characters(chunks: list[str], room: int) -> Iterator[str]:
-    """The chunks without their rare characters, cut apart there; at most `room` distinct characters are left.
+def _common_characters(chunks: list[str], max_characters: int) -> Iterator[str]:
+    """Yield the pieces of `chunks` between rare characters, with at most `max_characters` distinct characters.
 
-    The library's own coverage setting refuses a text with more characters than the vocabulary has room for.
+    SentencePiece's own coverage setting fails if the text has more distinct characters than the vocabulary has pieces.
     """
     counts: Counter[str] = Counter()
     for chunk in chunks:
@@ -107,10 +109,10 @@ def _common_characters(chunks: list[str], room: int) -> Iterator[str]:
     counts.pop("\0", None)
     counts.pop(SPACE, None)
     counts[" "] += 1
-    wanted = COVERAGE * counts.total()
+    target = COVERAGE * counts.total()
     kept, covered = {" "}, counts[" "]
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if covered >= wanted or len(kept) >= room:
+        if covered >= target or len(kept) >= max_characters:
             break
         if character != " ":
             kept.add(character)

@@ -1,4 +1,4 @@
-"""Byte mode: every byte of the text is one symbol."""
+"""The byte tokenizer: one token per byte of UTF-8."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _BLOBS = {True: b"byte 0 separates documents", False: b"every symbol is one byte
 
 
 class ByteTokenizer:
-    """256 symbols, one a byte.
+    """A tokenizer of 256 tokens, one per byte value.
 
-    Arguments: `separator`. True, as in our own data: byte 0 is BOS; it costs loss and counts 0 bytes, so text may not
-    hold it. False, as in published byte shards: nothing separates documents and every symbol, 0 too, is one byte.
+    Arguments: `separator`. True (data built by jepamba): byte 0 is BOS, adds to the loss and counts 0 bytes; text must
+    not contain it. False (published byte shards): nothing separates documents, and every token is one byte of text.
     """
 
     kind: Kind = "bytes"
@@ -32,39 +32,39 @@ class ByteTokenizer:
 
     @classmethod
     def from_blob(cls, blob: bytes, separator: bool) -> ByteTokenizer:
-        """The tokenizer that `serialize` described; an empty blob leaves it to `separator`. `UserError` otherwise."""
+        """Restore the tokenizer from `serialize()`; `separator` decides for an empty blob. Raises `UserError`."""
         for value, known in _BLOBS.items():
             if blob == known:
                 return cls(value)
         if blob:
-            raise UserError("byte tokenizer: its description is damaged")
+            raise UserError("the description of the byte tokenizer is damaged")
         return cls(separator)
 
     def encode(self, text: str) -> NDArray[np.uint16]:
-        """The UTF-8 bytes of `text`. Raises `UserError` for a NUL in the text if it separates documents."""
+        """Return the UTF-8 bytes of `text`. Raises `UserError` for a NUL in the text if byte 0 is the separator."""
         raw = utf8(text)
         if self.separator and b"\0" in raw:
-            raise UserError("text holds a NUL, which separates documents in byte mode: split the text there")
+            raise UserError("the text contains a NUL, which separates documents in byte mode: split the text there")
         return np.frombuffer(raw, dtype=np.uint8).astype(np.uint16)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        """`encode` of each text."""
+        """Encode each text."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
-        """The bytes that `ids` stand for; separators give nothing, and `previous` changes nothing here."""
+        """Return the bytes of `ids`. Separators give no bytes. `previous` has no effect."""
         array = checked(ids, self.vocab_size)
         return (array[array != 0] if self.separator else array).astype(np.uint8).tobytes()
 
     def target_bytes(self, previous_N: Ids, targets_N: Ids) -> NDArray[np.int64]:
-        """1 for each target, 0 for a separator."""
+        """Return 1 for each target, and 0 for a separator."""
         targets = checked(targets_N, self.vocab_size)
         return (targets != 0).astype(np.int64) if self.separator else np.ones_like(targets)
 
     def serialize(self) -> bytes:
-        """A few words that say whether byte 0 separates documents."""
+        """Return a short text that says whether byte 0 separates documents."""
         return _BLOBS[self.separator]
 
     def lossless_on(self, text: str) -> bool:
-        """True for all text that `encode` takes."""
+        """Return True for every text that `encode` accepts."""
         return self.decode(self.encode(text)) == utf8(text)

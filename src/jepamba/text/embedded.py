@@ -1,4 +1,4 @@
-"""The English that every Python carries: the language reference and the docstrings of the standard library."""
+"""English text of the Python installation: the language reference and the docstrings of the standard library."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SKIPPED = frozenset(
 
 
 def stdlib_documents() -> list[tuple[str, str]]:
-    """(name, text) of every document, in a fixed order, about 2 MB: first topics of the reference, then modules.
+    """Return (name, text) of every document, about 2 MB: the topics of the language reference, then the modules.
 
-    A module's document is the docstrings of it, its classes and its functions, in order. Exact duplicates are dropped.
-    Raises `UserError` if this Python carries no such text.
+    The document of a module joins the docstrings of the module, its classes and its functions. The order is fixed, and
+    exact duplicates are dropped. Raises `UserError` if this Python has no such text.
     """
     return list(_documents())
 
 
 def stdlib_identity() -> str:
-    """What decides `stdlib_documents`, without reading it: this Python's version and the state of its files."""
+    """Return a hash of what determines `stdlib_documents`: the Python version, and path, size and time of each file."""
     state = [sys.version]
     for name, path in _modules():
         status = path.stat()
@@ -49,7 +49,7 @@ def _documents() -> tuple[tuple[str, str], ...]:
             seen.add(text)
             found.append((name, text))
     if not found:
-        raise UserError("stdlib: this Python carries neither its reference nor its docstrings; give data.train a path")
+        raise UserError("stdlib: this Python has no language reference and no docstrings; set data.train to a path")
     return tuple(found)
 
 
@@ -61,7 +61,7 @@ def _topics() -> dict[str, str]:
 
 
 def _modules() -> list[tuple[str, Path]]:
-    """(dotted name, file) of the standard library's modules, sorted by name, tests and installed packages left out."""
+    """Return (dotted name, file) of each standard-library module, sorted, without tests and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []
     for folder, folders, files in os.walk(root):
@@ -75,7 +75,7 @@ def _modules() -> list[tuple[str, Path]]:
 
 
 def _docstrings(path: Path) -> str:
-    """The docstrings of one source file, a blank line between them; nothing where this Python cannot parse it."""
+    """Join the docstrings of a source file with blank lines. A file that Python cannot parse gives an empty text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -83,12 +83,12 @@ def _docstrings(path: Path) -> str:
     except (OSError, SyntaxError, ValueError):
         return ""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) for node in _in_order(tree) if isinstance(node, documented)]
+    texts = [ast.get_docstring(node) for node in _statements(tree) if isinstance(node, documented)]
     return "\n\n".join(text for text in texts if text)
 
 
-def _in_order(tree: ast.AST) -> list[ast.AST]:
-    """All nodes that hold definitions, in the order of the source."""
+def _statements(tree: ast.AST) -> list[ast.AST]:
+    """Return all statement nodes in source order."""
     ordered: list[ast.AST] = []
     stack = [tree]
     while stack:

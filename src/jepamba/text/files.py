@@ -1,4 +1,4 @@
-"""Bytes out of plain and compressed files, in blocks, so that no file is ever held whole."""
+"""Reads plain and compressed files in blocks, so that no file is in memory as a whole."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from jepamba.errors import UserError
 
 BLOCK = 1 << 20
 CODECS = (".xz", ".gz", ".zst")
-_DAMAGE = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError)
+_DAMAGE_ERRORS = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError)
 
-Seen = Callable[[int], None]
-"""Told how many bytes of the file on disk have been read so far."""
+ReadCallback = Callable[[int], None]
+"""Called with the number of bytes read so far from the file on disk."""
 
 
-def read_blocks(path: Path, seen: Seen = lambda position: None) -> Iterator[bytes]:
-    """The content of `path`, unpacked if its name ends in .xz, .gz or .zst, in blocks of about 1 MB.
+def read_blocks(path: Path, on_read: ReadCallback = lambda position: None) -> Iterator[bytes]:
+    """Yield the content of `path` in blocks of about 1 MB, decompressed if the name ends in .xz, .gz or .zst.
 
-    Raises `UserError` naming the file if it cannot be read, or is damaged or cut short.
+    Raises `UserError` with the file name if the file cannot be read, is damaged or is truncated.
     """
     codec = path.suffix.lower()
     try:
         with path.open("rb") as raw:
-            for block in _unpacked(raw, codec):
-                seen(raw.tell())
+            for block in _decompressed(raw, codec):
+                on_read(raw.tell())
                 yield block
-    except _DAMAGE as error:
+    except _DAMAGE_ERRORS as error:
         raise UserError(f"{path}: damaged {codec} file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _unpacked(raw: io.BufferedReader, codec: str) -> Iterator[bytes]:
+def _decompressed(raw: io.BufferedReader, codec: str) -> Iterator[bytes]:
     if codec == ".zst":
         return _zstd(raw)
     if codec == ".xz":
@@ -54,18 +54,18 @@ def _blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _zstd(raw: io.BufferedReader) -> Iterator[bytes]:
-    """All frames of a zstd file. The library's own stream reader takes a file that was cut short for complete."""
+    """Decompress all frames of a zstd file. zstandard's stream reader does not detect a truncated file."""
     frame = zstandard.ZstdDecompressor().decompressobj()
     started = False
     while block := raw.read(1 << 16):
         while block:
             if frame.eof:
                 frame = zstandard.ZstdDecompressor().decompressobj()
-            unpacked = frame.decompress(block)
+            decompressed = frame.decompress(block)
             started, block = True, frame.unused_data if frame.eof else b""
-            if unpacked:
-                yield unpacked
+            if decompressed:
+                yield decompressed
     if started and not frame.eof:
-        raise EOFError("it ends in the middle of a frame")
+        raise EOFError("the file ends in the middle of a frame")
     if not started:
-        raise EOFError("it is empty")
+        raise EOFError("the file is empty")

@@ -1,9 +1,8 @@
-"""SentencePiece models: encoding, and the exact bytes of every piece.
+"""The SentencePiece tokenizer, with the exact byte count of every piece.
 
-Where a model's pieces stand for spaces, "▁" (U+2581) does: in a piece, "▁" is one byte of text, except that a leading
-one counts nothing right after a control token, where a model puts it in front of a document of its own accord (spec
-section 3). What is counted comes from a table made of the pieces' names by this rule; what is decoded, from the
-library's own decoder each time: two sources, so that comparing them means something.
+In the name of a piece, "▁" (U+2581) means a space and counts one byte. A leading "▁" counts 0 bytes directly after a
+control token, because the model adds it at the start of a document. `target_bytes` counts with a table built from the
+names of the pieces; `decode` calls SentencePiece. The two are independent, so a comparison of them is a valid check.
 """
 
 from __future__ import annotations
@@ -31,20 +30,19 @@ _THREADS = min(os.cpu_count() or 1, 8)
 class SentencePieceTokenizer:
     """A SentencePiece model (BPE or unigram), with or without byte fallback.
 
-    Arguments: `blob`, the bytes of a `.model` file. Raises `UserError` if they are no valid model, or one with more
-    than 65,536 pieces, without BOS, with whitespace as a suffix, or with a piece that its library decodes to other text
-    than the piece's name (a model with denormalisation rules may have some).
+    `encode` returns SentencePiece's ids with two exceptions, which make it lossless. If a document starts with a space
+    and the model adds no "▁", `encode` adds one, because the first "▁" counts 0 bytes. SentencePiece would turn the
+    character "▁" into a space. `encode` turns it into three byte pieces, if the model has them and preserves spaces.
 
-    `encode` gives the library's ids, with two exceptions that keep text whole. A document that starts with a space gets
-    one more "▁" if the model adds none itself, because the first one counts nothing. The character "▁" itself, which
-    the library would turn into a space, becomes its three byte pieces where the model has those and keeps spaces as
-    they are.
+    Arguments: `blob`: the bytes of a `.model` file. Raises `UserError` if the model is invalid, has more than 65,536
+    pieces, has no BOS, treats whitespace as a suffix, or decodes a piece to a text other than its name, as a model with
+    denormalisation rules may do.
     """
 
     kind: Kind = "sentencepiece"
     separator = True
     cut_chars = 1 << 16
-    """Longer texts are encoded in parts of about so many characters: time and memory would grow faster than length."""
+    """Approximate characters of a part. Longer texts are split, because time and memory grow faster than the length."""
 
     def __init__(self, blob: bytes) -> None:
         self._processor = _load(blob)
@@ -52,21 +50,21 @@ class SentencePieceTokenizer:
         self.vocab_size: int = self._processor.get_piece_size()
         self.bos_id: int = self._processor.bos_id()
         self.fingerprint = hashlib.sha256(b"sentencepiece" + self._blob).hexdigest()
-        _require(self.vocab_size <= 65536, f"has {self.vocab_size} pieces; tokens are 16 bit, at most 65,536")
+        _require(self.vocab_size <= 65536, f"has {self.vocab_size} pieces; 16-bit tokens allow at most 65,536")
         _require(self.bos_id >= 0, "has no BOS piece (<s>), which starts each document; train it with bos_id = 1")
         try:
             self._read_pieces()
-            self._learn_habits()
+            self._detect_space_handling()
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"SentencePiece model is damaged, its own pieces make no text: {reason}") from None
+            raise UserError(f"SentencePiece model is damaged, its pieces do not decode to text: {reason}") from None
 
     def encode(self, text: str) -> NDArray[np.uint16]:
-        """The ids of `text`, without BOS. Raises `UserError` for text that has no UTF-8 form."""
+        """Return the ids of `text` without BOS. Raises `UserError` for text that has no UTF-8 form."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        """`encode` of each text, on all cores."""
+        """Encode each text, on several cores."""
         parts: list[str] = []
         owners: list[tuple[int, str]] = []
         for index, text in enumerate(texts):
@@ -78,45 +76,45 @@ class SentencePieceTokenizer:
         for (index, join), ids in zip(owners, self._processor.encode(parts, num_threads=_THREADS), strict=True):
             if join == SPACE:
                 found[index].append(self._space_as_bytes)
-            # A part that follows a cut was encoded after a guard word "x", whose ids go again.
-            found[index].append(np.asarray(ids[self._guard :] if join == "cut" else ids, dtype=np.uint16))
-        return [self._whole(ids) for ids in found]
+            # A part after a cut was encoded with a guard word "x" in front. Drop the ids of the guard.
+            found[index].append(np.asarray(ids[self._guard_length :] if join == "cut" else ids, dtype=np.uint16))
+        return [self._joined(ids) for ids in found]
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
-        """The bytes that `ids` stand for; see `Tokenizer.decode`.
+        """Return the bytes of `ids`; see `Tokenizer.decode`.
 
-        The library decodes what lies between control tokens, each time anew: no table of lengths takes part. It shows
-        byte pieces that are no UTF-8 as U+FFFD; where there is one, the pieces' own bytes are joined instead.
+        SentencePiece decodes each run between control tokens, without the table of byte counts. It decodes byte pieces
+        that are not UTF-8 to U+FFFD. A run with a U+FFFD is joined from the bytes of its pieces instead.
         """
         array = checked(ids, self.vocab_size).reshape(-1)
         silent = np.flatnonzero(self._control[array])
         runs = [run[index > 0 :].tolist() for index, run in enumerate(np.split(array, silent))]
-        starts = [index > 0 or (previous is not None and previous in self.control_ids) for index in range(len(runs))]
-        texts = self._in_the_middle(runs)
-        return b"".join([self._after(*given) for given in zip(runs, texts, starts, strict=True)])
+        is_start = [index > 0 or (previous is not None and previous in self.control_ids) for index in range(len(runs))]
+        texts = self._decode_inside(runs)
+        return b"".join([self._run_bytes(*args) for args in zip(runs, texts, is_start, strict=True)])
 
-    def _after(self, run: list[int], text: str, starts: bool) -> bytes:
-        """`text`, what the library makes of `run`; less its leading "▁" if it `starts` a document."""
+    def _run_bytes(self, run: list[int], text: str, is_start: bool) -> bytes:
+        """Return the bytes of `run`, which decodes to `text`. A leading "▁" at a document start is dropped."""
         if not run:
             return b""
         raw = b"".join([self._bytes[index] for index in run]) if _NO_TEXT in text else text.encode("utf-8")
-        return raw[1:] if starts and self._processor.id_to_piece(run[0]).startswith(SPACE) else raw
+        return raw[1:] if is_start and self._processor.id_to_piece(run[0]).startswith(SPACE) else raw
 
     def target_bytes(self, previous_N: Ids, targets_N: Ids) -> NDArray[np.int64]:
-        """Bytes of each target; see `Tokenizer.target_bytes`."""
+        """Return the bytes of each target; see `Tokenizer.target_bytes`."""
         previous, targets = checked(previous_N, self.vocab_size), checked(targets_N, self.vocab_size)
         return self._lengths[targets] - (self._control[previous] & self._leads[targets])
 
     def spell(self, raw: bytes) -> NDArray[np.uint16]:
-        """`raw`, text or not, in byte pieces; bytes for which the model has no piece are left out."""
+        """Return `raw` as byte pieces. Bytes without a piece are left out."""
         return np.array([self._byte_ids[byte] for byte in raw if byte in self._byte_ids], dtype=np.uint16)
 
     def serialize(self) -> bytes:
-        """The bytes of the `.model` file."""
+        """Return the bytes of the `.model` file."""
         return self._blob
 
     def lossless_on(self, text: str) -> bool:
-        """Whether `text` comes back to the byte; a model that normalises (NFKC, spaces) may change it."""
+        """Whether decoding the ids of `text` returns exactly `text`. Normalisation (NFKC, spaces) may change it."""
         return self.decode(self.encode(text), previous=self.bos_id) == utf8(text)
 
     def _read_pieces(self) -> None:
@@ -125,17 +123,17 @@ class SentencePieceTokenizer:
         try:
             pieces: list[str] = [model.id_to_piece(index) for index in ids]
         except UnicodeDecodeError:
-            raise UserError("SentencePiece model has a piece that is no UTF-8") from None
-        # As in the published accounting, an unknown or unused piece stands for no text either.
+            raise UserError("SentencePiece model has a piece that is not UTF-8") from None
+        # As in the published byte accounting, unknown and unused pieces have no text.
         silent = [model.is_control(index) or model.is_unknown(index) or model.is_unused(index) for index in ids]
         is_byte = [bool(model.is_byte(index)) for index in ids]
         self.control_ids = frozenset(index for index in ids if silent[index])
         self._control = np.array(silent, dtype=np.bool_)
         leads = [pieces[index].startswith(SPACE) and not silent[index] and not is_byte[index] for index in ids]
         self._leads = np.array(leads, dtype=np.bool_)
-        named = [b"" if silent[i] else _byte_value(pieces[i]) if is_byte[i] else _named(pieces[i]) for i in ids]
+        named = [b"" if silent[i] else _byte_value(pieces[i]) if is_byte[i] else _text_of_name(pieces[i]) for i in ids]
         self._lengths = np.array([len(raw) for raw in named], dtype=np.int64)
-        text = self._decoded(named, [index for index in ids if not silent[index] and not is_byte[index]])
+        text = self._decoded_text(named, [index for index in ids if not silent[index] and not is_byte[index]])
         wrong = next((index for index in ids if text[index] != named[index]), 0)
         _require(
             text[wrong] == named[wrong],
@@ -143,49 +141,51 @@ class SentencePieceTokenizer:
             f"{self._lengths[wrong]} bytes; train one without denormalisation rules",
         )
         self._bytes = text
-        _require(not all(silent), "has no piece that stands for text")
-        self._crossing = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
+        _require(not all(silent), "has no piece with text")
+        self._space_inside_piece = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
         self._byte_ids = {text[index][0]: index for index in ids if is_byte[index]}
         self._space_as_bytes = self.spell(_SPACE_BYTES)
         self._space_id = pieces.index(SPACE) if SPACE in pieces else None
 
-    def _decoded(self, named: list[bytes], spelled: list[int]) -> list[bytes]:
-        """`named`, those of `spelled` replaced by what the library decodes them to in the middle of a text."""
+    def _decoded_text(self, named: list[bytes], spelled: list[int]) -> list[bytes]:
+        """Return `named`, with the pieces of `spelled` replaced by what SentencePiece decodes inside a text."""
         text = list(named)
-        # The library drops spaces at the start of what it decodes, so that something has to come before.
+        # SentencePiece drops spaces at the start of a text, so another piece must come first.
         decode = self._processor.decode
         self._first = next(([index] for index in spelled if decode([index])), [])
         if self._first:
-            for index, found in zip(spelled, self._in_the_middle([[index] for index in spelled]), strict=True):
+            for index, found in zip(spelled, self._decode_inside([[index] for index in spelled]), strict=True):
                 text[index] = found.encode("utf-8")
         return text
 
-    def _in_the_middle(self, runs: list[list[int]]) -> list[str]:
-        """What the library decodes each of `runs` to if there is text before it; U+FFFD if it knows of no text."""
+    def _decode_inside(self, runs: list[list[int]]) -> list[str]:
+        """Decode each of `runs` as if text preceded it. Returns U+FFFD if no piece decodes to text."""
         if not self._first:
             return [_NO_TEXT for _ in runs]
         before = self._processor.decode(self._first)
         return [both.removeprefix(before) for both in self._processor.decode([self._first + run for run in runs])]
 
-    def _learn_habits(self) -> None:
-        """Find out by trial what the model does to spaces: its normaliser is not part of the library's interface."""
+    def _detect_space_handling(self) -> None:
+        """Detect how the model treats spaces, by examples: SentencePiece does not expose its normaliser settings."""
         letter = self._processor.normalize("a")
-        _require(not letter.endswith(SPACE), "treats whitespace as a suffix of words, which this program does not read")
+        _require(not letter.endswith(SPACE), "treats whitespace as a suffix of words, which is not supported")
         self._adds_space = letter.startswith(SPACE)
         keeps_spaces = self._processor.normalize(" a  b ") == f"{SPACE * self._adds_space}{SPACE}a{SPACE * 2}b{SPACE}"
-        self._spells_space = keeps_spaces and not self._adds_space and len(self._space_as_bytes) == len(_SPACE_BYTES)
-        guard, after = self._processor.encode("x"), self._processor.encode("x x")
-        self._guard = len(guard)
-        self._cuts = not self._crossing and after[: self._guard] == guard
+        self._preserves_space_symbol = (
+            keeps_spaces and not self._adds_space and len(self._space_as_bytes) == len(_SPACE_BYTES)
+        )
+        guard, guarded = self._processor.encode("x"), self._processor.encode("x x")
+        self._guard_length = len(guard)
+        self._can_cut = not self._space_inside_piece and guarded[: self._guard_length] == guard
 
     def _parts(self, text: str) -> list[tuple[str, str]]:
-        """`text` in parts to encode one by one, each with what joins it to the part before: "▁", "cut" or ""."""
-        pieces = text.split(SPACE) if self._spells_space else [text]
+        """Split `text` into parts to encode separately, each with its join to the previous part: "▁", "cut" or ""."""
+        pieces = text.split(SPACE) if self._preserves_space_symbol else [text]
         parts: list[tuple[str, str]] = []
         for index, piece in enumerate(pieces):
             join, start = SPACE if index else "", 0
-            # No piece spans a space from its left, so encoding the sides of one between two words apart is the same.
-            while self._cuts and len(piece) - start > self.cut_chars:
+            # No piece contains a space after other text, so a cut before a space between two words keeps the ids.
+            while self._can_cut and len(piece) - start > self.cut_chars:
                 cut = _CUT.search(piece, start + self.cut_chars)
                 if cut is None:
                     break
@@ -194,7 +194,7 @@ class SentencePieceTokenizer:
             parts.append((join, piece[start:]))
         return parts
 
-    def _whole(self, found: list[NDArray[np.uint16]]) -> NDArray[np.uint16]:
+    def _joined(self, found: list[NDArray[np.uint16]]) -> NDArray[np.uint16]:
         ids = found[0] if len(found) == 1 else np.concatenate(found)
         if ids.size and self._leads[ids[0]] and not self._adds_space and self._space_id is not None:
             return np.concatenate([np.array([self._space_id], dtype=np.uint16), ids])
@@ -214,13 +214,13 @@ def _load(blob: bytes) -> sentencepiece.SentencePieceProcessor:
         processor.load_from_serialized_proto(bytes(blob))
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"SentencePiece model is damaged or none at all: {reason}") from None
+        raise UserError(f"not a SentencePiece model, or damaged: {reason}") from None
     _require(processor.get_piece_size() > 0, "has no pieces")
     return processor
 
 
-def _named(piece: str) -> bytes:
-    """The text that a piece's name stands for."""
+def _text_of_name(piece: str) -> bytes:
+    """Return the text of a piece, from its name."""
     return piece.replace(SPACE, " ").encode("utf-8")
 
 

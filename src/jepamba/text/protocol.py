@@ -1,4 +1,4 @@
-"""What the rest of the house asks of a tokenizer, and the types that they share."""
+"""The tokenizer interface and its types."""
 
 from __future__ import annotations
 
@@ -18,64 +18,64 @@ Kind = Literal["bytes", "sentencepiece"]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back, and how many bytes of text each id stands for.
+    """Converts text to ids and back, and counts the bytes of text of each id.
 
-    A document is the ids of its text with `bos_id` in front. `decode([bos_id, *encode(text)])` is the text, and its
-    length is the sum of `target_bytes` over those ids: the bytes that bits per byte divides by (spec section 3).
+    A document is `bos_id`, then the ids of its text. `decode([bos_id, *encode(text)])` returns the text. Its length is
+    the sum of `target_bytes` over these ids, which is the denominator of bits per byte.
     """
 
     kind: Kind
     vocab_size: int
     bos_id: int
     separator: bool
-    """Whether documents are separated by `bos_id`; False only for byte shards whose every symbol is text."""
+    """Whether `bos_id` starts each document. False only for byte shards in which every token is text."""
     control_ids: frozenset[int]
-    """Ids that stand for no text: they cost loss and count 0 bytes."""
+    """Ids without text: they add to the loss and count 0 bytes."""
     fingerprint: str
-    """sha256 (hex) of kind and blob: equal for tokenizers that treat all text alike."""
+    """SHA-256 (hex) of kind and blob. Tokenizers with equal fingerprints encode equally."""
 
     def encode(self, text: str) -> NDArray[np.uint16]:
-        """The ids of `text`, without BOS. Raises `UserError` for text that has no UTF-8 form."""
+        """Return the ids of `text` without BOS. Raises `UserError` for text that has no UTF-8 form."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        """`encode` of each text, on all cores where that is cheap."""
+        """Encode each text, on several cores where that is cheap."""
         ...
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
-        """The bytes of text that `ids` stand for: exactly those that `target_bytes` counts.
+        """Return the bytes of text of `ids`: exactly the bytes that `target_bytes` counts. Control ids give no bytes.
 
-        Arguments: `ids`, any slice of a token stream, document starts included; `previous`, the id before the slice
-        (None: some token of text, that is, the slice starts in the middle of a document). Control ids give nothing.
-        Decoding a stream piece by piece, each with the `previous` of its cut, gives the bytes of the whole.
-        Raises `ValueError` for an id outside the vocabulary.
+        Consecutive slices, each decoded with its `previous`, give the bytes of the whole stream.
+
+        Arguments: `ids`: any slice of a token stream, document starts included; `previous`: the id before the slice, or
+        None if the slice starts in the middle of a document. Raises `ValueError` for an id outside the vocabulary.
         """
         ...
 
     def target_bytes(self, previous_N: Ids, targets_N: Ids) -> NDArray[np.int64]:
-        """Bytes of text that each target adds, given the token before it; any shape, as long as both agree.
+        """Count the bytes of text of each target, given the token before it. Both arrays have the same shape.
 
         Raises `ValueError` for an id outside the vocabulary.
         """
         ...
 
     def serialize(self) -> bytes:
-        """The blob from which `load_tokenizer(kind, blob)` makes this tokenizer again."""
+        """Return the blob from which `load_tokenizer(kind, blob)` restores this tokenizer."""
         ...
 
     def lossless_on(self, text: str) -> bool:
-        """Whether `text` comes back from its ids to the byte (a given model may normalise it)."""
+        """Whether decoding the ids of `text` returns exactly `text`. A model that normalises text may change it."""
         ...
 
 
 def utf8(text: str) -> bytes:
-    """`text` in UTF-8. Raises `UserError` where it holds half a surrogate pair, which has none."""
+    """Encode `text` as UTF-8. Raises `UserError` for half a surrogate pair, which has no UTF-8 form."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"text holds U+{ord(text[error.start]):04X}, half a surrogate pair, at character {error.start}: "
-            "that is no text, take it out"
+            f"the text contains U+{ord(text[error.start]):04X}, half a surrogate pair, at character {error.start}: "
+            "remove it, it has no UTF-8 form"
         ) from None
 
 
@@ -86,8 +86,8 @@ def join_documents(tokenizer: Tokenizer, documents: Sequence[NDArray[np.uint16]]
 
 
 def checked(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
-    """`ids` as int64, each within the vocabulary; else `ValueError`."""
+    """Return `ids` as int64. Raises `ValueError` for an id outside the vocabulary."""
     array = np.asarray(ids, dtype=np.int64)
     if array.size and (array.min() < 0 or array.max() >= vocab_size):
-        raise ValueError(f"token ids from {array.min()} to {array.max()} in a vocabulary of {vocab_size}")
+        raise ValueError(f"token ids range from {array.min()} to {array.max()}, outside the vocabulary of {vocab_size}")
     return array

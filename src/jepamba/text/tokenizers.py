@@ -1,4 +1,4 @@
-"""The two tokenizer modes behind one protocol: bytes, and SentencePiece pieces (given, or trained here)."""
+"""Loads the byte and the SentencePiece tokenizer."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = [
     "train_bpe",
 ]
 
-_MOST_BYTES = 64 << 20
-"""Of a `.model` file; those in use have less than 5 MB."""
+_MAX_BYTES = 64 << 20
+"""Maximum size of a `.model` file. Common models have less than 5 MB."""
 
 
 def load_tokenizer(kind: str, blob: bytes, separator: bool = True) -> Tokenizer:
-    """The tokenizer that `tokenizer.serialize()` wrote.
+    """Restore a tokenizer from `tokenizer.serialize()`.
 
-    Arguments: `kind`, "bytes" or "sentencepiece"; `blob`, its serialized form; `separator`, for a byte tokenizer whose
-    blob is empty, whether byte 0 separates documents. Raises `UserError` for an unknown kind or a bad blob.
+    Arguments: `kind`: "bytes" or "sentencepiece"; `blob`: the serialized tokenizer; `separator`: for a byte tokenizer
+    with an empty blob, whether byte 0 separates documents. Raises `UserError` for an unknown kind or an invalid blob.
     """
     if kind == "bytes":
         return ByteTokenizer.from_blob(blob, separator)
     if kind == "sentencepiece":
         return SentencePieceTokenizer(blob)
-    raise UserError(f"unknown kind of tokenizer {kind!r}: there are bytes and sentencepiece")
+    raise UserError(f"unknown kind of tokenizer {kind!r}: use bytes or sentencepiece")
 
 
 def read_tokenizer(path: str | Path) -> SentencePieceTokenizer:
-    """The tokenizer in a SentencePiece `.model` file. Raises `UserError` naming the file."""
-    blob = read_untrusted(Path(path), "the tokenizer", _MOST_BYTES)
+    """Read a SentencePiece `.model` file. Raises `UserError` with the file name."""
+    blob = read_untrusted(Path(path), "the tokenizer", _MAX_BYTES)
     try:
         return SentencePieceTokenizer(blob)
     except UserError as error:

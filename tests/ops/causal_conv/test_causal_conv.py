@@ -1,4 +1,4 @@
-"""The convolution in plain PyTorch against its definition: output, history and every gradient."""
+"""Tests of the PyTorch convolution against its definition: output, history and all gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The sliced loss against the plain one: values and gradients."""
+"""Tests of the sliced loss against the float64 reference: values and gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The sequence operator: every implementation against the float64 recurrence, in outputs and in all gradients."""
+"""Tests of every SSD implementation against the float64 recurrence: outputs and all gradients."""
 
 import pytest
 import torch

@@ -2,10 +2,10 @@
 
     y_t = silu(bias + Σ_k kernel[W−1−k] · x_{t−k}),
 
-where x before the first token is the history (zeros if there is none) and a tap is dropped when a reset lies at one
-of the tokens t−k+1 … t.
+x before the first token is the history, or 0 without a history. Tap k is dropped if one of the tokens t−k+1 … t has a
+reset.
 
-Legend: B batch, T time, C channels, W taps, W1 = W − 1 inputs that a later token may still see.
+Legend: B batch, T time, C channels, W = d_conv taps, W1 = W − 1 previous inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jepamba.ops.dispatch import use_triton
 __all__ = ["conv_history", "conv_silu"]
 
 MAX_TAPS = 8
-"""Taps that the kernels take: as many inputs are held in registers."""
+"""Maximum taps of the kernels, which keep this many inputs in registers."""
 
 
 def conv_silu(
@@ -29,7 +29,7 @@ def conv_silu(
     bias_C: Float[Tensor, " C"],
     reset_BT: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """silu(convolution) and the history after the last token; no history means the start of a stream."""
+    """Return silu(convolution) and the history after the last token. No history means the start of a stream."""
     if use_triton(x_BTC) and 2 <= kernel_CW.shape[1] <= MAX_TAPS and x_BTC.numel() > 0:
         from jepamba.ops.causal_conv.triton import conv_silu_triton
 

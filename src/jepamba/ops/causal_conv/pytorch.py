@@ -1,6 +1,6 @@
 """The causal convolution in plain PyTorch.
 
-Legend: B batch, T time, C channels, W taps, W1 = W − 1 inputs that a later token may still see.
+Legend: B batch, T time, C channels, W = d_conv taps, W1 = W − 1 previous inputs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ def causal_conv(
     bias_C: Float[Tensor, " C"],
     reset_BT: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B C W1"]]:
-    """The convolution alone, without SiLU, in plain PyTorch; also the history after the last token."""
+    """Return the convolution without SiLU, and the history after the last token."""
     taps, length = kernel_CW.shape[1], x_BTC.shape[1]
     kernel_CW, bias_C = kernel_CW.to(x_BTC.dtype), bias_C.to(x_BTC.dtype)
     padded_BSC = torch.cat([history_BCW.transpose(1, 2).to(x_BTC.dtype), x_BTC], dim=1)
-    after_BCW = conv_history(x_BTC, history_BCW, taps, reset_BT)
+    new_history_BCW = conv_history(x_BTC, history_BCW, taps, reset_BT)
     if reset_BT is None:
         y_BCT = F.conv1d(padded_BSC.transpose(1, 2), kernel_CW.unsqueeze(1), bias_C, groups=kernel_CW.shape[0])
-        return y_BCT.transpose(1, 2), after_BCW
-    # document counts the resets up to each position; history lies in document 0.
+        return y_BCT.transpose(1, 2), new_history_BCW
+    # document is the number of resets up to each position. The history is in document 0.
     document_BT = reset_BT.cumsum(1)
     document_BS = F.pad(document_BT, (taps - 1, 0))
     y_BTC = torch.addcmul(bias_C, x_BTC, kernel_CW[:, -1])
@@ -34,7 +34,7 @@ def causal_conv(
         start = taps - 1 - lag
         same_BT1 = (document_BS[:, start : start + length] == document_BT).unsqueeze(-1)
         y_BTC = y_BTC + padded_BSC[:, start : start + length] * same_BT1 * kernel_CW[:, taps - 1 - lag]
-    return y_BTC, after_BCW
+    return y_BTC, new_history_BCW
 
 
 def conv_history(
@@ -43,16 +43,18 @@ def conv_history(
     taps: int,
     reset_BT: Bool[Tensor, "B T"] | None,
 ) -> Float[Tensor, "B C W1"]:
-    """The last W − 1 inputs, in x's dtype, zeros where the stream or a document starts after them."""
+    """Return the last W − 1 inputs in the dtype of x, with 0 for inputs before a stream or document start."""
     batch, length, channels = x_BTC.shape
-    kept = taps - 1
-    last_BSC = x_BTC[:, max(0, length - kept) :]
-    if length < kept:
-        before_BSC = x_BTC.new_zeros(batch, kept, channels) if history_BCW is None else history_BCW.transpose(1, 2)
+    num_history = taps - 1
+    last_BSC = x_BTC[:, max(0, length - num_history) :]
+    if length < num_history:
+        before_BSC = (
+            x_BTC.new_zeros(batch, num_history, channels) if history_BCW is None else history_BCW.transpose(1, 2)
+        )
         last_BSC = torch.cat([before_BSC[:, length:].to(x_BTC.dtype), last_BSC], dim=1)
     if reset_BT is not None:
-        # A position is seen from the end if no reset lies after it.
-        later_BS = F.pad(reset_BT, (kept, 0))[:, length:].flip(1).cumsum(1).flip(1)[:, 1:]
+        # A later token can read a position only if no reset follows it.
+        later_BS = F.pad(reset_BT, (num_history, 0))[:, length:].flip(1).cumsum(1).flip(1)[:, 1:]
         last_BSC = last_BSC * (F.pad(later_BS, (0, 1)) == 0).unsqueeze(-1)
     return last_BSC.transpose(1, 2)
 
@@ -67,5 +69,5 @@ def conv_silu_torch(
     """`conv_silu` in plain PyTorch."""
     if history_BCW is None:
         history_BCW = x_BTC.new_zeros(len(x_BTC), x_BTC.shape[2], kernel_CW.shape[1] - 1)
-    y_BTC, after_BCW = causal_conv(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
-    return F.silu(y_BTC), after_BCW
+    y_BTC, new_history_BCW = causal_conv(x_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
+    return F.silu(y_BTC), new_history_BCW

@@ -1,6 +1,4 @@
-"""The causal convolution by its definition, one token and one tap at a time, in float64.
-
-The other paths are compared with this one.
+"""The causal convolution by its definition, one token and one tap at a time, in float64: the reference.
 
 Legend: B batch, T time, C channels, W taps, W1 = W − 1.
 """

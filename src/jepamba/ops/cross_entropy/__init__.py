@@ -1,7 +1,7 @@
-"""Cross-entropy of soft-capped logits with a z-loss, without ever holding the logits of all tokens.
+"""Cross-entropy of soft-capped logits with a z-loss, without the logits of all tokens in memory.
 
-`reference` is the definition in float64. `sliced` computes the loss and its gradient a slice of tokens at a time;
-`rows` is what it does over one slice of logits, in plain PyTorch or by Triton kernels.
+`reference` is the definition in float64. `sliced` computes loss and gradient for one slice of tokens at a time, with
+`rows` for the logits of a slice, in plain PyTorch or with Triton kernels.
 """
 
 from jepamba.ops.cross_entropy.pytorch import RowLosses, softcap

@@ -1,4 +1,4 @@
-"""Losses of rows of raw logits, and their gradient, in plain PyTorch.
+"""Losses of rows of raw logits, and their gradients, in plain PyTorch.
 
 Legend: n rows (tokens), V vocabulary.
 """
@@ -13,21 +13,22 @@ from torch import Tensor
 
 
 class RowLosses(NamedTuple):
-    """What is known of each row, and the gradients of Σ (ce + z_weight·lse²)·scale if they were asked for."""
+    """Losses of each row, and the gradients of Σ (ce + z_weight·lse²)·scale if a scale was given."""
 
     ce_n: Float32[Tensor, " n"]
-    """Cross-entropy, nats."""
+    """Cross-entropy in nats."""
     lse_n: Float32[Tensor, " n"]
     """Logsumexp of the capped logits."""
     grad_nV: Float[Tensor, "n V"] | None
-    """By the raw logits, in their dtype."""
+    """Gradient of the raw logits, in their dtype."""
     grad_bias_V: Float32[Tensor, " V"] | None
 
 
 def softcap(logits: Tensor, kind: str, cap: float) -> Tensor:
-    """`logits` squeezed into ±cap: by cap·tanh(logits/cap), by its degree-5 polynomial stand-in, or not at all.
+    """Limit `logits` to ±cap.
 
-    The polynomial is u·(1 − u²/3 + u⁴/15) with u = clamp(logits/cap, ±2), its value clamped to ±1 (spec section 1).
+    Arguments: `kind`: "tanh" for cap·tanh(logits/cap); "poly" for its polynomial approximation
+    cap·clamp(u·(1 − u²/3 + u⁴/15), ±1) with u = clamp(logits/cap, ±2); "off" for no limit.
     """
     if kind == "off":
         return logits
@@ -48,7 +49,7 @@ def row_losses_torch(
     z_weight: float = 0.0,
     scale: float | None = None,
 ) -> RowLosses:
-    """`row_losses` in plain PyTorch; everything over the vocabulary is fp32 (or fp64, if `raw` is)."""
+    """`row_losses` in plain PyTorch. Tensors over the vocabulary are fp32, or fp64 if `raw` is fp64."""
     wide = torch.promote_types(raw_nV.dtype, torch.float32)
     targets_n1 = targets_n.unsqueeze(1)
     logits_nV, slope_nV = _cap_in_place(raw_nV.to(wide).add_(bias_V), kind, cap)
@@ -65,10 +66,10 @@ def row_losses_torch(
 
 
 def _cap_in_place(raw: Tensor, kind: str, cap: float) -> tuple[Tensor, Tensor | None]:
-    """(softcap(raw), its slope, or None for 1 everywhere); overwrites `raw`.
+    """Return (softcap(raw), its slope or None if the slope is 1 everywhere), and overwrite `raw`.
 
-    The same function as `softcap`, written in place: these passes over the vocabulary are most of what a small model
-    does besides matrix products. The slope is 0 where the polynomial's value is clamped.
+    In-place operations matter because these passes are most of the time of a small model besides matrix products. The
+    slope is 0 where the polynomial is clamped.
     """
     if kind == "off":
         return raw, None

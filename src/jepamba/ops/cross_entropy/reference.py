@@ -1,6 +1,6 @@
-"""The loss by its definition, in float64 and with all logits at once: the truth that the other paths are compared with.
+"""The loss by its definition, in float64 with all logits: the reference for the other implementations.
 
-Legend: N tokens, E feature width, V vocabulary.
+Legend: N tokens, E features, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def capped_cross_entropy_reference(
     cap: float,
     z_weight: float,
 ) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""], Float64[Tensor, ""]]:
-    """(total, ce, z) as in `capped_cross_entropy`. Differentiable in every float input."""
+    """Return (total, ce, z) as in `capped_cross_entropy`. Differentiable in every float input."""
     logits_NV = features_NE.double() @ matrix_VE.double().T + bias_V.double()
     if kind == "tanh":
         logits_NV = cap * torch.tanh(logits_NV / cap)

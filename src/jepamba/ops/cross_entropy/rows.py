@@ -1,4 +1,4 @@
-"""Losses of rows of raw logits: by Triton kernels where they serve, in plain PyTorch elsewhere.
+"""Losses of rows of raw logits, with Triton kernels on a GPU and plain PyTorch elsewhere.
 
 Legend: n rows (tokens), V vocabulary.
 """
@@ -22,7 +22,7 @@ def row_losses(
     z_weight: float = 0.0,
     scale: float | None = None,
 ) -> RowLosses:
-    """Losses of softcap(raw + bias) and, with a `scale`, gradients; overwrites `raw` (contiguous). No autograd."""
+    """Return the losses of softcap(raw + bias) and, with a `scale`, the gradients. Overwrites `raw`. No autograd."""
     if use_triton(raw_nV):
         from jepamba.ops.cross_entropy.triton import row_losses_triton
 
@@ -33,7 +33,7 @@ def row_losses(
 def token_nats(
     logits_nV: Float[Tensor, "n V"], targets_n: Int[Tensor, " n"], temperature: float
 ) -> Float[Tensor, " n"]:
-    """−ln p of each target under softmax(logits / temperature); the logits are final and are not changed."""
+    """Return −ln p of each target under softmax(logits / temperature), without changing the logits."""
     if use_triton(logits_nV) and logits_nV.is_contiguous():
         from jepamba.ops.cross_entropy.triton import token_nats_triton
 

@@ -1,6 +1,6 @@
-"""Soft cap, cross-entropy and z-loss in one pass over the vocabulary, a slice of tokens at a time.
+"""Soft cap, cross-entropy and z-loss in one pass over the vocabulary, for one slice of tokens at a time.
 
-Legend: N tokens (n of them in a slice), E feature width, V vocabulary.
+Legend: N tokens (n of them in a slice), E features, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jepamba.ops.cross_entropy.rows import row_losses
 from jepamba.ops.linear.products import product_fp32
 
 SLICE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits held at once: few enough to stay in a CPU's cache, enough to fill a GPU."""
+"""Logits of a slice. They fit in the cache of a CPU, or fill a GPU."""
 
 
 class Losses(NamedTuple):
@@ -31,7 +31,7 @@ class Losses(NamedTuple):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; on a GPU narrow factors are multiplied straight into fp32."""
+    """total += a @ b. On a GPU, bf16 factors give an fp32 product without rounding to bf16."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif total.is_cuda and total.dtype == torch.float32:
@@ -41,7 +41,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class _CappedCrossEntropy(torch.autograd.Function):
-    """Losses and, in the same pass over the logits, their gradients: logits are made once and never stored."""
+    """Computes the losses and, in the same pass, their gradients, so that the logits are not stored."""
 
     @staticmethod
     def forward(
@@ -53,14 +53,14 @@ class _CappedCrossEntropy(torch.autograd.Function):
         kind: str,
         cap: float,
         z_weight: float,
-        learning: bool,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, vocab = len(targets_N), len(matrix_VE)
         matrix = matrix_VE.to(features_NE.dtype)
         ce = bias_V.new_zeros((), dtype=torch.float32)
         z = torch.zeros_like(ce)
         grad_features = torch.empty_like(features_NE)
-        # Summed over slices, in fp32 at least.
+        # Accumulated over slices in fp32 or wider.
         grad_matrix = torch.zeros_like(matrix_VE, dtype=torch.promote_types(matrix_VE.dtype, torch.float32))
         grad_bias = torch.zeros_like(bias_V)
         rows = max(1, SLICE_VALUES[features_NE.device.type] // vocab)
@@ -73,7 +73,7 @@ class _CappedCrossEntropy(torch.autograd.Function):
                 kind,
                 cap,
                 z_weight=z_weight,
-                scale=1.0 / count if learning else None,
+                scale=1.0 / count if needs_grad else None,
             )
             ce += losses.ce_n.sum()
             z += losses.lse_n.square().sum()
@@ -103,10 +103,10 @@ def capped_cross_entropy(
     cap: float,
     z_weight: float,
 ) -> Losses:
-    """Mean cross-entropy and squared logsumexp of softcap(features · matrixᵀ + bias), in fp32.
+    """Return the mean cross-entropy and squared logsumexp of softcap(features · matrixᵀ + bias), in fp32.
 
-    Matrix products run in the dtype of `features`; everything over the vocabulary is fp32. The gradient is computed
-    in the forward pass, where the logits are at hand.
+    Matrix products use the dtype of `features`; operations over the vocabulary are fp32. The forward pass also computes
+    the gradient, because it has the logits.
     """
     return Losses(
         *cast(

@@ -1,4 +1,4 @@
-"""Losses of rows of raw logits, and their gradient, by Triton kernels.
+"""Losses of rows of raw logits, and their gradients, with Triton kernels.
 
 Legend: n rows (tokens), V vocabulary.
 """
@@ -14,22 +14,22 @@ from jepamba.ops.cross_entropy.pytorch import RowLosses
 from jepamba.ops.dispatch import on_device
 
 BLOCK = 16384
-"""Columns that a program holds at once at most; a longer row is read twice."""
+"""Maximum row length for the one-pass kernel. A longer row is read twice."""
 
 WARPS = 2112
-"""Warps that share the rows: sixteen for each of a large GPU's 132 multiprocessors, each with 512 columns of a row."""
+"""Warps of the one-pass kernel, 512 columns each: 16 for each of the 132 multiprocessors of an H100."""
 
 LONG_BLOCK = 4096
-"""Columns that a program holds of such a row."""
+"""Columns of a tile of the two-pass kernel."""
 
 LONG_PROGRAMS = 1056
-"""Programs that share the gradient of such rows."""
+"""Maximum programs of the gradient kernel for long rows."""
 
 PER_WARP, STAGES = 512, 3
-"""Columns of a warp, and rows on their way at once."""
+"""Columns per warp, and pipeline stages (rows in flight)."""
 
 BOUND = 30.0
-"""Logits within ± this need no maximum taken off: e^30 times any vocabulary is far from fp32's largest number."""
+"""For logits within ±30, the sum of exponentials cannot overflow fp32, so the maximum is not subtracted."""
 
 
 def row_losses_triton(
@@ -42,19 +42,19 @@ def row_losses_triton(
     z_weight: float = 0.0,
     scale: float | None = None,
 ) -> RowLosses:
-    """`row_losses` by the kernels: the logits are read once (twice for more than `BLOCK` columns) and written once."""
+    """`row_losses` with kernels that read the logits once (twice above `BLOCK` columns) and write them once."""
     ce_n, lse_n = raw_nV.new_empty(2, len(raw_nV), dtype=torch.float32).unbind()
     with on_device(raw_nV):
-        parts_pV = _launch(raw_nV, bias_V, targets_n, ce_n, lse_n, kind, cap, 1.0, z_weight, scale)
-    if parts_pV is None:
+        partials_pV = _launch(raw_nV, bias_V, targets_n, ce_n, lse_n, kind, cap, 1.0, z_weight, scale)
+    if partials_pV is None:
         return RowLosses(ce_n, lse_n, None, None)
-    return RowLosses(ce_n, lse_n, raw_nV, parts_pV.sum(0))
+    return RowLosses(ce_n, lse_n, raw_nV, partials_pV.sum(0))
 
 
 def token_nats_triton(
     logits_nV: Float[Tensor, "n V"], targets_n: Int[Tensor, " n"], temperature: float
 ) -> Float[Tensor, " n"]:
-    """`token_nats` by the kernels; contiguous logits."""
+    """`token_nats` with the kernels, for contiguous logits."""
     ce_n, lse_n = logits_nV.new_empty(2, len(logits_nV), dtype=torch.float32).unbind()
     with on_device(logits_nV):
         _launch(logits_nV, None, targets_n, ce_n, lse_n, "off", 1.0, temperature, 0.0, None)
@@ -73,36 +73,37 @@ def _launch(
     z_weight: float,
     scale: float | None,
 ) -> Tensor | None:
-    """Fill ce and lse and, with a `scale`, put the gradient into `raw` and return parts of its column sums."""
+    """Write ce and lse. With a `scale`, write the gradient to `raw` and return partial sums of its columns."""
     rows, vocab = raw_nV.shape
     assert raw_nV.is_contiguous()
     targets_n = targets_n.contiguous()
     bias = raw_nV if bias_V is None else bias_V.contiguous()
     columns = max(16, 1 << (vocab - 1).bit_length())
     cap = 1.0 if kind == "off" else cap
-    given = {"KIND": kind, "HAS_BIAS": bias_V is not None}
+    common = {"KIND": kind, "HAS_BIAS": bias_V is not None}
     if columns <= BLOCK:
-        at_once, warps = max(1, 2048 // columns), max(4, columns // PER_WARP)
-        programs = min(WARPS // warps, -(-rows // at_once))
-        parts_pV = None if scale is None else raw_nV.new_empty(programs, vocab, dtype=torch.float32)
+        rows_per_program, warps = max(1, 2048 // columns), max(4, columns // PER_WARP)
+        programs = min(WARPS // warps, -(-rows // rows_per_program))
+        partials_pV = None if scale is None else raw_nV.new_empty(programs, vocab, dtype=torch.float32)
         kernels.row_kernel[(programs,)](
-            raw_nV, bias, targets_n, ce_n, lse_n, ce_n if parts_pV is None else parts_pV,
+            raw_nV, bias, targets_n, ce_n, lse_n, ce_n if partials_pV is None else partials_pV,
             rows, vocab, cap, 1.0 / temperature, scale or 0.0, 2.0 * z_weight,
-            BOUNDED=kind != "off" and cap <= BOUND * temperature, LEARN=parts_pV is not None,
-            FULL=at_once == 1 and columns == vocab, R=at_once, BLOCK=columns, STAGES=STAGES, num_warps=warps, **given,
+            BOUNDED=kind != "off" and cap <= BOUND * temperature, WITH_GRAD=partials_pV is not None,
+            FULL=rows_per_program == 1 and columns == vocab, R=rows_per_program, BLOCK=columns, STAGES=STAGES,
+            num_warps=warps, **common,
         )  # fmt: skip
-        return parts_pV
+        return partials_pV
     kernels.logsumexp_kernel[(rows,)](
-        raw_nV, bias, targets_n, ce_n, lse_n, vocab, cap, 1.0 / temperature, BLOCK=LONG_BLOCK, num_warps=8, **given
+        raw_nV, bias, targets_n, ce_n, lse_n, vocab, cap, 1.0 / temperature, BLOCK=LONG_BLOCK, num_warps=8, **common
     )
     if scale is None:
         return None
-    block, at_once = 1024, 4
+    block, rows_per_program = 1024, 4
     blocks = -(-vocab // block)
-    programs = max(1, min(LONG_PROGRAMS // blocks, -(-rows // at_once)))
-    parts_pV = raw_nV.new_empty(programs, vocab, dtype=torch.float32)
+    programs = max(1, min(LONG_PROGRAMS // blocks, -(-rows // rows_per_program)))
+    partials_pV = raw_nV.new_empty(programs, vocab, dtype=torch.float32)
     kernels.gradient_kernel[(blocks, programs)](
-        raw_nV, bias, targets_n, lse_n, parts_pV, rows, vocab, cap, scale, 2.0 * z_weight,
-        R=at_once, BLOCK=block, STAGES=1, num_warps=4, **given,
+        raw_nV, bias, targets_n, lse_n, partials_pV, rows, vocab, cap, scale, 2.0 * z_weight,
+        R=rows_per_program, BLOCK=block, STAGES=1, num_warps=4, **common,
     )  # fmt: skip
-    return parts_pV
+    return partials_pV

@@ -2,7 +2,7 @@
 
     statistic = Σ_k w_k [(mean_n cos t_k x_n − φ_k)² + (mean_n sin t_k x_n)²],  φ_k = e^{−t_k²/2}
 
-(Epps & Pulley 1983; its use in SIGReg: Balestriero & LeCun 2025.)
+(Epps & Pulley 1983. SIGReg uses it: Balestriero & LeCun 2025, arXiv 2511.08544.)
 
 Legend: S samples, each with its own statistic, N values of a sample, M directions, K knots.
 """
@@ -19,7 +19,7 @@ from jepamba.ops.dispatch import use_triton
 from jepamba.ops.epps_pulley.pytorch import gradient_torch, sums_torch
 
 MAX_KNOTS = 64
-"""Knots that the kernels take: the sums of each are held in registers."""
+"""Maximum knots of the kernels, which keep the sums of each knot in registers."""
 
 
 def epps_pulley(
@@ -29,12 +29,14 @@ def epps_pulley(
     sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
     num_values: Tensor | int = 0,
 ) -> Float[Tensor, "S M"]:
-    """The statistic of S × M one-dimensional samples of N values each, no factor N; the knots `t_K` evenly spaced.
+    """Return the statistic, without the factor N, of S × M one-dimensional samples of N values each.
 
-    If x is only part of the sample (other micro-batches or ranks hold the rest), `sums_SK2M` is the sum of all parts'
-    `characteristic_sums` and `num_values` is N of the whole sample. The value is then the whole sample's, and the
-    gradient is the one with respect to this part. fp32 (or fp64) throughout. Has a gradient
-    by x alone, and no second one.
+    Computation is fp32, or fp64 for fp64 inputs. Only x gets a gradient. There is no second derivative.
+
+    Arguments: `t_K`: evenly spaced knots; `w_K`: their weights. If x is only a subset of the sample (other
+    micro-batches or ranks have the rest): `sums_SK2M`: the sum of the `characteristic_sums` of all subsets;
+    `num_values`: N of the whole sample. Then the result is the statistic of the whole sample, with its gradient with
+    respect to this subset.
     """
     if sums_SK2M is None:
         sums_SK2M, num_values = characteristic_sums(x_SNM, t_K), x_SNM.shape[1]
@@ -43,7 +45,7 @@ def epps_pulley(
 
 @torch.no_grad()
 def characteristic_sums(x_SNM: Float[Tensor, "S N M"], t_K: Float[Tensor, " K"]) -> Float[Tensor, "S K 2 M"]:
-    """Σ_n cos t_k x_n and Σ_n sin t_k x_n, without a gradient; the sums of a sample are the sums over its parts."""
+    """Return Σ_n cos t_k x_n and Σ_n sin t_k x_n, without a gradient. Add the results of subsets of a sample."""
     if _use_triton(x_SNM, t_K):
         from jepamba.ops.epps_pulley.triton import sums_triton
 

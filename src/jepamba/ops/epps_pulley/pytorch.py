@@ -1,7 +1,7 @@
-"""The two passes of the Epps–Pulley statistic over the sample, in plain PyTorch, one knot after the other.
+"""The forward and backward passes of the Epps–Pulley statistic in plain PyTorch, one knot at a time.
 
-The knots are evenly spaced, so e^{i t_{k+1} x} is e^{i t_k x} turned by the fixed angle Δt·x: two sines and cosines in
-all instead of K, and N × M × K values never exist at once.
+The knots are evenly spaced, so e^{i t_{k+1} x} is e^{i t_k x} rotated by the angle Δt·x. This needs two sines and
+cosines instead of K, and no tensor of N × M × K values.
 
 Legend: S samples, N values of a sample, M directions, K knots.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sums_torch(x_SNM: Tensor, t_K: Tensor) -> Tensor:
-    """Σ_n cos t_k x_n and Σ_n sin t_k x_n, (S, K, 2, M)."""
+    """Return Σ_n cos t_k x_n and Σ_n sin t_k x_n (S, K, 2, M)."""
     step = t_K[1] - t_K[0]
     cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
     turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)
@@ -26,7 +26,7 @@ def sums_torch(x_SNM: Tensor, t_K: Tensor) -> Tensor:
 
 
 def gradient_torch(x_SNM: Tensor, t_K: Tensor, a_KSM: Tensor, b_KSM: Tensor) -> Tensor:
-    """Σ_k a_k cos t_k x − b_k sin t_k x."""
+    """Return Σ_k a_k cos t_k x − b_k sin t_k x (S, N, M)."""
     step = t_K[1] - t_K[0]
     cos, sin = torch.cos(t_K[0] * x_SNM), torch.sin(t_K[0] * x_SNM)
     turn_cos, turn_sin = torch.cos(step * x_SNM), torch.sin(step * x_SNM)

@@ -1,1 +1,1 @@
-"""Matrix products with a scale for each row, and with fp32 results."""
+"""Matrix products with row scales, and with fp32 results."""

@@ -1,11 +1,11 @@
-"""A mixer's inside, between its two projections, as one differentiable function over fused kernels (GPU).
+"""The mixer between its two projections as one autograd function over fused kernels (GPU).
 
-The kernels read z, (x, B, C) and dt where the input projection left them, as slices of its rows, and their gradients
-are written into slices of one tensor again: nothing is split or concatenated. Kept for the backward pass: the
-projection's output, the convolution's, y, the decays and the states at chunk starts; the rest is computed anew.
+The kernels read z, (x, B, C) and dt as slices of the output rows of the input projection, and write the gradients into
+slices of one tensor, so nothing is split or concatenated. The backward pass keeps the outputs of projection and
+convolution, y, the decays and the states at chunk starts. It recomputes everything else.
 
-Legend: B batch, T time, S row of the projection's output (z, x, B, C, dt, then padding), I inner width (H heads × P),
-G groups, N state, C = I + 2·G·N channels of the convolution, W its taps, R columns of dt and padding, K programs.
+Legend: B batch, T time, S row of the projection's output (z, x, B, C, dt, then padding), I = d_inner (H heads × P),
+G groups, N state, C = I + 2·G·N channels of the convolution, W taps, R columns of dt and padding, K programs.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from jepamba.ops.causal_conv.triton import conv_silu_backward, conv_silu_forward
 from jepamba.ops.mixer.sizes import MixerSizes
 from jepamba.ops.norms import GATED_NORM_EPS
 from jepamba.ops.norms.triton import gated_norm_backward, gated_norm_forward
-from jepamba.ops.partial_sums import sum_parts
+from jepamba.ops.partial_sums import sum_partials
 from jepamba.ops.ssd.triton import run_backward, run_forward
 
 
 class FusedMixer(torch.autograd.Function):
-    """(gated and normed output (B, T, I), final state (B, H, P, N) fp32).
+    """Returns the gated and normed output (B, T, I) and the final state (B, H, P, N) in fp32.
 
-    Inputs: the projection's rows; convolution's weight and bias; dt_bias, A_log, D; the gated norm's weight; the
-    convolution's history and the initial state (None at a stream's start; neither gets a gradient); resets; sizes;
-    whether a backward pass follows. (Inside, gradients are off, and whether inputs want them does not say it.)
+    Arguments: output rows of the projection; weight and bias of the convolution; dt_bias, A_log, D; weight of the gated
+    norm; history of the convolution and initial state (None at the start of a stream; neither gets a gradient); resets;
+    sizes; `needs_grad`, whether a backward pass follows, which `forward` cannot find out itself.
     """
 
     @staticmethod
@@ -46,13 +46,13 @@ class FusedMixer(torch.autograd.Function):
         initial_BHPN: Tensor | None,
         reset_BT: Tensor | None,
         sizes: MixerSizes,
-        learning: bool,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         z_BTI, raw_BTC, raw_dt_BTH = sizes.split(projected_BTS)
         xBC_BTC = conv_silu_forward(raw_BTC, history_BCW, kernel_CW, bias_C, reset_BT)
         x, B, C = sizes.operands(xBC_BTC)
         y, final, starts, decays, documents = run_forward(
-            x, raw_dt_BTH, A_log_H, B, C, D_H, initial_BHPN, reset_BT, sizes.chunk_size, learning, dt_bias_H
+            x, raw_dt_BTH, A_log_H, B, C, D_H, initial_BHPN, reset_BT, sizes.chunk_size, needs_grad, dt_bias_H
         )
         y_BTI = y.flatten(-2)
         out_BTI = gated_norm_forward(y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS)
@@ -78,17 +78,17 @@ class FusedMixer(torch.autograd.Function):
         z_BTI, raw_BTC, raw_dt_BTH = sizes.split(projected_BTS)
         dprojected_BTS = torch.empty_like(projected_BTS)
         dz_BTI, draw_BTC, _ = sizes.split(dprojected_BTS)
-        # What is padding in the rows has no gradient: the kernel that writes dt's writes these zeros too.
+        # The padding columns have zero gradient. The kernel that writes the gradient of dt writes these zeros too.
         draw_dt_BTR = dprojected_BTS[..., sizes.inner + sizes.channels :]
         dy_BTI, dnorm_I = gated_norm_backward(dout_BTI, y_BTI, z_BTI, norm_I.float(), GATED_NORM_EPS, dz_BTI)
         x, B, C = sizes.operands(xBC_BTC)
         dxBC_BTC = torch.empty_like(xBC_BTC)
         dx, dB, dC = sizes.operands(dxBC_BTC)
-        parts_K3H, _ = run_backward(
+        partials_K3H, _ = run_backward(
             dy_BTI.view(x.shape), dfinal_BHPN, x, raw_dt_BTH, A_log_H, B, C, D_H, initial_BHPN, reset_BT,
             starts, decays, documents, sizes.chunk_size, (dx, draw_dt_BTR, dB, dC), dt_bias_H,
         )  # fmt: skip
-        dA_log_H, dD_H, ddt_bias_H = sum_parts(parts_K3H)
+        dA_log_H, dD_H, ddt_bias_H = sum_partials(partials_K3H)
         dkernel_CW, dbias_C, _ = conv_silu_backward(
             dxBC_BTC, raw_BTC, history_BCW, kernel_CW, bias_C, reset_BT, draw_BTC
         )

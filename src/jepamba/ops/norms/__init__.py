@@ -1,4 +1,4 @@
-"""RMS norms, and the row-wise operations that are fused with them: plain PyTorch, or one Triton kernel each on a GPU.
+"""RMS norms with fused row-wise operations: plain PyTorch, or one Triton kernel each on a GPU.
 
 Both compute in fp32 inside and return the dtype of their first argument.
 
@@ -25,7 +25,7 @@ __all__ = ["GATED_NORM_EPS", "RMS_EPS", "add_norm", "gated_norm", "mix_norm", "r
 
 
 def rms(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-    """`x` divided by the root mean square of its last dimension; no weight."""
+    """Divide `x` by the root mean square of its last dimension, without a weight."""
     if use_triton(x):
         from jepamba.ops.norms.triton import AddNorm
 
@@ -37,7 +37,7 @@ def rms(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
 def add_norm(
     x: Float[Tensor, "*batch D"], branch: Float[Tensor, "*batch D"]
 ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
-    """(x + branch, rms(x + branch))."""
+    """Return (x + branch, rms(x + branch))."""
     if use_triton(x):
         from jepamba.ops.norms.triton import AddNorm
 
@@ -53,9 +53,10 @@ def mix_norm(
     skip: Float[Tensor, "*batch D"] | None = None,
     skip_weight: Float[Tensor, " D"] | None = None,
 ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
-    """(mixed, rms(mixed), x0, x), mixed = mix₀·(x + skip_weight·skip) + mix₁·x0: a block's entrance.
+    """Return (mixed, rms(mixed), x0, x) with mixed = mix₀·(x + skip_weight·skip) + mix₁·x0, the input of a block.
 
-    x0 and x are handed on unchanged: who reads them from here leaves their gradient to be added in the same pass.
+    x0 and x are returned unchanged. Later layers read these outputs, so that the backward pass of this function adds
+    all their gradients in one kernel.
     """
     if use_triton(x):
         from jepamba.ops.norms.triton import MixNorm
@@ -70,7 +71,7 @@ def mix_norm(
 def gated_norm(
     y: Float[Tensor, "*batch I"], z: Float[Tensor, "*batch I"], weight: Float[Tensor, " I"]
 ) -> Float[Tensor, "*batch I"]:
-    """weight · rmsnorm(y · silu(z)), in fp32 inside and in y's dtype outside."""
+    """Return weight · rmsnorm(y · silu(z)), computed in fp32, in the dtype of y."""
     if use_triton(y):
         from jepamba.ops.norms.triton import GatedNorm
 
@@ -80,7 +81,7 @@ def gated_norm(
 
 
 def relu2_norm(u: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
-    """rms(relu(u)²)."""
+    """Return rms(relu(u)²)."""
     if use_triton(u):
         from jepamba.ops.norms.triton import Relu2Norm
 

@@ -1,7 +1,6 @@
-"""The row-wise operations in plain PyTorch: the path on a CPU, and in float64 the truth that the kernels are compared
-with.
+"""The norms in plain PyTorch: the CPU implementation, and in float64 the reference for the kernels.
 
-Legend: B batch, T time, D width of the residual stream, I inner width of a mixer, M hidden width of an MLP.
+Legend: B batch, T time, D = d_model, I = d_inner of a mixer, M hidden size of an MLP.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 RMS_EPS = 1e-6
-"""Epsilon of every weightless RMSNorm."""
+"""Epsilon of every RMSNorm without a weight."""
 
 GATED_NORM_EPS = 1e-5
 """Epsilon of the gated RMSNorm before a mixer's output projection."""
@@ -38,9 +37,10 @@ def mix_norm_torch(
     skip: Float[Tensor, "*batch D"] | None = None,
     skip_weight: Float[Tensor, " D"] | None = None,
 ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
-    """(mixed, rms_torch(mixed), x0, x), mixed = mix₀·(x + skip_weight·skip) + mix₁·x0: a block's entrance.
+    """Return (mixed, rms(mixed), x0, x) with mixed = mix₀·(x + skip_weight·skip) + mix₁·x0, the input of a block.
 
-    x0 and x are handed on unchanged: who reads them from here leaves their gradient to be added in the same pass.
+    x0 and x are returned unchanged. Later layers read these outputs, so that the backward pass of this function adds
+    all their gradients in one kernel.
     """
     sum_ = x if skip is None or skip_weight is None else x + skip_weight * skip
     mixed = mix[0] * sum_ + mix[1] * x0
@@ -50,12 +50,12 @@ def mix_norm_torch(
 def gated_norm_torch(
     y: Float[Tensor, "*batch I"], z: Float[Tensor, "*batch I"], weight: Float[Tensor, " I"]
 ) -> Float[Tensor, "*batch I"]:
-    """weight · rmsnorm(y · silu(z)), in fp32 inside and in y's dtype outside."""
+    """Return weight · rmsnorm(y · silu(z)), computed in fp32, in the dtype of y."""
     gated = y * F.silu(z)
     wide = gated if gated.dtype == torch.float64 else gated.float()
     return F.rms_norm(wide, y.shape[-1:], weight, eps=GATED_NORM_EPS).to(gated.dtype)
 
 
 def relu2_norm_torch(u: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
-    """rms(relu(u)²)."""
+    """Return rms(relu(u)²)."""
     return rms_torch(F.relu(u).square())

@@ -1,4 +1,4 @@
-"""The row-wise operations of `norms` as autograd functions over their Triton kernels."""
+"""The norms as autograd functions over Triton kernels."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from jepamba.ops.norms.triton_kernels import (
     relu2_norm_gradient_kernel,
     relu2_norm_kernel,
 )
-from jepamba.ops.partial_sums import sum_parts
+from jepamba.ops.partial_sums import sum_partials
 
 GATED_PROGRAMS = 1320
-"""Programs of the gated norm's gradient: ten for each of a large GPU's 132 multiprocessors."""
+"""Programs of the backward kernel of the gated norm: 10 for each of the 132 multiprocessors of an H100."""
 
 
 def _sizes(x: Tensor) -> tuple[int, dict[str, int]]:
-    """(N, launch settings) of a tensor seen as N rows of D values: at most eight pieces a row."""
+    """Return (N, launch settings) of a tensor with N rows of D values, at most eight pieces per row."""
     D = x.shape[-1]
     piece = max(32, triton.next_power_of_2(D) // 8)
     return x.numel() // D, {"D": D, "P": piece, "num_warps": min(max(2, piece // 256), 16)}
 
 
 class AddNorm(torch.autograd.Function):
-    """(x + branch, its rms norm); see `norms.add_norm`."""
+    """See `norms.add_norm`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class AddNorm(torch.autograd.Function):
 
 
 class MixNorm(torch.autograd.Function):
-    """(mixed, its rms norm, x0 and x handed on); see `norms.mix_norm`."""
+    """See `norms.mix_norm`."""
 
     @staticmethod
     def forward(
@@ -96,31 +96,31 @@ class MixNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x, x0, mix, skip, weight = ctx.saved_tensors
-        dmixed, dnormed, after, x_after = grads
+        dmixed, dnormed, dx0_later, dx_later = grads
         if dnormed is None:
             dnormed = torch.zeros_like(x)
         N, settings = _sizes(x)
         dx, dx0 = torch.empty_like(x), torch.empty_like(x)
         dskip = None if skip is None else torch.empty_like(x)
         count = num_programs(N)
-        parts = x.new_empty(count, 3, x.shape[-1], dtype=torch.float32)
+        partials = x.new_empty(count, 3, x.shape[-1], dtype=torch.float32)
         with on_device(x):
             mix_norm_gradient_kernel[(count,)](
                 x, x0, x if skip is None else skip, mix, mix if weight is None else weight,
                 x if dmixed is None else dmixed.contiguous(), dnormed.contiguous(),
-                x if after is None else after.contiguous(), x if x_after is None else x_after.contiguous(),
-                dx, dx0, x if dskip is None else dskip, parts,
+                x if dx0_later is None else dx0_later.contiguous(), x if dx_later is None else dx_later.contiguous(),
+                dx, dx0, x if dskip is None else dskip, partials,
                 N, ctx.eps,
-                HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_AFTER=after is not None,
-                HAS_X_AFTER=x_after is not None, **settings | {"num_warps": settings["num_warps"] // 2},
+                HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_DX0_LATER=dx0_later is not None,
+                HAS_DX_LATER=dx_later is not None, **settings | {"num_warps": settings["num_warps"] // 2},
             )  # fmt: skip
-        sums = sum_parts(parts)
+        sums = sum_partials(partials)
         mix_dtype, weight_dtype = ctx.dtypes
         return dx, dx0, sums[:2].to(mix_dtype), dskip, None if weight is None else sums[2].to(weight_dtype), None
 
 
 def gated_norm_forward(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight·rmsnorm(y·silu(z)) of y (…, D) contiguous and z, whose rows may lie apart; `weight` (D,) fp32."""
+    """Return weight·rmsnorm(y·silu(z)). y (…, D) is contiguous, z can have strided rows, weight (D,) is fp32."""
     N, settings = _sizes(y)
     out = torch.empty_like(y)
     with on_device(y):
@@ -131,30 +131,30 @@ def gated_norm_forward(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tens
 def gated_norm_backward(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, eps: float, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(dy, dweight in fp32); writes dz, whose rows may lie apart."""
+    """Return (dy, dweight in fp32) and write dz, which can have strided rows."""
     N, settings = _sizes(y)
     dy = torch.empty_like(y)
     count = num_programs(N, GATED_PROGRAMS)
-    parts = y.new_empty(count, y.shape[-1], dtype=torch.float32)
+    partials = y.new_empty(count, y.shape[-1], dtype=torch.float32)
     with on_device(y):
         gated_norm_gradient_kernel[(count,)](
-            y, z, weight, dout.contiguous(), dy, dz, parts, z.stride(-2), dz.stride(-2), N, eps, **settings
+            y, z, weight, dout.contiguous(), dy, dz, partials, z.stride(-2), dz.stride(-2), N, eps, **settings
         )
-    return dy, sum_parts(parts)
+    return dy, sum_partials(partials)
 
 
-def _spaced(z: Tensor) -> Tensor:
-    """z, or a copy where its rows are not evenly spaced."""
+def _with_even_rows(z: Tensor) -> Tensor:
+    """Return z, or a contiguous copy if its rows do not have one common stride."""
     steps = [z.stride(i) == z.stride(i + 1) * z.shape[i + 1] for i in range(z.dim() - 2)]
     return z if z.stride(-1) == 1 and all(steps) else z.contiguous()
 
 
 class GatedNorm(torch.autograd.Function):
-    """weight·rmsnorm(y·silu(z)); see `norms.gated_norm`."""
+    """See `norms.gated_norm`."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, z, weight_fp32 = y.contiguous(), _spaced(z), weight.detach().float().contiguous()
+        y, z, weight_fp32 = y.contiguous(), _with_even_rows(z), weight.detach().float().contiguous()
         ctx.save_for_backward(y, z, weight_fp32)
         ctx.eps, ctx.dtype = eps, weight.dtype
         return gated_norm_forward(y, z, weight_fp32, eps)
@@ -169,7 +169,7 @@ class GatedNorm(torch.autograd.Function):
 
 
 class Relu2Norm(torch.autograd.Function):
-    """rmsnorm(relu(u)²); see `norms.relu2_norm`."""
+    """See `norms.relu2_norm`."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, eps: float) -> Tensor:

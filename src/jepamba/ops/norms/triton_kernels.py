@@ -1,14 +1,14 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
-# ruff: noqa: RUF005, SIM108 (the kernels' language joins tuples by +)
-"""Triton kernels of the row-wise operations in `norms`: each reads every tensor once and writes every result once.
+# ruff: noqa: RUF005, SIM108 (Triton joins tuples with +)
+"""Triton kernels of the norms. Each kernel reads each input once and writes each output once.
 
-A row is one token, and lies in the registers of one or two warps as a few pieces: widths are seldom powers of two, and
-a block that is one would be idle for a third of its threads. Few warps a row keep many rows on their way at once, which
-is what hides the memory's latency. Forward kernels take one row a program; backward kernels with per-channel weights
-take many in turn, so that these gradients are summed on chip and leave as one part per program (summed afterwards: no
-atomics, the same inputs give the same bits). Arithmetic is fp32 whatever the tensors' dtype.
+A row is one token. One or a few warps keep it in registers as several pieces, because D is seldom a power of two and a
+single padded block would leave a third of the threads idle. Few warps per row keep many rows in flight, which hides the
+memory latency. A forward program processes one row. A backward program with per-channel weights processes many rows and
+writes one partial sum of the weight gradients. The partial sums are added afterwards without atomics, so results are
+deterministic. Arithmetic is fp32 for all dtypes.
 
-Legend: N rows, D columns in C pieces of P columns, r one over the root mean square of a row.
+Legend: N rows, D columns in C pieces of P columns, r = 1 / root mean square of a row.
 """
 
 from typing import no_type_check
@@ -20,12 +20,12 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def _load(tensor, row, stride, D: tl.constexpr, P: tl.constexpr):
-    """A row as a tuple of pieces, in its own dtype: half the registers of fp32 while they wait."""
+    """Load a row as a tuple of pieces, in its own dtype, because bf16 needs half the registers of fp32."""
     pieces = ()
     for i in tl.static_range(triton.cdiv(D, P)):
         cols = i * P + tl.arange(0, P)
         at = tensor + tl.cast(row, tl.int64) * stride + cols
-        # A piece that is inside as a whole is read and written without a mask.
+        # A piece that is entirely inside the row needs no mask.
         if (i + 1) * P <= D:
             piece = tl.load(at)
         else:
@@ -37,7 +37,7 @@ def _load(tensor, row, stride, D: tl.constexpr, P: tl.constexpr):
 @triton.jit
 @no_type_check
 def _store(tensor, row, stride, i: tl.constexpr, value, D: tl.constexpr, P: tl.constexpr):
-    """Write piece `i` of a row."""
+    """Store piece `i` of a row."""
     cols = i * P + tl.arange(0, P)
     at = tensor + tl.cast(row, tl.int64) * stride + cols
     if (i + 1) * P <= D:
@@ -58,21 +58,21 @@ def _zeros(D: tl.constexpr, P: tl.constexpr):
 @triton.jit
 @no_type_check
 def _inverse_rms(squares_P, D: tl.constexpr, eps):
-    """r, from the sum over pieces of the squares."""
+    """Return r from the squares, summed over pieces."""
     return tl.rsqrt(tl.sum(squares_P, axis=0) / D + eps)
 
 
 @triton.jit
 @no_type_check
 def _shrinkage(products_P, r, D: tl.constexpr):
-    """k in the gradient r·(dn − k·s) of s·r(s) with respect to s, from the sum over pieces of dn·s."""
+    """Return k in the gradient r·(dn − k·s) of s·r(s) with respect to s, from dn·s summed over pieces."""
     return r * r * tl.sum(products_P, axis=0) / D
 
 
 @triton.jit
 @no_type_check
 def add_norm_kernel(x, branch, total, normed, eps, D: tl.constexpr, P: tl.constexpr, HAS_BRANCH: tl.constexpr):
-    """total = x + branch (not written without a branch: it is x), normed = total·r."""
+    """total = x + branch, normed = total·r. Without a branch, total is x and is not written."""
     row = tl.program_id(0)
     s_CP = _load(x, row, D, D, P)
     squares_P = tl.zeros((P,), tl.float32)
@@ -97,12 +97,12 @@ def add_norm_kernel(x, branch, total, normed, eps, D: tl.constexpr, P: tl.conste
 def add_norm_gradient_kernel(
     total, dtotal, dnormed, dx, eps, D: tl.constexpr, P: tl.constexpr, HAS_DTOTAL: tl.constexpr
 ):  # fmt: skip
-    """dx, which is the branch's gradient too."""
+    """Write dx, which is also the gradient of the branch."""
     row = tl.program_id(0)
     s_CP, dn_CP = _load(total, row, D, D, P), _load(dnormed, row, D, D, P)
-    left_CP = s_CP
+    dtotal_CP = s_CP
     if HAS_DTOTAL:
-        left_CP = _load(dtotal, row, D, D, P)
+        dtotal_CP = _load(dtotal, row, D, D, P)
     squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
         s = s_CP[i].to(tl.float32)
@@ -113,14 +113,14 @@ def add_norm_gradient_kernel(
     for i in tl.static_range(triton.cdiv(D, P)):
         d = r * (dn_CP[i].to(tl.float32) - k * s_CP[i].to(tl.float32))
         if HAS_DTOTAL:
-            d += left_CP[i].to(tl.float32)
+            d += dtotal_CP[i].to(tl.float32)
         _store(dx, row, D, i, d, D, P)
 
 
 @triton.jit
 @no_type_check
 def _mixed(x, skip, x0, w, m0, m1, HAS_SKIP: tl.constexpr):
-    """mix₀·(x + weight·skip) + mix₁·x0 of a piece as x's dtype keeps it: what later readers see is normalised."""
+    """Return mix₀·(x + weight·skip) + mix₁·x0 of a piece, rounded to the dtype of x like the stored output."""
     v = x.to(tl.float32)
     if HAS_SKIP:
         v += w * skip.to(tl.float32)
@@ -154,13 +154,13 @@ def mix_norm_kernel(
 @triton.jit
 @no_type_check
 def mix_norm_gradient_kernel(
-    x, x0, skip, mix, weight, dmixed, dnormed, dx0_after, dx_after, dx, dx0, dskip, parts, N, eps,
-    D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_AFTER: tl.constexpr,
-    HAS_X_AFTER: tl.constexpr,
+    x, x0, skip, mix, weight, dmixed, dnormed, dx0_later, dx_later, dx, dx0, dskip, partials, N, eps,
+    D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_DX0_LATER: tl.constexpr,
+    HAS_DX_LATER: tl.constexpr,
 ):  # fmt: skip
-    """dx and dx0 (with what others left for them), dskip, and parts (programs, 3, D): of dmix₀, dmix₁ and dweight.
+    """Write dx and dx0 (plus the gradients from later layers), dskip, and partial sums of dmix₀, dmix₁ and dweight.
 
-    What was mixed is computed again: that costs less than reading it.
+    `partials` is (programs, 3, D). `mixed` is recomputed, which is faster than reading it.
     """
     m0_CP, m1_CP = _load(mix, 0, D, D, P), _load(mix, 1, D, D, P)
     w_CP = m0_CP
@@ -169,15 +169,15 @@ def mix_norm_gradient_kernel(
     dm0_CP, dm1_CP, dw_CP = _zeros(D, P), _zeros(D, P), _zeros(D, P)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
         x_CP, x0_CP, dn_CP = _load(x, row, D, D, P), _load(x0, row, D, D, P), _load(dnormed, row, D, D, P)
-        skip_CP, dmixed_CP, after_CP, x_after_CP = x_CP, x_CP, x_CP, x_CP
+        skip_CP, dmixed_CP, dx0_later_CP, dx_later_CP = x_CP, x_CP, x_CP, x_CP
         if HAS_SKIP:
             skip_CP = _load(skip, row, D, D, P)
         if HAS_DMIXED:
             dmixed_CP = _load(dmixed, row, D, D, P)
-        if HAS_AFTER:
-            after_CP = _load(dx0_after, row, D, D, P)
-        if HAS_X_AFTER:
-            x_after_CP = _load(dx_after, row, D, D, P)
+        if HAS_DX0_LATER:
+            dx0_later_CP = _load(dx0_later, row, D, D, P)
+        if HAS_DX_LATER:
+            dx_later_CP = _load(dx_later, row, D, D, P)
         squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
         mixed_CP = ()
         for i in tl.static_range(triton.cdiv(D, P)):
@@ -201,20 +201,20 @@ def mix_norm_gradient_kernel(
                 _store(dskip, row, D, i, w_CP[i] * dv, D, P)
             dm0 = dm0 + (dm0_CP[i] + d * v,)
             dm1 = dm1 + (dm1_CP[i] + d * x0_CP[i].to(tl.float32),)
-            if HAS_X_AFTER:
-                dv += x_after_CP[i].to(tl.float32)
+            if HAS_DX_LATER:
+                dv += dx_later_CP[i].to(tl.float32)
             _store(dx, row, D, i, dv, D, P)
             d0 = m1_CP[i] * d
-            if HAS_AFTER:
-                d0 += after_CP[i].to(tl.float32)
+            if HAS_DX0_LATER:
+                d0 += dx0_later_CP[i].to(tl.float32)
             _store(dx0, row, D, i, d0, D, P)
         dm0_CP, dm1_CP = dm0, dm1
         if HAS_SKIP:
             dw_CP = dw
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(parts, 3 * tl.program_id(0), D, i, dm0_CP[i], D, P)
-        _store(parts, 3 * tl.program_id(0) + 1, D, i, dm1_CP[i], D, P)
-        _store(parts, 3 * tl.program_id(0) + 2, D, i, dw_CP[i], D, P)
+        _store(partials, 3 * tl.program_id(0), D, i, dm0_CP[i], D, P)
+        _store(partials, 3 * tl.program_id(0) + 1, D, i, dm1_CP[i], D, P)
+        _store(partials, 3 * tl.program_id(0) + 2, D, i, dw_CP[i], D, P)
 
 
 @triton.jit
@@ -238,9 +238,9 @@ def gated_norm_kernel(y, z, weight, out, z_stride, eps, D: tl.constexpr, P: tl.c
 @triton.jit
 @no_type_check
 def gated_norm_gradient_kernel(
-    y, z, weight, dout, dy, dz, parts, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr
+    y, z, weight, dout, dy, dz, partials, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
-    """dy, dz, and parts (programs, D) of dweight."""
+    """Write dy, dz, and `partials` (programs, D) of dweight."""
     w_CP, dw_CP = _load(weight, 0, D, D, P), _zeros(D, P)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
         y_CP, z_CP, d_CP = _load(y, row, D, D, P), _load(z, row, z_stride, D, P), _load(dout, row, D, D, P)
@@ -267,13 +267,13 @@ def gated_norm_gradient_kernel(
             _store(dz, row, dz_stride, i, dv * y_P * (sigmoid + silu * (1.0 - sigmoid)), D, P)
         dw_CP = dw
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(parts, tl.program_id(0), D, i, dw_CP[i], D, P)
+        _store(partials, tl.program_id(0), D, i, dw_CP[i], D, P)
 
 
 @triton.jit
 @no_type_check
 def relu_of(value):
-    """In fp32; a NaN stays one, as in PyTorch, so that a broken model is noticed."""
+    """Return relu(value) in fp32. NaN stays NaN, as in PyTorch, so that a diverged model is detected."""
     return tl.maximum(value.to(tl.float32), 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -296,7 +296,7 @@ def relu2_norm_kernel(u, out, eps, D: tl.constexpr, P: tl.constexpr):
 @triton.jit
 @no_type_check
 def relu2_norm_gradient_kernel(u, dout, du, eps, D: tl.constexpr, P: tl.constexpr):
-    """du."""
+    """Write du."""
     row = tl.program_id(0)
     u_CP, dn_CP = _load(u, row, D, D, P), _load(dout, row, D, D, P)
     squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)

@@ -1,6 +1,6 @@
-"""The latent predictor's operations besides its matrix products: plain PyTorch, or one Triton kernel each on a GPU.
+"""Operators of the latent predictor besides its matrix products: plain PyTorch, or one Triton kernel each.
 
-Legend: B batch, T time, E latent width, M hidden width of the predictor.
+Legend: B batch, T time, E latent size, M hidden size of the predictor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["bias_gelu", "shifted_error"]
 
 
 def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[Tensor, "*batch M"]:
-    """gelu(u + bias), the exact GELU."""
+    """Return gelu(u + bias) with the exact GELU."""
     if use_triton(u):
         from jepamba.ops.predictor.triton import BiasGelu
 
@@ -27,10 +27,10 @@ def bias_gelu(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[
 def shifted_error(
     prediction_BTE: Float[Tensor, "B T E"], target_BTE: Float[Tensor, "B T E"], weight_BT: Float[Tensor, "B T"], k: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
-    """(Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, the prediction, the target).
+    """Return (Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, prediction, target).
 
-    The weight of the last k tokens of each sequence must be 0. Prediction and target are handed on unchanged: who
-    reads them from here leaves their gradient to be added in the same pass.
+    The weight of the last k tokens of each sequence must be 0. Prediction and target are returned unchanged. Later
+    layers read these outputs, so that the backward pass of this function adds all their gradients in one kernel.
     """
     if use_triton(prediction_BTE):
         from jepamba.ops.predictor.triton import ShiftedError

@@ -1,6 +1,6 @@
-"""The latent predictor's operations in plain PyTorch: the path on a CPU, and in float64 the truth for the kernels.
+"""The operators of the latent predictor in plain PyTorch: the CPU path, and in float64 the reference.
 
-Legend: B batch, T time, E latent width, M hidden width of the predictor.
+Legend: B batch, T time, E latent size, M hidden size of the predictor.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def bias_gelu_torch(u: Float[Tensor, "*batch M"], bias: Float[Tensor, " M"]) -> Float[Tensor, "*batch M"]:
-    """gelu(u + bias), the exact GELU."""
+    """Return gelu(u + bias) with the exact GELU."""
     return F.gelu(u + bias)
 
 
 def shifted_error_torch(
     prediction_BTE: Float[Tensor, "B T E"], target_BTE: Float[Tensor, "B T E"], weight_BT: Float[Tensor, "B T"], k: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
-    """(Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, the prediction, the target)."""
+    """Return (Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, prediction, target)."""
     wide = torch.promote_types(prediction_BTE.dtype, torch.float32)
     gap_BSE = prediction_BTE[:, :-k].to(wide) - target_BTE[:, k:].to(wide)
     return (gap_BSE.square().sum(-1) * weight_BT[:, :-k]).sum(), prediction_BTE, target_BTE

@@ -1,4 +1,4 @@
-"""The latent predictor's operations as autograd functions over their Triton kernels."""
+"""The operators of the latent predictor as autograd functions over Triton kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jepamba.ops.dispatch import num_programs, num_warps, on_device
-from jepamba.ops.partial_sums import sum_parts
+from jepamba.ops.partial_sums import sum_partials
 from jepamba.ops.predictor.triton_kernels import (
     bias_gelu_gradient_kernel,
     bias_gelu_kernel,
@@ -21,11 +21,11 @@ ROWS, COLUMNS = 8, 512
 """Tile of the bias-and-GELU kernel."""
 
 GRADIENT_COLUMNS = 256
-"""Columns of a program of its gradient, which is one warp that takes one row at a time (docs/performance.md)."""
+"""Columns of a program of its backward kernel, in which one warp processes one row at a time."""
 
 
 class BiasGelu(torch.autograd.Function):
-    """gelu(u + bias) by the kernels."""
+    """See `predictor.bias_gelu`."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, bias: Tensor) -> Tensor:
@@ -47,16 +47,16 @@ class BiasGelu(torch.autograd.Function):
         du = torch.empty_like(u)
         blocks = -(-M // GRADIENT_COLUMNS)
         count = num_programs(N)
-        parts = u.new_empty(count, M, dtype=torch.float32)
+        partials = u.new_empty(count, M, dtype=torch.float32)
         with on_device(u):
             bias_gelu_gradient_kernel[(blocks, count)](
-                u, bias, grads[0].contiguous(), du, parts, N, M, BLOCK=GRADIENT_COLUMNS, num_warps=1
+                u, bias, grads[0].contiguous(), du, partials, N, M, BLOCK=GRADIENT_COLUMNS, num_warps=1
             )
-        return du, sum_parts(parts).to(bias.dtype)
+        return du, sum_partials(partials).to(bias.dtype)
 
 
 class ShiftedError(torch.autograd.Function):
-    """`shifted_error` by the kernels."""
+    """See `predictor.shifted_error`."""
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,35 +64,36 @@ class ShiftedError(torch.autograd.Function):
         D = prediction.shape[-1]
         N = prediction.numel() // D
         block = 1 << (D - 1).bit_length()
-        parts = prediction.new_empty(num_programs(N), dtype=torch.float32)
+        partials = prediction.new_empty(num_programs(N), dtype=torch.float32)
         with on_device(prediction):
-            shifted_error_kernel[(len(parts),)](
-                prediction, target, weight, parts, N, D, k, BLOCK=block, num_warps=num_warps(block)
+            shifted_error_kernel[(len(partials),)](
+                prediction, target, weight, partials, N, D, k, BLOCK=block, num_warps=num_warps(block)
             )
         ctx.save_for_backward(prediction, target, weight)
         ctx.k = k
         ctx.set_materialize_grads(False)
-        return parts.sum(), prediction, target
+        return partials.sum(), prediction, target
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         prediction, target, weight = ctx.saved_tensors
-        dout, prediction_after, after = grads
+        dout, dprediction_later, dtarget_later = grads
         if dout is None:
-            return prediction_after, after, None, None
+            return dprediction_later, dtarget_later, None, None
         D = prediction.shape[-1]
         N = prediction.numel() // D
         block = 1 << (D - 1).bit_length()
-        learn = ctx.needs_input_grad[1]
+        needs_dtarget = ctx.needs_input_grad[1]
         dprediction = torch.empty_like(prediction)
-        dtarget = torch.empty_like(target) if learn else None
+        dtarget = torch.empty_like(target) if needs_dtarget else None
         with on_device(prediction):
             shifted_error_gradient_kernel[(N,)](
-                prediction, target, weight, dout.float(), target if after is None else after.contiguous(),
-                prediction if prediction_after is None else prediction_after.contiguous(),
+                prediction, target, weight, dout.float(),
+                target if dtarget_later is None else dtarget_later.contiguous(),
+                prediction if dprediction_later is None else dprediction_later.contiguous(),
                 dprediction, target if dtarget is None else dtarget, N, D, ctx.k,
-                HAS_AFTER=after is not None, HAS_PREDICTION_AFTER=prediction_after is not None,
-                LEARN_TARGET=learn, BLOCK=block, num_warps=num_warps(block),
+                HAS_DTARGET_LATER=dtarget_later is not None, HAS_DPREDICTION_LATER=dprediction_later is not None,
+                NEEDS_DTARGET=needs_dtarget, BLOCK=block, num_warps=num_warps(block),
             )  # fmt: skip
         return dprediction, dtarget, None, None

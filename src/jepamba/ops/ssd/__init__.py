@@ -1,12 +1,12 @@
-"""The one sequence operator: the state-space dual recurrence of Mamba-2 (Dao & Gu 2024), in three implementations.
+"""The sequence operator: the SSD recurrence of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), in three implementations.
 
-    h_t = exp(dt_t · A) · h_{t−1} + dt_t · x_t ⊗ B_t        (h_{t−1} taken as 0 where reset_t)
+    h_t = exp(dt_t · A) · h_{t−1} + dt_t · x_t ⊗ B_t        (h_{t−1} is 0 if reset_t)
     y_t = h_t · C_t + D · x_t
 
-`ssd_reference` is the recurrence itself in float64, the truth that the others are compared with; `ssd_torch` is plain
-PyTorch and the default; a fused Triton kernel serves CUDA. One signature, one set of tests.
+`ssd_reference` is the recurrence in float64, the reference for the others. `ssd_torch` is plain PyTorch. `ssd_triton`
+has the kernels for CUDA. All have one signature and the same tests.
 
-Legend: B batch, T time, H heads, P head width, G groups (they share B and C; head h reads group h // (H / G)), N state.
+Legend: B batch, T time, H heads, P head dimension, G groups (head h uses B and C of group h // (H / G)), N state.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ def ssd(
     *,
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, "B T H P"], Float[Tensor, "B H P N"]]:
-    """Outputs y and the state after the last token.
+    """Return the outputs y and the state after the last token.
 
-    `dt` is positive (after softplus), `A` negative. A reset at t forgets everything before t, the initial state
-    included. Decays and states are computed in fp32 or wider whatever x's dtype; y has x's dtype, the final state the
-    wider one. On a GPU the Triton kernels serve the sizes that they take, and plain PyTorch all others.
+    Decays and states are fp32, or fp64 for fp64 inputs. y has the dtype of x, the final state the dtype of the states.
+    On a GPU, the Triton kernels compute the sizes that they support, and plain PyTorch all others.
+
+    Arguments: `dt_BTH`: positive step sizes (after softplus); `A_H`: negative decay rates; `reset_BT`: a reset at t
+    clears the state before t, including the initial state.
     """
     operator = ssd_torch
     if use_triton(x_BTHP):
         from jepamba.ops.ssd import triton as triton_ssd
 
-        if triton_ssd.takes(x_BTHP.dtype, x_BTHP.shape[-1], B_BTGN.shape[-1], chunk_size):
+        if triton_ssd.is_supported(x_BTHP.dtype, x_BTHP.shape[-1], B_BTGN.shape[-1], chunk_size):
             operator = triton_ssd.ssd_triton
     return operator(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, initial_state_BHPN, reset_BT, chunk_size=chunk_size)

@@ -1,6 +1,6 @@
-"""The recurrence, one token at a time, in float64: slow and obviously right. Everything else is compared with it.
+"""The recurrence, one token at a time, in float64: the reference for all other implementations.
 
-Legend: B batch, T time, H heads, P head width, G groups, N state.
+Legend: B batch, T time, H heads, P head dimension, G groups, N state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def ssd_reference(
     initial_state_BHPN: Tensor | None = None,
     reset_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y_BTHP, final_state_BHPN) in float64, by definition (the equations in `jepamba.ops.ssd`); differentiable."""
+    """Return (y_BTHP, final_state_BHPN) in float64 from the equations in `jepamba.ops.ssd`. Differentiable."""
     x, dt, A, D = x_BTHP.double(), dt_BTH.double(), A_H.double(), D_H.double()
     heads = x.shape[2] // B_BTGN.shape[2]
     B = B_BTGN.double().repeat_interleave(heads, dim=2)

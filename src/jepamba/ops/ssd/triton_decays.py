@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
-"""The two small Triton kernels before and after those of `triton_kernels` (see there): decays, and their gradients.
+"""Triton kernels for the decays and their gradients, which run before and after those of `triton_kernels`.
 
-RAW: what stands for dt and A is what a mixer has, dt = softplus(raw + dt_bias) and A = −exp(A_log), and so are the
-gradients.
+RAW: the inputs `dt` and `A` are the raw dt and A_log of a mixer, with dt = softplus(raw + dt_bias) and A = −exp(A_log).
+The gradients are then with respect to the raw values.
 
-Legend: B batch, T time, H heads, c chunks, L chunk length, P head width.
+Legend: B batch, T time, H heads, c chunks, L chunk length, P head dimension.
 """
 
 from typing import no_type_check
@@ -13,17 +13,17 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# dt is never taken smaller than this where its gradient is a quotient by it.
+# Minimum of dt where the gradient divides by dt.
 TINY = tl.constexpr(1e-20)
 
 
 @triton.jit
 @no_type_check
 def _softplus(x):
-    """log(1 + eˣ), and x itself above 20, as in PyTorch.
+    """Return log(1 + eˣ), or x above 20, as in PyTorch.
 
-    log(1 + e) = 2 artanh(w) with w = e / (2 + e), and for e ≤ 1 w ≤ 1/3: the series w + w³/3 + w⁵/5 + … is exact to
-    1e-8 with seven terms, and keeps the digits of a small e, which 1 + e loses.
+    log(1 + e) = 2 artanh(w) with w = e / (2 + e). For e ≤ 1, w ≤ 1/3, and seven terms of the series w + w³/3 + w⁵/5 + …
+    have an error below 1e-8. The series keeps the digits of a small e, which 1 + e would lose.
     """
     e = tl.exp(-tl.abs(x))
     w = e / (2.0 + e)
@@ -34,8 +34,8 @@ def _softplus(x):
 
 @triton.jit
 @no_type_check
-def _slope(dt):
-    """The derivative of softplus by its value: 1 − e^(−dt), for a small dt by its series, which loses no digits."""
+def _softplus_derivative(dt):
+    """Return the derivative of softplus from its value dt: 1 − e^(−dt), or its series for small dt."""
     series = dt * (1.0 - dt * (1 / 2 - dt * (1 / 6 - dt * (1 / 24 - dt * (1 / 120 - dt * (1 / 720))))))
     return tl.where(dt < 0.25, series, 1.0 - tl.exp(-dt))
 
@@ -47,11 +47,11 @@ def prepare_kernel(
     T, H, chunks, dt_sb, dt_st, dt_sh, reset_sb, reset_st,
     L: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
-    """dt in fp32 and s (B, H, chunks·L), and the documents (B, chunks·L), for BLOCK chunks of one (sequence, head)."""
+    """Write dt in fp32, s (B, H, chunks·L) and documents (B, chunks·L) of BLOCK chunks of one (sequence, head)."""
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    # 64 bits: token times stride may pass 2³¹.
+    # 64 bits, because token times stride can exceed 2³¹.
     t_cL = c[:, None].to(tl.int64) * L + tl.arange(0, L)[None, :]
     dt_cL = tl.load(dt + b * dt_sb + t_cL * dt_st + h * dt_sh, mask=t_cL < T, other=0.0).to(tl.float32)
     A_h = tl.load(A + h).to(tl.float32)
@@ -71,18 +71,18 @@ def prepare_kernel(
 @triton.jit
 @no_type_check
 def decay_gradient_kernel(
-    dts, logs, documents, A, reset, sums, passing, ddt, parts,
+    dts, logs, documents, A, reset, sums, passing, ddt, partials,
     T, H, chunks, columns, sums_sk, ddt_sb, ddt_st, ddt_sh, reset_sb, reset_st,
     L: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
-    """ddt, and this block's parts of dA, dD and (RAW) ddt_bias, from the sums that `gradient_kernel` left.
+    """Write ddt, and partial sums of dA, dD and (RAW) ddt_bias, from the sums of `gradient_kernel`.
 
-    ddt is (B, T, columns), and zero in the columns from H on; parts is (programs of a head, 2 or 3, H).
+    ddt is (B, T, columns), with zeros in the columns from H on. partials is (programs of a head, 2 or 3, H).
 
-    Of one head's share in dB and dC, B_j·dB_j is the gradient times the value of all readings of what token j wrote,
-    and C_i·dC_i that of all readings by token i. The log-decay of token t carries every reading by t or later of what
-    was written before t: within the chunk, readings by tokens from t on, less those of things written from t on; and
-    all that passes over the chunk's end. Both sums are of the same rounded terms: what is in both cancels.
+    For one head, B_j·dB_j is the sum of weight × gradient of weight over the tokens i that read token j, and
+    C_i·dC_i is the same sum over the tokens j that token i reads. The gradient of the log-decay of token t is the sum
+    of all terms with j < t ≤ i. Within the chunk this is Σ_{i≥t} C_i·dC_i − Σ_{j≥t} B_j·dB_j. The terms that cross the
+    end of the chunk are added. Both sums have the same rounded terms, so the common terms cancel.
     """
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -113,13 +113,13 @@ def decay_gradient_kernel(
         A_h = -tl.exp(A_h)
         dA *= A_h
     ddt_cL = written_cL / tl.maximum(dt_cL, TINY) + A_h * dlog_cL
-    part = parts + (b * tl.num_programs(2) + tl.program_id(2)) * ((3 if RAW else 2) * H) + h
-    tl.store(part, dA)
-    tl.store(part + H, tl.sum(tl.sum(diagonal_cL, axis=1), axis=0))
+    partial = partials + (b * tl.num_programs(2) + tl.program_id(2)) * ((3 if RAW else 2) * H) + h
+    tl.store(partial, dA)
+    tl.store(partial + H, tl.sum(tl.sum(diagonal_cL, axis=1), axis=0))
     if RAW:
-        # Zero for tokens past the end, whose dt is.
-        ddt_cL *= _slope(dt_cL)
-        tl.store(part + 2 * H, tl.sum(tl.sum(ddt_cL, axis=1), axis=0))
+        # This is 0 for tokens past the end, because their dt is 0.
+        ddt_cL *= _softplus_derivative(dt_cL)
+        tl.store(partial + 2 * H, tl.sum(tl.sum(ddt_cL, axis=1), axis=0))
     out_cL = ddt + b * ddt_sb + t_cL.to(tl.int64) * ddt_st
     tl.store(out_cL + h * ddt_sh, ddt_cL.to(ddt.dtype.element_ty), mask=inside_cL)
     for column in tl.range(H + h, columns, H):

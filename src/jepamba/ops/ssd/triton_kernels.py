@@ -1,16 +1,16 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
-"""Triton kernels of the sequence operator; `triton_ssd` launches them.
+"""Triton kernels of the sequence operator.
 
 Within a chunk of L tokens, with s_i = log2(e) · A · (dt_1 + … + dt_i), token i reads token j <= i with weight
-C_i·B_j · E_ij · dt_j, E_ij = 2^(s_i − s_j). A reset masks: `document` counts the resets up to each token of the chunk,
-and two tokens (or a token and a chunk's edge) see each other where the counts agree.
+C_i·B_j · E_ij · dt_j, E_ij = 2^(s_i − s_j). `document` is the number of resets up to each token of the chunk. A token
+reads another token, or a chunk boundary, only if the counts agree.
 
-Decays, sums and states are fp32; the operands of matrix products have the inputs' dtype. Tokens past the end have
-dt = 0 and zeros everywhere else (the copy engine gives them), so they decay nothing and add nothing. `zero` is 0 at run
-time only: the masks that contain it look different in every turn of a loop, so they are not kept in registers over it.
+Decays, sums and states are fp32. The operands of matrix products have the dtype of the inputs. Tokens past the end have
+dt = 0 and zeros elsewhere, which the TMA loads supply, so they do not change the state. `zero` is 0 at run time but
+unknown to the compiler. Masks that depend on it are recomputed in each iteration and do not occupy registers.
 
-Legend: B batch, H heads, c chunks, L chunk length, P head width, N state, i reading token, j read token.
-Pointers and descriptors are named as their tensors; descriptors are of (B, H or G, T, width) or (B·H·c, P, N).
+Legend: B batch, H heads, c chunks, L chunk length, P head dimension, N state, i reading token, j read token.
+A pointer or descriptor has the name of its tensor. Descriptors are (B, H or G, T, columns) or (B·H·c, P, N).
 """
 
 from typing import no_type_check
@@ -24,7 +24,7 @@ from jepamba.ops.ssd.triton_decays import TINY
 @triton.jit
 @no_type_check
 def _from_start(s_L, document_L, HAS_RESET: tl.constexpr):
-    """How much of the state at the chunk's start each token reads."""
+    """Return the decay from the chunk's start to each token."""
     if HAS_RESET:
         return tl.where(document_L == 0, tl.exp2(s_L), 0.0)
     return tl.exp2(s_L)
@@ -33,7 +33,7 @@ def _from_start(s_L, document_L, HAS_RESET: tl.constexpr):
 @triton.jit
 @no_type_check
 def _to_end(s_L, s_end, document_L, document_end, HAS_RESET: tl.constexpr):
-    """How much of each token is left at the chunk's end."""
+    """Return the decay from each token to the chunk's end."""
     if HAS_RESET:
         return tl.where(document_L == document_end, tl.exp2(s_end - s_L), 0.0)
     return tl.exp2(s_end - s_L)
@@ -42,7 +42,7 @@ def _to_end(s_L, s_end, document_L, document_end, HAS_RESET: tl.constexpr):
 @triton.jit
 @no_type_check
 def _decays(dts, logs, documents, c, L: tl.constexpr, HAS_RESET: tl.constexpr):
-    """(dt_j, s_j, s_L, document_j, document_L) of chunk c, as `prepare_kernel` left them."""
+    """Load (dt_j, s_j, s at the end, document_j, document at the end) of chunk c from `prepare_kernel`."""
     o_L = c * L + tl.arange(0, L)
     dt_L = tl.load(dts + o_L)
     s_L = tl.load(logs + o_L)
@@ -64,31 +64,31 @@ def forward_kernel(
     HAS_INITIAL: tl.constexpr, HAS_RESET: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program walks the chunks of one (sequence, head, block of P) with the state on chip.
+    """Process the chunks of one (sequence, head, block of P) in order, with the state on chip.
 
-    Writes y, the final state (B,H,P,N) and, where KEEP, the state at each chunk's start.
+    Writes y, the final state (B, H, P, N) and, with KEEP, the state at each chunk's start.
     """
     h = tl.program_id(0) // (P // P_BLOCK)
     p0 = (tl.program_id(0) % (P // P_BLOCK)) * P_BLOCK
     b = tl.program_id(1)
     g = h // heads_per_group
     row = (b * H + h).to(tl.int64)
-    tile_PN = row * P * N + (p0 + tl.arange(0, P_BLOCK))[:, None] * N + tl.arange(0, N)[None, :]
+    offset_PN = row * P * N + (p0 + tl.arange(0, P_BLOCK))[:, None] * N + tl.arange(0, N)[None, :]
     dts += row * chunks * L
     logs += row * chunks * L
     documents += b.to(tl.int64) * chunks * L
     D_h = tl.load(D + h).to(tl.float32)
     state_PN = tl.zeros((P_BLOCK, N), tl.float32)
     if HAS_INITIAL:
-        state_PN += tl.load(initial + tile_PN).to(tl.float32)
+        state_PN += tl.load(initial + offset_PN).to(tl.float32)
     for c in tl.range(0, chunks, num_stages=STAGES):
         x_LP = x.load([b, h, c * L, p0]).reshape(L, P_BLOCK)
         B_LN = B.load([b, g, c * L, 0]).reshape(L, N)
         C_LN = C.load([b, g, c * L, 0]).reshape(L, N)
         dt_L, s_L, s_end, doc_L, doc_end = _decays(dts, logs, documents, c, L, HAS_RESET)
-        narrow_PN = state_PN.to(x_LP.dtype)
+        rounded_state_PN = state_PN.to(x_LP.dtype)
         if KEEP:
-            starts.store([(b * H + h) * chunks + c, p0, 0], narrow_PN.reshape(1, P_BLOCK, N))
+            starts.store([(b * H + h) * chunks + c, p0, 0], rounded_state_PN.reshape(1, P_BLOCK, N))
         j_L = tl.arange(0, L)
         i_L = j_L + c * zero
         visible_LL = i_L[:, None] >= j_L[None, :]
@@ -96,19 +96,19 @@ def forward_kernel(
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
         weight_LL = tl.dot(C_LN, tl.trans(B_LN), input_precision=PRECISION)
         weight_LL *= tl.exp2(tl.where(visible_LL, s_L[:, None] - s_L[None, :], float("-inf"))) * dt_L[None, :]
-        # D x is one more thing that a token reads of itself.
+        # D x is an additional weight of each token on itself.
         weight_LL += tl.where(i_L[:, None] == j_L[None, :], D_h, 0.0)
-        y_LP = tl.dot(C_LN, tl.trans(narrow_PN), input_precision=PRECISION)
+        y_LP = tl.dot(C_LN, tl.trans(rounded_state_PN), input_precision=PRECISION)
         y_LP *= _from_start(s_L, doc_L, HAS_RESET)[:, None]
         y_LP = tl.dot(weight_LL.to(x_LP.dtype), x_LP, y_LP, input_precision=PRECISION)
         y.store([b, h, c * L, p0], y_LP.to(x_LP.dtype).reshape(1, 1, L, P_BLOCK))
-        into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
-        survival = tl.exp2(s_end)
+        weight_to_end_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+        chunk_decay = tl.exp2(s_end)
         if HAS_RESET:
-            survival = tl.where(doc_end == 0, survival, 0.0)
-        scaled_LN = (B_LN.to(tl.float32) * into_L[:, None]).to(x_LP.dtype)
-        state_PN = tl.dot(tl.trans(x_LP), scaled_LN, state_PN * survival, input_precision=PRECISION)
-    tl.store(final + tile_PN, state_PN)
+            chunk_decay = tl.where(doc_end == 0, chunk_decay, 0.0)
+        scaled_LN = (B_LN.to(tl.float32) * weight_to_end_L[:, None]).to(x_LP.dtype)
+        state_PN = tl.dot(tl.trans(x_LP), scaled_LN, state_PN * chunk_decay, input_precision=PRECISION)
+    tl.store(final + offset_PN, state_PN)
 
 
 @triton.jit
@@ -120,23 +120,24 @@ def state_kernel(
     REVERSE: tl.constexpr, HAS_EDGE: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The recurrence between chunks alone: the state before each chunk is walked over, and the one after the last.
+    """Compute only the recurrence between chunks: the state before each chunk, and the state after the last one.
 
-    Forward, from u = x and V = B: the state at each chunk's start. REVERSE, from u = dy and V = C: the gradient of the
-    state at each chunk's end, walking from the end; `last` is then the gradient of the initial state.
+    Forward, with u = x and V = B, this is the state at each chunk's start. With REVERSE, u = dy and V = C, the loop
+    starts at the last chunk and computes the gradient of the state at each chunk's end. `last` is then the gradient of
+    the initial state.
     """
     h = tl.program_id(0) // (P // P_BLOCK)
     p0 = (tl.program_id(0) % (P // P_BLOCK)) * P_BLOCK
     b = tl.program_id(1)
     g = h // heads_per_group
     row = (b * H + h).to(tl.int64)
-    tile_PN = row * P * N + (p0 + tl.arange(0, P_BLOCK))[:, None] * N + tl.arange(0, N)[None, :]
+    offset_PN = row * P * N + (p0 + tl.arange(0, P_BLOCK))[:, None] * N + tl.arange(0, N)[None, :]
     dts += row * chunks * L
     logs += row * chunks * L
     documents += b.to(tl.int64) * chunks * L
     state_PN = tl.zeros((P_BLOCK, N), tl.float32)
     if HAS_EDGE:
-        state_PN += tl.load(edge + tile_PN).to(tl.float32)
+        state_PN += tl.load(edge + offset_PN).to(tl.float32)
     for k in tl.range(0, chunks, num_stages=STAGES):
         c = k
         if REVERSE:
@@ -149,26 +150,26 @@ def state_kernel(
             scale_L = _from_start(s_L, doc_L, HAS_RESET)
         else:
             scale_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
-        survival = tl.exp2(s_end)
+        chunk_decay = tl.exp2(s_end)
         if HAS_RESET:
-            survival = tl.where(doc_end == 0, survival, 0.0)
+            chunk_decay = tl.where(doc_end == 0, chunk_decay, 0.0)
         scaled_LN = (V_LN.to(tl.float32) * scale_L[:, None]).to(u_LP.dtype)
-        state_PN = tl.dot(tl.trans(u_LP), scaled_LN, state_PN * survival, input_precision=PRECISION)
-    tl.store(last + tile_PN, state_PN)
+        state_PN = tl.dot(tl.trans(u_LP), scaled_LN, state_PN * chunk_decay, input_precision=PRECISION)
+    tl.store(last + offset_PN, state_PN)
 
 
 @triton.jit
 @no_type_check
-def _row_products(tile_LN, other, nothing, L: tl.constexpr, N: tl.constexpr):
-    """Σ_n tile · other of each row; `other` in fp32 or as bfloat16 pairs in int32 (the even column in the low half).
+def _row_products(tile_LN, other, opaque_zero, L: tl.constexpr, N: tl.constexpr):
+    """Return Σ_n tile · other of each row. `other` is fp32, or bfloat16 pairs in int32 with the even column low.
 
-    Pairs are opened here, in every turn of the caller's loop: `nothing` is 0, but not to the compiler, which would
-    otherwise keep the opened tile in registers.
+    The pairs are unpacked in each iteration of the caller's loop. `opaque_zero` is 0 but unknown to the compiler, which
+    would otherwise keep the unpacked tile in registers.
     """
     if other.dtype == tl.int32:
         even_Lm, odd_Lm = tl.split(tile_LN.reshape(L, N // 2, 2))
-        low_Lm = (other << (16 + nothing)).to(tl.float32, bitcast=True)
-        high_Lm = (other & (-65536 + nothing)).to(tl.float32, bitcast=True)
+        low_Lm = (other << (16 + opaque_zero)).to(tl.float32, bitcast=True)
+        high_Lm = (other & (-65536 + opaque_zero)).to(tl.float32, bitcast=True)
         return tl.sum(even_Lm * low_Lm + odd_Lm * high_Lm, axis=1)
     else:
         return tl.sum(tile_LN * other, axis=1)
@@ -183,10 +184,11 @@ def gradient_kernel(
     HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx, dB, dC and what the decays' gradients need, of one chunk of one sequence, HEADS heads of a group in turn.
+    """Write dx, dB, dC and the sums for the decay gradients of one chunk, in a loop over HEADS heads of a group.
 
-    B and C are shared by the group, so dB and dC stay on chip while the heads pass. Square tiles are (j, i), the read
-    token down and the reading token across: two of the three products that use them can take them from registers.
+    The heads of a group share B and C, so dB and dC stay on chip during the loop. Square tiles are (j, i), with the
+    read token as row and the reading token as column. Two of the three products with them can then read them from
+    registers.
     """
     c = tl.program_id(0)
     b = tl.program_id(1)
@@ -218,42 +220,42 @@ def gradient_kernel(
         dt_L, s_L, s_end, doc_L, doc_end = _decays(dts + tokens, logs + tokens, documents, c, L, HAS_RESET)
         dt_L = tl.maximum(dt_L, TINY)
         out_L = sums + tokens + c * L + l
-        nothing = k * zero
-        j_L = l + nothing
+        opaque_zero = k * zero
+        j_L = l + opaque_zero
         diagonal_LL = j_L[:, None] == l[None, :]
         visible_LL = j_L[:, None] <= l[None, :]
         if HAS_RESET:
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
         E_LL = tl.exp2(tl.where(visible_LL, s_L[None, :] - s_L[:, None], float("-inf"))) * dt_L[:, None]
-        into_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+        weight_to_end_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
 
-        # The weight C_i·B_j E_ij dt_j, with D on the diagonal, has the gradient x_j·dy_i.
-        # The same for every head, and yet cheaper to take again from shared memory than to keep in registers.
+        # The gradient of the weight C_i·B_j E_ij dt_j, with D added on the diagonal, is x_j·dy_i.
+        # The product is the same for every head, but recomputing it is faster than keeping it in registers.
         product_LL = tl.dot(
-            B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + nothing.to(tl.float32), input_precision=PRECISION
+            B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + opaque_zero.to(tl.float32), input_precision=PRECISION
         )
         weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
         R_LL = tl.dot(x_LP, tl.trans(dy_LP), input_precision=PRECISION)
         tl.store(out_L + 2 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
         W_LL = (R_LL * E_LL).to(x_LP.dtype)
-        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision=PRECISION) * into_L[:, None]
+        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision=PRECISION) * weight_to_end_L[:, None]
         dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision=PRECISION)
         dx.store([b, h, c * L, 0], dx_LP.to(x_LP.dtype).reshape(1, 1, L, P))
 
-        own_LN = tl.dot(x_LP, dend_PN, input_precision=PRECISION) * into_L[:, None]
-        tl.store(out_L + 3 * sums_sk, _row_products(own_LN, B_rows, nothing * 2, L, N))
-        own_LN = tl.dot(W_LL, C_LN, own_LN, input_precision=PRECISION)
-        tl.store(out_L, _row_products(own_LN, B_rows, nothing, L, N))
-        dB_LN += own_LN
+        head_LN = tl.dot(x_LP, dend_PN, input_precision=PRECISION) * weight_to_end_L[:, None]
+        tl.store(out_L + 3 * sums_sk, _row_products(head_LN, B_rows, opaque_zero * 2, L, N))
+        head_LN = tl.dot(W_LL, C_LN, head_LN, input_precision=PRECISION)
+        tl.store(out_L, _row_products(head_LN, B_rows, opaque_zero, L, N))
+        dB_LN += head_LN
 
-        own_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION) * _from_start(s_L, doc_L, HAS_RESET)[:, None]
-        own_LN = tl.dot(tl.trans(W_LL), B_LN, own_LN, input_precision=PRECISION)
-        tl.store(out_L + sums_sk, _row_products(own_LN, C_rows, nothing, L, N))
-        dC_LN += own_LN
+        head_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION) * _from_start(s_L, doc_L, HAS_RESET)[:, None]
+        head_LN = tl.dot(tl.trans(W_LL), B_LN, head_LN, input_precision=PRECISION)
+        tl.store(out_L + sums_sk, _row_products(head_LN, C_rows, opaque_zero, L, N))
+        dC_LN += head_LN
 
-        # Σ dend ⊙ start as a diagonal: the tensor cores take both tiles from shared memory, registers are short.
+        # Σ dend ⊙ start as the diagonal of a product, because tensor cores read shared memory and save registers.
         passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision=PRECISION)
-        passing_P = tl.sum(tl.where((p + nothing)[:, None] == p[None, :], passing_PP, 0.0), axis=1)
+        passing_P = tl.sum(tl.where((p + opaque_zero)[:, None] == p[None, :], passing_PP, 0.0), axis=1)
         tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
     t = c * L + l
     out = split * dB_sp + b.to(tl.int64) * dB_sb + t[:, None].to(tl.int64) * dB_st + g * N + tl.arange(0, N)[None, :]
