@@ -172,7 +172,7 @@ def test_the_command_s_files_and_words(folder: Path, tmp_path: Path, capsys: pyt
     assert "bits per byte" in capsys.readouterr().out
     for path in (source, model):
         assert main(["compress", str(source), *words, str(path)]) == 2
-        assert "another name" in capsys.readouterr().err
+        assert "choose another -o" in capsys.readouterr().err
     assert main(["decompress", str(source), *words, str(back)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["compress", str(tmp_path / "absent"), *words, str(back)]) == 2

@@ -289,7 +289,7 @@ def test_the_build_command_makes_what_corpus_sees(
     assert through.val_text_bytes == direct.val_text_bytes
     assert through.tokenizer.fingerprint == direct.tokenizer.fingerprint
     assert main(["data", "build", str(out), "--out", str(tmp_path / "more")]) == 2
-    assert "already shards" in capsys.readouterr().err
+    assert "these are shards already" in capsys.readouterr().err
     other = tmp_path / "val.txt"
     other.write_text("validation")
     both = open_folder(built(text, tmp_path / "both", "--tokenizer", "bytes", "--val", str(other)))
