@@ -116,9 +116,9 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE = 0"),
         ({"RANK": "2"}, "RANK = 2 and WORLD_SIZE = 2"),
         ({"RANK": "x"}, "RANK = 'x'"),
-        ({"MASTER_ADDR": ""}, r"do not find each other at \?:29500 .*MASTER_ADDR"),
-        ({"MASTER_PORT": "hello"}, r"do not find each other at 127\.0\.0\.1:hello .*hello"),
-        ({"MASTER_PORT": "70000"}, r"do not find each other at 127\.0\.0\.1:70000 "),
+        ({"MASTER_ADDR": ""}, r"cannot connect to each other at \?:29500 .*MASTER_ADDR"),
+        ({"MASTER_PORT": "hello"}, r"cannot connect to each other at 127\.0\.0\.1:hello .*hello"),
+        ({"MASTER_PORT": "70000"}, r"cannot connect to each other at 127\.0\.0\.1:70000 "),
     ],
 )
 def test_an_incomplete_environment_is_a_mistake_in_one_line(
