@@ -18,7 +18,7 @@ from jepamba.data import Prefetcher
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.presets import load_preset
-from jepamba.train import finish, train
+from jepamba.train import export, train
 from jepamba.train.loop import Loop
 
 
@@ -36,7 +36,7 @@ def told_while_scoring() -> None:
 def told_while_packing() -> None:
     """Rank 0 is sent SIGNAL where it packs, and the other waits for it."""
     if os.environ["RANK"] == "0":
-        finish._pack = lambda *_: _tell()  # type: ignore[assignment, return-value]
+        export._pack = lambda *_: _tell()  # type: ignore[assignment, return-value]
 
 
 def _is_told() -> bool:
@@ -95,7 +95,7 @@ def terminated_while_packing() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    finish._pack = pack  # type: ignore[assignment]
+    export._pack = pack  # type: ignore[assignment]
 
 
 def fast_clock_on_rank_1() -> None:

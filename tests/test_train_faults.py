@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_alone(
     # Not a step and not a record is missing.
     assert losses(out) == losses(whole / "out")
     said = [record["what"] for record in records(out, "event")]
-    assert any("cannot write the checkpoint (No space left on device); training goes on" in line for line in said)
+    assert any("cannot write the checkpoint (No space left on device); training continues" in line for line in said)
     assert newest(out) == STEPS
 
 
@@ -161,7 +161,7 @@ def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_dis
     fill(small_disk)
     running.signal(signal.SIGTERM)
     assert running.wait() == [2]
-    assert running.said().splitlines()[-1].endswith("stopped by SIGTERM nevertheless, there is no checkpoint yet")
+    assert running.said().splitlines()[-1].endswith("the run stops on SIGTERM, there is no checkpoint yet")
 
 
 @pytest.fixture

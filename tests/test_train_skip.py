@@ -94,7 +94,7 @@ def test_a_run_leaves_bad_steps_out_and_says_which(
     said = [record["what"] for record in records(tmp_path / "out", "event") if "no update" in record["what"]]
     assert [line.partition(":")[0] for line in said] == ["step 4", "step 8"]
     assert "on the 4 windows from window 12 of epoch 0 on" in said[0]
-    assert "(2 such steps, train.skip_limit = 10)" in capsys.readouterr().err
+    assert "(2 skipped steps, train.skip_limit = 10)" in capsys.readouterr().err
     # None right after a bad step, whose reason may lie in the weights.
     kept = [load_checkpoint(path)[1]["progress"] for path in checkpoints(tmp_path / "out" / "checkpoints")]
     assert [(progress["step"], progress["skipped"]) for progress in kept] == [
@@ -118,7 +118,9 @@ def test_a_resumed_run_remembers_what_was_left_out(text: Path, tmp_path: Path, m
 def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(text, train__steps=20, train__skip_limit=2)
     poison(monkeypatch, 2, 5, 7, 9)
-    with pytest.raises(UserError, match=r"step 7: the loss is nan .*; 3 such steps are more than train.skip_limit = 2"):
+    with pytest.raises(
+        UserError, match=r"step 7: the loss is nan .*; 3 skipped steps are more than train.skip_limit = 2"
+    ):
         train(run, tmp_path / "out")
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 3, 4, 6]
     for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
@@ -154,5 +156,5 @@ def test_a_bad_ghost_step_is_left_out_too(
 def test_too_many_bad_ghost_steps_end_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
     run = tiny(text, optim__ghost_steps=4, train__skip_limit=2)
-    with pytest.raises(UserError, match=r"ghost step 3: .*; 3 such steps are more than train.skip_limit = 2"):
+    with pytest.raises(UserError, match=r"ghost step 3: .*; 3 skipped steps are more than train.skip_limit = 2"):
         train(run, tmp_path / "out")

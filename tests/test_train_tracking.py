@@ -89,13 +89,13 @@ def test_a_dashboard_that_fails_does_not_end_the_run(
     metrics.append("step", 2, ce=2.25)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jepamba:")]
-    failure = "failed and is left alone from here on: RuntimeError: the network is gone"
+    failure = "failed and gets no more records: RuntimeError: the network is gone"
     assert said == [f"jepamba: {dashboard.__name__} {failure}"]
 
 
 def test_what_cannot_start_is_one_line(dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard.failing = "init"
-    with pytest.raises(UserError, match="it does not start: RuntimeError: the network is gone"):
+    with pytest.raises(UserError, match="trackio does not start: RuntimeError: the network is gone"):
         record(log_of(dashboard.__name__, tmp_path))
     for broken in (None, ModuleType("a folder of the same name")):
         monkeypatch.setitem(sys.modules, dashboard.__name__, broken)
@@ -134,12 +134,15 @@ def test_a_run_that_ends_with_an_error_takes_leave(
 ) -> None:
     """Once, and without waiting long; the error is the run's own, whatever the dashboard does."""
     dashboard.failing, dashboard.slow = "finish" * (trouble == "failing"), 1.0 * (trouble == "slow")
-    monkeypatch.setattr("jepamba.train.loop.HURRY", 0.2 if trouble == "slow" else 60.0)
+    monkeypatch.setattr("jepamba.train.loop.CLOSE_TIMEOUT", 0.2 if trouble == "slow" else 60.0)
     with pytest.raises(UserError, match=r"more than train.skip_limit = 0"):
         train(diverging(tmp_path), tmp_path / "out")
     assert [what for what, _ in dashboard.calls] == ["init", "log", *([] if trouble else ["finish"])]
-    said = [line for line in capsys.readouterr().err.splitlines() if "left alone from here on" in line]
-    lines = {"failing": "RuntimeError: the network is gone", "slow": "TimeoutError: what it has not sent within 0.2 s"}
+    said = [line for line in capsys.readouterr().err.splitlines() if "gets no more records" in line]
+    lines = {
+        "failing": "RuntimeError: the network is gone",
+        "slow": "TimeoutError: records that it did not send within 0.2 s",
+    }
     assert len(said) == bool(trouble)
     assert lines.get(trouble, "") in "".join(said)
     for thread in threading.enumerate():

@@ -17,7 +17,7 @@ from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.quant import IntQuantizer
-from jepamba.train import resolve, resume, train, widths
+from jepamba.train import bit_allocation, resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
@@ -114,7 +114,7 @@ def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(sm
     trainer = Trainer(state)
     for _ in range(3):
         trainer.train_step(0.9)
-    widths.choose(state, 0.9)
+    bit_allocation.choose_bits(state, 0.9)
     trainer.train_step(0.95)
     path = tmp_path / "a.jepa"
     save_artifact(path, state.model, state.run, state.corpus.tokenizer)
@@ -131,7 +131,7 @@ def test_measuring_moves_nothing(small: Run) -> None:
     Trainer(state).train_step(0.6)
     metadata = json.dumps(state.metadata())
     tensors = {name: value.clone() for name, value in state.tensors().items()}
-    first, second = widths.measure(state, 0.6), widths.measure(state, 0.6)
+    first, second = bit_allocation.measure_options(state, 0.6), bit_allocation.measure_options(state, 0.6)
     assert first == second
     assert json.dumps(state.metadata()) == metadata
     assert all(torch.equal(value, tensors[name]) for name, value in state.tensors().items())
@@ -146,7 +146,7 @@ def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
     trainer = Trainer(state)
     for _ in range(150):
         trainer.train_step(0.5)
-    options = widths.measure(state, 0.5)
+    options = bit_allocation.measure_options(state, 0.5)
     predicted = {name: given[0].damage for name, given in options.items()}
     assert all(a.damage > b.damage for given in options.values() for a, b in itertools.pairwise(given))
     rise = {name: _loss(state, name) - _loss(state, "") for name in predicted}
@@ -161,7 +161,7 @@ def _loss(state: TrainState, rounded: str) -> float:
     """The loss on a fixed text with the parameter `rounded` on 2 bits and all others as they are."""
     model = state.model.train()
     held = {}
-    for name, weight in widths.adjustable(state).items():
+    for name, weight in bit_allocation.adjustable_weights(state).items():
         if name == rounded:
             held[name] = weight.master.data
             quantizer = IntQuantizer(2, "clip")
@@ -169,7 +169,7 @@ def _loss(state: TrainState, rounded: str) -> float:
     ids = torch.from_numpy(state.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
     with torch.no_grad():
         loss = model.loss(model(ids[:, :-1])[0], ids[:, 1:], 0.0).ce.item()
-    for name, weight in widths.adjustable(state).items():
+    for name, weight in bit_allocation.adjustable_weights(state).items():
         if name in held:
             weight.master.data = held[name]
     return loss

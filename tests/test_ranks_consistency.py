@@ -12,7 +12,7 @@ import torch
 from jepamba.config import Run
 from jepamba.distributed import World
 from jepamba.errors import UserError
-from jepamba.train import alike
+from jepamba.train import consistency
 from jepamba.train.checkpoint import checkpoints
 from processes import Running, losses, records
 from spawn import together
@@ -85,18 +85,18 @@ def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_pa
 def refusals(ranks: World, run: Run) -> list[str]:
     """What a rank is told when rank 1 runs another command, has another jepamba, or sees a GPU; and when none does."""
     found = []
-    version, sees = alike.__version__, torch.cuda.is_available
+    version, sees = consistency.__version__, torch.cuda.is_available
     for command, other_version, gpu in (("resume", version, False), ("train", "9.9", False), ("train", version, True)):
-        alike.__version__ = version if ranks.is_rank_zero else other_version
+        consistency.__version__ = version if ranks.is_rank_zero else other_version
         torch.cuda.is_available = lambda gpu=gpu: gpu and not ranks.is_rank_zero  # type: ignore[misc]
         try:
-            alike.check_command("train" if ranks.is_rank_zero else command, ranks)
-            alike.check_settings(run, ranks)
+            consistency.check_same_command("train" if ranks.is_rank_zero else command, ranks)
+            consistency.check_same_settings(run, ranks)
         except UserError as error:
             found.append(str(error))
-    alike.__version__, torch.cuda.is_available = version, sees
-    alike.check_command("train", ranks)
-    alike.check_settings(run, ranks)
+    consistency.__version__, torch.cuda.is_available = version, sees
+    consistency.check_same_command("train", ranks)
+    consistency.check_same_settings(run, ranks)
     return found
 
 
@@ -106,5 +106,5 @@ def test_ranks_with_another_command_jepamba_or_device_are_refused(text: Path) ->
     assert ours[:2] == theirs[:2]
     command, version, device = ours
     assert command.startswith("rank 1 has the command resume where rank 0 has train; start all with the same command")
-    assert version.startswith(f"rank 1 has jepamba 9.9 where rank 0 has {alike.__version__}; ")
+    assert version.startswith(f"rank 1 has jepamba 9.9 where rank 0 has {consistency.__version__}; ")
     assert device.startswith('rank 1 has train.device = "cuda" where rank 0 has "cpu"; PyTorch must see a GPU')
