@@ -1,4 +1,4 @@
-"""What ranks do in concert, in real processes over gloo."""
+"""The collectives, in real processes over gloo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spawn import together
 
 
 def concert(ranks: World) -> dict[str, Any]:
-    """One of each thing that ranks do; what came of it."""
+    """Call every collective once and return the results."""
     rank, size = ranks.rank, ranks.world_size
     found: dict[str, Any] = {"who": (rank, size, ranks.local_rank, ranks.is_rank_zero)}
     own = torch.arange(4.0) + rank
@@ -43,7 +43,7 @@ def concert(ranks: World) -> dict[str, Any]:
 
 
 def mistakes(ranks: World) -> list[str]:
-    """What goes wrong on one rank, as each rank is told."""
+    """The errors that each rank raises after one rank failed."""
 
     def wrong() -> None:
         raise UserError("config.toml: no such run")
@@ -90,7 +90,7 @@ def test_what_ranks_do_in_concert(size: int) -> None:
         assert found["machine"] == rank
 
 
-def test_what_goes_wrong_on_one_rank_is_told_to_all() -> None:
+def test_what_fails_on_one_rank_is_raised_on_all() -> None:
     first, second = together(2, mistakes)
     assert first == [
         "UserError: config.toml: no such run",

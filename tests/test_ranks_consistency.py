@@ -1,4 +1,4 @@
-"""World that were not started alike: another file of settings, another command, another jepamba, no GPU."""
+"""Ranks that differ in their settings, their command, their version of jepamba, or their GPUs are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(tmp_path: Path, *runs: Run) -> Running:
-    """A rank for each of `runs`, on a machine of its own where it is the file tiny.toml."""
+    """Start one rank for each of `runs`, each in its own folder, where its settings are the file tiny.toml."""
     for rank, run in enumerate(runs):
         (tmp_path / str(rank)).mkdir()
         preset(tmp_path / str(rank), run)
@@ -35,7 +35,7 @@ def started(tmp_path: Path, *runs: Run) -> Running:
 
 
 def test_ranks_with_other_settings_are_refused(text: Path, tmp_path: Path) -> None:
-    """The first setting is named, and text that would not be there is not asked for."""
+    """The message names the first setting that differs. The text, which does not exist, is not read."""
     one, another = tiny(text, optim__muon_lr=0.02), tiny(text, optim__muon_lr=0.01, train__seed=4, data__train="none")
     running = started(tmp_path, one, another)
     assert running.wait() == [2, 2]
@@ -45,8 +45,8 @@ def test_ranks_with_other_settings_are_refused(text: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_each_machine_has_its_files_where_it_likes(text: Path, tmp_path: Path) -> None:
-    """And as many threads as it likes: that is no other run."""
+def test_each_machine_may_have_its_own_paths(text: Path, tmp_path: Path) -> None:
+    """The number of threads may also differ."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     moved = tiny(text_file(elsewhere), train__steps=2, train__threads=2)
@@ -55,8 +55,8 @@ def test_each_machine_has_its_files_where_it_likes(text: Path, tmp_path: Path) -
     assert len(records(tmp_path / "out")) == 2
 
 
-def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_path: Path) -> None:
-    """Each machine says where its files are, as it did at the start; without, it looks where rank 0 has its own."""
+def test_a_resume_can_name_the_paths_of_each_machine(text: Path, tmp_path: Path) -> None:
+    """Each machine can name its own paths on resume. Otherwise it uses those of rank 0."""
     settings: dict[str, Any] = {"data__cache": "cache", "train__steps": 4, "train__checkpoint_every": 1}
     for rank, name in enumerate(("text.txt", "place.txt")):
         (tmp_path / str(rank)).mkdir()
@@ -83,7 +83,7 @@ def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_pa
 
 
 def refusals(ranks: World, run: Run) -> list[str]:
-    """What a rank is told when rank 1 runs another command, has another jepamba, or sees a GPU; and when none does."""
+    """The errors when rank 1 runs another command, has another version of jepamba, or sees a GPU."""
     found = []
     version, sees = consistency.__version__, torch.cuda.is_available
     for command, other_version, gpu in (("resume", version, False), ("train", "9.9", False), ("train", version, True)):

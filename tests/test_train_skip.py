@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not a number: left out, undone, counted, named; and the end after too many."""
+"""A step whose loss or gradient is not finite is skipped, undone, counted and reported. Too many end the run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BATCH_NORM = {"jepa__projector": "mlp-batchnorm", "quant__scale": "hessian"}
     ids=["plain", "batch norm", "carried state"],
 )
 def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
-    """All that a checkpoint would hold is as before, bit by bit, and the next step is as good as any."""
+    """The content of a checkpoint is unchanged bit for bit, and the next step is not affected."""
     run = tiny(text, **settings)
     tokens = corpus(run.data)
     state = TrainState(resolve(run, tokens), tokens, choose_device(run.train))
@@ -132,7 +132,7 @@ def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkey
 def test_a_bad_ghost_step_is_left_out_too(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
 ) -> None:
-    """The run goes on, and counts it; so does the run that is resumed before its first checkpoint."""
+    """The run counts it and continues, also when it is resumed before its first checkpoint."""
     calls, weight = list[int](), step_module.sigreg_lambda
 
     def poisoned(*given: Any) -> float:

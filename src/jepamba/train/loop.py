@@ -105,28 +105,28 @@ class Loop:
         return summary
 
     def _log_final(self, score: Mapping[str, Any]) -> None:
-        done, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
-        self.metrics.append("val", done.step, seconds=done.seconds, **fields, final=True)
+        counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
+        self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=True)
 
     def share(self) -> float:
         """The share of the budget that is spent: the larger of the shares of steps and of seconds."""
-        budget, done = self.run.train, self.state.counters
-        by_steps = done.step / budget.steps if budget.steps > 0 else 0.0
-        by_time = done.seconds / budget.seconds if budget.seconds > 0 else 0.0
-        return max(by_steps, by_time)
+        budget, counters = self.run.train, self.state.counters
+        by_steps = counters.step / budget.steps if budget.steps > 0 else 0.0
+        by_seconds = counters.seconds / budget.seconds if budget.seconds > 0 else 0.0
+        return max(by_steps, by_seconds)
 
     def _loop(self, stop: StopRequest, report: Progress) -> None:
-        done, budget = self.state.counters, self.run.train
+        counters, budget = self.state.counters, self.run.train
         if self._validation_was_missed():
             self._stop_on(self._validate(stop))
         clock = saved = time.perf_counter()
         while (share := self.share()) < 1.0:
-            if budget.terms_every > 0 and done.step % budget.terms_every == 0:
-                self.metrics.append("terms", done.step, **term_gradients(self.state, share))
+            if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
+                self.metrics.append("terms", counters.step, **term_gradients(self.state, share))
             if bit_allocation.is_due(self.state, share):
                 self._choose_bits(share)
                 self._stop_on(self._synchronized(0.0, stop)[1])
-            before = done.tokens
+            before = counters.tokens
             record, problem = dict[str, float](), ""
             try:
                 record = self.trainer.train_step(share)
@@ -135,11 +135,11 @@ class Loop:
             now = time.perf_counter()
             elapsed, stop_signal = self._synchronized(now - clock, stop)
             clock = now
-            done.seconds += elapsed
+            counters.seconds += elapsed
             if problem:
                 self._note_skip(report, problem)
             else:
-                self._note_step(report, record, elapsed, done.tokens - before)
+                self._note_step(report, record, elapsed, counters.tokens - before)
                 if self.ranks.is_rank_zero and not self.writer.prepared:
                     # After the first step, which creates the optimizers' state.
                     self.writer.prepare(self.state.tensors())
@@ -162,16 +162,16 @@ class Loop:
         return everyone[0][0], next((signal.Signals(number) for _, number in everyone if number is not None), None)
 
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
-        done = self.state.counters
+        counters = self.state.counters
         self.metrics.append(
             "step",
-            done.step,
+            counters.step,
             **record,
-            tokens=done.tokens,
-            bytes=done.bytes,
-            skipped=done.skipped,
+            tokens=counters.tokens,
+            bytes=counters.bytes,
+            skipped=counters.skipped,
             epoch=self.state.loader.epoch_float,
-            seconds=done.seconds,
+            seconds=counters.seconds,
             tokens_per_s=tokens / elapsed,
             memory_mb=self.state.device_config.memory_mb(),
         )
@@ -199,10 +199,10 @@ class Loop:
         self._event(message)
 
     def _caption(self, record: dict[str, float]) -> str:
-        done = self.state.counters
-        bpb = record["ce"] / math.log(2) * done.tokens / max(done.bytes, 1)
+        counters = self.state.counters
+        bpb = record["ce"] / math.log(2) * counters.tokens / max(counters.bytes, 1)
         return (
-            f"step {done.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
+            f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
             f"sigreg {record['sigreg']:.4f}{self.last_validation}"
         )
 
@@ -270,10 +270,10 @@ class Loop:
                     stopped=lambda: stop.signal is not None,
                 )
             )
-            done = self.state.counters
+            counters = self.state.counters
             fields = {key: score[key] for key in VAL_FIELDS}
-            self.metrics.append("val", done.step, seconds=done.seconds, **fields, final=False)
-            self.last_validation = f", validation {score['bpb']:.4f} BPB at step {done.step}"
+            self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=False)
+            self.last_validation = f", validation {score['bpb']:.4f} BPB at step {counters.step}"
         return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:
