@@ -83,7 +83,7 @@ def dashboard(slow: float = 0.0) -> None:
 
 
 def slow_dashboard() -> None:
-    """The dashboard takes 3 s to finish, longer than the short time-out of the ranks."""
+    """The dashboard takes 3 s to finish."""
     dashboard(3.0)
 
 
