@@ -95,7 +95,7 @@ def test_a_dashboard_that_fails_does_not_end_the_run(
 
 def test_what_cannot_start_is_one_line(dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard.failing = "init"
-    with pytest.raises(UserError, match="trackio does not start: RuntimeError: the network is gone"):
+    with pytest.raises(UserError, match=f"{dashboard.__name__} does not start: RuntimeError: the network is gone"):
         record(log_of(dashboard.__name__, tmp_path))
     for broken in (None, ModuleType("a folder of the same name")):
         monkeypatch.setitem(sys.modules, dashboard.__name__, broken)
