@@ -83,8 +83,8 @@ class Clock:
 class TimedWorld(World):
     """A world that times its sums of gradients."""
 
-    def __init__(self, ranks: World, clock: Clock) -> None:
-        self.__dict__ |= ranks.__dict__
+    def __init__(self, world: World, clock: Clock) -> None:
+        self.__dict__ |= world.__dict__
         self.clock = clock
 
     def all_reduce_each_(self, tensors: Any) -> None:
@@ -139,13 +139,13 @@ class TimedTrainer(Trainer):
             super().accumulate_gradients(batch, lam)
 
 
-def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
+def measure(run: Run, world: World, steps: int, warmup: int) -> dict[str, Any]:
     """Measure the figures of the table."""
     device_config = choose_device(run.train)
-    text = ranks.local_rank_zero_first(lambda: corpus(run.data))
+    text = world.local_rank_zero_first(lambda: corpus(run.data))
     run = resolve(run, text)
     clock = Clock(device_config.device)
-    state = TimedState(run, text, device_config, TimedWorld(ranks, clock))
+    state = TimedState(run, text, device_config, TimedWorld(world, clock))
     state.waits = []
     trainer = TimedTrainer(state, clock)
     started = time.perf_counter()
@@ -153,7 +153,7 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
     clock.spans()
     first = time.perf_counter() - started
     losses += [trainer.train_step(0.0)["loss"] for _ in range(warmup - 1)]
-    ranks.all_gather_object(None)
+    world.all_gather_object(None)
     clock.spans()
     state.waits.clear()
     moments = []
@@ -162,14 +162,14 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
         losses.append(trainer.train_step(0.0)["loss"])
     moments.append(clock.now())
     spans = clock.spans()
-    ranks.check_equal(dict(state.modules.state_dict()))
+    world.check_equal(dict(state.modules.state_dict()))
     trainer.release()
     each = [clock.between(a, b) for a, b in pairwise(moments)]
     step_ms = statistics.median(each)
     return {
         "device": device_config.why,
         "torch": torch.__version__,
-        "processes": ranks.world_size,
+        "processes": world.world_size,
         "tokens per step": run.train.tokens_per_step,
         "passes per step": state.layout.passes,
         "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in state.layout.of_pass(0)],
@@ -187,7 +187,7 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
 
 def alone(state: TrainState, clock: Clock) -> dict[str, float]:
     """Milliseconds a step of each exchange between ranks, measured alone."""
-    run, ranks, device = state.run, state.ranks, state.device
+    run, world, device = state.run, state.world, state.device
     work: dict[str, tuple[Callable[[], object], int]] = {}
     jepa = run.jepa
     if state.heads is not None and jepa.sigreg_weight > 0:
@@ -196,20 +196,20 @@ def alone(state: TrainState, clock: Clock) -> dict[str, float]:
             samples = min(jepa.sigreg_timesteps or run.data.seq_len, run.data.seq_len)
         sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
         times = 1 if jepa.sigreg_sample == "step" else state.layout.passes
-        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.all_reduce_(sums), times)
+        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: world.all_reduce_(sums), times)
     matrices = list(state.optimizers.groups.muon.values())
-    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.world_size)
+    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), world.world_size)
     longest = max(sum(matrices[i].numel() for i in share) for share in shares)
     updates = torch.zeros(longest, dtype=state.optimizers.muon.compute_dtype, device=device)
     size = longest * updates.element_size() / 1e6
-    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.all_gather(updates), 1)
+    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: world.all_gather(updates), 1)
     grads = [torch.zeros_like(p) for p in state.parameters()]
     size = sum(grad.numel() for grad in grads) * 4 / 1e6
-    work[f"gradient sums, {size:.1f} MB"] = (lambda: World.all_reduce_each_(ranks, grads), 1)
+    work[f"gradient sums, {size:.1f} MB"] = (lambda: World.all_reduce_each_(world, grads), 1)
     found = {}
     for name, (exchange, times) in work.items():
         exchange()
-        ranks.all_gather_object(None)
+        world.all_gather_object(None)
         with clock.span(name):
             for _ in range(ALONE_REPEATS):
                 exchange()
@@ -249,14 +249,14 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     run = with_settings(load_preset(args.preset), parse_settings(flags))
     against = json.loads(args.bench_against.read_text()) if args.bench_against else None
-    with process_group() as ranks:
-        if not ranks.is_rank_zero:
+    with process_group() as world:
+        if not world.is_rank_zero:
             silence()
-        found = measure(run, ranks, args.bench_steps, args.bench_warmup)
+        found = measure(run, world, args.bench_steps, args.bench_warmup)
         if against is not None:
             each, before = found["tokens/s"] / found["processes"], against["tokens/s"] / against["processes"]
             found["efficiency"] = each / before
-        if ranks.is_rank_zero:
+        if world.is_rank_zero:
             print(f"{args.preset}: {found['device']}; torch {found['torch']}\n")
             print(table(found, against) + "\n")
             if args.bench_out:

@@ -82,21 +82,21 @@ def test_a_resume_can_name_the_paths_of_each_machine(text: Path, tmp_path: Path)
     assert "the training text is not what this run started with: put the files back" in running.last_words(0)
 
 
-def refusals(ranks: World, run: Run) -> list[str]:
+def refusals(world: World, run: Run) -> list[str]:
     """The errors when rank 1 runs another command, has another version of jepamba, or sees a GPU."""
     found = []
     version, sees = consistency.__version__, torch.cuda.is_available
     for command, other_version, gpu in (("resume", version, False), ("train", "9.9", False), ("train", version, True)):
-        consistency.__version__ = version if ranks.is_rank_zero else other_version
-        torch.cuda.is_available = lambda gpu=gpu: gpu and not ranks.is_rank_zero  # type: ignore[misc]
+        consistency.__version__ = version if world.is_rank_zero else other_version
+        torch.cuda.is_available = lambda gpu=gpu: gpu and not world.is_rank_zero  # type: ignore[misc]
         try:
-            consistency.check_same_command("train" if ranks.is_rank_zero else command, ranks)
-            consistency.check_same_settings(run, ranks)
+            consistency.check_same_command("train" if world.is_rank_zero else command, world)
+            consistency.check_same_settings(run, world)
         except UserError as error:
             found.append(str(error))
     consistency.__version__, torch.cuda.is_available = version, sees
-    consistency.check_same_command("train", ranks)
-    consistency.check_same_settings(run, ranks)
+    consistency.check_same_command("train", world)
+    consistency.check_same_settings(run, world)
     return found
 
 

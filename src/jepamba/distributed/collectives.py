@@ -224,13 +224,13 @@ def process_group() -> Iterator[World]:
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: World) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.all_reduce_(tensor.clone(memory_format=torch.contiguous_format))
+    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.all_reduce_(tensor.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return ctx.ranks.all_reduce_(grads[0].clone(memory_format=torch.contiguous_format)), None
+        return ctx.world.all_reduce_(grads[0].clone(memory_format=torch.contiguous_format)), None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -36,9 +36,9 @@ def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, 
         The content of summary.json.
     """
     state.model.eval()
-    temperature, artifact_bytes = state.ranks.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
+    temperature, artifact_bytes = state.world.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
     scores = _scores(state, out / ARTIFACT)
-    return state.ranks.on_rank_zero(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
+    return state.world.on_rank_zero(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
 
 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
@@ -117,7 +117,7 @@ def write_summary(out: Path, summary: dict[str, Any]) -> None:
 def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
     """The scores of the artifact by their keys in summary.json."""
     run, val, seq_len = state.run, state.corpus.val, state.run.data.seq_len
-    with _on_every_rank(artifact, state.ranks) as local_path:
+    with _on_every_rank(artifact, state.world) as local_path:
         loaded = load_artifact(local_path, device=state.device)
     reset, batch = run.data.reset, run.eval.tokens_per_batch
 
@@ -131,7 +131,7 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 reset=reset,
                 tokens_per_batch=batch,
                 progress=report,
-                ranks=state.ranks,
+                world=state.world,
             )
 
     def sliding() -> Score:
@@ -146,7 +146,7 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 limit=run.eval.sliding_tokens,
                 tokens_per_batch=batch,
                 progress=report,
-                ranks=state.ranks,
+                world=state.world,
             )
 
     uncalibrated, calibrated = plain()
@@ -158,11 +158,11 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _on_every_rank(path: Path, ranks: World) -> Iterator[Path]:
+def _on_every_rank(path: Path, world: World) -> Iterator[Path]:
     """`path` on rank 0, and a temporary copy of that file on every other rank."""
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.is_rank_zero else None
-    received = ranks.broadcast_tensors({} if content is None else {"file": content})["file"]
-    if ranks.is_rank_zero:
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if world.is_rank_zero else None
+    received = world.broadcast_tensors({} if content is None else {"file": content})["file"]
+    if world.is_rank_zero:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -39,11 +39,11 @@ VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
 class Loop:
     """The loop around `Trainer.train_step`. All ranks must call its methods together."""
 
-    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: World = SINGLE_PROCESS) -> None:
-        self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
-        self.state = TrainState(run, text, choose_device(run.train), ranks)
+    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, world: World = SINGLE_PROCESS) -> None:
+        self.run, self.out, self.preset, self.world = run, out, preset, world
+        self.state = TrainState(run, text, choose_device(run.train), world)
         self.trainer = Trainer(self.state)
-        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.is_rank_zero else NoLog(out / METRICS)
+        self.metrics = MetricsLog(out / METRICS, track(run, out)) if world.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
         self.restored = False
         self.saved = -1
@@ -61,9 +61,9 @@ class Loop:
                 tensors, metadata = load_checkpoint(found[-1])
             return metadata
 
-        metadata = self.ranks.on_rank_zero(newest)
+        metadata = self.world.on_rank_zero(newest)
         if metadata:
-            self.state.restore(self.ranks.broadcast_tensors(tensors), metadata)
+            self.state.restore(self.world.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
         self.metrics.rewind(self.state.counters.step)
         self._event(f"resumed at step {self.state.counters.step}")
@@ -80,8 +80,8 @@ class Loop:
 
     def _train(self) -> None:
         self._event(self.state.device_config.why)
-        self.ranks.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
-        self.ranks.check_equal(dict(self.state.modules.state_dict()))
+        self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
+        self.world.check_equal(dict(self.state.modules.state_dict()))
         with StopRequest() as stop, self.writer, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup(report)
@@ -92,16 +92,16 @@ class Loop:
             self._note_failure(report, wait=True)
 
     def _export(self) -> dict[str, Any]:
-        self.ranks.check_equal(dict(self.state.modules.state_dict()))
+        self.world.check_equal(dict(self.state.modules.state_dict()))
         self.trainer.release()
-        self.ranks.on_rank_zero(self.metrics.flush)
-        for message in self.ranks.on_rank_zero(
+        self.world.on_rank_zero(self.metrics.flush)
+        for message in self.world.on_rank_zero(
             lambda: bit_allocation.pack_within_budget(self.state, self.out / ARTIFACT)
         ):
             self._event(message)
         summary = export_and_evaluate(self.state, self.out, self.preset)
         # All ranks wait here, however long the dashboard takes to send the last records.
-        self.ranks.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
+        self.world.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
         return summary
 
     def _log_final(self, score: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, counters.tokens - before)
-                if self.ranks.is_rank_zero and not self.writer.prepared:
+                if self.world.is_rank_zero and not self.writer.prepared:
                     # After the first step, which creates the optimizers' state.
                     self.writer.prepare(self.state.tensors())
                     clock = time.perf_counter()
@@ -158,7 +158,7 @@ class Loop:
 
     def _synchronized(self, seconds: float, stop: StopRequest) -> tuple[float, signal.Signals | None]:
         """Rank 0's `seconds`, and the stop signal that any rank received: all ranks use one clock and stop together."""
-        everyone = self.ranks.all_gather_object([seconds, stop.signal])
+        everyone = self.world.all_gather_object([seconds, stop.signal])
         return everyone[0][0], next((signal.Signals(number) for _, number in everyone if number is not None), None)
 
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
@@ -191,10 +191,10 @@ class Loop:
     def _choose_bits(self, share: float) -> None:
         """Choose the bits of each weight on rank 0 and set them on all ranks."""
         model = self.state.model
-        message, chosen = self.ranks.on_rank_zero(
+        message, chosen = self.world.on_rank_zero(
             lambda: (bit_allocation.choose_bits(self.state, share), model.quant.width_of)
         )
-        if not self.ranks.is_rank_zero:
+        if not self.world.is_rank_zero:
             model.set_bit_allocation(chosen)
         self._event(message)
 
@@ -214,7 +214,7 @@ class Loop:
     def _checkpoint(self) -> None:
         """Start writing a checkpoint of this step on rank 0, unless it exists."""
         step = self.state.counters.step
-        if self.saved != step and self.ranks.is_rank_zero:
+        if self.saved != step and self.world.is_rank_zero:
             self.writer.save(step, self.state.tensors(), self.state.metadata())
             self.saved = step
 
@@ -230,7 +230,7 @@ class Loop:
     def _stop_on(self, stop_signal: signal.Signals | None) -> None:
         """After a signal, write a checkpoint and leave. Raises `UserError` if that checkpoint cannot be written."""
         if stop_signal is not None:
-            self.ranks.on_rank_zero(lambda: self._last_checkpoint(stop_signal.name))
+            self.world.on_rank_zero(lambda: self._last_checkpoint(stop_signal.name))
             leave(stop_signal)
 
     def _last_checkpoint(self, signal_name: str) -> None:
@@ -253,7 +253,7 @@ class Loop:
         """Whether the run was stopped before the end of the validation that was due at its present step."""
         step = self.state.counters.step
         due = self.restored and self._validation_due()
-        return due and not self.ranks.on_rank_zero(lambda: self.metrics.contains("val", step))
+        return due and not self.world.on_rank_zero(lambda: self.metrics.contains("val", step))
 
     def _validate(self, stop: StopRequest) -> signal.Signals | None:
         """Score the validation text, unless a stop signal interrupts it. Returns that signal."""
@@ -266,7 +266,7 @@ class Loop:
                     reset=self.run.data.reset,
                     limit=self.run.train.val_tokens,
                     tokens_per_batch=self.run.eval.tokens_per_batch,
-                    ranks=self.ranks,
+                    world=self.world,
                     stopped=lambda: stop.signal is not None,
                 )
             )

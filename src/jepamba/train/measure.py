@@ -20,14 +20,14 @@ def calibrate_inputs(state: TrainState) -> None:
     Rank 0 measures on the next `train.tokens_per_micro` tokens and broadcasts. The data position is restored.
     """
     model, device = state.model, state.device
-    if state.ranks.is_rank_zero:
+    if state.world.is_rank_zero:
         position = state.loader.state()
         batch = state.loader.next(state.run.train.tokens_per_micro // state.run.data.seq_len)
         state.loader.restore(position)
         with model.calibrate_inputs(), state.device_config.autocast():
             reset_BT = to_device(batch.reset_BT, device) if state.run.data.reset else None
             model(to_device(batch.inputs_BT, device), reset_BT)
-    state.ranks.broadcast_(model.buffers())
+    state.world.broadcast_(model.buffers())
 
 
 def term_gradients(state: TrainState, progress: float) -> dict[str, float]:
@@ -62,5 +62,5 @@ def _gradient_norm(state: TrainState, term: Tensor) -> float:
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
     present = [grad for grad in grads if grad is not None]
-    state.ranks.all_reduce_each_(present)
+    state.world.all_reduce_each_(present)
     return float(sum(grad.double().square().sum().item() for grad in present) ** 0.5)

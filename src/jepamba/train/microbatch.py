@@ -87,8 +87,8 @@ class MicroBatches:
 
     def __init__(self, state: TrainState, batch: Batch, lam: float, passes: int = 0) -> None:
         self.state, self.lam = state, lam
-        run, layout, ranks = state.run, state.layout, state.ranks
-        self.rows = [len(rows) for rows in layout.of_rank(ranks.rank)][: passes or layout.passes]
+        run, layout, world = state.run, state.layout, state.world
+        self.rows = [len(rows) for rows in layout.of_rank(world.rank)][: passes or layout.passes]
         """Windows of each micro-batch."""
         self.pass_windows = [[len(rows) for rows in layout.of_pass(index)] for index in range(len(self.rows))]
         """Windows of each pass on each rank."""
@@ -101,7 +101,7 @@ class MicroBatches:
         # The numbers of positions with a target k tokens ahead in the same document, over all ranks.
         steps = run.jepa.rollout_steps if run.jepa.weight > 0 else 1
         shape = (len(batch.inputs_BT), run.data.seq_len)
-        self.pairs_K = ranks.all_reduce_(document_pairs(shape, self.reset_BT, steps, state.device))
+        self.pairs_K = world.all_reduce_(document_pairs(shape, self.reset_BT, steps, state.device))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for index, (end, rows) in enumerate(zip(accumulate(self.rows), self.rows, strict=True)):
@@ -148,7 +148,7 @@ class MicroBatches:
         number = step if self._one_sample else step * state.layout.passes + index
         shape, of = (self.rows[index], run.data.seq_len), self._sample_windows
         return sample_projections(
-            run.jepa, run.model.d_model, shape, run.train.seed, number, of=of, rank=state.ranks.rank
+            run.jepa, run.model.d_model, shape, run.train.seed, number, of=of, rank=state.world.rank
         )
 
 
@@ -166,5 +166,5 @@ def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | 
             micro.projections,
             state.carried,
             sigreg_sums_SK2M=sigreg_sums_SK2M,
-            ranks=state.ranks,
+            world=state.world,
         )

@@ -38,14 +38,14 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         UserError: if `out` already holds a run, if settings or data are bad or differ between ranks, or if more than
             `train.skip_limit` steps have a loss or gradient that is not finite.
     """
-    with _ranks() as ranks:
-        check_same_command("train", ranks)
-        check_same_settings(run, ranks)
-        ranks.on_rank_zero(lambda: _refuse_existing_run(out))
-        text = read_same_corpus(run, ranks)
+    with _world() as world:
+        check_same_command("train", world)
+        check_same_settings(run, world)
+        world.on_rank_zero(lambda: _refuse_existing_run(out))
+        text = read_same_corpus(run, world)
         run = resolve(run, text)
-        ranks.on_rank_zero(lambda: _create_run(run, out, preset))
-        return Loop(run, out, text, preset, ranks).run_to_end()
+        world.on_rank_zero(lambda: _create_run(run, out, preset))
+        return Loop(run, out, text, preset, world).run_to_end()
 
 
 def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -66,24 +66,24 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
         ConfigError: for a change of another setting.
         UserError: if there is no run in `out`, or if the text differs from that of the run.
     """
-    with _ranks() as ranks:
-        check_same_command("resume", ranks)
+    with _world() as world:
+        check_same_command("resume", world)
         # Only rank 0 has the folder. `changes` say where this machine has its files.
-        settings, preset = ranks.on_rank_zero(lambda: _read_run(out))
+        settings, preset = world.on_rank_zero(lambda: _read_run(out))
         run = _with_changes(settings, changes or {})
-        check_same_settings(run, ranks)
-        loop = Loop(run, out, read_same_corpus(run, ranks), preset, ranks)
+        check_same_settings(run, world)
+        loop = Loop(run, out, read_same_corpus(run, world), preset, world)
         loop.restore()
         return loop.run_to_end()
 
 
 @contextlib.contextmanager
-def _ranks() -> Iterator[World]:
+def _world() -> Iterator[World]:
     """The process group of this run. Only rank 0 reports progress; a failure is reported to torchrun."""
-    with process_group() as ranks, reported_failures(ranks.world_size):
-        if not ranks.is_rank_zero:
+    with process_group() as world, reported_failures(world.world_size):
+        if not world.is_rank_zero:
             silence()
-        yield ranks
+        yield world
 
 
 def _refuse_existing_run(out: Path) -> None:

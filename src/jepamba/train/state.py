@@ -53,32 +53,32 @@ class TrainState:
         UserError: if a step has fewer windows than there are ranks.
     """
 
-    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, ranks: World = SINGLE_PROCESS) -> None:
-        self.run, self.corpus, self.ranks = run, corpus, ranks
+    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, world: World = SINGLE_PROCESS) -> None:
+        self.run, self.corpus, self.world = run, corpus, world
         self.device_config, self.device = device_config, device_config.device
         self.corpus_fingerprint = corpus_fingerprint(corpus)
         """A resumed run must have the same."""
-        if run.train.carry_state and ranks.world_size > 1:
+        if run.train.carry_state and world.world_size > 1:
             raise ConfigError(
-                f"train.carry_state = true with {ranks.world_size} processes: the carried state needs all rows of "
+                f"train.carry_state = true with {world.world_size} processes: the carried state needs all rows of "
                 "windows in one process; start one process, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.layout = BatchLayout.of(
-            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.world_size
+            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, world.world_size
         )
         """Which windows of a step belong to which micro-batch of which rank."""
         # Initialized on the CPU: the same seed gives the same weights on every device.
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
-        self.heads = JepaHeads(run.jepa, run.model.d_model, ranks) if run.jepa.active else None
+        self.heads = JepaHeads(run.jepa, run.model.d_model, world) if run.jepa.active else None
         self.modules = nn.ModuleDict({"model": self.model})
         if self.heads is not None:
             self.modules["heads"] = self.heads
         self.modules.to(self.device)
         # The heads stay in fp32: they are plain modules without master weights.
         self.model.to(torch.bfloat16 if run.train.masters == "bf16" else torch.float32)
-        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, self.device, ranks)
+        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, self.device, world)
         data = run.data
         rows = run.train.tokens_per_micro // data.seq_len if run.train.carry_state else 0
         loader = Loader(corpus.train, data.seq_len, run.train.seed, data.shuffle, data.reset, rows)
@@ -98,11 +98,11 @@ class TrainState:
 
     def next_windows(self) -> Batch:
         """This rank's windows of the next step, those of its first micro-batch first."""
-        return self.loader.next(self.layout.windows, self.layout.of_rank(self.ranks.rank))
+        return self.loader.next(self.layout.windows, self.layout.of_rank(self.world.rank))
 
     def peek_windows(self) -> Batch:
         """The windows that `next_windows` will return."""
-        return self.loader.peek(self.layout.windows, self.layout.of_rank(self.ranks.rank))
+        return self.loader.peek(self.layout.windows, self.layout.of_rank(self.world.rank))
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter, kept and training-only."""

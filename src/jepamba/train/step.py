@@ -76,7 +76,7 @@ class Trainer:
             NotFiniteError: on all ranks, if the loss or its gradient is not finite. Only the counters and the data
                 position have then changed.
         """
-        state, run, ranks = self.state, self.state.run, self.state.ranks
+        state, run, world = self.state, self.state.run, self.state.world
         lr_scale = learning_rate_scale(run.optim, progress)
         momentum = muon_momentum(run.optim, state.counters.step)
         lam = sigreg_lambda(run.jepa, progress)
@@ -89,7 +89,7 @@ class Trainer:
         self.compute_weights()
         batch = state.next_windows()
         self.accumulate_gradients(batch, lam)
-        ranks.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
+        world.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
@@ -160,10 +160,10 @@ class Trainer:
 
         The host waits here for the device.
         """
-        ranks, sums = self.state.ranks, self.loss_sums.double()
+        world, sums = self.state.world, self.loss_sums.double()
         # Every rank has SIGReg's statistic of the sample of all ranks, so the sum counts it `world_size` times.
-        sums[LossTerms._fields.index("sigreg")] /= ranks.world_size
-        summed = ranks.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
+        sums[LossTerms._fields.index("sigreg")] /= world.world_size
+        summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
         *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
@@ -184,7 +184,7 @@ class Trainer:
             if not micro.continues:
                 self.state.carry(None)
             self.add_sigreg_sums(micro)
-        self.state.ranks.all_reduce_(sums_SK2M)
+        self.state.world.all_reduce_(sums_SK2M)
         for block, before in zip(self.state.carried or [], carried, strict=True):
             for value, old in zip(block, before, strict=True):
                 value.copy_(old)
