@@ -241,15 +241,15 @@ def test_an_error_in_the_run_waits_for_the_checkpoint_and_an_interrupt_does_not(
 
     monkeypatch.setattr(writer_module, "save_checkpoint", slow)
 
-    def run(step: int, error: BaseException) -> None:
-        with CheckpointWriter(tmp_path, 2, CPU) as writer:
-            writer.save(step, filled(1.0), {})
+    def run(folder: Path, error: BaseException) -> None:
+        with CheckpointWriter(folder, 2, CPU) as writer:
+            writer.save(1, filled(1.0), {})
             raise error
 
     with pytest.raises(KeyboardInterrupt):
-        run(1, KeyboardInterrupt())
-    assert not checkpoints(tmp_path)
+        run(tmp_path / "interrupted", KeyboardInterrupt())
+    assert not checkpoints(tmp_path / "interrupted")
     release.set()
     with pytest.raises(UserError, match="bad data"):
-        run(2, UserError("bad data"))
-    assert checkpoints(tmp_path)[-1].name == "step-000000002"
+        run(tmp_path / "failed", UserError("bad data"))
+    assert checkpoints(tmp_path / "failed")

@@ -91,7 +91,9 @@ def test_a_run_leaves_bad_steps_out_and_says_which(
     assert done[:3] == clean[:3]
     # The data of a step that was left out is behind the run, as it is for the run without one.
     assert all(record[key] == clean[record["step"] - 1][key] for record in done for key in ("tokens", "bytes", "epoch"))
-    said = [record["what"] for record in records(tmp_path / "out", "event") if "no update" in record["what"]]
+    said = [
+        record["what"] for record in records(tmp_path / "out", "event") if "the update was skipped" in record["what"]
+    ]
     assert [line.partition(":")[0] for line in said] == ["step 4", "step 8"]
     assert "on the 4 windows from window 12 of epoch 0 on" in said[0]
     assert "(2 skipped steps, train.skip_limit = 10)" in capsys.readouterr().err
@@ -145,7 +147,7 @@ def test_a_bad_ghost_step_is_left_out_too(
     assert (train(run, out)["steps"], len(calls)) == (3, 5)
     whole = losses(out)
     assert [(record["step"], record["skipped"]) for record in whole] == [(n, len(bad)) for n in (1, 2, 3)]
-    said = [record["what"] for record in records(out, "event") if "no update" in record["what"]]
+    said = [record["what"] for record in records(out, "event") if "the update was skipped" in record["what"]]
     assert [line.partition(":")[0] for line in said] == [f"ghost step {n}" for n in bad]
     shutil.rmtree(out / "checkpoints")
     calls.clear()
