@@ -41,11 +41,11 @@ class Bench:
     """Steps of one state, timed, with and without checkpoints."""
 
     def __init__(self, run: Run, folder: Path) -> None:
-        where = choose_device(run.train)
+        device_config = choose_device(run.train)
         text = corpus(run.data)
-        self.state = TrainState(resolve(run, text), text, where)
-        self.trainer, self.device = Trainer(self.state), where.device
-        self.folder, self.why = folder, where.why
+        self.state = TrainState(resolve(run, text), text, device_config)
+        self.trainer, self.device = Trainer(self.state), device_config.device
+        self.folder, self.why = folder, device_config.why
         self.calls: list[float] = []
         self.threads: list[float] = []
         """Processor time of the threads that wrote."""

@@ -27,7 +27,7 @@ from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
 from jepamba.presets import load_preset
 from jepamba.progress import Progress
-from jepamba.train import resolve, widths
+from jepamba.train import bit_allocation, resolve
 from jepamba.train.device import choose_device
 from jepamba.train.measure import calibrate_inputs
 from jepamba.train.state import TrainState
@@ -68,8 +68,8 @@ def trained(state: TrainState) -> float:
     with Progress("training") as report:
         for step in range(state.run.train.steps):
             share = step / state.run.train.steps
-            if widths.due(state, share):
-                print("  " + widths.choose(state, share), flush=True)
+            if bit_allocation.is_due(state, share):
+                print("  " + bit_allocation.choose_bits(state, share), flush=True)
             ce = trainer.train_step(share)["ce"]
             report(step + 1, state.run.train.steps, f"ce {ce:.3f} nats/token")
     return time.perf_counter() - started
@@ -77,8 +77,8 @@ def trained(state: TrainState) -> float:
 
 def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
     """Pack the state's model, and score what was packed."""
-    for said in widths.fit(state, path):
-        print("  " + said, flush=True)
+    for message in bit_allocation.pack_within_budget(state, path):
+        print("  " + message, flush=True)
     size = save_artifact(path, state.model, state.run, state.corpus.tokenizer)
     loaded, run = load_artifact(path, device=state.device), state.run
     score = score_plain(
@@ -89,7 +89,7 @@ def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
         limit=tokens,
         tokens_per_batch=run.eval.tokens_per_batch,
     )
-    names = [name for name, weight in widths.adjustable(state).items() if weight.matrix]
+    names = [name for name, weight in bit_allocation.adjustable_weights(state).items() if weight.matrix]
     matrices = [loaded.model.weights()[name] for name in names]
     values = sum(matrix.master.numel() for matrix in matrices)
     stored = sum(matrix.quantizer.stored_bits(tuple(matrix.master.shape)) for matrix in matrices)
@@ -119,7 +119,7 @@ def _sync(state: TrainState) -> None:
 
 def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -> dict[str, dict[str, Any]]:
     """Train what is not there yet, round the unrounded run to every grid, and give all figures by name."""
-    where = choose_device(base.train)
+    device_config = choose_device(base.train)
     found: dict[str, dict[str, Any]] = {}
     masters: dict[str, torch.Tensor] = {}
     for name in names:
@@ -130,7 +130,7 @@ def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -
         if record.exists():
             found[name] = json.loads(record.read_text())
         else:
-            state = TrainState(run_of(base, name, found), text, where)
+            state = TrainState(run_of(base, name, found), text, device_config)
             seconds = trained(state)
             found[name] = {**scored(state, folder / "artifact.jepa", tokens), "seconds": seconds}
             found[name]["settling"] = settling(state)
@@ -140,7 +140,7 @@ def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -
         if name == EXACT:
             masters = _load(saved)
         if "after" not in found[name]:
-            state = TrainState(run_of(base, name, found, qat=0.0), text, where)
+            state = TrainState(run_of(base, name, found, qat=0.0), text, device_config)
             state.model.load_state_dict(masters, strict=False)  # what a grid weighs by is measured, not loaded
             calibrate_inputs(state)
             found[name]["after"] = scored(state, folder / "after.jepa", tokens)

@@ -4,14 +4,14 @@
     torchrun --standalone --nproc-per-node 2 bench/scaling.py submission-bpe --bench-against one.json
 
 Prints one Markdown table and, last, one JSON line. The global batch is the preset's on any number of processes (strong
-scaling); efficiency is tokens per second per process against the run in --bench-against. What is timed is
-`Trainer.train_step` itself, with real tokens. Options of its own: --bench-steps N (timed steps, default 10),
+scaling); efficiency is tokens per second per process against the run in --bench-against. It times
+`Trainer.train_step` with real tokens. Options of its own: --bench-steps N (timed steps, default 10),
 --bench-warmup N (steps before them, default 3), --bench-against FILE and --bench-out FILE (the JSON of another run and
 of this one). Everything else is a config flag. On a CPU it runs over gloo: a test of the script, no measurement.
 
-Parts are times on the device between events that are recorded where a part begins and ends, medians over steps, on rank
-0; waiting for the other ranks counts where it happens. What ranks sum within a pass, and what Muon gathers within an
-update, is a part of those, and is measured a second time, alone.
+The phases of a step are measured between device events on rank 0, as medians over steps. Waiting for other ranks counts
+in the phase in which it happens. The sums within passes and Muon's gather within the update are parts of their phases,
+and are also measured alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
-from jepamba.distributed import World
+from jepamba.distributed import World, process_group
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
@@ -46,21 +46,21 @@ ALONE_REPEATS = 20
 
 
 class Clock:
-    """Spans of time on the device, by name; `spans` reads them."""
+    """Measures named spans of device time; `spans` returns them."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        self._marks: dict[str, list[tuple[Any, Any]]] = {}
+        self._stamps: dict[str, list[tuple[Any, Any]]] = {}
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """What is inside, on the device's own time."""
+        """Time the body of the context in device time."""
         start = self.now()
         yield
-        self._marks.setdefault(name, []).append((start, self.now()))
+        self._stamps.setdefault(name, []).append((start, self.now()))
 
     def now(self) -> Any:
-        """This moment, in the order of the device's work."""
+        """A time stamp in the order of the device's work."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -68,38 +68,38 @@ class Clock:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Milliseconds."""
+        """The milliseconds between two time stamps."""
         return float(start.elapsed_time(end)) if self.on_gpu else (end - start) * 1e3
 
     def spans(self) -> dict[str, list[float]]:
-        """Milliseconds of every span so far, which are then forgotten."""
+        """Return and clear the milliseconds of every span so far."""
         if self.on_gpu:
             torch.cuda.synchronize()
-        found = {name: [self.between(*pair) for pair in pairs] for name, pairs in self._marks.items()}
-        self._marks.clear()
+        found = {name: [self.between(*pair) for pair in pairs] for name, pairs in self._stamps.items()}
+        self._stamps.clear()
         return found
 
 
 class TimedWorld(World):
-    """World whose sums of gradients are timed."""
+    """A world that times its sums of gradients."""
 
-    def __init__(self, ranks: World, clock: Clock) -> None:
-        self.__dict__ |= ranks.__dict__
+    def __init__(self, world: World, clock: Clock) -> None:
+        self.__dict__ |= world.__dict__
         self.clock = clock
 
-    def sum_each_(self, tensors: Any) -> None:
-        """As ever."""
+    def all_reduce_each_(self, tensors: Any) -> None:
+        """Call the method of the base class and time it."""
         with self.clock.span("gradient sums"):
-            super().sum_each_(tensors)
+            super().all_reduce_each_(tensors)
 
 
 class TimedState(TrainState):
-    """A state whose waits for the loader are timed, by the host's clock."""
+    """A state that times its waits for the loader, by the host's clock."""
 
     waits: list[float]
 
     def next_windows(self) -> Batch:
-        """As ever."""
+        """Call the method of the base class and time it."""
         start = time.perf_counter()
         batch = super().next_windows()
         self.waits.append((time.perf_counter() - start) * 1e3)
@@ -107,20 +107,20 @@ class TimedState(TrainState):
 
 
 class TimedGraph(CUDAGraph):
-    """A graph whose runs are timed."""
+    """A graph that times its runs."""
 
     def __init__(self, name: str, graph: CUDAGraph, clock: Clock) -> None:
         self.__dict__ |= graph.__dict__
         self.name, self.clock = name, clock
 
     def __call__(self) -> None:
-        """As ever."""
+        """Call the method of the base class and time it."""
         with self.clock.span(self.name):
             super().__call__()
 
 
 class TimedTrainer(Trainer):
-    """A trainer whose parts of a step are timed."""
+    """A trainer that times the phases of a step."""
 
     def __init__(self, state: TrainState, clock: Clock) -> None:
         super().__init__(state)
@@ -129,23 +129,23 @@ class TimedTrainer(Trainer):
         self.update = TimedGraph("update", self.update, clock)
 
     def compute_weights(self) -> None:
-        """As ever."""
+        """Call the method of the base class and time it."""
         with self.clock.span("quantized weights"):
             super().compute_weights()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
-        """As ever."""
+        """Call the method of the base class and time it."""
         with self.clock.span("passes"):
             super().accumulate_gradients(batch, lam)
 
 
-def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
-    """What the table shows."""
-    where = choose_device(run.train)
-    text = ranks.local_rank_zero_first(lambda: corpus(run.data))
+def measure(run: Run, world: World, steps: int, warmup: int) -> dict[str, Any]:
+    """Measure the figures of the table."""
+    device_config = choose_device(run.train)
+    text = world.local_rank_zero_first(lambda: corpus(run.data))
     run = resolve(run, text)
-    clock = Clock(where.device)
-    state = TimedState(run, text, where, TimedWorld(ranks, clock))
+    clock = Clock(device_config.device)
+    state = TimedState(run, text, device_config, TimedWorld(world, clock))
     state.waits = []
     trainer = TimedTrainer(state, clock)
     started = time.perf_counter()
@@ -153,7 +153,7 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
     clock.spans()
     first = time.perf_counter() - started
     losses += [trainer.train_step(0.0)["loss"] for _ in range(warmup - 1)]
-    ranks.barrier(600.0)
+    world.all_gather_object(None)
     clock.spans()
     state.waits.clear()
     moments = []
@@ -162,14 +162,14 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
         losses.append(trainer.train_step(0.0)["loss"])
     moments.append(clock.now())
     spans = clock.spans()
-    ranks.check_equal(dict(state.modules.state_dict()))
+    world.check_equal(dict(state.modules.state_dict()))
     trainer.release()
     each = [clock.between(a, b) for a, b in pairwise(moments)]
     step_ms = statistics.median(each)
     return {
-        "device": where.why,
+        "device": device_config.why,
         "torch": torch.__version__,
-        "processes": ranks.world_size,
+        "processes": world.world_size,
         "tokens per step": run.train.tokens_per_step,
         "passes per step": state.layout.passes,
         "tokens per micro-batch": [len(rows) * run.data.seq_len for rows in state.layout.of_pass(0)],
@@ -180,14 +180,14 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
         "parts, ms": {name: statistics.median(spans.get(name, [0.0])) for name in PARTS},
         "loader, ms": statistics.median(state.waits),
         "alone, ms": alone(state, clock),
-        "peak memory, MB": where.memory_mb(),
+        "peak memory, MB": device_config.memory_mb(),
         "losses": losses,
     }
 
 
 def alone(state: TrainState, clock: Clock) -> dict[str, float]:
-    """Milliseconds a step of what ranks exchange within passes and updates, and of the sums of gradients, alone."""
-    run, ranks, device = state.run, state.ranks, state.device
+    """Milliseconds a step of each exchange between ranks, measured alone."""
+    run, world, device = state.run, state.world, state.device
     work: dict[str, tuple[Callable[[], object], int]] = {}
     jepa = run.jepa
     if state.heads is not None and jepa.sigreg_weight > 0:
@@ -196,20 +196,20 @@ def alone(state: TrainState, clock: Clock) -> dict[str, float]:
             samples = min(jepa.sigreg_timesteps or run.data.seq_len, run.data.seq_len)
         sums = torch.zeros(samples, jepa.sigreg_knots, 2, jepa.sigreg_projections, device=device)
         times = 1 if jepa.sigreg_sample == "step" else state.layout.passes
-        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: ranks.all_reduce_(sums), times)
+        work[f"SIGReg sums, {times} × {sums.numel() * 4 / 1e6:.1f} MB"] = (lambda: world.all_reduce_(sums), times)
     matrices = list(state.optimizers.groups.muon.values())
-    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), ranks.world_size)
+    shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in matrices), world.world_size)
     longest = max(sum(matrices[i].numel() for i in share) for share in shares)
     updates = torch.zeros(longest, dtype=state.optimizers.muon.compute_dtype, device=device)
     size = longest * updates.element_size() / 1e6
-    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: ranks.all_gather(updates), 1)
+    work[f"Muon's updates, {size:.1f} MB of each rank"] = (lambda: world.all_gather(updates), 1)
     grads = [torch.zeros_like(p) for p in state.parameters()]
     size = sum(grad.numel() for grad in grads) * 4 / 1e6
-    work[f"gradient sums, {size:.1f} MB"] = (lambda: World.sum_each_(ranks, grads), 1)
+    work[f"gradient sums, {size:.1f} MB"] = (lambda: World.all_reduce_each_(world, grads), 1)
     found = {}
     for name, (exchange, times) in work.items():
         exchange()
-        ranks.barrier(600.0)
+        world.all_gather_object(None)
         with clock.span(name):
             for _ in range(ALONE_REPEATS):
                 exchange()
@@ -249,14 +249,14 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     run = with_settings(load_preset(args.preset), parse_settings(flags))
     against = json.loads(args.bench_against.read_text()) if args.bench_against else None
-    with joined() as ranks:
-        if not ranks.is_rank_zero:
+    with process_group() as world:
+        if not world.is_rank_zero:
             silence()
-        found = measure(run, ranks, args.bench_steps, args.bench_warmup)
+        found = measure(run, world, args.bench_steps, args.bench_warmup)
         if against is not None:
             each, before = found["tokens/s"] / found["processes"], against["tokens/s"] / against["processes"]
             found["efficiency"] = each / before
-        if ranks.is_rank_zero:
+        if world.is_rank_zero:
             print(f"{args.preset}: {found['device']}; torch {found['torch']}\n")
             print(table(found, against) + "\n")
             if args.bench_out:

@@ -93,26 +93,26 @@ GAPS = (1.0, 2.0, 5.0, 20.0, 100.0, float("inf"))
 
 def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, object]:
     """Interleaved timings of one state per path; medians."""
-    where = choose_device(run.train)
+    device_config = choose_device(run.train)
     text = corpus(run.data)
     run = resolve(run, text)
     found: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in paths}
     trainers: dict[str, Trainer] = {}
     for name in paths:
-        if where.device.type == "cuda":
+        if device_config.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if where.device.type == "cuda" else 0
+        before = torch.cuda.memory_allocated() if device_config.device.type == "cuda" else 0
         train = run.train if name == "fused" else replace(run.train, graph=False)
-        trainers[name] = Trainer(TrainState(replace(run, train=train), text, where))
+        trainers[name] = Trainer(TrainState(replace(run, train=train), text, device_config))
         first = timed_step(trainers[name], name == "fused")
         found[name] = {"first step, s": seconds_of_process() if len(trainers) == 1 else first}
         found[name]["second step, s"] = timed_step(trainers[name], name == "fused")
-        found[name]["peak memory, GB"] = where.memory_mb() / 1e3 - before / 1e9
+        found[name]["peak memory, GB"] = device_config.memory_mb() / 1e3 - before / 1e9
     for _ in range(steps):
         for name in paths:
             times[name].append(timed_step(trainers[name], name == "fused"))
-    ceiling = matmul_ceiling(where.device, where.dtype)
+    ceiling = matmul_ceiling(device_config.device, device_config.dtype)
     flops = matmul_flops_per_token(trainers[paths[0]].state)
     for name in paths:
         seconds = statistics.median(times[name])
@@ -126,7 +126,7 @@ def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, 
     if profile:
         _profile(trainers[paths[0]])
     return {
-        "device": where.why,
+        "device": device_config.why,
         "torch": torch.__version__,
         "ceiling TFLOP/s": ceiling / 1e12,
         "MFLOP/token": flops / 1e6,

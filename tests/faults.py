@@ -4,7 +4,7 @@
 
 Each life of a run is killed with SIGKILL at a moment that a generator chose, alone or all its processes at once; the
 run is resumed and killed again. What every process saw is written down by the process itself, as hashes of the windows'
-tokens, and compared with a run that nothing befell. Exits with 1 if anything differs.
+tokens, and compared with an undisturbed run. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations

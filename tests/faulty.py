@@ -1,4 +1,4 @@
-"""Faults that are prepared inside a process before its run begins; see `Running`'s `setup`."""
+"""Faults that are set up inside a process before its run begins; see `setup` of `Running`."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from jepamba.data import Prefetcher
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.presets import load_preset
-from jepamba.train import finish, train
+from jepamba.train import export, train
 from jepamba.train.loop import Loop
 
 
 def slow_to_end() -> None:
-    """Python's own end takes minutes, as where NCCL is taken down with captured graphs in use."""
+    """Python's shutdown takes minutes, as when NCCL is destroyed while captured graphs exist."""
     atexit.register(time.sleep, 300)
 
 
-def told_while_scoring() -> None:
-    """Rank TOLD is sent SIGNAL at its first batch of the last scores."""
-    if _is_told():
-        windowed.batches = lambda *_: _tell()  # type: ignore[assignment, return-value]
+def signal_while_scoring() -> None:
+    """Rank SIGNALED_RANK receives SIGNAL at its first batch of the final scores."""
+    if _is_signaled():
+        windowed.batches = lambda *_: _send_signal()  # type: ignore[assignment, return-value]
 
 
-def told_while_packing() -> None:
-    """Rank 0 is sent SIGNAL where it packs, and the other waits for it."""
+def signal_while_packing() -> None:
+    """Rank 0 receives SIGNAL while it packs and the other rank waits for it."""
     if os.environ["RANK"] == "0":
-        finish._pack = lambda *_: _tell()  # type: ignore[assignment, return-value]
+        export._pack = lambda *_: _send_signal()  # type: ignore[assignment, return-value]
 
 
-def _is_told() -> bool:
-    return os.environ["RANK"] == os.environ["TOLD"]
+def _is_signaled() -> bool:
+    return os.environ["RANK"] == os.environ["SIGNALED_RANK"]
 
 
-def _tell() -> None:
+def _send_signal() -> None:
     os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
 
 
 def last_rank_is_terminated_while_validating() -> None:
-    """The last rank is sent SIGTERM after its second batch; each batch that it takes is a line of the file BATCHES."""
+    """The last rank receives SIGTERM after its second batch. Each of its batches appends a line to the file BATCHES."""
     take, last = windowed.batches, int(os.environ.get("WORLD_SIZE", "1")) - 1
 
     def taken(*arguments: Any) -> Any:
@@ -64,7 +64,7 @@ def last_rank_is_terminated_while_validating() -> None:
 
 
 def bad_disk(rank: int | None = None) -> None:
-    """The fifth read of data fails, on one rank alone: BAD, unless it is given."""
+    """The fifth read of data fails on one rank: `rank`, or BAD if it is not given."""
     bad = os.environ["BAD"] if rank is None else str(rank)
     take, reads = Prefetcher.next, []
 
@@ -82,36 +82,36 @@ def dashboard(slow: float = 0.0) -> None:
     sys.modules["trackio"] = Dashboard("trackio", Path(os.environ["CALLS"]), slow)
 
 
-def dashboard_slower_than_a_farewell() -> None:
-    """It takes longer over its end than ranks wait for each other's word."""
+def slow_dashboard() -> None:
+    """The dashboard takes 3 s to finish."""
     dashboard(3.0)
 
 
 def terminated_while_packing() -> None:
-    """Rank 0, which has a dashboard, is sent SIGTERM where it would pack."""
+    """Rank 0, which has a dashboard, receives SIGTERM where it would pack."""
     dashboard()
 
     def pack(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    finish._pack = pack  # type: ignore[assignment]
+    export._pack = pack  # type: ignore[assignment]
 
 
 def fast_clock_on_rank_1() -> None:
-    """Time passes a hundred times faster on rank 1."""
+    """The clock of rank 1 is a hundred times faster."""
     if os.environ["RANK"] == "1":
         honest = time.perf_counter
         time.perf_counter = lambda: 100 * honest()
 
 
 def folder_of_its_own() -> None:
-    """Each rank in the folder of its number in FOLDERS, as if on a machine of its own."""
+    """Each rank runs in the folder of its number in FOLDERS, as if on its own machine."""
     os.chdir(os.path.join(os.environ["FOLDERS"], os.environ["RANK"]))
 
 
 def a_script_of_ones_own() -> None:
-    """Not the command, but a script that catches the error and ends as Python ends, with exit code 3."""
+    """A script in place of the command: it catches the error and exits through Python's shutdown with code 3."""
     bad_disk(1)
 
     def run(words: Any) -> NoReturn:
@@ -125,7 +125,7 @@ def a_script_of_ones_own() -> None:
 
 
 def slow_last_work_on_rank_0() -> None:
-    """Rank 0 still works after the last that it does together with the others, until there is a file DONE."""
+    """Rank 0 works on after the last collective, until the file DONE exists."""
     if os.environ["RANK"] == "0":
         work = Loop.run_to_end
 
@@ -138,8 +138,8 @@ def slow_last_work_on_rank_0() -> None:
         Loop.run_to_end = slowly  # type: ignore[method-assign]
 
 
-def the_last_word() -> None:
-    """Among ranks, the command ends by what RAISED evaluates to, or raises; its standard output is full."""
+def ends_with_raised_error() -> None:
+    """With a process group, the command raises the error that RAISED evaluates to. Its standard output is full."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
 

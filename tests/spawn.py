@@ -19,7 +19,7 @@ SECONDS = 120.0
 
 
 def together(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`work(ranks, *arguments)` in `size` processes, with the environment that torchrun gives; the results by rank.
+    """`work(world, *arguments)` in `size` processes, with the environment that torchrun gives; the results by rank.
 
     An exception is a result, as its text. `work` must be a function of a module.
     """
@@ -59,8 +59,8 @@ def _run(pipe: Connection, rank: int, size: int, port: int, work: Callable[..., 
         if size == 1:
             result = work(World(), *arguments)
         else:
-            with process_group() as ranks:
-                result = work(ranks, *arguments)
+            with process_group() as world:
+                result = work(world, *arguments)
     except BaseException as error:
         traceback.print_exc()
         result = f"{type(error).__name__}: {error}"

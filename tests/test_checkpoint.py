@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there at all, wherever a process dies; written while the run goes on."""
+"""Checkpoints are atomic wherever a process dies, and are written while training continues."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_another_version_is_refused_in_one_line(tmp_path: Path, version: int | s
 
 
 DEADLY = ("mkdir", "open", "fsync", "rename", "unlink", "rmdir")
-"""What `save_checkpoint` asks of the system, from Python; each may be the last thing that a process does."""
+"""The system calls of `save_checkpoint`. Each may be the last one of a process."""
 
 
 def _die_at(folder: Path, step: int, keep: int, moment: int) -> None:
-    """Save a checkpoint of `step`, and die by SIGKILL just before the call to the system that `moment` counts."""
+    """Save a checkpoint of `step`, and die by SIGKILL just before system call number `moment`."""
     left = [moment]
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,7 +88,7 @@ def _die_at(folder: Path, step: int, keep: int, moment: int) -> None:
 
 
 def test_a_process_that_dies_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Killed before the first call to the system, before the second, and so on, until there is none left."""
+    """The process is killed before its first system call, before its second, and so on."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     newest, ends = [], 0
@@ -192,7 +192,7 @@ def test_at_most_one_is_being_written_and_the_next_waits(tmp_path: Path, monkeyp
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_once_and_the_next_is(tmp_path: Path) -> None:
-    """A file where the folder should be: what a full disk does, without one."""
+    """A file in place of the folder makes the write fail, as a full disk does."""
     folder = tmp_path / "checkpoints"
     folder.write_text("in the way")
     with CheckpointWriter(folder, 2, CPU) as writer:
@@ -241,15 +241,15 @@ def test_an_error_in_the_run_waits_for_the_checkpoint_and_an_interrupt_does_not(
 
     monkeypatch.setattr(writer_module, "save_checkpoint", slow)
 
-    def run(step: int, error: BaseException) -> None:
-        with CheckpointWriter(tmp_path, 2, CPU) as writer:
-            writer.save(step, filled(1.0), {})
+    def run(folder: Path, error: BaseException) -> None:
+        with CheckpointWriter(folder, 2, CPU) as writer:
+            writer.save(1, filled(1.0), {})
             raise error
 
     with pytest.raises(KeyboardInterrupt):
-        run(1, KeyboardInterrupt())
-    assert not checkpoints(tmp_path)
+        run(tmp_path / "interrupted", KeyboardInterrupt())
+    assert not checkpoints(tmp_path / "interrupted")
     release.set()
     with pytest.raises(UserError, match="bad data"):
-        run(2, UserError("bad data"))
-    assert checkpoints(tmp_path)[-1].name == "step-000000002"
+        run(tmp_path / "failed", UserError("bad data"))
+    assert checkpoints(tmp_path / "failed")

@@ -1,4 +1,4 @@
-"""What ranks do in concert, in real processes over gloo."""
+"""The collectives, in real processes over gloo."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from jepamba.errors import UserError
 from spawn import together
 
 
-def concert(ranks: World) -> dict[str, Any]:
-    """One of each thing that ranks do; what came of it."""
-    rank, size = ranks.rank, ranks.world_size
-    found: dict[str, Any] = {"who": (rank, size, ranks.local_rank, ranks.is_rank_zero)}
+def concert(world: World) -> dict[str, Any]:
+    """Call every collective once and return the results."""
+    rank, size = world.rank, world.world_size
+    found: dict[str, Any] = {"who": (rank, size, world.local_rank, world.is_rank_zero)}
     own = torch.arange(4.0) + rank
-    found["sum"] = ranks.all_reduce_(own.clone()).tolist()
+    found["sum"] = world.all_reduce_(own.clone()).tolist()
     # More than a bucket in all, in two precisions, and not all contiguous.
     many = [torch.full((3000, 3000), rank + 1.0), torch.full((3, 5), rank + 1.0).T, torch.ones(9_000_000).bfloat16()]
-    ranks.all_reduce_each_(many)
+    world.all_reduce_each_(many)
     found["sum each"] = [(float(value.min()), float(value.max()), value.dtype) for value in many]
     leaf = own.clone().requires_grad_()
     # Each rank adds a part of the loss that weighs the sum differently.
-    ((rank + 1) * ranks.all_reduce(leaf)).square().sum().backward()
+    ((rank + 1) * world.all_reduce(leaf)).square().sum().backward()
     assert leaf.grad is not None
     found["summed gradient"] = leaf.grad.tolist()
-    found["gathered"] = ranks.all_gather(own.view(2, 2)).tolist()
+    found["gathered"] = world.all_gather(own.view(2, 2)).tolist()
     taken = torch.full((3,), float(rank))
-    ranks.broadcast_([taken])
+    world.broadcast_([taken])
     found["taken over"] = taken.tolist()
-    handed = ranks.broadcast_tensors({"a/b": torch.eye(2), "n": torch.tensor(7)} if ranks.is_rank_zero else {})
+    handed = world.broadcast_tensors({"a/b": torch.eye(2), "n": torch.tensor(7)} if world.is_rank_zero else {})
     found["handed out"] = {name: value.tolist() for name, value in handed.items()}
-    found["told"] = ranks.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
-    found["shared"] = ranks.broadcast_object([rank, None, "x" * 700])
-    found["chiefly"] = ranks.on_rank_zero(lambda: {"by": rank})
+    found["told"] = world.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
+    found["shared"] = world.broadcast_object([rank, None, "x" * 700])
+    found["chiefly"] = world.on_rank_zero(lambda: {"by": rank})
     turns: list[int] = []
-    found["machine"] = ranks.local_rank_zero_first(lambda: (turns.append(rank), rank)[1])
-    ranks.check_equal({"same": torch.ones(5), "whole": torch.arange(3)})
+    found["machine"] = world.local_rank_zero_first(lambda: (turns.append(rank), rank)[1])
+    world.check_equal({"same": torch.ones(5), "whole": torch.arange(3)})
     return found
 
 
-def mistakes(ranks: World) -> list[str]:
-    """What goes wrong on one rank, as each rank is told."""
+def mistakes(world: World) -> list[str]:
+    """The errors that each rank raises after one rank failed."""
 
     def wrong() -> None:
         raise UserError("config.toml: no such run")
 
     def broken() -> None:
-        if ranks.rank == 1:
+        if world.rank == 1:
             raise OSError("disk gone")
 
     found = []
-    different = {"equal": torch.ones(5), "weights": torch.full((5,), 1.0 + 1e-6 * (ranks.rank == 1))}
+    different = {"equal": torch.ones(5), "weights": torch.full((5,), 1.0 + 1e-6 * (world.rank == 1))}
     for attempt in (
-        lambda: ranks.on_rank_zero(wrong),
-        lambda: ranks.local_rank_zero_first(broken),
-        lambda: ranks.check_equal(different),
+        lambda: world.on_rank_zero(wrong),
+        lambda: world.local_rank_zero_first(broken),
+        lambda: world.check_equal(different),
     ):
         try:
             attempt()
@@ -90,7 +90,7 @@ def test_what_ranks_do_in_concert(size: int) -> None:
         assert found["machine"] == rank
 
 
-def test_what_goes_wrong_on_one_rank_is_told_to_all() -> None:
+def test_what_fails_on_one_rank_is_raised_on_all() -> None:
     first, second = together(2, mistakes)
     assert first == [
         "UserError: config.toml: no such run",
@@ -102,8 +102,8 @@ def test_what_goes_wrong_on_one_rank_is_told_to_all() -> None:
 
 def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with process_group() as ranks:
-        assert ranks is SINGLE_PROCESS
+    with process_group() as world:
+        assert world is SINGLE_PROCESS
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="RANK"), process_group():
@@ -116,9 +116,9 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE = 0"),
         ({"RANK": "2"}, "RANK = 2 and WORLD_SIZE = 2"),
         ({"RANK": "x"}, "RANK = 'x'"),
-        ({"MASTER_ADDR": ""}, r"do not find each other at \?:29500 .*MASTER_ADDR"),
-        ({"MASTER_PORT": "hello"}, r"do not find each other at 127\.0\.0\.1:hello .*hello"),
-        ({"MASTER_PORT": "70000"}, r"do not find each other at 127\.0\.0\.1:70000 "),
+        ({"MASTER_ADDR": ""}, r"cannot connect to each other at \?:29500 .*MASTER_ADDR"),
+        ({"MASTER_PORT": "hello"}, r"cannot connect to each other at 127\.0\.0\.1:hello .*hello"),
+        ({"MASTER_PORT": "70000"}, r"cannot connect to each other at 127\.0\.0\.1:70000 "),
     ],
 )
 def test_an_incomplete_environment_is_a_mistake_in_one_line(

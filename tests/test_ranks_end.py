@@ -1,4 +1,4 @@
-"""How the processes of a run end: with the exit code that was asked for, whatever is still under way in them."""
+"""The processes of a run end with the right exit code, even while their threads are at work."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_script_that_catches_the_error_ends_as_it_likes(words: list[str], tmp_path: Path) -> None:
-    """Python takes such processes down, and no thread of theirs may be in the middle of PyTorch then."""
+    """Python shuts such processes down. No thread may be inside PyTorch at that time."""
     setup = "faulty:a_script_of_ones_own"
     with Running([*words, str(tmp_path / "out")], tmp_path, 3, setup=setup, fresh=True) as running:
         assert running.wait(60) == [3, 3, 3], [running.said(rank) for rank in range(3)]
 
 
 def test_ranks_that_are_done_do_not_wait_for_the_last(words: list[str], tmp_path: Path) -> None:
-    """What rank 0 does alone at the end, such as to hand on the last figures, may take as long as it likes."""
+    """The last work of rank 0, such as sending records to a dashboard, may take any time."""
     out, done = tmp_path / "out", tmp_path / "done"
     setup = "faulty:slow_last_work_on_rank_0"
     with Running([*words, str(out)], tmp_path, 2, environment={"DONE": str(done)}, setup=setup) as running:
@@ -48,6 +48,6 @@ def test_ranks_that_are_done_do_not_wait_for_the_last(words: list[str], tmp_path
     ],
 )
 def test_a_rank_ends_at_once_whatever_ends_it(tmp_path: Path, raised: str, code: int, said: str) -> None:
-    with Running([], tmp_path, environment={"RAISED": raised}, setup="faulty:the_last_word") as running:
+    with Running([], tmp_path, environment={"RAISED": raised}, setup="faulty:ends_with_raised_error") as running:
         assert running.wait(30) == [code], running.said()
         assert (running.said().splitlines() or [""])[-1] == said

@@ -1,4 +1,4 @@
-"""Faults of a run on several processes: one dies, one fails, one is told to stop, one has another clock."""
+"""Faults of a run on several processes: one dies, one fails, one receives a signal, one has another clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two processes that nothing befell: in `out`, and what was seen beside it."""
+    """An undisturbed run of two processes in `out`; their logs are beside it."""
     folder = tmp_path_factory.mktemp("whole")
     run = tiny(text, train__steps=STEPS, train__checkpoint_every=EVERY)
     assert Running(["train", preset(folder, run), "--out", str(folder / "out")], folder, 2).wait() == [0, 0]
@@ -75,7 +75,7 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: 
         assert seen(tmp_path) == seen(whole)
 
 
-def test_a_rank_that_was_told_to_stop_does_not_wait_for_python_to_end(whole: Path, tmp_path: Path) -> None:
+def test_a_rank_stopped_by_a_signal_does_not_wait_for_python_to_end(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
     with Running(words, tmp_path, 2, setup="faulty:slow_to_end", fresh=True) as running:

@@ -1,4 +1,4 @@
-"""A whole run on several processes: by torchrun itself, resumed on other numbers of them, and what goes wrong."""
+"""Whole runs on several processes: under torchrun, resumed on other numbers of processes, with faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TERMS = ("loss", "ce", "z_loss", "jepa", "sigreg", "grad_norm")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Six steps with everything that ranks have to agree on: widths, validation, terms, resets, an exact SIGReg."""
+    """Six steps with everything that ranks share: bit allocation, validation, loss terms, resets, one SIGReg sample."""
     small = tiny(text_file(tmp_path_factory.mktemp("text")))
     return with_settings(
         small,
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what one process did: `run`, its run."""
+    """The folder of one process, with its run in `run`."""
     folder = tmp_path_factory.mktemp("alone")
     started = Running(["train", preset(folder, run), "--out", str(folder / "run"), "--json"], folder)
     assert started.wait() == [0], started.said()
@@ -55,7 +55,7 @@ def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what torchrun with two processes did."""
+    """The folder of a run under torchrun with two processes."""
     folder = tmp_path_factory.mktemp("two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["-m", "jepamba", "train", preset(folder, run), "--out", str(folder / "run"), "--json"]
@@ -132,7 +132,7 @@ def test_a_mistake_ends_all_processes_with_its_line(run: Run, two: Path, tmp_pat
     ],
 )
 def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, setting: str, said: str) -> None:
-    """Two folders, as two machines have them, and in each a file of the same name."""
+    """Two folders, as on two machines, each with a file of the same name."""
     text = Path(run.data.train).read_text()
     # Cut short, and of the same length: a word in the middle is another.
     other = text[:-100] if setting == "data.train" else text.replace("the", "thE", 1)

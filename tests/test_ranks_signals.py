@@ -31,8 +31,8 @@ def test_a_rank_that_is_terminated_after_the_steps_says_so(
     text: Path, tmp_path: Path, when: str, told: int, by: signal.Signals
 ) -> None:
     words = ["train", preset(tmp_path, tiny(text)), "--out", str(tmp_path / "out")]
-    told_what = {"TOLD": str(told), "SIGNAL": by.name}
-    running = Running(words, tmp_path, 2, environment=told_what, setup=f"faulty:told_while_{when}", agent=True)
+    signaled = {"SIGNALED_RANK": str(told), "SIGNAL": by.name}
+    running = Running(words, tmp_path, 2, environment=signaled, setup=f"faulty:signal_while_{when}", agent=True)
     codes = running.wait(50)
     assert (codes[told], codes[1 - told]) == (128 + by, 2)
     reason = "it was sent SIGTERM" if by == signal.SIGTERM else "it was interrupted"
@@ -42,7 +42,7 @@ def test_a_rank_that_is_terminated_after_the_steps_says_so(
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_signal_in_a_validation_is_answered_soon(text: Path, tmp_path: Path, size: int) -> None:
-    """The last rank alone gets it, with most of the text still to score; the resumed run makes up for it, once."""
+    """Only the last rank receives the signal, early in the validation. The resumed run validates once."""
     run = tiny(text, train__steps=6, train__val_every=2, train__checkpoint_every=2, eval__tokens_per_batch=64)
     words = ["train", preset(tmp_path, run), "--out"]
     assert Running([*words, str(tmp_path / "whole")], tmp_path / "as whole", size).wait() == [0] * size

@@ -70,23 +70,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return tiny
 
 
-def stepped(ranks: World, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def stepped(world: World, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """Some steps: their records, the norms of the terms' gradients before them, and all tensors after them."""
     run = with_settings(run, settings)
     text = corpus(run.data)
-    state = TrainState(resolve(run, text), text, choose_device(run.train), ranks)
+    state = TrainState(resolve(run, text), text, choose_device(run.train), world)
     trainer, found = Trainer(state), dict[str, Any]()
     found["norms"] = term_gradients(state, 0.0)
     found["records"] = [trainer.train_step(0.0) for _ in range(STEPS)]
     found["progress"] = (state.counters.tokens, state.counters.bytes, state.loader.state())
-    state.ranks.check_equal(dict(state.modules.state_dict()))
+    state.world.check_equal(dict(state.modules.state_dict()))
     found["tensors"] = {name: value.double().numpy() for name, value in state.tensors().items() if "rng" not in name}
     return found
 
 
-def every_case(ranks: World, run: Run) -> dict[str, Any]:
+def every_case(world: World, run: Run) -> dict[str, Any]:
     """All cases, one after another: a process is costly to start."""
-    return {name: stepped(ranks, run, settings) for name, settings in CASES.items()}
+    return {name: stepped(world, run, settings) for name, settings in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,14 @@ def test_the_exact_mode_does_not_depend_on_the_micro_batch(run: Run, alone: Any)
     assert by_micro["sigreg"] > 1.2 * exact["sigreg"]
 
 
-def normed(ranks: World, sizes: list[int]) -> dict[str, Any]:
+def normed(world: World, sizes: list[int]) -> dict[str, Any]:
     """Batch norm of this rank's part of a sample, and what follows from it; the loss is a sum over all positions."""
-    norm = PositionNorm(6, ranks)
+    norm = PositionNorm(6, world)
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(sum(sizes), 4, 6, generator=generator)
     whole = 3 + 2 * torch.randn(sum(sizes), 4, 6, generator=generator)
-    start = sum(sizes[: ranks.rank])
-    own = slice(start, start + sizes[ranks.rank])
+    start = sum(sizes[: world.rank])
+    own = slice(start, start + sizes[world.rank])
     x = whole[own].clone().requires_grad_()
     with torch.no_grad():
         norm.weight.copy_(torch.randn(6, generator=generator))
@@ -148,7 +148,7 @@ def normed(ranks: World, sizes: list[int]) -> dict[str, Any]:
     assert torch.equal(y, looked)
     (y.square() * weights[own]).sum().backward()
     assert norm.weight.grad is not None
-    ranks.all_reduce_each_([norm.weight.grad])
+    world.all_reduce_each_([norm.weight.grad])
     assert x.grad is not None
     values = {"y": y, "x": x.grad, "weight": norm.weight.grad, **dict(norm.named_buffers())}
     return {name: value.detach().tolist() for name, value in values.items()}
@@ -166,15 +166,15 @@ def test_batch_norm_is_over_all_ranks() -> None:
     assert [part["num_batches_tracked"] for part in parts] == [truth["num_batches_tracked"]] * 3 == [1] * 3
 
 
-def part_of_a_sample(ranks: World, sizes: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+def part_of_a_sample(world: World, sizes: list[int], settings: dict[str, Any]) -> dict[str, Any]:
     """SIGReg of this rank's windows of one sample, and its gradient by them."""
     config = Jepa(sigreg_projections=6, **settings)
     whole = torch.randn(sum(sizes), 7, 5, generator=torch.Generator().manual_seed(3)) + 0.3
-    start, own = sum(sizes[: ranks.rank]), sizes[ranks.rank]
+    start, own = sum(sizes[: world.rank]), sizes[world.rank]
     z = whole[start : start + own].clone().requires_grad_()
-    projections = sample_projections(config, 5, (own, 7), seed=1, step=2, of=sum(sizes), rank=ranks.rank)
+    projections = sample_projections(config, 5, (own, 7), seed=1, step=2, of=sum(sizes), rank=world.rank)
     draws = torch.tensor(float(sum(sizes) * (1 if config.sigreg_pool == "timestep" else 7)))
-    statistic = sigreg(z, config, projections, ranks=ranks, draws=draws)
+    statistic = sigreg(z, config, projections, world=world, draws=draws)
     statistic.backward()
     assert z.grad is not None
     return {"statistic": statistic.item(), "z": z.grad.tolist()}
@@ -196,12 +196,12 @@ def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[st
         torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
 
 
-def scored(ranks: World, run: Run) -> list[dict[str, Any]]:
+def scored(world: World, run: Run) -> list[dict[str, Any]]:
     """The plain and the sliding score of a fresh model."""
     text = corpus(run.data)
     model = TrainState(resolve(run, text), text, choose_device(run.train)).model
-    plain = score_plain_at(model, text.val, 24, (1.0, 0.7), limit=1000, tokens_per_batch=100, ranks=ranks)
-    sliding = score_sliding(model, text.val, 24, stride=7, limit=300, tokens_per_batch=100, ranks=ranks)
+    plain = score_plain_at(model, text.val, 24, (1.0, 0.7), limit=1000, tokens_per_batch=100, world=world)
+    sliding = score_sliding(model, text.val, 24, stride=7, limit=300, tokens_per_batch=100, world=world)
     return [asdict(score) | {"seconds": 0.0} for score in (*plain, sliding)]
 
 
@@ -216,7 +216,7 @@ def test_ranks_share_the_scoring(run: Run) -> None:
 SHAPES = [(8, 24), (24, 8), (16, 16), (8, 24), (1, 5), (24, 8), (40, 8)]
 
 
-def muon(ranks: World, dtype: str) -> list[Any]:
+def muon(world: World, dtype: str) -> list[Any]:
     """Four steps of Muon on matrices of several shapes: weights and momenta."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
@@ -228,13 +228,13 @@ def muon(ranks: World, dtype: str) -> list[Any]:
         row_norm=True,
         weight_decay=0.1,
         compute_dtype=getattr(torch, dtype),
-        ranks=ranks,
+        world=world,
     )
     for _ in range(4):
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator)
         optimizer.step()
-    ranks.check_equal({str(i): p for i, p in enumerate(params)})
+    world.check_equal({str(i): p for i, p in enumerate(params)})
     return [value.detach().tolist() for p in params for value in (p, optimizer.state[p]["momentum"])]
 
 
@@ -247,7 +247,7 @@ def test_muon_shared_by_ranks_is_muon(size: int, dtype: str) -> None:
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-6)
 
 
-def refusals(ranks: World, run: Run) -> list[str]:
+def refusals(world: World, run: Run) -> list[str]:
     """What asks for more than there is."""
     found = []
     for settings in (
@@ -255,7 +255,7 @@ def refusals(ranks: World, run: Run) -> list[str]:
         PASSES | {"train.carry_state": True, "data.shuffle": False},
     ):
         with pytest.raises(UserError) as error:
-            stepped(ranks, run, settings)
+            stepped(world, run, settings)
         found.append(str(error.value))
     return found
 

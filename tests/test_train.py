@@ -359,7 +359,9 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
         with pytest.raises(UserError, match=f"the {name} text is not what this run started with: put the files back"):
             resume(out, moved | {where: str(other)})
     for name in ("train.steps", "data.seq_len", "nonsense"):
-        with pytest.raises(ConfigError, match=f"{name} stays as the run began with it; what may change: data.train, "):
+        with pytest.raises(
+            ConfigError, match=f"{name} cannot change in a resumed run; these settings can: data.train, "
+        ):
             resume(out, {name: 3})
 
 
@@ -372,7 +374,7 @@ def test_a_checkpoint_of_other_data_is_refused(small: Run) -> None:
         with pytest.raises(UserError, match="is not what this run started with"):
             state.restore(tensors, metadata | {"data": data})
     del metadata["data"]
-    with pytest.raises(UserError, match="the checkpoint does not say which data its run had"):
+    with pytest.raises(UserError, match="the checkpoint has no corpus fingerprint"):
         state.restore(tensors, metadata)
 
 

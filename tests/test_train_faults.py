@@ -1,4 +1,4 @@
-"""What goes wrong on real machines, done to real processes: kills, signals, full disks, damaged shards."""
+"""Faults of real machines in real processes: kills, signals, full disks, damaged shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing befell: in `out`, and what its process saw and said beside it."""
+    """An undisturbed run in `out`; the logs of its process are beside it."""
     folder = tmp_path_factory.mktemp("whole")
     run = tiny(text, train__steps=STEPS, train__checkpoint_every=EVERY)
     assert Running(["train", preset(folder, run), "--out", str(folder / "out")], folder).wait() == [0]
@@ -35,7 +35,7 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def newest(out: Path) -> int:
-    """The step of the newest checkpoint that is whole; 0: there is none."""
+    """The step of the newest complete checkpoint, or 0."""
     found = checkpoints(out / "checkpoints")
     if not found:
         return 0
@@ -44,7 +44,7 @@ def newest(out: Path) -> int:
 
 
 def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, whole: Path, tmp_path: Path) -> None:
-    """Killed at moments that a generator chose; `make faults` does it twenty times, and with several ranks."""
+    """The run is killed at random moments. `make faults` does so twenty times, and with several ranks."""
     out, moments = tmp_path / "out", random.Random(0)
     words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
     resumed = []
@@ -88,7 +88,7 @@ def test_a_polite_signal_checkpoints_first(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB of its own."""
+    """A file system of 1 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_alone(
     # Not a step and not a record is missing.
     assert losses(out) == losses(whole / "out")
     said = [record["what"] for record in records(out, "event")]
-    assert any("cannot write the checkpoint (No space left on device); training goes on" in line for line in said)
+    assert any("cannot write the checkpoint (No space left on device); training continues" in line for line in said)
     assert newest(out) == STEPS
 
 
@@ -161,7 +161,7 @@ def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_dis
     fill(small_disk)
     running.signal(signal.SIGTERM)
     assert running.wait() == [2]
-    assert running.said().splitlines()[-1].endswith("stopped by SIGTERM nevertheless, there is no checkpoint yet")
+    assert running.said().splitlines()[-1].endswith("the run stops on SIGTERM, there is no checkpoint yet")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Micro-batches of a step: together they are the step, and one can be copied over another, as a CUDA graph needs it."""
+"""The micro-batches of a step add up to the step, and one can be copied into another, as a CUDA graph requires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not a number: left out, undone, counted, named; and the end after too many."""
+"""A step whose loss or gradient is not finite is skipped, undone, counted and reported. Too many end the run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BATCH_NORM = {"jepa__projector": "mlp-batchnorm", "quant__scale": "hessian"}
     ids=["plain", "batch norm", "carried state"],
 )
 def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
-    """All that a checkpoint would hold is as before, bit by bit, and the next step is as good as any."""
+    """The content of a checkpoint is unchanged bit for bit, and the next step is not affected."""
     run = tiny(text, **settings)
     tokens = corpus(run.data)
     state = TrainState(resolve(run, tokens), tokens, choose_device(run.train))
@@ -91,10 +91,12 @@ def test_a_run_leaves_bad_steps_out_and_says_which(
     assert done[:3] == clean[:3]
     # The data of a step that was left out is behind the run, as it is for the run without one.
     assert all(record[key] == clean[record["step"] - 1][key] for record in done for key in ("tokens", "bytes", "epoch"))
-    said = [record["what"] for record in records(tmp_path / "out", "event") if "no update" in record["what"]]
+    said = [
+        record["what"] for record in records(tmp_path / "out", "event") if "the update was skipped" in record["what"]
+    ]
     assert [line.partition(":")[0] for line in said] == ["step 4", "step 8"]
     assert "on the 4 windows from window 12 of epoch 0 on" in said[0]
-    assert "(2 such steps, train.skip_limit = 10)" in capsys.readouterr().err
+    assert "(2 skipped steps, train.skip_limit = 10)" in capsys.readouterr().err
     # None right after a bad step, whose reason may lie in the weights.
     kept = [load_checkpoint(path)[1]["progress"] for path in checkpoints(tmp_path / "out" / "checkpoints")]
     assert [(progress["step"], progress["skipped"]) for progress in kept] == [
@@ -118,7 +120,9 @@ def test_a_resumed_run_remembers_what_was_left_out(text: Path, tmp_path: Path, m
 def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(text, train__steps=20, train__skip_limit=2)
     poison(monkeypatch, 2, 5, 7, 9)
-    with pytest.raises(UserError, match=r"step 7: the loss is nan .*; 3 such steps are more than train.skip_limit = 2"):
+    with pytest.raises(
+        UserError, match=r"step 7: the loss is nan .*; 3 skipped steps are more than train.skip_limit = 2"
+    ):
         train(run, tmp_path / "out")
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 3, 4, 6]
     for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
@@ -130,7 +134,7 @@ def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkey
 def test_a_bad_ghost_step_is_left_out_too(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
 ) -> None:
-    """The run goes on, and counts it; so does the run that is resumed before its first checkpoint."""
+    """The run counts it and continues, also when it is resumed before its first checkpoint."""
     calls, weight = list[int](), step_module.sigreg_lambda
 
     def poisoned(*given: Any) -> float:
@@ -143,7 +147,7 @@ def test_a_bad_ghost_step_is_left_out_too(
     assert (train(run, out)["steps"], len(calls)) == (3, 5)
     whole = losses(out)
     assert [(record["step"], record["skipped"]) for record in whole] == [(n, len(bad)) for n in (1, 2, 3)]
-    said = [record["what"] for record in records(out, "event") if "no update" in record["what"]]
+    said = [record["what"] for record in records(out, "event") if "the update was skipped" in record["what"]]
     assert [line.partition(":")[0] for line in said] == [f"ghost step {n}" for n in bad]
     shutil.rmtree(out / "checkpoints")
     calls.clear()
@@ -154,5 +158,5 @@ def test_a_bad_ghost_step_is_left_out_too(
 def test_too_many_bad_ghost_steps_end_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
     run = tiny(text, optim__ghost_steps=4, train__skip_limit=2)
-    with pytest.raises(UserError, match=r"ghost step 3: .*; 3 such steps are more than train.skip_limit = 2"):
+    with pytest.raises(UserError, match=r"ghost step 3: .*; 3 skipped steps are more than train.skip_limit = 2"):
         train(run, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Dashboards: what trackio and wandb are told, and that a run does not need them."""
+"""Dashboards: the records that trackio and wandb receive; their failure does not end a run."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_a_dashboard_that_fails_does_not_end_the_run(
     metrics.append("step", 2, ce=2.25)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jepamba:")]
-    failure = "failed and is left alone from here on: RuntimeError: the network is gone"
+    failure = "failed and gets no more records: RuntimeError: the network is gone"
     assert said == [f"jepamba: {dashboard.__name__} {failure}"]
 
 
 def test_what_cannot_start_is_one_line(dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard.failing = "init"
-    with pytest.raises(UserError, match="it does not start: RuntimeError: the network is gone"):
+    with pytest.raises(UserError, match=f"{dashboard.__name__} does not start: RuntimeError: the network is gone"):
         record(log_of(dashboard.__name__, tmp_path))
     for broken in (None, ModuleType("a folder of the same name")):
         monkeypatch.setitem(sys.modules, dashboard.__name__, broken)
@@ -117,7 +117,7 @@ def test_a_whole_run_and_its_resumption_are_shown(dashboard: Dashboard, tmp_path
 
 
 def diverging(folder: Path) -> Run:
-    """A run that shows one step, and whose second has a loss that is not a number, which is one too many."""
+    """A run that logs one step and ends at the second, whose loss is not finite."""
     return tiny(
         text_file(folder), train__track="trackio", train__skip_limit=0, optim__muon_lr=1e30, optim__adam_lr=1e30
     )
@@ -132,14 +132,17 @@ def test_a_run_that_ends_with_an_error_takes_leave(
     capsys: pytest.CaptureFixture[str],
     trouble: str,
 ) -> None:
-    """Once, and without waiting long; the error is the run's own, whatever the dashboard does."""
+    """The dashboard is finished once, within the time-out. The error is the run's, whatever the dashboard does."""
     dashboard.failing, dashboard.slow = "finish" * (trouble == "failing"), 1.0 * (trouble == "slow")
-    monkeypatch.setattr("jepamba.train.loop.HURRY", 0.2 if trouble == "slow" else 60.0)
+    monkeypatch.setattr("jepamba.train.loop.CLOSE_TIMEOUT", 0.2 if trouble == "slow" else 60.0)
     with pytest.raises(UserError, match=r"more than train.skip_limit = 0"):
         train(diverging(tmp_path), tmp_path / "out")
     assert [what for what, _ in dashboard.calls] == ["init", "log", *([] if trouble else ["finish"])]
-    said = [line for line in capsys.readouterr().err.splitlines() if "left alone from here on" in line]
-    lines = {"failing": "RuntimeError: the network is gone", "slow": "TimeoutError: what it has not sent within 0.2 s"}
+    said = [line for line in capsys.readouterr().err.splitlines() if "gets no more records" in line]
+    lines = {
+        "failing": "RuntimeError: the network is gone",
+        "slow": "TimeoutError: records that it did not send within 0.2 s",
+    }
     assert len(said) == bool(trouble)
     assert lines.get(trouble, "") in "".join(said)
     for thread in threading.enumerate():
@@ -149,7 +152,7 @@ def test_a_run_that_ends_with_an_error_takes_leave(
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_processes_that_end_with_an_error_take_leave(tmp_path: Path, size: int) -> None:
-    """Several ranks end without what libraries keep for Python's end."""
+    """Several ranks end without Python's exit handlers."""
     words = ["train", preset(tmp_path, diverging(tmp_path)), "--out", str(tmp_path / "out")]
     running = Running(words, tmp_path, size, {"CALLS": str(tmp_path / "calls")}, setup="faulty:dashboard")
     assert running.wait() == [2] * size
@@ -169,7 +172,7 @@ def test_ranks_wait_for_a_slow_dashboard_and_part_together(tmp_path: Path) -> No
     run = tiny(text_file(tmp_path), train__track="trackio", train__steps=2)
     words = ["train", preset(tmp_path, run), "--out", str(tmp_path / "out")]
     environment = {"CALLS": str(tmp_path / "calls")}
-    with Running(words, tmp_path, 2, environment, setup="faulty:dashboard_slower_than_a_farewell") as running:
+    with Running(words, tmp_path, 2, environment, setup="faulty:slow_dashboard") as running:
         running.processes[1].join(SECONDS)
         assert (tmp_path / "calls").read_text().split() == ["init", "log", "log", "log", "finish"]
         assert running.wait() == [0, 0]

@@ -16,7 +16,7 @@ from jepamba.presets import load_preset
 from jepamba.progress import Progress
 from jepamba.report.html import write_report
 from jepamba.train import train
-from jepamba.train.finish import write_summary
+from jepamba.train.export import write_summary
 
 PRESET = "quick"
 PROMPT = "The "

@@ -27,16 +27,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def stepped(ranks: World, run: Run, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def stepped(world: World, run: Run, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Some steps of each case: their records, and the terms' gradients before them."""
     found: dict[str, Any] = {}
     for name, settings in cases.items():
         changed = with_settings(run, settings)
         text = corpus(changed.data)
-        state = TrainState(resolve(changed, text), text, choose_device(changed.train), ranks)
+        state = TrainState(resolve(changed, text), text, choose_device(changed.train), world)
         trainer = Trainer(state)
         norms = term_gradients(state, 0.0)
         found[name] = {"norms": norms, "records": [trainer.train_step(0.0) for _ in range(STEPS)]}
-        ranks.check_equal(dict(state.modules.state_dict()))
+        world.check_equal(dict(state.modules.state_dict()))
         trainer.release()
     return found

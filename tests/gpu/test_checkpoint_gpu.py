@@ -56,9 +56,9 @@ def test_the_copy_beside_is_given_back_and_the_pinned_memory_is_kept(tmp_path: P
     with CheckpointWriter(tmp_path, 2, torch.device("cuda", torch.cuda.current_device())) as writer:
         writer.save(1, tensors, {})
         assert writer.failure(wait=True) is None
-        places = {name: value.data_ptr() for name, value in writer._kept.items()}
-        assert all(value.is_pinned() for value in writer._kept.values())
+        places = {name: value.data_ptr() for name, value in writer._host_copy.items()}
+        assert all(value.is_pinned() for value in writer._host_copy.values())
         assert torch.cuda.memory_allocated() == before
         writer.save(2, tensors, {})
-    assert {name: value.data_ptr() for name, value in writer._kept.items()} == places
+    assert {name: value.data_ptr() for name, value in writer._host_copy.items()} == places
     assert torch.cuda.memory_allocated() == before

@@ -86,7 +86,7 @@ def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
         assert (a - b).norm() <= 1e-2 * b.norm()
 
 
-def test_a_restored_session_goes_on_with_its_graphs(small: tuple[Run, Corpus]) -> None:
+def test_a_restored_state_goes_on_with_its_graphs(small: tuple[Run, Corpus]) -> None:
     """As after ghost steps: all goes back, into the tensors that the graphs read."""
     run, text = small
     state = TrainState(run, text, choose_device(run.train))

@@ -49,7 +49,7 @@ def inspect(args: Namespace) -> int:
 def _resolve_paths(path: Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
     """Return the artifact and the checkpoint to compare it with, or None without one."""
     from jepamba.train.checkpoint import checkpoints
-    from jepamba.train.finish import ARTIFACT
+    from jepamba.train.export import ARTIFACT
     from jepamba.train.loop import CHECKPOINTS
 
     if checkpoint is not None:

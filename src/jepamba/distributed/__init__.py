@@ -1,4 +1,4 @@
-"""The processes that train one model together: their collectives, and what one's failure does."""
+"""The processes that train one model together: their collectives, and the failure of one of them."""
 
 from jepamba.distributed.collectives import SINGLE_PROCESS, World, local_rank, process_group
 from jepamba.distributed.failures import reported_failures

@@ -1,9 +1,9 @@
 """Collectives of the processes that train one model together.
 
-`torchrun` starts the processes and describes them in the environment. In a single process there is no process group
-and every method does nothing. Tensors travel over NCCL on GPUs and over gloo on CPUs. Objects travel over two gloo
-groups, so that no GPU waits for them: one with the short time-out of the tensor collectives, and one with a long
-time-out for waits on work of rank 0, such as tokenizing or packing.
+`torchrun` starts the processes and describes them in the environment. In a single process there is no process group,
+and a collective returns its input. Tensors use NCCL on GPUs and gloo on CPUs. Objects use two gloo groups, so that no
+GPU waits for them: one with the short time-out of the tensor collectives, and one with a long time-out for waits on
+work of rank 0, such as tokenizing or packing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from jepamba.distributed.failures import collective_timeout, rank_zero_timeout
 from jepamba.errors import UserError, in_words
 
 BUCKET_VALUES = 1 << 24
-"""Values of a flat fp32 bucket in which many small tensors are summed: 64 MiB."""
+"""Values in a flat fp32 bucket (64 MiB) in which many small tensors are summed together."""
 Result = TypeVar("Result")
 
 
 def local_rank() -> int:
-    """Which process of this machine this is, from 0; it takes the GPU of that number."""
+    """The index of this process on its machine, from 0. It is also the index of its GPU."""
     return _from_environment("LOCAL_RANK", 0)
 
 
 class World:
-    """This process among those that train together: `rank` of `size`, and `local` on its machine.
+    """This process's `rank` among `world_size` processes, and the collectives of these processes.
 
-    Every method that returns or moves something is to be called by all ranks, in the same order.
+    All ranks must call every method, in the same order.
     """
 
     def __init__(
@@ -41,49 +41,49 @@ class World:
     ) -> None:
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
         self._short, self._long = short, long
-        """gloo groups with the time-outs of collectives and of waits for rank 0; None in a single process."""
+        """gloo groups with a short and a long time-out; None in a single process."""
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the rank that writes files and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     # Tensors
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
-        """Replace a contiguous `tensor` by its sum over the ranks; the same tensor."""
+        """Replace a contiguous `tensor` by its sum over the ranks, and return it."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_each_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over the ranks, in fp32, a few flat buckets in all."""
+        """Replace every tensor by its sum over the ranks, computed in a few flat fp32 buckets."""
         if self.world_size == 1:
             return
-        # The next bucket is filled while the one before travels.
-        travelling = []
+        # Each bucket is filled while the previous one is being reduced.
+        pending = []
         for bucket in _buckets(tensors):
             flat = torch.cat([value.detach().reshape(-1).float() for value in bucket])
-            travelling.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in travelling:
+            pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in pending:
             work.wait()
-            parts = flat.split([value.numel() for value in bucket])
-            torch._foreach_copy_(bucket, [part.view_as(value) for part, value in zip(parts, bucket, strict=True)])
+            pieces = flat.split([value.numel() for value in bucket])
+            torch._foreach_copy_(bucket, [piece.view_as(v) for piece, v in zip(pieces, bucket, strict=True)])
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, differentiable: where each rank adds its own part of the loss, the gradient of what
-        went into the sum is the sum of all ranks' gradients by it."""
-        return cast(Tensor, _Summed.apply(tensor, self)) if self.world_size > 1 else tensor  # type: ignore[no-untyped-call]
+        """The differentiable sum over the ranks. The backward pass sums the ranks' gradients, which is right where the
+        loss is the sum of the ranks' losses."""
+        return cast(Tensor, _AllReduce.apply(tensor, self)) if self.world_size > 1 else tensor  # type: ignore[no-untyped-call]
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Every rank's `tensor`, which has the same shape on all of them, stacked: (size, *shape)."""
+        """The tensors of all ranks, which have the same shape, stacked: (world_size, *shape)."""
         if self.world_size == 1:
             return tensor.unsqueeze(0)
-        everyone = tensor.new_empty(self.world_size * tensor.numel())
-        # Under its new name since PyTorch 2.13.
+        gathered = tensor.new_empty(self.world_size * tensor.numel())
+        # PyTorch 2.13 renamed it.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(everyone, tensor.contiguous().view(-1))
-        return everyone.view(self.world_size, *tensor.shape)
+        gather(gathered, tensor.contiguous().view(-1))
+        return gathered.view(self.world_size, *tensor.shape)
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite every tensor with rank 0's."""
@@ -92,50 +92,50 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rank 0's named CPU tensors, on every rank; what the others give is passed over."""
+        """Rank 0's named CPU tensors on every rank. The `tensors` of the other ranks are ignored."""
         if self.world_size == 1:
             return dict(tensors)
-        kinds = [(name, list(value.shape), str(value.dtype).partition(".")[2]) for name, value in tensors.items()]
-        found = {}
-        for name, shape, kind in self.broadcast_object(kinds):
-            value = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=getattr(torch, kind))
+        specs = [(name, list(value.shape), str(value.dtype).partition(".")[2]) for name, value in tensors.items()]
+        received = {}
+        for name, shape, dtype in self.broadcast_object(specs):
+            value = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=getattr(torch, dtype))
             dist.broadcast(value, 0, group=self._long)
-            found[name] = value
-        return found
+            received[name] = value
+        return received
 
     def check_equal(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise `RuntimeError` if a named tensor is not the same, bit for bit, on all ranks (by a checksum)."""
+        """Raise `RuntimeError` on all ranks if the checksum of a named tensor differs between ranks."""
         if self.world_size == 1:
             return
         everyone = self.all_gather_object(torch.stack([_checksum(value) for value in tensors.values()]).tolist())
-        for rank, sums in enumerate(everyone):
-            for name, here, there in zip(tensors, everyone[0], sums, strict=True):
-                if here != there:
+        for rank, checksums in enumerate(everyone):
+            for name, expected, found in zip(tensors, everyone[0], checksums, strict=True):
+                if expected != found:
                     raise RuntimeError(f"{name} is not the same on rank 0 and on rank {rank}")
 
     # Objects
 
     def all_gather_object(self, value: Any, group: Any = None) -> list[Any]:
-        """Every rank's `value`, by rank. Over the group with the short time-out unless another `group` is given."""
+        """The values of all ranks, in the order of the ranks. `group` defaults to the one with the short time-out."""
         if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=group or self._short)
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=group or self._short)
+        return values
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's `value` on every rank. The others wait for rank 0 as long as `RANK_ZERO_TIMEOUT`."""
+        """Rank 0's `value` on every rank. The other ranks wait for rank 0 up to the long time-out."""
         if self.world_size == 1:
             return value
-        found = [value]
-        dist.broadcast_object_list(found, 0, group=self._long)
-        return found[0]
+        received = [value]
+        dist.broadcast_object_list(received, 0, group=self._long)
+        return received[0]
 
     def on_rank_zero(self, work: Callable[[], Result]) -> Result:
-        """What `work()` gives on rank 0, where alone it is done. The others wait, however long it takes.
+        """Call `work` on rank 0 only, and return its result on all ranks. The other ranks wait up to the long time-out.
 
-        What goes wrong is raised on rank 0 as it is, and on the others as a `UserError` with the same message; with
-        rank 0's number if it was told to end.
+        An error is raised unchanged on rank 0, and as a `UserError` with the same message on the other ranks. If rank 0
+        was interrupted, that message names rank 0.
         """
         if self.world_size == 1:
             return work()
@@ -147,19 +147,22 @@ class World:
         try:
             value = work()
         except BaseException as error:
-            said = in_words(error)
-            # If the others have gone already, what happened here is still what is to be told.
+            message = in_words(error)
+            if not isinstance(error, Exception):
+                message = f"rank {self.rank} ended: {message}"
+            # If the other ranks are gone, the error of this rank still has to be raised.
             with contextlib.suppress(RuntimeError):
-                self.broadcast_object(
-                    {"error": said if isinstance(error, Exception) else f"rank {self.rank} ended: {said}"}
-                )
+                self.broadcast_object({"error": message})
             raise
         self.broadcast_object({"value": value})
         return value
 
     def local_rank_zero_first(self, work: Callable[[], Result]) -> Result:
-        """`work()` of this rank; the first rank of each machine goes first, and the others find on its disk what it
-        left there. What goes wrong on one rank is raised there, and as a `UserError` that names it on the others."""
+        """Call `work` on every rank, and return this rank's result. The first rank of each machine calls it before the
+        others, which then find on its disk the files that it wrote, such as a cache.
+
+        An error is raised unchanged on its rank, and as a `UserError` that names this rank on the others.
+        """
         if self.world_size == 1:
             return work()
         results: list[Result] = []
@@ -180,14 +183,15 @@ class World:
 
 
 SINGLE_PROCESS = World()
-"""One process."""
+"""The world of one process."""
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
-    """The ranks that `torchrun` started with this one; `SINGLE_PROCESS` without `torchrun`.
+    """Join the processes that `torchrun` started with this one. Yields `SINGLE_PROCESS` without `torchrun`.
 
-    Raises `UserError` for an environment that is not torchrun's, and where the processes do not find each other.
+    Raises:
+        UserError: if torchrun's environment variables are invalid, or the processes cannot connect to each other.
     """
     size = _from_environment("WORLD_SIZE", 1)
     if size < 1:
@@ -198,7 +202,7 @@ def process_group() -> Iterator[World]:
     rank, local = _from_environment("RANK", None), _from_environment("LOCAL_RANK", None)
     if not 0 <= rank < size:
         raise UserError(
-            f"RANK = {rank} and WORLD_SIZE = {size} in the environment: ranks count from 0 to below the size"
+            f"RANK = {rank} and WORLD_SIZE = {size} in the environment: a rank is at least 0 and below the world size"
         )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
@@ -209,24 +213,24 @@ def process_group() -> Iterator[World]:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the {size} processes do not find each other at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
+            f"the {size} processes cannot connect to each other at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
             "start them with torchrun, or unset WORLD_SIZE for one process"
         ) from error
     yield World(rank, size, local, short, long)
-    # Not after an error: the others may have gone, and to part from them would wait for them. The process then ends
-    # without (`jepamba.__main__`).
+    # Not after an error: destroying the group would wait for ranks that may be gone. `jepamba.__main__` then ends the
+    # process without it.
     dist.destroy_process_group()
 
 
-class _Summed(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: World) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.all_reduce_(tensor.clone(memory_format=torch.contiguous_format))
+    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.all_reduce_(tensor.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return ctx.ranks.all_reduce_(grads[0].clone(memory_format=torch.contiguous_format)), None
+        return ctx.world.all_reduce_(grads[0].clone(memory_format=torch.contiguous_format)), None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

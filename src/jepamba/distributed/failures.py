@@ -1,7 +1,7 @@
-"""How the failure of one rank ends the others.
+"""The failure of one rank ends the others.
 
-A rank that raises writes its reason to torchrun's error file; torchrun shows it and ends the others, as it does after a
-rank that was killed. A rank that hangs makes the collectives of the others time out.
+A rank that raises writes its reason to torchrun's error file. Torchrun shows it and ends the other ranks, as it does
+when a rank was killed. If a rank hangs, the collectives of the others time out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors.error_handler import Error
 from jepamba.errors import UserError
 
 REPORT_DELAY = 2.0
-"""Seconds for which a rank that lost another stays, so that torchrun reports the other as the first to fail."""
+"""Seconds that a rank waits after it lost another, so that torchrun reports the other rank as the first to fail."""
 
 
 def collective_timeout() -> timedelta:
@@ -37,9 +37,12 @@ def rank_zero_timeout() -> timedelta:
 
 @contextlib.contextmanager
 def reported_failures(world_size: int) -> Iterator[None]:
-    """Report what is raised inside to torchrun, or raise `UserError` where it is the loss of another rank.
+    """Report an error that is raised in this context to torchrun.
 
-    The reason is reported here, since the command line turns a `UserError` into an exit code.
+    The error is reported here because the command line later turns a `UserError` into an exit code.
+
+    Raises:
+        UserError: in place of the error of a collective, if another rank failed, was killed or hangs.
     """
     if world_size == 1:
         yield
@@ -50,7 +53,7 @@ def reported_failures(world_size: int) -> Iterator[None]:
         yield
     except Exception as error:
         if _is_lost_connection(error):
-            # The rank that failed has the reason; a report of this one could hide it.
+            # The rank that failed reports the reason. A report of this rank could hide it.
             time.sleep(REPORT_DELAY)
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -64,12 +67,12 @@ def reported_failures(world_size: int) -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """End in order, so that logs are closed. Torchrun kills a rank that is blocked in a collective 30 s later."""
+    """Raise `SystemExit`, so that logs are closed. Torchrun kills a rank that blocks in a collective after 30 s."""
     raise SystemExit(128 + number)
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    """Whether `error` is what a collective raises when another rank is gone or late."""
+    """Whether a collective raised `error` because another rank is gone or late."""
     message = str(error).lower()
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistError) or "gloo" in message or "nccl" in message or "connection closed" in message

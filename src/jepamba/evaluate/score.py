@@ -91,13 +91,13 @@ def scores(
     mode: str,
     reset: bool,
     progress: Report | None,
-    ranks: World = SINGLE_PROCESS,
+    world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> list[Score]:
     """The score of the first `targets` targets at each temperature, in `mode`.
 
     `latents` gives (h_ND, targets_N) of some targets at a time, each target of the stream once, in any order, and on
-    one of the `ranks` alone; all have the score. It is run with the weights as the artifact holds them. Raises
+    one of the ranks alone; all have the score. It is run with the weights as the artifact holds them. Raises
     `UserError` for a wrong temperature, or a byte count that is not the length of the decoded text; `StoppedError`, on
     all ranks, soon after `stopped` says so on one.
     """
@@ -108,14 +108,14 @@ def scores(
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
     with stored(model):
-        for h_ND, targets_N in latents if stopped is None else _in_concert(latents, ranks, stopped):
+        for h_ND, targets_N in latents if stopped is None else _in_concert(latents, world, stopped):
             nats_K += summed_nats(model, h_ND, targets_N, temperatures)
             done += len(targets_N)
             if progress is not None:
                 progress(
-                    min(done * ranks.world_size, targets), targets, f"{float(nats_K[0]) / done:.4f} nats per token"
+                    min(done * world.world_size, targets), targets, f"{float(nats_K[0]) / done:.4f} nats per token"
                 )
-    *nats, done = (sum(values) for values in zip(*ranks.all_gather_object([*nats_K.tolist(), done]), strict=True))
+    *nats, done = (sum(values) for values in zip(*world.all_gather_object([*nats_K.tolist(), done]), strict=True))
     if done != targets:
         raise AssertionError(f"{done} targets scored of {targets}")
     seconds = time.monotonic() - started
@@ -138,12 +138,12 @@ def scores(
 
 
 def _in_concert(
-    latents: Iterator[tuple[Tensor, Tensor]], ranks: World, stopped: Stopped
+    latents: Iterator[tuple[Tensor, Tensor]], world: World, stopped: Stopped
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's `latents`, batch by batch along with the others', who may have fewer. Raises `StoppedError`."""
     while True:
         batch = next(latents, None)
-        told = ranks.all_gather_object([batch is not None, stopped()])
+        told = world.all_gather_object([batch is not None, stopped()])
         if any(asked for _, asked in told):
             raise StoppedError
         if batch is not None:

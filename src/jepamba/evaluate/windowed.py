@@ -30,15 +30,15 @@ def score_plain(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
-    ranks: World = SINGLE_PROCESS,
+    world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs side by side, the state empty at each window's start.
 
     Every target is scored once, those of the last, partial window too. The weights are used as the artifact holds
     them. Arguments: `reset`, forget the state where a document starts; `limit`, score only so many targets from the
-    stream's start (0: all); `tokens_per_batch`, tokens of one forward pass; `ranks`, which share the windows and are to
-    call this together; `stopped`, asked between batches whether to give up (if given on one rank, then on all).
+    stream's start (0: all); `tokens_per_batch`, tokens of one forward pass; `world`, whose ranks share the windows
+    and all call this; `stopped`, asked between batches whether to give up (if given on one rank, then on all).
     Raises `StoppedError` when it said so on one rank; `UserError` for an empty text, a tokenizer that does not fit the
     model, or a byte count that is not the length of the decoded text.
     """
@@ -51,7 +51,7 @@ def score_plain(
         limit=limit,
         tokens_per_batch=tokens_per_batch,
         progress=progress,
-        ranks=ranks,
+        world=world,
         stopped=stopped,
     )
     return score
@@ -67,12 +67,12 @@ def score_plain_at(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
-    ranks: World = SINGLE_PROCESS,
+    world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> list[Score]:
     """`score_plain` at each of `temperatures`, for little more than the price of one; each says the time of all."""
     targets = scored_targets(model, tokens, seq_len, limit)
-    windows = islice(plain_windows(targets, seq_len), ranks.rank, None, ranks.world_size)
+    windows = islice(plain_windows(targets, seq_len), world.rank, None, world.world_size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     return scores(
         model,
@@ -83,7 +83,7 @@ def score_plain_at(
         mode="plain",
         reset=reset,
         progress=progress,
-        ranks=ranks,
+        world=world,
         stopped=stopped,
     )
 
@@ -99,7 +99,7 @@ def score_sliding(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
-    ranks: World = SINGLE_PROCESS,
+    world: World = SINGLE_PROCESS,
 ) -> Score:
     """Score `tokens` in windows of `sequence` inputs that start `stride` apart, so that all but the first window's
     targets have at least `sequence − stride` tokens before them.
@@ -110,11 +110,11 @@ def score_sliding(
     targets = scored_targets(model, tokens, seq_len, limit)
     if not 1 <= stride <= seq_len:
         raise UserError(f"a stride of {stride} tokens: must lie between 1 and the window's {seq_len}")
-    windows = islice(sliding_windows(targets, seq_len, stride), ranks.rank, None, ranks.world_size)
+    windows = islice(sliding_windows(targets, seq_len, stride), world.rank, None, world.world_size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
     (score,) = scores(
-        model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress, ranks=ranks
+        model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress, world=world
     )
     return score
 

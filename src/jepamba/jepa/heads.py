@@ -24,14 +24,14 @@ class PositionNorm(nn.BatchNorm1d):
     The running statistics follow the passes that have a gradient: one without is a look at what will be passed again.
     """
 
-    def __init__(self, width: int, ranks: World = SINGLE_PROCESS) -> None:
+    def __init__(self, width: int, world: World = SINGLE_PROCESS) -> None:
         super().__init__(width)
-        self.ranks = ranks
+        self.world = world
 
     def forward(self, x_BTM: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
         """Each of the M channels with mean 0 and variance 1 over B and T, then scaled and shifted."""
         x_NM = x_BTM.flatten(0, 1)
-        if self.training and self.ranks.world_size > 1:
+        if self.training and self.world.world_size > 1:
             return self._over_ranks(x_NM).view_as(x_BTM)
         if self.training and not torch.is_grad_enabled():
             return F.batch_norm(x_NM, None, None, self.weight, self.bias, True, 0.0, self.eps).view_as(x_BTM)
@@ -40,12 +40,12 @@ class PositionNorm(nn.BatchNorm1d):
     def _over_ranks(self, x_NM: Tensor) -> Tensor:
         wide_NM = x_NM.float()
         count = torch.full((1,), len(x_NM), dtype=torch.float32, device=x_NM.device)
-        sums = self.ranks.all_reduce(torch.cat([wide_NM.sum(0), count]))
+        sums = self.world.all_reduce(torch.cat([wide_NM.sum(0), count]))
         count = sums[-1].detach()
         mean_M = sums[:-1] / count
         # About the mean, not about 0: a mean that is far from 0 would cost the variance its digits.
         centred_NM = wide_NM - mean_M
-        variance_M = self.ranks.all_reduce(centred_NM.square().sum(0)) / count
+        variance_M = self.world.all_reduce(centred_NM.square().sum(0)) / count
         if torch.is_grad_enabled():
             self._follow(mean_M.detach(), variance_M.detach() * (count / (count - 1)))
         return (centred_NM * torch.rsqrt(variance_M + self.eps) * self.weight + self.bias).to(x_NM.dtype)
@@ -57,24 +57,24 @@ class PositionNorm(nn.BatchNorm1d):
         buffers["num_batches_tracked"].add_(1)
 
 
-def projection(kind: str, width: int, ranks: World = SINGLE_PROCESS) -> nn.Module:
+def projection(kind: str, width: int, world: World = SINGLE_PROCESS) -> nn.Module:
     """A map of latents to latents: bias-free linear, or an MLP (hidden 2·width) with LayerNorm or BatchNorm."""
     if kind == "linear":
         return nn.Linear(width, width, bias=False)
-    norm = nn.LayerNorm(2 * width) if kind == "mlp-layernorm" else PositionNorm(2 * width, ranks)
+    norm = nn.LayerNorm(2 * width) if kind == "mlp-layernorm" else PositionNorm(2 * width, world)
     return nn.Sequential(nn.Linear(width, 2 * width), norm, nn.GELU(), nn.Linear(2 * width, width))
 
 
 class JepaHeads(nn.Module):
     """Projector, predictor and the predictor's projection; none of it reaches the artifact."""
 
-    def __init__(self, config: Jepa, width: int, ranks: World = SINGLE_PROCESS) -> None:
+    def __init__(self, config: Jepa, width: int, world: World = SINGLE_PROCESS) -> None:
         super().__init__()
         hidden = config.predictor_mult * width
         self.steps = config.rollout_steps
-        self.projector = projection(config.projector, width, ranks)
+        self.projector = projection(config.projector, width, world)
         self.predictor = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.pred_proj = projection(config.projector, width, ranks)
+        self.pred_proj = projection(config.projector, width, world)
         output = cast(nn.Linear, self.predictor[2])
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)

@@ -72,7 +72,7 @@ def objective(
     state: State | None = None,
     *,
     sigreg_sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
-    ranks: World = SINGLE_PROCESS,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[LossTerms, State]:
     """The loss terms of one micro-batch, and the model's state after it; it starts in `state`, if that is given.
 
@@ -96,7 +96,7 @@ def objective(
         if config.sigreg_weight > 0:
             assert projections is not None
             statistic = sigreg(
-                z_BTE, config, projections, ranks=ranks, draws=weights.samples, sums_SK2M=sigreg_sums_SK2M
+                z_BTE, config, projections, world=world, draws=weights.samples, sums_SK2M=sigreg_sums_SK2M
             )
     total = config.ce_weight * losses.total + config.weight * jepa + weights.sigreg_lambda * statistic
     return LossTerms(total, losses.total, losses.ce, losses.z, jepa, weights.sigreg_share * statistic), state

@@ -115,21 +115,21 @@ def sigreg(
     config: Jepa,
     projections: Projections,
     *,
-    ranks: World = SINGLE_PROCESS,
+    world: World = SINGLE_PROCESS,
     draws: Tensor | None = None,
     sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
 ) -> Float[Tensor, ""]:
     """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype.
 
-    With several `ranks`, or with `sums_SK2M` (the `sigreg_sums` of the whole sample, where it is more than this pass),
+    With several ranks, or with `sums_SK2M` (the `sigreg_sums` of the whole sample, where it is more than this pass),
     z is a part of a sample of `draws` in all. Every part's value is then the whole's; the gradient by z is that of the
     whole's statistic, so no rank has to send it on: gradients of the weights are to be added over the parts.
     """
     with torch.autocast(z_BTE.device.type, enabled=False):
         x_SNM = projected(samples(z_BTE, config, projections.chosen), projections.directions_EM)
         t_K, w_K = knots(config, z_BTE.device)
-        if sums_SK2M is None and ranks.world_size > 1:
-            sums_SK2M = ranks.all_reduce_(characteristic_sums(x_SNM.detach(), t_K))
+        if sums_SK2M is None and world.world_size > 1:
+            sums_SK2M = world.all_reduce_(characteristic_sums(x_SNM.detach(), t_K))
         of = x_SNM.shape[1] if draws is None else draws
         statistic = epps_pulley(x_SNM, t_K, w_K, sums_SK2M, of).mean()
         return statistic * of if config.sigreg_scale_n else statistic

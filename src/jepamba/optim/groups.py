@@ -57,9 +57,9 @@ class Optimizers:
 
     @classmethod
     def build(
-        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, ranks: World = SINGLE_PROCESS
+        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, world: World = SINGLE_PROCESS
     ) -> Optimizers:
-        """Fresh optimizers for the named parameters on `device`; Muon's work is shared by the `ranks`.
+        """Fresh optimizers for the named parameters on `device`; Muon's work is shared by the ranks.
 
         On a GPU Newton–Schulz runs in bf16, and what the schedule sets are tensors, so that `step` can be captured as a
         CUDA graph.
@@ -81,7 +81,7 @@ class Optimizers:
             row_norm=config.muon_row_norm,
             weight_decay=config.muon_weight_decay,
             compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
-            ranks=ranks,
+            world=world,
         )
         adam = torch.optim.AdamW(
             [

@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         row_norm: bool,
         weight_decay: float,
         compute_dtype: torch.dtype = torch.float32,
-        ranks: World = SINGLE_PROCESS,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(params, defaults)
-        self.compute_dtype, self.ranks = compute_dtype, ranks
+        self.compute_dtype, self.world = compute_dtype, world
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
@@ -80,9 +80,9 @@ class Muon(torch.optim.Optimizer):
             if not params:
                 continue
             fresh = self._nesterov(params, group["momentum"])
-            shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.ranks.world_size)
-            own = self._orthogonal(fresh, shares[self.ranks.rank], group)
-            directions = own if self.ranks.world_size == 1 else self._gathered(params, own, shares)
+            shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.world.world_size)
+            own = self._orthogonal(fresh, shares[self.world.rank], group)
+            directions = own if self.world.world_size == 1 else self._gathered(params, own, shares)
             lr = group["lr"]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             for same in _by_shape(params, range(len(params))):
@@ -116,12 +116,12 @@ class Muon(torch.optim.Optimizer):
         """Every rank's share, in one go, in the precision in which they were made."""
         longest = max(sum(params[i].numel() for i in share) for share in shares)
         sent = torch.zeros(longest, dtype=self.compute_dtype, device=params[0].device)
-        parts = [own[i].reshape(-1).to(self.compute_dtype) for i in shares[self.ranks.rank]]
+        parts = [own[i].reshape(-1).to(self.compute_dtype) for i in shares[self.world.rank]]
         if parts:
             flat = torch.cat(parts)
             sent[: len(flat)] = flat
         found: dict[int, Tensor] = {}
-        for share, row in zip(shares, self.ranks.all_gather(sent), strict=True):
+        for share, row in zip(shares, self.world.all_gather(sent), strict=True):
             sizes = [params[i].numel() for i in share]
             for i, part in zip(share, row[: sum(sizes)].split(sizes), strict=True):
                 found[i] = part.view(params[i].shape).to(params[i].dtype)

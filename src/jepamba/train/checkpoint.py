@@ -1,6 +1,6 @@
-"""Checkpoints on disk: a folder of one safetensors file and one JSON file, complete or not there at all.
+"""Checkpoints on disk: a folder of one safetensors file and one JSON file, which appears atomically.
 
-Nothing in it is a pickle, so loading runs no code. The JSON holds the sha256 of the tensors.
+There is no pickle, so loading runs no code. The JSON holds the sha256 of the tensor file.
 """
 
 from __future__ import annotations
@@ -23,20 +23,29 @@ from jepamba.io import read_untrusted, sha256_of, sync
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 VERSION = 2
-"""Of the format: of the names of tensors and of the state's keys."""
+"""Version of the format: the names of the tensors and the keys of the JSON."""
 _PREFIX, _BUILDING = "step-", ".building-"
-_MOST_STATE = 1 << 20
-"""Bytes of the JSON, which has some hundred."""
+_MAX_STATE_BYTES = 1 << 20
+"""Limit of the JSON, which normally has a few hundred bytes."""
 _WHAT = "a checkpoint's tensors"
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write `folder/step-…` and keep the newest `keep`. A crash at any moment leaves the ones before it whole.
+    """Write the checkpoint `folder/step-…` and delete all but the newest `keep`.
 
-    `state` must be JSON. The new folder appears by one rename, after its bytes are on disk. Raises `UserError` if it
-    cannot be written (a full disk, a folder that may not be written to); what was written of it is removed.
+    A crash at any moment leaves the earlier checkpoints intact: the new folder appears by one rename, after its bytes
+    are on disk.
+
+    Arguments:
+        state: JSON values.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        UserError: if it cannot be written, as on a full disk. The partial checkpoint is removed.
     """
     final = folder / f"{_PREFIX}{step:09d}"
     building = folder / f"{_BUILDING}{step:09d}"
@@ -45,12 +54,12 @@ def save_checkpoint(
         building.mkdir(parents=True)
         _write(building, tensors, state)
         if final.exists():
-            # Never the work of a run, which writes no step twice: a hand that replaces one by another.
+            # A run writes no step twice, but other callers may replace a checkpoint.
             final.rename(folder / f"{_BUILDING}{step:09d}-before")
         building.rename(final)
         sync(folder)
         for old in checkpoints(folder)[:-keep]:
-            # Renamed first: what is half deleted must not look like a checkpoint.
+            # Renamed first: a partly deleted folder must not look like a checkpoint.
             shutil.rmtree(old.rename(folder / f"{_BUILDING}{old.name}"))
     except (OSError, SafetensorError) as error:
         reason = _reason(error)
@@ -65,9 +74,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, state) of one checkpoint. Raises `UserError` if it is damaged; nothing is half loaded."""
+    """Read the tensors and the state of a checkpoint. Raises `UserError` if it is damaged."""
     try:
-        state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MOST_STATE).decode("utf-8"))
+        state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MAX_STATE_BYTES).decode("utf-8"))
         if not isinstance(state, dict) or state.get("sha256") != sha256_of(path / TENSORS, _WHAT):
             raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}")
         tensors = load_file(path / TENSORS)
@@ -85,7 +94,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Both files, down to the disk."""
+    """Write both files and wait until they are on disk."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
     complete = {**state, "version": VERSION, "sha256": sha256_of(building / TENSORS, _WHAT)}
     (building / STATE).write_text(json.dumps(complete, indent=1))
@@ -94,13 +103,13 @@ def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
 
 
 def _reason(error: OSError | SafetensorError) -> str:
-    """What the system said, in its own words."""
+    """The operating system's message for `error`."""
     number = error.errno if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
     number = int(number[1]) if isinstance(number, re.Match) else number
     return os.strerror(number) if number else " ".join(str(error).split())[:300]
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a crash left of checkpoints that were being written or deleted."""
+    """Remove partial checkpoints that a crash left."""
     for stale in folder.glob(f"{_BUILDING}*"):
         shutil.rmtree(stale)

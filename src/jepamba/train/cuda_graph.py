@@ -1,6 +1,6 @@
-"""CUDA graphs: work of hundreds of kernel launches is recorded once and then replayed by one launch.
+"""CUDA graphs: record work of hundreds of kernel launches once, and replay it with one launch.
 
-An optimization alone. With `enabled` off, both classes here call the work as it is written.
+This is only an optimization. With `enabled` off, both classes call the work directly.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jepamba.train.microbatch import MicroBatch
 
 
 class CUDAGraph:
-    """`work`, a function without arguments and results, over tensors that stay at their addresses.
+    """A function without arguments and results, over tensors at fixed addresses, as a graph.
 
-    The first call runs the work as it is written, which compiles kernels and allocates what is allocated once, and
-    then captures it; every later call replays the graph. Graphs of one `pool` (`torch.cuda.graph_pool_handle`) share
-    memory and must run one after another.
+    The first call runs `work` directly, which compiles kernels and makes persistent allocations, and then captures it.
+    Every later call replays the graph. Graphs of one `pool` (`torch.cuda.graph_pool_handle`) share memory and must run
+    one after another.
     """
 
     def __init__(self, work: Callable[[], None], enabled: bool, pool: Any = None) -> None:
@@ -27,14 +27,14 @@ class CUDAGraph:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        """Do the work once."""
+        """Run the work once."""
         if self.graph is not None:
             self.graph.replay()
             return
         if not self.enabled:
             self.work()
             return
-        # On the capturing stream: elsewhere, kernels of this first run could still be running during the capture.
+        # On the stream of the capture, so that no kernel of this first run is still running during the capture.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -44,7 +44,7 @@ class CUDAGraph:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": the loader's thread pins memory meanwhile, and NCCL has a thread of its own.
+        # "thread_local", because the loader's thread pins memory during the capture and NCCL runs its own thread.
         with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             self.work()
         self.graph = graph
@@ -58,10 +58,10 @@ class CUDAGraph:
 
 
 class GraphedMicrobatch:
-    """`work` on one micro-batch after another: copies each into the tensors that the graph reads, then replays it.
+    """Work on micro-batches as graphs: copies each micro-batch into the tensors that the graph reads, then replays it.
 
-    There is one graph for each number of windows in a pass, of which a run has two at most. It is not one for each size
-    of this rank's own micro-batches: graphs contain collectives, so all ranks have to capture in the same pass.
+    There is one graph for each number of windows in a pass over all ranks, at most two in a run. The size of this
+    rank's own micro-batches is no key: graphs contain collectives, so all ranks must capture in the same pass.
     """
 
     def __init__(self, work: Callable[[MicroBatch], None], device: torch.device, enabled: bool, pool: Any) -> None:
@@ -69,12 +69,12 @@ class GraphedMicrobatch:
         self._graphs: dict[int, tuple[CUDAGraph, MicroBatch]] = {}
 
     def __call__(self, micro: MicroBatch) -> None:
-        """Do the work on `micro`."""
+        """Run the work on `micro`."""
         if not self.enabled:
             self.work(micro.to(self.device))
             return
         if micro.windows not in self._graphs:
-            # Cloned, because later micro-batches are copied into these tensors.
+            # Cloned: later micro-batches are copied into these tensors.
             static = micro.to(self.device).map(torch.clone)
             self._graphs[micro.windows] = CUDAGraph(partial(self.work, static), True, self.pool), static
         graph, static = self._graphs[micro.windows]

@@ -15,15 +15,15 @@ from jepamba.errors import UserError
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """A device and the precision of the passes on it."""
+    """A device and the precision of its training passes."""
 
     device: torch.device
     dtype: torch.dtype
     why: str
-    """One sentence for the log: what was chosen, and why."""
+    """One sentence for the log: the choice and its reason."""
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context of a training pass: bf16 autocast, or none in fp32."""
+        """The context of a training pass: bf16 autocast, or nothing in fp32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -41,9 +41,10 @@ class DeviceConfig:
 
 
 def choose_device(config: Train) -> DeviceConfig:
-    """The device and precision for `config`; of several GPUs the one with this process's local rank.
+    """Choose device and precision for `config`. Of several GPUs, a process takes the one with its local rank.
 
-    Raises `UserError` if the device, or the products, that `config` asks for are not available to this process.
+    Raises:
+        UserError: if the device is not available to this process, or `train.compile` is set on a GPU.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
@@ -55,20 +56,24 @@ def choose_device(config: Train) -> DeviceConfig:
     if on_gpu:
         if local_rank() >= torch.cuda.device_count():
             raise UserError(
-                f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
-                "many processes (torchrun --nproc-per-node gpu), or train with --train.device cpu"
+                f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start one "
+                "process per GPU (torchrun --nproc-per-node gpu), or train with --train.device cpu"
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     if config.compile and on_gpu:
         raise UserError(
-            "train.compile = true: on a GPU the blocks are fused kernels in captured graphs already; use "
+            "train.compile = true: on a GPU the blocks already are fused kernels in CUDA graphs; use "
             "--train.compile false, or --train.device cpu"
         )
     chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    reason = "as asked" if config.precision != "auto" else ("tensor cores" if on_gpu else "exact and resumable")
+    reason = (
+        "set by train.precision"
+        if config.precision != "auto"
+        else ("tensor cores" if on_gpu else "exact and resumable")
+    )
     return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )

@@ -1,4 +1,4 @@
-"""The loop of a run, from its first step to its finished folder: budget, validation, checkpoints, what goes wrong."""
+"""The loop of a run, from the first step to the finished folder: budget, validation, checkpoints, skipped steps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
 from jepamba.progress import Progress
-from jepamba.train import widths
+from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
-from jepamba.train.finish import ARTIFACT, finish
+from jepamba.train.export import ARTIFACT, export_and_evaluate
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer
 from jepamba.train.stop import StopRequest, leave
-from jepamba.train.tracking import HURRY, track
+from jepamba.train.tracking import CLOSE_TIMEOUT, track
 from jepamba.train.writer import CheckpointWriter
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -37,21 +37,21 @@ VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
 
 
 class Loop:
-    """The loop around `Trainer.train_step`."""
+    """The loop around `Trainer.train_step`. All ranks must call its methods together."""
 
-    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, ranks: World = SINGLE_PROCESS) -> None:
-        self.run, self.out, self.preset, self.ranks = run, out, preset, ranks
-        self.state = TrainState(run, text, choose_device(run.train), ranks)
+    def __init__(self, run: Run, out: Path, text: Corpus, preset: str, world: World = SINGLE_PROCESS) -> None:
+        self.run, self.out, self.preset, self.world = run, out, preset, world
+        self.state = TrainState(run, text, choose_device(run.train), world)
         self.trainer = Trainer(self.state)
-        self.metrics = MetricsLog(out / METRICS, track(run, out)) if ranks.is_rank_zero else NoLog(out / METRICS)
+        self.metrics = MetricsLog(out / METRICS, track(run, out)) if world.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
         self.restored = False
         self.saved = -1
-        """The step of the newest checkpoint, be it still being written."""
-        self.validated = ""
+        """The step of the newest checkpoint, which may still be being written."""
+        self.last_validation = ""
 
     def restore(self) -> None:
-        """Go back to the newest checkpoint and forget what was logged after it."""
+        """Load the newest checkpoint and drop the records that were logged after it."""
         tensors: dict[str, Tensor] = {}
 
         def newest() -> dict[str, Any]:
@@ -61,145 +61,149 @@ class Loop:
                 tensors, metadata = load_checkpoint(found[-1])
             return metadata
 
-        metadata = self.ranks.on_rank_zero(newest)
+        metadata = self.world.on_rank_zero(newest)
         if metadata:
-            self.state.restore(self.ranks.broadcast_tensors(tensors), metadata)
+            self.state.restore(self.world.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
         self.metrics.rewind(self.state.counters.step)
         self._event(f"resumed at step {self.state.counters.step}")
 
     def run_to_end(self) -> dict[str, Any]:
-        """Train until the budget is spent, then pack, score and report."""
+        """Train until the budget is spent, then pack and score. Returns the content of summary.json."""
         try:
             self._train()
-            return self._finish()
+            return self._export()
         except BaseException:
-            # Not left to Python's end, which several ranks do not wait for.
-            self.metrics.close(within=HURRY)
+            # Not left to Python's exit handlers: with several ranks, the process ends without them.
+            self.metrics.close(within=CLOSE_TIMEOUT)
             raise
 
     def _train(self) -> None:
         self._event(self.state.device_config.why)
-        self.ranks.on_rank_zero(lambda: widths.check(self.state))
-        self.ranks.check_equal(dict(self.state.modules.state_dict()))
+        self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
+        self.world.check_equal(dict(self.state.modules.state_dict()))
         with StopRequest() as stop, self.writer, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup(report)
             self._loop(stop, report)
-            # Scoring takes a while too: a run that is stopped in it resumes here, not at the last checkpoint.
+            # Scoring takes long: a run that is stopped there resumes from here.
             self._checkpoint()
-            self._answer(self._agreed(0.0, stop)[1])
+            self._stop_on(self._synchronized(0.0, stop)[1])
             self._note_failure(report, wait=True)
 
-    def _finish(self) -> dict[str, Any]:
-        self.ranks.check_equal(dict(self.state.modules.state_dict()))
+    def _export(self) -> dict[str, Any]:
+        self.world.check_equal(dict(self.state.modules.state_dict()))
         self.trainer.release()
-        self.ranks.on_rank_zero(self.metrics.flush)
-        for said in self.ranks.on_rank_zero(lambda: widths.fit(self.state, self.out / ARTIFACT)):
-            self._event(said)
-        summary = finish(self.state, self.out, self.preset)
-        # All ranks part together, however long a dashboard takes to send the rest.
-        self.ranks.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
+        self.world.on_rank_zero(self.metrics.flush)
+        for message in self.world.on_rank_zero(
+            lambda: bit_allocation.pack_within_budget(self.state, self.out / ARTIFACT)
+        ):
+            self._event(message)
+        summary = export_and_evaluate(self.state, self.out, self.preset)
+        # All ranks wait here, however long the dashboard takes to send the last records.
+        self.world.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
         return summary
 
     def _log_final(self, score: Mapping[str, Any]) -> None:
-        done, kept = self.state.counters, {key: score[key] for key in VAL_FIELDS}
-        self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=True)
+        counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
+        self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=True)
 
     def share(self) -> float:
-        """Share of the budget that is spent: of the steps or of the seconds, whichever is further."""
-        budget, done = self.run.train, self.state.counters
-        by_steps = done.step / budget.steps if budget.steps > 0 else 0.0
-        by_time = done.seconds / budget.seconds if budget.seconds > 0 else 0.0
-        return max(by_steps, by_time)
+        """The share of the budget that is spent: the larger of the shares of steps and of seconds."""
+        budget, counters = self.run.train, self.state.counters
+        by_steps = counters.step / budget.steps if budget.steps > 0 else 0.0
+        by_seconds = counters.seconds / budget.seconds if budget.seconds > 0 else 0.0
+        return max(by_steps, by_seconds)
 
     def _loop(self, stop: StopRequest, report: Progress) -> None:
-        done, budget = self.state.counters, self.run.train
-        if self._missed_validation():
-            self._answer(self._validate(stop))
+        counters, budget = self.state.counters, self.run.train
+        if self._validation_was_missed():
+            self._stop_on(self._validate(stop))
         clock = saved = time.perf_counter()
         while (share := self.share()) < 1.0:
-            if budget.terms_every > 0 and done.step % budget.terms_every == 0:
-                self.metrics.append("terms", done.step, **term_gradients(self.state, share))
-            if widths.due(self.state, share):
-                self._choose_widths(share)
-                self._answer(self._agreed(0.0, stop)[1])
-            before = done.tokens
+            if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
+                self.metrics.append("terms", counters.step, **term_gradients(self.state, share))
+            if bit_allocation.is_due(self.state, share):
+                self._choose_bits(share)
+                self._stop_on(self._synchronized(0.0, stop)[1])
+            before = counters.tokens
             record, problem = dict[str, float](), ""
             try:
                 record = self.trainer.train_step(share)
             except NotFiniteError as error:
                 problem = str(error)
             now = time.perf_counter()
-            elapsed, asked = self._agreed(now - clock, stop)
+            elapsed, stop_signal = self._synchronized(now - clock, stop)
             clock = now
-            done.seconds += elapsed
+            counters.seconds += elapsed
             if problem:
                 self._note_skip(report, problem)
             else:
-                self._note_step(report, record, elapsed, done.tokens - before)
-                if self.ranks.is_rank_zero and not self.writer.prepared:
-                    # Not before the first step, which makes the optimizers' state.
+                self._note_step(report, record, elapsed, counters.tokens - before)
+                if self.world.is_rank_zero and not self.writer.prepared:
+                    # After the first step, which creates the optimizers' state.
                     self.writer.prepare(self.state.tensors())
                     clock = time.perf_counter()
-            # Once a signal came, the end is near; the resumed run makes up for the validation.
-            if asked is None and self._validation_due():
-                asked = self._validate(stop)
+            # After a stop signal the validation is left to the resumed run.
+            if stop_signal is None and self._validation_due():
+                stop_signal = self._validate(stop)
                 clock = time.perf_counter()
-            # After the validation: a run resumed from here would not repeat it. Not after a bad step, whose reason may
-            # be in the weights: it would take the place of a better one.
+            # After the validation, so that a resumed run does not repeat it. Not after a skipped step: the weights may
+            # be its cause, and this checkpoint would replace a better one.
             if not problem and self._checkpoint_due(now - saved):
                 self._checkpoint()
                 saved = time.perf_counter()
             self._note_failure(report)
-            self._answer(asked)
+            self._stop_on(stop_signal)
 
-    def _agreed(self, seconds: float, stop: StopRequest) -> tuple[float, signal.Signals | None]:
-        """Rank 0's `seconds`, and the signal that any rank was sent: one clock for all, and one end."""
-        told = self.ranks.all_gather_object([seconds, stop.signal])
-        return told[0][0], next((signal.Signals(number) for _, number in told if number is not None), None)
+    def _synchronized(self, seconds: float, stop: StopRequest) -> tuple[float, signal.Signals | None]:
+        """Rank 0's `seconds`, and the stop signal that any rank received: all ranks use one clock and stop together."""
+        everyone = self.world.all_gather_object([seconds, stop.signal])
+        return everyone[0][0], next((signal.Signals(number) for _, number in everyone if number is not None), None)
 
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
-        done = self.state.counters
+        counters = self.state.counters
         self.metrics.append(
             "step",
-            done.step,
+            counters.step,
             **record,
-            tokens=done.tokens,
-            bytes=done.bytes,
-            skipped=done.skipped,
+            tokens=counters.tokens,
+            bytes=counters.bytes,
+            skipped=counters.skipped,
             epoch=self.state.loader.epoch_float,
-            seconds=done.seconds,
+            seconds=counters.seconds,
             tokens_per_s=tokens / elapsed,
             memory_mb=self.state.device_config.memory_mb(),
         )
         report(self.share(), 1.0, self._caption(record))
 
     def _note_skip(self, report: Progress, problem: str) -> None:
-        """Log a skipped step. Raises `UserError` if there are more than `train.skip_limit`."""
+        """Log a skipped step. Raises `UserError` if there are more than `train.skip_limit` in the run."""
         skipped, limit = self.state.counters.skipped, self.run.train.skip_limit
         self._event(problem)
-        report.say(f"jepamba: {problem} ({skipped} such steps, train.skip_limit = {limit})")
+        report.say(f"jepamba: {problem} ({skipped} skipped steps, train.skip_limit = {limit})")
         if skipped > limit:
             raise UserError(
-                f"{problem}; {skipped} such steps are more than train.skip_limit = {limit}: lower optim.muon_lr or "
-                "optim.adam_lr, or look at that data, and start again"
+                f"{problem}; {skipped} skipped steps are more than train.skip_limit = {limit}: lower optim.muon_lr or "
+                "optim.adam_lr, or check the data of these steps, and start again"
             )
 
-    def _choose_widths(self, share: float) -> None:
-        """Rank 0 chooses the bits of each tensor, all take them."""
+    def _choose_bits(self, share: float) -> None:
+        """Choose the bits of each weight on rank 0 and set them on all ranks."""
         model = self.state.model
-        said, chosen = self.ranks.on_rank_zero(lambda: (widths.choose(self.state, share), model.quant.width_of))
-        if not self.ranks.is_rank_zero:
+        message, chosen = self.world.on_rank_zero(
+            lambda: (bit_allocation.choose_bits(self.state, share), model.quant.width_of)
+        )
+        if not self.world.is_rank_zero:
             model.set_bit_allocation(chosen)
-        self._event(said)
+        self._event(message)
 
     def _caption(self, record: dict[str, float]) -> str:
-        done = self.state.counters
-        bpb = record["ce"] / math.log(2) * done.tokens / max(done.bytes, 1)
+        counters = self.state.counters
+        bpb = record["ce"] / math.log(2) * counters.tokens / max(counters.bytes, 1)
         return (
-            f"step {done.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
-            f"sigreg {record['sigreg']:.4f}{self.validated}"
+            f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
+            f"sigreg {record['sigreg']:.4f}{self.last_validation}"
         )
 
     def _checkpoint_due(self, since: float) -> bool:
@@ -208,33 +212,33 @@ class Loop:
         return by_steps or (seconds > 0 and since >= seconds)
 
     def _checkpoint(self) -> None:
-        """Start writing a checkpoint of this moment, if there is none: rank 0 has all that is to be kept."""
+        """Start writing a checkpoint of this step on rank 0, unless it exists."""
         step = self.state.counters.step
-        if self.saved != step and self.ranks.is_rank_zero:
+        if self.saved != step and self.world.is_rank_zero:
             self.writer.save(step, self.state.tensors(), self.state.metadata())
             self.saved = step
 
     def _note_failure(self, report: Progress, wait: bool = False) -> None:
-        """Say it if a checkpoint could not be written; the ones before it are whole, and the run goes on."""
+        """Report a checkpoint that could not be written. The run continues; the earlier checkpoints are intact."""
         failure = self.writer.failure(wait)
         if failure is not None:
             self.saved = -1
-            said = f"{failure}; training goes on, {self._newest()}"
-            report.say(f"jepamba: {said}")
-            self._event(said)
+            message = f"{failure}; training continues, {self._newest()}"
+            report.say(f"jepamba: {message}")
+            self._event(message)
 
-    def _answer(self, asked: signal.Signals | None) -> None:
-        """If a signal came: a checkpoint, and the end. Raises `UserError` if that checkpoint cannot be written."""
-        if asked is not None:
-            self.ranks.on_rank_zero(lambda: self._last_checkpoint(asked.name))
-            leave(asked)
+    def _stop_on(self, stop_signal: signal.Signals | None) -> None:
+        """After a signal, write a checkpoint and leave. Raises `UserError` if that checkpoint cannot be written."""
+        if stop_signal is not None:
+            self.world.on_rank_zero(lambda: self._last_checkpoint(stop_signal.name))
+            leave(stop_signal)
 
-    def _last_checkpoint(self, why: str) -> None:
+    def _last_checkpoint(self, signal_name: str) -> None:
         self._checkpoint()
         failure = self.writer.failure(wait=True)
         if failure is not None:
-            raise UserError(f"{failure}; stopped by {why} nevertheless, {self._newest()}")
-        # Several ranks do not end as Python would, with what a library keeps for the end.
+            raise UserError(f"{failure}; the run stops on {signal_name}, {self._newest()}")
+        # With several ranks the process ends without Python's exit handlers, which a dashboard may rely on.
         self.metrics.close()
 
     def _newest(self) -> str:
@@ -245,14 +249,14 @@ class Loop:
         every, step = self.run.train.val_every, self.state.counters.step
         return every > 0 and step > 0 and step % every == 0 and self.share() < 1.0
 
-    def _missed_validation(self) -> bool:
-        """Whether the run was stopped before or in the validation that was due at the step where it goes on."""
+    def _validation_was_missed(self) -> bool:
+        """Whether the run was stopped before the end of the validation that was due at its present step."""
         step = self.state.counters.step
         due = self.restored and self._validation_due()
-        return due and not self.ranks.on_rank_zero(lambda: self.metrics.holds("val", step))
+        return due and not self.world.on_rank_zero(lambda: self.metrics.contains("val", step))
 
     def _validate(self, stop: StopRequest) -> signal.Signals | None:
-        """Score the validation text, unless a signal comes; the signal that came."""
+        """Score the validation text, unless a stop signal interrupts it. Returns that signal."""
         with contextlib.suppress(StoppedError):
             score = asdict(
                 score_plain(
@@ -262,19 +266,19 @@ class Loop:
                     reset=self.run.data.reset,
                     limit=self.run.train.val_tokens,
                     tokens_per_batch=self.run.eval.tokens_per_batch,
-                    ranks=self.ranks,
+                    world=self.world,
                     stopped=lambda: stop.signal is not None,
                 )
             )
-            done = self.state.counters
-            kept = {key: score[key] for key in VAL_FIELDS}
-            self.metrics.append("val", done.step, seconds=done.seconds, **kept, final=False)
-            self.validated = f", validation {score['bpb']:.4f} BPB at step {done.step}"
-        return self._agreed(0.0, stop)[1]
+            counters = self.state.counters
+            fields = {key: score[key] for key in VAL_FIELDS}
+            self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=False)
+            self.last_validation = f", validation {score['bpb']:.4f} BPB at step {counters.step}"
+        return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:
-        """Take steps that prime the optimizers' moments (and compile what is compiled), then put back all else but the
-        number of skipped steps."""
+        """Take steps that initialize the optimizers' moments (and compile), then restore everything else, except for
+        the number of skipped steps."""
         state, count = self.state, self.run.optim.ghost_steps
         tensors = {name: value.clone() for name, value in state.tensors().items()}
         metadata = copy.deepcopy(state.metadata())

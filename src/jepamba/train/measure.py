@@ -1,4 +1,4 @@
-"""Measurements on the next windows that leave the run as it is: input magnitudes for quantizers, gradient norms."""
+"""Measurements on the next windows that do not advance the run: input magnitudes for quantizers, gradient norms."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ CALIBRATE_EVERY = 50
 
 @torch.no_grad()
 def calibrate_inputs(state: TrainState) -> None:
-    """Measure the mean square of each input of every matrix, by which `quant.scale = "hessian"` weighs errors.
+    """Measure the mean square of each input of every matrix, with which `quant.scale = "hessian"` weights errors.
 
-    Rank 0 measures on the next windows, as many as its micro-batches have when it is alone; the data position stays.
+    Rank 0 measures on the next `train.tokens_per_micro` tokens and broadcasts. The data position is restored.
     """
     model, device = state.model, state.device
-    if state.ranks.is_rank_zero:
+    if state.world.is_rank_zero:
         position = state.loader.state()
         batch = state.loader.next(state.run.train.tokens_per_micro // state.run.data.seq_len)
         state.loader.restore(position)
         with model.calibrate_inputs(), state.device_config.autocast():
             reset_BT = to_device(batch.reset_BT, device) if state.run.data.reset else None
             model(to_device(batch.inputs_BT, device), reset_BT)
-    state.ranks.broadcast_(model.buffers())
+    state.world.broadcast_(model.buffers())
 
 
 def term_gradients(state: TrainState, progress: float) -> dict[str, float]:
-    """The gradient norm of each weighted loss term alone, over the kept parameters, on the first pass of the next step
-    (a micro-batch on each rank). The data position stays, and no gradient is kept."""
+    """The gradient norm of each weighted loss term with respect to the kept parameters.
+
+    It is measured on the first pass of the next step (a micro-batch on each rank). The data position does not move, and
+    no gradient is kept.
+    """
     run = state.run
     state.set_training_mode(progress)
     lam = sigreg_lambda(run.jepa, progress)
@@ -58,6 +61,6 @@ def _gradient_norm(state: TrainState, term: Tensor) -> float:
         return 0.0
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    found = [grad for grad in grads if grad is not None]
-    state.ranks.all_reduce_each_(found)
-    return float(sum(grad.double().square().sum().item() for grad in found) ** 0.5)
+    present = [grad for grad in grads if grad is not None]
+    state.world.all_reduce_each_(present)
+    return float(sum(grad.double().square().sum().item() for grad in present) ** 0.5)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, written as it happens; docs/metrics.md names every field and its unit."""
+"""metrics.jsonl: one JSON object a line. docs/metrics.md names every field and its unit."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from jepamba.train.tracking import Tracker
 
 
 class MetricsLog:
-    """Appends records to a file, and passes them on to `tracker`. A resumed run first drops the records of steps that
-    it will take again.
+    """Appends records to a file and passes them on to `tracker`.
 
-    Records that cannot be written, on a full disk, are kept and written with the next one that can.
+    Records that cannot be written, as on a full disk, stay in memory and are written with a later one.
     """
 
     def __init__(self, path: Path, tracker: Tracker | None = None) -> None:
         self.path, self.tracker = path, tracker
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
 
     def append(self, kind: str, step: int, **values: Any) -> None:
         """Add one record; it is in the file when this returns, unless the disk is full."""
-        self._waiting.append(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
-        # Losing a run for its log would be worse; who needs the file calls `flush`.
+        self._pending.append(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
+        # A full disk must not end the run. Callers that need the file call `flush`.
         with contextlib.suppress(OSError):
             self.flush()
         if self.tracker is not None:
@@ -36,10 +35,10 @@ class MetricsLog:
                 self.close()
 
     def flush(self) -> None:
-        """Write what waits. Raises `OSError` naming the file if it cannot be written; it then ends as it did before."""
-        if not self._waiting:
+        """Write the pending records. Raises `OSError` with the file's name if it cannot; the file is then unchanged."""
+        if not self._pending:
             return
-        rest = memoryview(b"".join(self._waiting))
+        rest = memoryview(b"".join(self._pending))
         with self.path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
@@ -48,31 +47,31 @@ class MetricsLog:
             except OSError as error:
                 file.truncate(end)
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self._waiting.clear()
+        self._pending.clear()
 
     def close(self, within: float | None = None) -> None:
-        """Tell the tracker that no more will come, for now or for good; wait `within` seconds for it at most."""
+        """Finish the tracker. With `within`, wait at most that many seconds for it."""
         if self.tracker is not None:
             self.tracker.finish(within)
 
     def rewind(self, step: int) -> None:
-        """Drop the records after `step`, and a last line that a crash cut short."""
+        """Drop the records after `step`, which a resumed run takes again, and a last line that a crash cut short."""
         if not self.path.exists():
             return
         kept = []
         for line, record in self._records():
-            # A `terms` record is made before the step that follows its own number, and so would be made again.
-            kept_until = step - 1 if record["kind"] == "terms" else step
-            if record["step"] <= kept_until and not record.get("final"):
+            # A `terms` record of step n is made before step n + 1, so a run resumed at n makes it again.
+            last_step = step - 1 if record["kind"] == "terms" else step
+            if record["step"] <= last_step and not record.get("final"):
                 kept.append(line + "\n")
         atomic_write(self.path, "".join(kept).encode())
 
-    def holds(self, kind: str, step: int) -> bool:
+    def contains(self, kind: str, step: int) -> bool:
         """Whether the file has a record of that kind and step."""
         return self.path.exists() and any((r["kind"], r["step"]) == (kind, step) for _, r in self._records())
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each line and what it says; not one that a crash cut short."""
+        """Each line and its record, except for a line that a crash cut short."""
         for line in self.path.read_text().splitlines():
             try:
                 record = json.loads(line)
@@ -82,13 +81,13 @@ class MetricsLog:
 
 
 class NoLog(MetricsLog):
-    """What a rank has that writes no file."""
+    """The log of a rank other than 0: it writes nothing."""
 
     def append(self, kind: str, step: int, **values: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def rewind(self, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,6 +1,6 @@
-"""A micro-batch: the data of one forward and backward pass of one rank, and its weight in the step's loss.
+"""Micro-batches: the data of one forward and backward pass of one rank, and its weight in the step's loss.
 
-Legend: B windows, T tokens of a window; K roll-out steps of latent prediction; S, K, M of SIGReg's sums as in `sigreg`.
+Legend: B windows, T tokens of a window; K roll-out steps of latent prediction. SK2M is as in `sigreg`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jepamba.train.state import TrainState
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """`value` on `device`; the host does not wait for the copy."""
+    """Copy `value` to `device` without making the host wait."""
     if device.type == "cpu" or value.device.type != "cpu":
         return value
     return value.pin_memory().to(device, non_blocking=True)
@@ -35,16 +35,16 @@ class MicroBatch:
     reset_BT: Tensor | None
     """True where a document starts; None without `data.reset`."""
     projections: Projections | None
-    """SIGReg's random directions and the positions that it tests; None without SIGReg."""
+    """SIGReg's random directions and sampled positions; None without SIGReg."""
     weights: LossWeights
-    """What each loss term of this micro-batch counts in the step's loss."""
+    """The weight of each loss term in the step's loss."""
     windows: int
-    """Windows of the micro-batches of all ranks in this pass. Passes with the same number have the same shapes."""
+    """Number of windows of all ranks in this pass. Passes with the same number have the same shapes."""
     continues: bool
-    """Whether it starts in the model state in which the micro-batch before it ended (`train.carry_state`)."""
+    """Whether it starts in the final model state of the previous micro-batch (`train.carry_state`)."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
-        """A micro-batch with every tensor changed."""
+        """Apply `change` to every tensor."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -69,23 +69,26 @@ class MicroBatch:
         return found
 
     def copy_(self, other: MicroBatch) -> None:
-        """Copy the tensors of `other`, of the same shapes, into this one's."""
+        """Overwrite the tensors with those of `other`, which have the same shapes."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(to_device(theirs, mine.device), non_blocking=True)
 
 
 class MicroBatches:
-    """This rank's micro-batches of the next step, or of its first `passes` passes; iterate over it as often as needed.
+    """This rank's micro-batches of one step. It can be iterated over repeatedly.
 
-    The losses are means over these passes of all ranks. All ranks must construct it at the same time.
+    The weights make the losses means over these passes of all ranks. All ranks must construct it together.
 
-    Arguments: `batch`, this rank's windows of the step; `lam`, λ.
+    Arguments:
+        batch: this rank's windows of the step.
+        lam: SIGReg's weight λ at this step.
+        passes: only the first `passes` passes of the step; 0: all.
     """
 
     def __init__(self, state: TrainState, batch: Batch, lam: float, passes: int = 0) -> None:
         self.state, self.lam = state, lam
-        run, layout, ranks = state.run, state.layout, state.ranks
-        self.rows = [len(rows) for rows in layout.of_rank(ranks.rank)][: passes or layout.passes]
+        run, layout, world = state.run, state.layout, state.world
+        self.rows = [len(rows) for rows in layout.of_rank(world.rank)][: passes or layout.passes]
         """Windows of each micro-batch."""
         self.pass_windows = [[len(rows) for rows in layout.of_pass(index)] for index in range(len(self.rows))]
         """Windows of each pass on each rank."""
@@ -95,18 +98,18 @@ class MicroBatches:
         # One transfer for the whole step; micro-batches are slices on the device.
         self.tokens_BT, self.targets_BT = (to_device(v, state.device) for v in (batch.inputs_BT, batch.targets_BT))
         self.reset_BT = to_device(batch.reset_BT, state.device) if run.data.reset else None
-        # How many positions have a target k further in the same document is known only from all ranks' windows.
+        # The numbers of positions with a target k tokens ahead in the same document, over all ranks.
         steps = run.jepa.rollout_steps if run.jepa.weight > 0 else 1
         shape = (len(batch.inputs_BT), run.data.seq_len)
-        self.pairs_K = ranks.all_reduce_(document_pairs(shape, self.reset_BT, steps, state.device))
+        self.pairs_K = world.all_reduce_(document_pairs(shape, self.reset_BT, steps, state.device))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for index, (end, rows) in enumerate(zip(accumulate(self.rows), self.rows, strict=True)):
-            where = slice(end - rows, end)
+            own = slice(end - rows, end)
             yield MicroBatch(
-                self.tokens_BT[where],
-                self.targets_BT[where],
-                None if self.reset_BT is None else self.reset_BT[where],
+                self.tokens_BT[own],
+                self.targets_BT[own],
+                None if self.reset_BT is None else self.reset_BT[own],
                 self._projections(index),
                 self._weights(index),
                 sum(self.pass_windows[index]),
@@ -115,26 +118,26 @@ class MicroBatches:
 
     @property
     def _one_sample(self) -> bool:
-        """Whether SIGReg tests one sample of the whole step; otherwise it tests one sample for each pass."""
+        """Whether SIGReg tests one sample of the whole step. Otherwise it tests one sample for each pass."""
         return self.state.run.jepa.sigreg_sample == "step"
 
     @property
     def _sample_windows(self) -> float:
-        """Windows of a sample. Passes can differ by one window; their mean is used, so that the number of draws of a
-        rank follows from its own windows alone (a captured graph needs the shape)."""
+        """Windows of a SIGReg sample. Passes can differ by one window; their mean is used, so that a rank's number of
+        sampled positions depends on its own windows only, as the shapes of a captured graph require."""
         return self.windows if self._one_sample else self.state.layout.windows / self.state.layout.passes
 
     def _weights(self, index: int) -> LossWeights:
         run, windows = self.state.run, sum(self.pass_windows[index])
         share = windows / self.windows
-        parts = [self.windows] if self._one_sample else self.pass_windows[index]
-        draws = sum(num_samples(run.jepa, part, run.data.seq_len, self._sample_windows) for part in parts)
+        window_counts = [self.windows] if self._one_sample else self.pass_windows[index]
+        samples = sum(num_samples(run.jepa, count, run.data.seq_len, self._sample_windows) for count in window_counts)
         return LossWeights(
             tokens=torch.tensor(self.rows[index] / self.windows),
             sigreg_lambda=torch.tensor(self.lam if self._one_sample else self.lam * share),
             sigreg_share=torch.tensor(share),
             pairs_K=self.pairs_K,
-            samples=torch.tensor(float(draws)),
+            samples=torch.tensor(float(samples)),
         )
 
     def _projections(self, index: int) -> Projections | None:
@@ -145,12 +148,12 @@ class MicroBatches:
         number = step if self._one_sample else step * state.layout.passes + index
         shape, of = (self.rows[index], run.data.seq_len), self._sample_windows
         return sample_projections(
-            run.jepa, run.model.d_model, shape, run.train.seed, number, of=of, rank=state.ranks.rank
+            run.jepa, run.model.d_model, shape, run.train.seed, number, of=of, rank=state.world.rank
         )
 
 
 def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | None = None) -> tuple[LossTerms, State]:
-    """The loss terms of a micro-batch on the state's device, and the model's state after it."""
+    """The loss terms of a micro-batch that is on the state's device, and the model state after it."""
     with state.device_config.autocast():
         return objective(
             state.model,
@@ -163,5 +166,5 @@ def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | 
             micro.projections,
             state.carried,
             sigreg_sums_SK2M=sigreg_sums_SK2M,
-            ranks=state.ranks,
+            world=state.world,
         )

@@ -1,4 +1,4 @@
-"""A run as a folder: started in a new one, resumed in the one it left."""
+"""Start a run in a new folder, or resume it from its folder."""
 
 from __future__ import annotations
 
@@ -15,72 +15,90 @@ from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import silence
-from jepamba.train.alike import check_command, check_settings, read_alike
+from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
 
 
 def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
-    """Train `run` into the folder `out`, pack and score the result; the summary that summary.json holds.
+    """Train `run` into the folder `out`, then pack and score the model.
 
-    In a process that torchrun started, together with the others that it started; `out` is rank 0's alone. Raises
-    `UserError` if `out` already holds a run, if settings or data are bad or not the same on all of them, or if the loss
-    stops being a number.
+    Under torchrun, every process must call it; only rank 0 reads and writes `out`.
+
+    Arguments:
+        run: the settings.
+        out: a folder that does not hold a run yet; it is created if missing.
+        preset: the name to record in config.toml and the summary.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        UserError: if `out` already holds a run, if settings or data are bad or differ between ranks, or if more than
+            `train.skip_limit` steps have a loss or gradient that is not finite.
     """
-    with _ranks() as ranks:
-        check_command("train", ranks)
-        check_settings(run, ranks)
-        ranks.on_rank_zero(lambda: _refuse_another(out))
-        text = read_alike(run, ranks)
+    with _world() as world:
+        check_same_command("train", world)
+        check_same_settings(run, world)
+        world.on_rank_zero(lambda: _refuse_existing_run(out))
+        text = read_same_corpus(run, world)
         run = resolve(run, text)
-        ranks.on_rank_zero(lambda: _begin(run, out, preset))
-        return Loop(run, out, text, preset, ranks).run_to_end()
+        world.on_rank_zero(lambda: _create_run(run, out, preset))
+        return Loop(run, out, text, preset, world).run_to_end()
 
 
 def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Continue the run in `out` from its newest checkpoint, or from the start if it has none.
 
-    `changes` are settings of this process alone, by their dotted names, of those `OF_A_MACHINE`: where its text is, as
-    in `{"data.train": "elsewhere.txt"}`. They hold for this time; config.toml stays as it is. Raises `ConfigError` for
-    another setting, and `UserError` for text that is not what the run started with.
+    On a CPU, with a budget in steps, the losses equal those of the uninterrupted run bit for bit. The number of
+    processes may differ from before: every step trains on the same windows.
 
-    Under a budget in steps, on a CPU, the losses that follow equal those of the uninterrupted run to the bit.
-    On another number of processes than before it goes on with the same windows, step by step.
+    Arguments:
+        out: the run's folder.
+        changes: settings of this machine by their dotted names, as in `{"data.train": "elsewhere.txt"}`. Only those
+            in `OF_A_MACHINE` may change. They apply to this process only and are not written to config.toml.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        ConfigError: for a change of another setting.
+        UserError: if there is no run in `out`, or if the text differs from that of the run.
     """
-    with _ranks() as ranks:
-        check_command("resume", ranks)
-        # Rank 0 has the folder, and so the settings of all, but for where this machine has its files.
-        settings, preset = ranks.on_rank_zero(lambda: _begun(out))
-        run = _changed(settings, changes or {})
-        check_settings(run, ranks)
-        loop = Loop(run, out, read_alike(run, ranks), preset, ranks)
+    with _world() as world:
+        check_same_command("resume", world)
+        # Only rank 0 has the folder. `changes` say where this machine has its files.
+        settings, preset = world.on_rank_zero(lambda: _read_run(out))
+        run = _with_changes(settings, changes or {})
+        check_same_settings(run, world)
+        loop = Loop(run, out, read_same_corpus(run, world), preset, world)
         loop.restore()
         return loop.run_to_end()
 
 
 @contextlib.contextmanager
-def _ranks() -> Iterator[World]:
-    """The ranks of this run, of which rank 0 speaks."""
-    with process_group() as ranks, reported_failures(ranks.world_size):
-        if not ranks.is_rank_zero:
+def _world() -> Iterator[World]:
+    """The process group of this run. Only rank 0 reports progress; a failure is reported to torchrun."""
+    with process_group() as world, reported_failures(world.world_size):
+        if not world.is_rank_zero:
             silence()
-        yield ranks
+        yield world
 
 
-def _refuse_another(out: Path) -> None:
+def _refuse_existing_run(out: Path) -> None:
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
 
 
-def _begin(run: Run, out: Path, preset: str) -> None:
+def _create_run(run: Run, out: Path, preset: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    # A run is there from the moment that its config is.
+    # The folder holds a run once its config exists.
     atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
 
 
-def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """The settings of the run in `out`, and the preset that it was started from."""
+def _read_run(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """The settings of the run in `out`, and the name of its preset."""
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: no run here (no {CONFIG}); start one with `jepamba train PRESET --out {out}`")
     run = load_preset(str(out / CONFIG))
@@ -88,16 +106,16 @@ def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
     return to_dict(run), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
 
 
-def _changed(settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Run:
-    """The run of `settings` with `changes`, all of them `OF_A_MACHINE`."""
+def _with_changes(settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Run:
+    """The run of `settings` with `changes`. Raises `ConfigError` for a change that is not `OF_A_MACHINE`."""
     for name in changes:
         if name not in OF_A_MACHINE:
-            raise ConfigError(f"{name} stays as the run began with it; what may change: {', '.join(OF_A_MACHINE)}")
+            raise ConfigError(f"{name} cannot change in a resumed run; these settings can: {', '.join(OF_A_MACHINE)}")
     return with_settings(from_dict(settings), changes)
 
 
 def resolve(run: Run, text: Corpus) -> Run:
-    """`run` with what only the data can tell: the vocabulary's size. Raises `ConfigError` if it is too small."""
+    """Set `model.vocab_size` of `run` from the tokenizer, if it is 0. Raises `ConfigError` if it is set too small."""
     size = text.tokenizer.vocab_size
     if run.model.vocab_size not in (0, size):
         if run.model.vocab_size < size:

@@ -1,4 +1,4 @@
-"""Everything that training changes, in one place: weights, optimizers, data position, counters."""
+"""The state of training: weights, optimizers, data position, counters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
-from jepamba.train.alike import marks
+from jepamba.train.consistency import corpus_fingerprint
 from jepamba.train.device import DeviceConfig
 
 
 @dataclass
 class Counters:
-    """What a run has done so far."""
+    """How far a run has got."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -30,13 +30,13 @@ class Counters:
     tokens: int = 0
     """Target tokens trained on."""
     bytes: int = 0
-    """Bytes of text of those targets."""
+    """Bytes of text that those targets decode to."""
     skipped: int = 0
     """Steps whose update was skipped because the loss or the gradient was not finite, ghost steps included."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counters:
-        """The counters of a checkpoint. Raises `TypeError` or `ValueError` for values that no run can have."""
+        """Read the counters of a checkpoint. Raises `TypeError` or `ValueError` for impossible values."""
         counters = cls(**values)
         for name, start in asdict(cls()).items():
             value = getattr(counters, name)
@@ -46,72 +46,73 @@ class Counters:
 
 
 class TrainState:
-    """Model, training-only heads, optimizers, loader and counters of one run; the same on every rank.
+    """Model, training-only heads, optimizers, loader and counters of one run, equal on all ranks.
 
-    Raises `ConfigError` for `train.carry_state` on several ranks, and `UserError` for more ranks than a step has
-    windows.
+    Raises:
+        ConfigError: for `train.carry_state` on several ranks.
+        UserError: if a step has fewer windows than there are ranks.
     """
 
-    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, ranks: World = SINGLE_PROCESS) -> None:
-        self.run, self.corpus, self.ranks = run, corpus, ranks
+    def __init__(self, run: Run, corpus: Corpus, device_config: DeviceConfig, world: World = SINGLE_PROCESS) -> None:
+        self.run, self.corpus, self.world = run, corpus, world
         self.device_config, self.device = device_config, device_config.device
-        self.marks = marks(corpus)
-        """Fingerprints of the data; a resumed run must have the same."""
-        if run.train.carry_state and ranks.world_size > 1:
+        self.corpus_fingerprint = corpus_fingerprint(corpus)
+        """A resumed run must have the same."""
+        if run.train.carry_state and world.world_size > 1:
             raise ConfigError(
-                f"train.carry_state = true with {ranks.world_size} processes: each row of windows goes on where "
-                "it ended, on one process; start one, or set train.carry_state = false"
+                f"train.carry_state = true with {world.world_size} processes: the carried state needs all rows of "
+                "windows in one process; start one process, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.layout = BatchLayout.of(
-            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, ranks.world_size
+            run.train.tokens_per_step // seq_len, run.train.tokens_per_micro // seq_len, world.world_size
         )
         """Which windows of a step belong to which micro-batch of which rank."""
-        # The weights are drawn on the CPU: the same seed gives the same weights on every device.
+        # Initialized on the CPU: the same seed gives the same weights on every device.
         torch.manual_seed(run.train.seed)
         self.model = LanguageModel(run.model, run.quant)
-        self.heads = JepaHeads(run.jepa, run.model.d_model, ranks) if run.jepa.active else None
+        self.heads = JepaHeads(run.jepa, run.model.d_model, world) if run.jepa.active else None
         self.modules = nn.ModuleDict({"model": self.model})
         if self.heads is not None:
             self.modules["heads"] = self.heads
         self.modules.to(self.device)
         # The heads stay in fp32: they are plain modules without master weights.
         self.model.to(torch.bfloat16 if run.train.masters == "bf16" else torch.float32)
-        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, self.device, ranks)
+        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, self.device, world)
         data = run.data
         rows = run.train.tokens_per_micro // data.seq_len if run.train.carry_state else 0
         loader = Loader(corpus.train, data.seq_len, run.train.seed, data.shuffle, data.reset, rows)
         self.loader = Prefetcher(loader, pin=self.device.type == "cuda")
         self.carried: State | None = self.model.initial_state(rows) if rows else None
-        """With `train.carry_state`, the model state in which the next micro-batch starts; its tensors stay the same."""
+        """With `train.carry_state`, the model state in which the next micro-batch starts; updated in place."""
         self.counters = Counters()
         if run.train.compile:
             for block in self.model.blocks:
                 block.compile()
 
     def set_training_mode(self, progress: float) -> None:
-        """Training mode; with fake-quantized weights over the last `quant.qat_fraction` of the budget."""
+        """Set training mode, and fake-quantize the weights over the last `quant.qat_fraction` of the budget."""
         fraction = self.run.quant.qat_fraction
         self.model.train()
         self.model.set_fake_quantization(fraction > 0 and progress >= 1.0 - fraction)
 
     def next_windows(self) -> Batch:
         """This rank's windows of the next step, those of its first micro-batch first."""
-        return self.loader.next(self.layout.windows, self.layout.of_rank(self.ranks.rank))
+        return self.loader.next(self.layout.windows, self.layout.of_rank(self.world.rank))
 
     def peek_windows(self) -> Batch:
         """The windows that `next_windows` will return."""
-        return self.loader.peek(self.layout.windows, self.layout.of_rank(self.ranks.rank))
+        return self.loader.peek(self.layout.windows, self.layout.of_rank(self.world.rank))
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter, kept and training-only."""
         return list(self.modules.parameters())
 
     def carry(self, state: State | None) -> None:
-        """Start the next micro-batch in `state`, detached (None: in the empty state). Without `train.carry_state` this
-        does nothing.
+        """Start the next micro-batch in `state`, detached (None: the empty state). Does nothing without
+        `train.carry_state`.
 
-        Call it after the backward pass of the micro-batch that started in the state before, which is overwritten.
+        This overwrites the previous state: call it after the backward pass of the micro-batch that started there.
         """
         for block, kept in enumerate(self.carried or []):
             for index, value in enumerate(kept):
@@ -125,23 +126,23 @@ class TrainState:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of a checkpoint, by name."""
+        """The tensors of a checkpoint, by name."""
         weights = {f"weights/{name}": value for name, value in self.modules.state_dict().items()}
         optimizers = {f"optim/{name}": value for name, value in self.optimizers.state().items()}
         carried = {f"carried/{name}": value for name, value in self._carried().items()}
         return weights | optimizers | carried | {"rng/cpu": torch.get_rng_state()}
 
     def metadata(self) -> dict[str, Any]:
-        """Everything else of a checkpoint, as JSON: counters, data position, fingerprints of the data, bits."""
+        """The rest of a checkpoint, as JSON: counters, data position, corpus fingerprint, bit allocation."""
         return {
             "progress": asdict(self.counters),
             "loader": self.loader.state(),
-            "data": self.marks,
+            "data": self.corpus_fingerprint,
             "widths": self.model.quant.width_of,
         }
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Continue from a checkpoint. Raises `UserError` if the data or the shapes are not the run's."""
+        """Continue from a checkpoint. Raises `UserError` if its data or its shapes differ from this run's."""
         self._check_data(metadata)
         sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "carried": {}, "rng": {}}
         try:
@@ -167,11 +168,11 @@ class TrainState:
         self.counters = counters
 
     def _check_data(self, metadata: dict[str, Any]) -> None:
-        """Raise `UserError` if the data differs from that of the checkpoint's run, as far as fingerprints tell."""
+        """Raise `UserError` if the corpus fingerprint differs from the checkpoint's."""
         before = metadata.get("data")
         if not isinstance(before, dict):
-            raise UserError("the checkpoint does not say which data its run had; an older version wrote it")
-        for name, here in self.marks.items():
+            raise UserError("the checkpoint has no corpus fingerprint; an older version wrote it")
+        for name, here in self.corpus_fingerprint.items():
             there = before.get(name)
             if there != here:
                 figures = f" ({here:,}, then {there:,})" if isinstance(here, int) and isinstance(there, int) else ""

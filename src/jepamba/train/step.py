@@ -1,6 +1,6 @@
 """One optimizer step: accumulate gradients, all-reduce, clip, check, update.
 
-Legend: S samples of SIGReg that are tested apart, K its knots, M its directions.
+Legend: S samples that SIGReg tests separately, K its knots, M its directions.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class NotFiniteError(UserError):
 class Trainer:
     """Takes training steps on `state`.
 
-    `forward_backward`, `clip_gradients` and `update` call the methods of the same names with an underscore; on a GPU
-    they replay CUDA graphs of them.
+    `forward_backward`, `add_sigreg_sums` and `clip_gradients` call the methods of the same names with an underscore. On
+    a GPU they and `update` replay CUDA graphs.
     """
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
         run, device = state.run, state.device
         self.loss_sums = torch.zeros(len(LossTerms._fields), device=device)
-        """The step's loss terms so far."""
+        """The sums of the step's loss terms so far, in the order of `LossTerms`."""
         self.grad_norm = torch.zeros(1, device=device)
-        """The norm of all gradients together, before the clip."""
+        """The norm of all gradients before clipping."""
         self.sigreg_sums_SK2M: Tensor | None = None
         """With `sigreg_sample = "step"`: SIGReg's sums of cosines and sines over the whole step."""
         jepa = run.jepa
@@ -55,22 +55,28 @@ class Trainer:
         self.clip_gradients = CUDAGraph(self._clip_gradients, self.graphs)
         self.update = CUDAGraph(state.optimizers.step, self.graphs)
         self.weights = state.model.cached_weights(state.device_config.dtype)
-        """The weights that the passes of one step see."""
+        """The weights that the passes of a step use, computed once a step."""
         self._compute_weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
         trained = [
             leaf for p, leaf in zip(state.model.parameters(), self.weights.leaves, strict=True) if p.requires_grad
         ]
         self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
-        """What the passes take gradients of."""
+        """The tensors with respect to which the passes take gradients."""
 
     def train_step(self, progress: float) -> dict[str, float]:
-        """Train on the next `tokens_per_step` tokens, at this share of the budget; the record for the log.
+        """Train on the next `tokens_per_step` tokens. All ranks must call it.
 
-        Losses are means over the step, on all ranks, `ce` in nats per token. Changes all of the state but the clock.
-        All ranks must call it. Raises `NotFiniteError`, on all ranks, if the loss or its gradient is not finite: only
-        the counters and the data position have then moved.
+        Arguments:
+            progress: the share of the budget that is spent, from 0 to 1.
+
+        Returns:
+            The record for the log. Losses are means over the step on all ranks, `ce` in nats per token.
+
+        Raises:
+            NotFiniteError: on all ranks, if the loss or its gradient is not finite. Only the counters and the data
+                position have then changed.
         """
-        state, run, ranks = self.state, self.state.run, self.state.ranks
+        state, run, world = self.state, self.state.run, self.state.world
         lr_scale = learning_rate_scale(run.optim, progress)
         momentum = muon_momentum(run.optim, state.counters.step)
         lam = sigreg_lambda(run.jepa, progress)
@@ -83,7 +89,7 @@ class Trainer:
         self.compute_weights()
         batch = state.next_windows()
         self.accumulate_gradients(batch, lam)
-        ranks.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
+        world.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
@@ -97,7 +103,7 @@ class Trainer:
             raise NotFiniteError(
                 f"step {state.counters.step}: the loss is {loss} and its gradient's norm {grad_norm}, on the "
                 f"{state.layout.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
-                "no update was made"
+                "the update was skipped"
             )
         state.optimizers.schedule(lr_scale, momentum)
         self.update()
@@ -116,9 +122,9 @@ class Trainer:
         }
 
     def compute_weights(self) -> None:
-        """Compute the weights of the step's passes (cast, and fake-quantized if it is time) once for all micro-batches.
+        """Compute the weights of the step's passes: cast them, and fake-quantize them if this is switched on.
 
-        What is computed depends on whether they are fake-quantized, and to how many bits: each has its own graph.
+        The computation depends on whether they are fake-quantized and to how many bits, so each case has its own graph.
         """
         key = self.state.model.fake_quantized, self.state.model.quant.widths
         if key not in self._compute_weights:
@@ -138,9 +144,9 @@ class Trainer:
                 self.forward_backward(micro)
 
     def _forward_backward(self, micro: MicroBatch) -> None:
-        terms, after = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
+        terms, new_state = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
         add_gradients(terms.total, self.leaves)
-        self.state.carry(after)
+        self.state.carry(new_state)
         self.loss_sums += torch.stack([term.detach().float() for term in terms])
 
     def _clip_gradients(self) -> None:
@@ -150,17 +156,19 @@ class Trainer:
         self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
 
     def _reduce(self, text_bytes: int) -> tuple[dict[str, float], float, int]:
-        """The step's loss terms over all ranks by name, the gradient's norm, and the text bytes of all ranks. The host
-        waits here for the device."""
-        ranks, sums = self.state.ranks, self.loss_sums.double()
-        # Every rank has the statistic of all ranks' sample.
-        sums[LossTerms._fields.index("sigreg")] /= ranks.world_size
-        summed = ranks.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
+        """The step's loss terms over all ranks by name, the gradient norm, and the text bytes of all ranks.
+
+        The host waits here for the device.
+        """
+        world, sums = self.state.world, self.loss_sums.double()
+        # Every rank has SIGReg's statistic of the sample of all ranks, so the sum counts it `world_size` times.
+        sums[LossTerms._fields.index("sigreg")] /= world.world_size
+        summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
         *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
     def _skip(self, buffers: Mapping[str, Tensor]) -> None:
-        """Count a step without an update, and undo what its passes changed. The carried state becomes empty."""
+        """Count a skipped step and restore the buffers. The carried state becomes empty."""
         state = self.state
         state.counters.skipped += 1
         state.modules.zero_grad(set_to_none=False)
@@ -169,14 +177,14 @@ class Trainer:
         state.carry(None)
 
     def _sum_sigreg_sample(self, micro_batches: MicroBatches, sums_SK2M: Tensor) -> None:
-        """SIGReg's sums over all micro-batches of all ranks, from forward passes without gradients."""
+        """Sum SIGReg's cosines and sines over all micro-batches of all ranks, in forward passes without gradients."""
         sums_SK2M.zero_()
         carried = [[value.clone() for value in block] for block in self.state.carried or []]
         for micro in micro_batches:
             if not micro.continues:
                 self.state.carry(None)
             self.add_sigreg_sums(micro)
-        self.state.ranks.all_reduce_(sums_SK2M)
+        self.state.world.all_reduce_(sums_SK2M)
         for block, before in zip(self.state.carried or [], carried, strict=True):
             for value, old in zip(block, before, strict=True):
                 value.copy_(old)
@@ -188,10 +196,10 @@ class Trainer:
         assert state.heads is not None
         assert micro.projections is not None
         with state.device_config.autocast():
-            h_BTD, after = state.model(micro.tokens_BT, micro.reset_BT, state.carried)
+            h_BTD, new_state = state.model(micro.tokens_BT, micro.reset_BT, state.carried)
             z_BTE = state.heads.project(h_BTD)
         self.sigreg_sums_SK2M += sigreg_sums(z_BTE, state.run.jepa, micro.projections)
-        state.carry(after)
+        state.carry(new_state)
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
@@ -220,6 +228,6 @@ def add_gradients(loss: Tensor, leaves: list[Tensor]) -> None:
 
 
 def count_text_bytes(state: TrainState, batch: Batch) -> int:
-    """Bytes of text of a batch's targets."""
+    """The bytes of text that a batch's targets decode to."""
     previous, targets = batch.inputs_BT.flatten().numpy(), batch.targets_BT.flatten().numpy()
     return int(state.corpus.tokenizer.target_bytes(previous, targets).sum())

@@ -1,4 +1,4 @@
-"""Stopping a run from outside without losing a step: Ctrl-C and SIGTERM are answered between steps."""
+"""Stop a run on Ctrl-C or SIGTERM between steps, so that no step is lost."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `signal`; a second SIGINT interrupts at once."""
+    """A context in which the first SIGINT or SIGTERM only sets `signal`. A second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        # Only the main thread may handle signals; elsewhere the caller's own handling stays.
+        # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._request)
@@ -34,8 +34,8 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-def leave(asked: signal.Signals) -> NoReturn:
-    """Leave for the signal that came: by `KeyboardInterrupt` (SIGINT) or `SystemExit(143)` (SIGTERM)."""
-    if asked != signal.SIGTERM:
+def leave(stop_signal: signal.Signals) -> NoReturn:
+    """Raise `KeyboardInterrupt` for SIGINT, or `SystemExit(143)` for SIGTERM."""
+    if stop_signal != signal.SIGTERM:
         raise KeyboardInterrupt
-    raise SystemExit(128 + asked)
+    raise SystemExit(128 + stop_signal)

@@ -1,6 +1,6 @@
-"""A run's metrics for a dashboard, beside metrics.jsonl: trackio or wandb, which share three functions.
+"""Send a run's metrics to a dashboard, trackio or wandb, in addition to metrics.jsonl.
 
-The file is the record of the run; a dashboard that fails is given up with one line, and the run goes on.
+Both libraries have the same three functions. A dashboard that fails is dropped with one line; the run continues.
 """
 
 from __future__ import annotations
@@ -21,18 +21,23 @@ from jepamba.errors import UserError
 
 PROJECT = "jepamba"
 IDENTITY = "tracking"
-"""The file in a run's folder that names the run for the dashboard, so that a resumed run goes on there."""
-HURRY = 4.0
-"""Seconds that a dashboard has for what it has not sent yet, where something other than the budget ends the run: less
-than ranks have to end once another is gone."""
+"""The file in a run's folder with the run's id on the dashboard, so that a resumed run continues there."""
+CLOSE_TIMEOUT = 4.0
+"""Seconds that a dashboard has to send its last records after an error or a signal. It is below the time that a rank
+has to end after another rank failed."""
 _GROUPS = {"step": "train", "val": "val", "terms": "terms"}
 
 
 class Tracker:
-    """Passes numbers on to `library`, from its first record to `finish`.
+    """Sends numbers to `library`, from the first record to `finish`.
 
-    Arguments: `out`, the run's folder, which gives the run its name; `settings`, shown beside the curves. Raises
-    `UserError`: at once if the library is not installed, at the first record if it refuses to start.
+    Arguments:
+        library: "trackio" or "wandb".
+        out: the run's folder; the run is named after it.
+        settings: the settings to show beside the curves.
+
+    Raises:
+        UserError: if the library is not installed, or, at the first record, if it does not start.
     """
 
     def __init__(self, library: str, out: Path, settings: Mapping[str, Any]) -> None:
@@ -41,7 +46,7 @@ class Tracker:
         self._started = False
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Pass on the numbers of one record of metrics.jsonl as `train/ce`, `val/bpb` and so on, but for events."""
+        """Send the numbers of one record of metrics.jsonl, as `train/ce` or `val/bpb`. Events are not sent."""
         if kind not in _GROUPS or self._module is None:
             return
         if not self._started:
@@ -54,7 +59,7 @@ class Tracker:
             self._give_up(error)
 
     def finish(self, within: float | None = None) -> None:
-        """The run is over; at a second call nothing. With `within`, wait so many seconds for it at most."""
+        """Finish the dashboard's run, once. With `within`, wait at most that many seconds for it."""
         module, self._module = self._module, None
         if module is None or not self._started:
             return
@@ -70,29 +75,29 @@ class Tracker:
             if within is None:
                 work()
             else:
-                # A daemon: the process may end under it. In this thread's context: trackio keeps its run there.
+                # A daemon, so that it cannot keep the process alive. In this context, where trackio stores its run.
                 thread = Thread(target=copy_context().run, args=(work,), name="dashboard", daemon=True)
                 thread.start()
                 thread.join(within)
                 if thread.is_alive():
-                    problems.append(TimeoutError(f"what it has not sent within {within:g} s may be lost"))
+                    problems.append(TimeoutError(f"records that it did not send within {within:g} s may be lost"))
         for problem in problems:
             self._give_up(problem)
 
     def _start(self, module: ModuleType) -> None:
         identity = self._identity()
-        more = {"id": identity, "dir": str(self.out)} if self.library == "wandb" else {}
+        extra = {"id": identity, "dir": str(self.out)} if self.library == "wandb" else {}
         name = f"{self.out.resolve().name}-{identity}"
         try:
-            # What they say belongs beside the results, not among them.
+            # Standard output is for results, so their messages go to standard error.
             with contextlib.redirect_stdout(sys.stderr):
-                module.init(project=PROJECT, name=name, config=self.settings, resume="allow", **more)
+                module.init(project=PROJECT, name=name, config=self.settings, resume="allow", **extra)
         except Exception as error:
-            raise UserError(f"train.track = {self.library!r}: it does not start: {_line(error)}") from error
+            raise UserError(f"train.track = {self.library!r}: {self.library} does not start: {_line(error)}") from error
         self._started = True
 
     def _identity(self) -> str:
-        """Eight digits that this run, resumed or not, has for its own."""
+        """This run's id of eight hexadecimal digits, which a resumed run keeps."""
         file = self.out / IDENTITY
         with contextlib.suppress(OSError, UnicodeDecodeError):
             found = file.read_text(encoding="utf-8").strip()
@@ -103,12 +108,12 @@ class Tracker:
         return identity
 
     def _give_up(self, error: Exception) -> None:
-        print(f"jepamba: {self.library} failed and is left alone from here on: {_line(error)}", file=sys.stderr)
+        print(f"jepamba: {self.library} failed and gets no more records: {_line(error)}", file=sys.stderr)
         self._module = None
 
 
 def track(run: Run, out: Path) -> Tracker | None:
-    """What `train.track` asks for. Raises `UserError` if the library is not installed."""
+    """The tracker that `train.track` names, if any. Raises `UserError` if its library is not installed."""
     return Tracker(run.train.track, out, to_dict(run)) if run.train.track else None
 
 
@@ -116,7 +121,7 @@ def _imported(library: str) -> ModuleType:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = importlib.import_module(library)
-        # A folder of the same name, which wandb leaves behind wherever it ran, passes for a package without content.
+        # wandb leaves a folder of its name in the working directory, which Python imports as an empty package.
         module.init  # noqa: B018
     except (ImportError, AttributeError) as error:
         raise UserError(

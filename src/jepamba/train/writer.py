@@ -1,4 +1,4 @@
-"""Checkpoints written while the run goes on: the step waits for a copy in memory, a thread does the rest."""
+"""Write checkpoints in a thread while training continues. The step waits only for a copy in memory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from jepamba.train.checkpoint import save_checkpoint
 class CheckpointWriter:
     """Writes checkpoints into `folder`, the newest `keep` of them, at most one at a time.
 
-    What is saved is copied when `save` is called and may change right after: on a CPU into memory that is used again
-    for the next one; on a GPU next to the originals, from where a stream of its own brings it into pinned memory. The
-    thread also computes the checksum, writes, and waits for the disk. As a context it waits for the last one on the
-    way out, except for an interrupt.
+    `save` copies the tensors, which may change as soon as it returns. On a CPU it copies them into host memory that is
+    reused for every checkpoint. On a GPU it copies them on the device, from where a separate stream moves them into
+    pinned memory. The thread also computes the checksum, writes, and waits for the disk. The context waits on exit for
+    the last checkpoint, except after an interrupt.
     """
 
     def __init__(self, folder: Path, keep: int, device: torch.device) -> None:
         self.folder, self.keep, self.device = folder, keep, device
         self._thread: Thread | None = None
-        self._kept: dict[str, Tensor] = {}
+        self._host_copy: dict[str, Tensor] = {}
         self._failure: BaseException | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -44,28 +44,30 @@ class CheckpointWriter:
 
     @property
     def prepared(self) -> bool:
-        """Whether there is memory to copy a checkpoint into."""
-        return bool(self._kept)
+        """Whether the host memory for a checkpoint is allocated."""
+        return bool(self._host_copy)
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make that memory, for such tensors, so that the first checkpoint need not: a thread that pins it holds up the
-        step that runs meanwhile for about as long, since the driver does one thing at a time."""
+        """Allocate the host memory for `tensors`, so that the first checkpoint does not have to.
+
+        Pinning memory in the writer's thread would block the driver, and so the step that runs meanwhile.
+        """
         pin = self._stream is not None
-        self._kept = {
-            # Written to once: until then the system has not given it.
+        self._host_copy = {
+            # Zeroed, because the system provides memory only when it is first written to.
             name: torch.empty(value.shape, dtype=value.dtype, pin_memory=pin).zero_()
             for name, value in tensors.items()
         }
         if pin:
-            # And the room beside the originals, which PyTorch then keeps.
+            # Also reserve the memory of the copy on the device, which PyTorch's allocator then keeps.
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
-                _copies(tensors)
+                _clones(tensors)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Start on the checkpoint of `step`, after the one before it is done. `state` must be JSON."""
+        """Start writing the checkpoint of `step`, after the previous one is done. `state` holds JSON values."""
         self._join()
-        staged = self._staged(tensors)
-        # A daemon: a second Ctrl-C ends the process at once, and what is half written is no checkpoint.
+        staged = self._stage(tensors)
+        # A daemon: a second Ctrl-C ends the process at once, and a partial folder is no checkpoint.
         self._thread = Thread(
             target=self._work, args=(step, staged, copy.deepcopy(dict(state))), name="checkpoint", daemon=True
         )
@@ -77,9 +79,10 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def failure(self, wait: bool = False) -> str | None:
-        """One line on a checkpoint that could not be written, once; None while all is well.
+        """The message of a checkpoint that could not be written, reported once; None if there is none.
 
-        With `wait`, after the one in flight has ended. Raises what is no fault of the disk.
+        With `wait`, it first waits for the checkpoint that is being written. An unexpected error in the thread is
+        raised here.
         """
         if wait:
             self._join()
@@ -93,15 +96,15 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _staged(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A copy that nothing else changes, made in the order of the device's work."""
+    def _stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A copy of `tensors` that later steps do not change, made in stream order."""
         if self._stream is None:
-            return self._into_memory(tensors)
+            return self._copy_to_host(tensors)
         try:
-            staged = _copies(tensors)
+            staged = _clones(tensors)
         except torch.cuda.OutOfMemoryError:
-            # No room beside the originals: the next step waits for the way to the host.
-            staged = self._into_memory(tensors)
+            # The device has no memory for a copy, so the next step waits for the transfer to the host.
+            staged = self._copy_to_host(tensors)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         return staged
 
@@ -110,25 +113,26 @@ class CheckpointWriter:
             memory = staged
             if self._stream is not None:
                 with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-                    memory = staged if staged is self._kept else self._into_memory(staged)
+                    memory = staged if staged is self._host_copy else self._copy_to_host(staged)
                     self._stream.synchronize()
             if memory is not staged:
-                # Only now: the GPU's memory may be given to others once nothing reads it.
+                # Only now: after this the allocator may reuse the device memory.
                 staged.clear()
             save_checkpoint(self.folder, step, memory, state, self.keep)
         except BaseException as error:
             self._failure = error
 
-    def _into_memory(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`tensors` in the host's memory, in the same places as last time; pinned where a GPU sends them."""
-        if self._kept.keys() != tensors.keys() or any(
-            kept.shape != tensors[name].shape or kept.dtype != tensors[name].dtype for name, kept in self._kept.items()
+    def _copy_to_host(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy `tensors` into the host memory, which is pinned if they are on a GPU."""
+        if self._host_copy.keys() != tensors.keys() or any(
+            value.shape != tensors[name].shape or value.dtype != tensors[name].dtype
+            for name, value in self._host_copy.items()
         ):
             self.prepare(tensors)
         for name, value in tensors.items():
-            self._kept[name].copy_(value.detach(), non_blocking=True)
-        return self._kept
+            self._host_copy[name].copy_(value.detach(), non_blocking=True)
+        return self._host_copy
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Mixed widths in training: chosen by measured damage, kept by checkpoint, artifact and resume, and in the budget."""
+"""Bit allocation: chosen by measured damage, stored in checkpoint and artifact, restored on resume, in the budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.quant import IntQuantizer
-from jepamba.train import resolve, resume, train, widths
+from jepamba.train import bit_allocation, resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
@@ -72,7 +72,7 @@ def events(out: Path) -> list[tuple[int, str]]:
     return [(line["step"], line["what"]) for line in lines if line["kind"] == "event"]
 
 
-def test_a_run_chooses_widths_once_keeps_them_and_keeps_to_its_budget(whole: Path) -> None:
+def test_a_run_chooses_bits_once_and_keeps_its_budget(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     assert 0.97 * BUDGET < summary["artifact_bytes"] <= BUDGET
     assert (whole / "artifact.jepa").stat().st_size == summary["artifact_bytes"]
@@ -83,15 +83,15 @@ def test_a_run_chooses_widths_once_keeps_them_and_keeps_to_its_budget(whole: Pat
     trained = states["step-000000005"]
     assert len(set(trained.values())) > 1  # mixed indeed
     assert trained == states["step-000000008"]
-    assert all(f"{name} {width}" in chosen[0][1] for name, width in trained.items())
+    assert all(f"{name} {bits}" in chosen[0][1] for name, bits in trained.items())
     artifact = load_artifact(whole / "artifact.jepa")
     quantizers = {name: weight.quantizer for name, weight in artifact.model.weights().items()}
     assert artifact.run.quant.width_of == summary["widths"]
-    for name, width in summary["widths"].items():
+    for name, bits in summary["widths"].items():
         quantizer = quantizers[name]
         assert isinstance(quantizer, IntQuantizer)
-        assert (quantizer.bits, quantizer.scale) == (width, "hessian")
-        assert width <= trained[name]
+        assert (quantizer.bits, quantizer.scale) == (bits, "hessian")
+        assert bits <= trained[name]
     integers = {name for name, quantizer in quantizers.items() if isinstance(quantizer, IntQuantizer)}
     assert integers == summary["widths"].keys()
 
@@ -109,12 +109,12 @@ def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_pat
     assert (out / "artifact.jepa").read_bytes() == (whole / "artifact.jepa").read_bytes()
 
 
-def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(small: Run, tmp_path: Path) -> None:
+def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_bits(small: Run, tmp_path: Path) -> None:
     state = opened(small)
     trainer = Trainer(state)
     for _ in range(3):
         trainer.train_step(0.9)
-    widths.choose(state, 0.9)
+    bit_allocation.choose_bits(state, 0.9)
     trainer.train_step(0.95)
     path = tmp_path / "a.jepa"
     save_artifact(path, state.model, state.run, state.corpus.tokenizer)
@@ -126,12 +126,12 @@ def test_the_live_model_is_the_artifact_with_weighted_scales_and_mixed_widths(sm
         assert torch.equal(loaded.logits(loaded(tokens)[0]), trained_on)
 
 
-def test_measuring_moves_nothing(small: Run) -> None:
+def test_measuring_changes_no_state(small: Run) -> None:
     state = opened(small)
     Trainer(state).train_step(0.6)
     metadata = json.dumps(state.metadata())
     tensors = {name: value.clone() for name, value in state.tensors().items()}
-    first, second = widths.measure(state, 0.6), widths.measure(state, 0.6)
+    first, second = bit_allocation.measure_options(state, 0.6), bit_allocation.measure_options(state, 0.6)
     assert first == second
     assert json.dumps(state.metadata()) == metadata
     assert all(torch.equal(value, tensors[name]) for name, value in state.tensors().items())
@@ -139,14 +139,14 @@ def test_measuring_moves_nothing(small: Run) -> None:
 
 
 def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
-    """Each tensor rounded alone to 2 bits: the loss rises by about what was predicted, and most where it was."""
+    """With one weight rounded to 2 bits, the loss rises by about the predicted damage."""
     state = opened(
         with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
     )
     trainer = Trainer(state)
     for _ in range(150):
         trainer.train_step(0.5)
-    options = widths.measure(state, 0.5)
+    options = bit_allocation.measure_options(state, 0.5)
     predicted = {name: given[0].damage for name, given in options.items()}
     assert all(a.damage > b.damage for given in options.values() for a, b in itertools.pairwise(given))
     rise = {name: _loss(state, name) - _loss(state, "") for name in predicted}
@@ -158,10 +158,10 @@ def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
 
 
 def _loss(state: TrainState, rounded: str) -> float:
-    """The loss on a fixed text with the parameter `rounded` on 2 bits and all others as they are."""
+    """The loss on a fixed text with the weight `rounded` at 2 bits and all others unrounded."""
     model = state.model.train()
     held = {}
-    for name, weight in widths.adjustable(state).items():
+    for name, weight in bit_allocation.adjustable_weights(state).items():
         if name == rounded:
             held[name] = weight.master.data
             quantizer = IntQuantizer(2, "clip")
@@ -169,19 +169,19 @@ def _loss(state: TrainState, rounded: str) -> float:
     ids = torch.from_numpy(state.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
     with torch.no_grad():
         loss = model.loss(model(ids[:, :-1])[0], ids[:, 1:], 0.0).ce.item()
-    for name, weight in widths.adjustable(state).items():
+    for name, weight in bit_allocation.adjustable_weights(state).items():
         if name in held:
             weight.master.data = held[name]
     return loss
 
 
-def test_without_qat_widths_are_chosen_when_packing(small: Run, tmp_path: Path) -> None:
+def test_without_qat_bits_are_chosen_when_packing(small: Run, tmp_path: Path) -> None:
     summary = train(with_settings(small, {"quant.qat_fraction": 0.0}), tmp_path / "run")
     assert summary["artifact_bytes"] <= BUDGET
     assert [step for step, what in events(tmp_path / "run") if what.startswith("bits chosen")] == [8]
 
 
-def test_given_widths_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Path) -> None:
+def test_given_bits_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Path) -> None:
     given: dict[str, Any] = {"quant.widths": ["embed_proj.weight=8", "blocks.0.mlp.up.weight=8"], "quant.bits": 8}
     roomy = train(with_settings(small, given | {"quant.budget_bytes": 10**6}), tmp_path / "roomy")
     assert roomy["widths"] == {"embed_proj.weight": 8, "blocks.0.mlp.up.weight": 8}
@@ -198,7 +198,7 @@ def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_p
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_a_checkpoint_of_impossible_widths_is_refused(small: Run) -> None:
+def test_a_checkpoint_of_impossible_bits_is_refused(small: Run) -> None:
     state = opened(small)
     for bad in ({"nothing": 4}, {"embed_proj.weight": 9}, {"embed_proj.weight": "x"}, ["embed_proj.weight"], 3):
         metadata = json.loads(json.dumps({**state.metadata(), "widths": bad}))

@@ -1,4 +1,4 @@
-"""World that were not started alike: another file of settings, another command, another jepamba, no GPU."""
+"""Ranks that differ in their settings, their command, their version of jepamba, or their GPUs are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from jepamba.config import Run
 from jepamba.distributed import World
 from jepamba.errors import UserError
-from jepamba.train import alike
+from jepamba.train import consistency
 from jepamba.train.checkpoint import checkpoints
 from processes import Running, losses, records
 from spawn import together
@@ -25,7 +25,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(tmp_path: Path, *runs: Run) -> Running:
-    """A rank for each of `runs`, on a machine of its own where it is the file tiny.toml."""
+    """Start one rank for each of `runs`, each in its own folder, where its settings are the file tiny.toml."""
     for rank, run in enumerate(runs):
         (tmp_path / str(rank)).mkdir()
         preset(tmp_path / str(rank), run)
@@ -35,7 +35,7 @@ def started(tmp_path: Path, *runs: Run) -> Running:
 
 
 def test_ranks_with_other_settings_are_refused(text: Path, tmp_path: Path) -> None:
-    """The first setting is named, and text that would not be there is not asked for."""
+    """The message names the first setting that differs. The text, which does not exist, is not read."""
     one, another = tiny(text, optim__muon_lr=0.02), tiny(text, optim__muon_lr=0.01, train__seed=4, data__train="none")
     running = started(tmp_path, one, another)
     assert running.wait() == [2, 2]
@@ -45,8 +45,8 @@ def test_ranks_with_other_settings_are_refused(text: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_each_machine_has_its_files_where_it_likes(text: Path, tmp_path: Path) -> None:
-    """And as many threads as it likes: that is no other run."""
+def test_each_machine_may_have_its_own_paths(text: Path, tmp_path: Path) -> None:
+    """The number of threads may also differ."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     moved = tiny(text_file(elsewhere), train__steps=2, train__threads=2)
@@ -55,8 +55,8 @@ def test_each_machine_has_its_files_where_it_likes(text: Path, tmp_path: Path) -
     assert len(records(tmp_path / "out")) == 2
 
 
-def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_path: Path) -> None:
-    """Each machine says where its files are, as it did at the start; without, it looks where rank 0 has its own."""
+def test_a_resume_can_name_the_paths_of_each_machine(text: Path, tmp_path: Path) -> None:
+    """Each machine can name its own paths on resume. Otherwise it uses those of rank 0."""
     settings: dict[str, Any] = {"data__cache": "cache", "train__steps": 4, "train__checkpoint_every": 1}
     for rank, name in enumerate(("text.txt", "place.txt")):
         (tmp_path / str(rank)).mkdir()
@@ -82,21 +82,21 @@ def test_what_began_with_files_elsewhere_is_resumed_with_them(text: Path, tmp_pa
     assert "the training text is not what this run started with: put the files back" in running.last_words(0)
 
 
-def refusals(ranks: World, run: Run) -> list[str]:
-    """What a rank is told when rank 1 runs another command, has another jepamba, or sees a GPU; and when none does."""
+def refusals(world: World, run: Run) -> list[str]:
+    """The errors when rank 1 runs another command, has another version of jepamba, or sees a GPU."""
     found = []
-    version, sees = alike.__version__, torch.cuda.is_available
+    version, sees = consistency.__version__, torch.cuda.is_available
     for command, other_version, gpu in (("resume", version, False), ("train", "9.9", False), ("train", version, True)):
-        alike.__version__ = version if ranks.is_rank_zero else other_version
-        torch.cuda.is_available = lambda gpu=gpu: gpu and not ranks.is_rank_zero  # type: ignore[misc]
+        consistency.__version__ = version if world.is_rank_zero else other_version
+        torch.cuda.is_available = lambda gpu=gpu: gpu and not world.is_rank_zero  # type: ignore[misc]
         try:
-            alike.check_command("train" if ranks.is_rank_zero else command, ranks)
-            alike.check_settings(run, ranks)
+            consistency.check_same_command("train" if world.is_rank_zero else command, world)
+            consistency.check_same_settings(run, world)
         except UserError as error:
             found.append(str(error))
-    alike.__version__, torch.cuda.is_available = version, sees
-    alike.check_command("train", ranks)
-    alike.check_settings(run, ranks)
+    consistency.__version__, torch.cuda.is_available = version, sees
+    consistency.check_same_command("train", world)
+    consistency.check_same_settings(run, world)
     return found
 
 
@@ -106,5 +106,5 @@ def test_ranks_with_another_command_jepamba_or_device_are_refused(text: Path) ->
     assert ours[:2] == theirs[:2]
     command, version, device = ours
     assert command.startswith("rank 1 has the command resume where rank 0 has train; start all with the same command")
-    assert version.startswith(f"rank 1 has jepamba 9.9 where rank 0 has {alike.__version__}; ")
+    assert version.startswith(f"rank 1 has jepamba 9.9 where rank 0 has {consistency.__version__}; ")
     assert device.startswith('rank 1 has train.device = "cuda" where rank 0 has "cpu"; PyTorch must see a GPU')

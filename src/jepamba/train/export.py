@@ -1,4 +1,4 @@
-"""After the last step: temperature, artifact, scores of the artifact as it was loaded back, summary and report."""
+"""After the last step: calibrate the temperature, write the artifact, score it as loaded from disk, summarize."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ from jepamba.model import parts
 from jepamba.progress import Progress
 from jepamba.train.state import TrainState
 
-ARTIFACT, REPORT = "artifact.jepa", "report.html"
+ARTIFACT = "artifact.jepa"
 
 
-def finish(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
-    """Pack the state's model into `out`, score what was packed, and write summary.json; the summary.
+def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
+    """Pack the model into `out`, score the packed model, and write summary.json. All ranks must call it.
 
-    The temperature is found on training tokens. Every score is of the artifact read back from disk, never of the
-    model in memory; only the latent diagnostics, which need the training-only heads, look at that one. Rank 0 has the
-    folder, and does all but the scoring, which is shared; to be called by all ranks.
+    The temperature is calibrated on training tokens. Every score is of the artifact as read back from disk. Only the
+    latent diagnostics use the model in memory, because they need the training-only heads. Rank 0 does everything but
+    the scoring, which all ranks share.
+
+    Returns:
+        The content of summary.json.
     """
     state.model.eval()
-    temperature, artifact_bytes = state.ranks.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
+    temperature, artifact_bytes = state.world.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
     scores = _scores(state, out / ARTIFACT)
-    return state.ranks.on_rank_zero(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
+    return state.world.on_rank_zero(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
 
 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
-    """Write the artifact; its temperature and its size."""
+    """Write the artifact. Returns its temperature and its size in bytes."""
     run, text = state.run, state.corpus
-    with Progress("finding the temperature"):
+    with Progress("calibrating the temperature"):
         temperature = (
             calibrate(
                 state.model,
@@ -61,10 +64,10 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
 def _summarize(
     state: TrainState, out: Path, preset: str, temperature: float, artifact_bytes: int, scores: dict[str, Any]
 ) -> dict[str, Any]:
-    """The summary, also written to `out`."""
+    """Write summary.json to `out` and return its content."""
     run, text = state.run, state.corpus
     with Progress("diagnostics"):
-        found = diagnostics(
+        latents = diagnostics(
             state.model,
             state.heads,
             text.val,
@@ -92,7 +95,7 @@ def _summarize(
         },
         "widths": state.model.quant.width_of,
         "bytes_by_part": packed["bytes_by_part"],
-        "diagnostics": found,
+        "diagnostics": latents,
         "samples": _samples(state, out / ARTIFACT),
         "baselines": None,
         "environment": {
@@ -107,14 +110,15 @@ def _summarize(
 
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
-    """summary.json in `out`, whole or not at all."""
+    """Write summary.json to `out` atomically."""
     atomic_write(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
+    """The scores of the artifact by their keys in summary.json."""
     run, val, seq_len = state.run, state.corpus.val, state.run.data.seq_len
-    with _on_every_rank(state.ranks, artifact) as here:
-        loaded = load_artifact(here, device=state.device)
+    with _on_every_rank(artifact, state.world) as local_path:
+        loaded = load_artifact(local_path, device=state.device)
     reset, batch = run.data.reset, run.eval.tokens_per_batch
 
     def plain() -> list[Score]:
@@ -127,7 +131,7 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 reset=reset,
                 tokens_per_batch=batch,
                 progress=report,
-                ranks=state.ranks,
+                world=state.world,
             )
 
     def sliding() -> Score:
@@ -142,29 +146,33 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 limit=run.eval.sliding_tokens,
                 tokens_per_batch=batch,
                 progress=report,
-                ranks=state.ranks,
+                world=state.world,
             )
 
-    at_one, calibrated = plain()
-    slid = asdict(sliding()) if run.eval.stride > 0 else None
-    return {"bpb_plain": asdict(at_one), "bpb_calibrated": asdict(calibrated), "bpb_sliding": slid}
+    uncalibrated, calibrated = plain()
+    return {
+        "bpb_plain": asdict(uncalibrated),
+        "bpb_calibrated": asdict(calibrated),
+        "bpb_sliding": asdict(sliding()) if run.eval.stride > 0 else None,
+    }
 
 
 @contextmanager
-def _on_every_rank(ranks: World, path: Path) -> Iterator[Path]:
-    """Rank 0's file `path`, and on the other ranks a copy."""
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if ranks.is_rank_zero else None
-    handed = ranks.broadcast_tensors({} if content is None else {"file": content})["file"]
-    if ranks.is_rank_zero:
+def _on_every_rank(path: Path, world: World) -> Iterator[Path]:
+    """`path` on rank 0, and a temporary copy of that file on every other rank."""
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) if world.is_rank_zero else None
+    received = world.broadcast_tensors({} if content is None else {"file": content})["file"]
+    if world.is_rank_zero:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
-        copy.write_bytes(handed.numpy().tobytes())
+        copy.write_bytes(received.numpy().tobytes())
         yield copy
 
 
 def _samples(state: TrainState, artifact: Path) -> list[dict[str, str]]:
+    """The artifact's continuations of the prompts in `eval.prompts`."""
     loaded = load_artifact(artifact)
     return [
         {

@@ -1,9 +1,9 @@
-"""Bit allocation: measuring what each tensor's bits are worth, choosing them for a budget, and keeping to it.
+"""Bit allocation: measure the damage of every number of bits for every weight, choose bits for a budget, and keep it.
 
 The damage of rounding a weight is ½ Σ F·(w − ŵ)²: the second-order rise of the loss in nats per token, with the
 empirical Fisher information F in place of the Hessian's diagonal (LeCun et al. 1990 has the expansion, Dong et al. 2020
-the use for choosing bits). F is the mean square of a token's gradient, found as N times that of the mean over N tokens:
-at a minimum the tokens' gradients add up like independent numbers of mean 0.
+the use for choosing bits). F is the mean square of a token's gradient. It is estimated as N times the square of the
+mean gradient over N tokens: at a minimum, the tokens' gradients are like independent numbers of mean 0.
 """
 
 from __future__ import annotations
@@ -30,39 +30,43 @@ BATCHES = 8
 """Micro-batches of training text on which the gradients are measured."""
 
 
-def due(state: TrainState, progress: float) -> bool:
-    """Whether the bits are to be chosen now, at this share of the budget."""
+def is_due(state: TrainState, progress: float) -> bool:
+    """Whether the run must choose its bits now, at share `progress` of its budget."""
     quant = state.run.quant
-    trained_on = quant.qat_fraction > 0 and progress >= max(quant.budget_after, 1.0 - quant.qat_fraction)
-    return quant.budget_bytes > 0 and not state.model.quant.widths and trained_on
+    quantized = quant.qat_fraction > 0 and progress >= max(quant.budget_after, 1.0 - quant.qat_fraction)
+    return quant.budget_bytes > 0 and not state.model.quant.widths and quantized
 
 
-def check(state: TrainState) -> None:
-    """Raise `UserError` if not even the fewest bits can keep to the budget, as far as fresh weights can tell, and
-    `ConfigError` if there is nothing whose bits could be chosen."""
-    budget, weights = state.run.quant.budget_bytes, adjustable(state)
+def check_budget(state: TrainState) -> None:
+    """Check before training that `quant.budget_bytes` can be kept.
+
+    Raises:
+        UserError: if the fresh weights exceed the budget even with the fewest bits.
+        ConfigError: if there is no weight whose bits could be chosen.
+    """
+    budget, weights = state.run.quant.budget_bytes, adjustable_weights(state)
     if budget > 0 and not weights:
         raise ConfigError(
             f"quant.budget_bytes = {budget:,}: there are no bits to choose, since no weight with an integer quantizer "
             f"has quant.large = {state.run.quant.large:,} values; lower quant.large, or set quant.budget_bytes = 0"
         )
     if budget > 0:
-        matrices = sum(_cost(weight, MIN_BITS)[0] for weight in weights.values())
-        least = matrices + len(lzma.compress(state.corpus.tokenizer.serialize(), preset=9))
-        if least > budget:
+        matrices = sum(_size_and_error(weight, MIN_BITS)[0] for weight in weights.values())
+        smallest = matrices + len(lzma.compress(state.corpus.tokenizer.serialize(), preset=9))
+        if smallest > budget:
             raise UserError(
-                f"quant.budget_bytes = {budget:,}: with {MIN_BITS} bits for every matrix, these and the tokenizer "
-                f"alone take about {least:,.0f} bytes; give it more, or make the model smaller"
+                f"quant.budget_bytes = {budget:,}: with {MIN_BITS} bits for every matrix, the matrices and the "
+                f"tokenizer alone take about {smallest:,.0f} bytes; raise the budget, or make the model smaller"
             )
 
 
-def choose(state: TrainState, progress: float) -> str:
-    """Choose the bits for the budget and put them into the model; one sentence for the log.
+def choose_bits(state: TrainState, progress: float) -> str:
+    """Choose the bits for the budget and set them in the model. Returns one sentence for the log.
 
-    Entropy says what a bit adds or saves; what the artifact takes beside that, the codec's own gains included, is
-    found by packing it as it is now.
+    Entropy predicts what a bit adds or saves. The size of everything else, including what the codec saves beyond the
+    entropy, is found by packing the present model.
     """
-    budget, options = state.run.quant.budget_bytes, measure(state, progress)
+    budget, options = state.run.quant.budget_bytes, measure_options(state, progress)
     with tempfile.TemporaryDirectory() as folder:
         size = _pack(state, Path(folder, "artifact.jepa"))
     now = _bits(state)
@@ -72,35 +76,35 @@ def choose(state: TrainState, progress: float) -> str:
     return f"bits chosen for {budget:,} bytes: {_listed(bits)}"
 
 
-def fit(state: TrainState, path: Path) -> list[str]:
-    """Write the artifact to `path`, with fewer bits than were trained where it would exceed the budget otherwise.
+def pack_within_budget(state: TrainState, path: Path) -> list[str]:
+    """Write the artifact to `path`, with fewer bits than in training if it would otherwise exceed the budget.
 
-    Sentences for the log, where there is something to say. Without a budget nothing is done.
+    Without a budget it does nothing. Returns sentences for the log.
     """
-    budget, said = state.run.quant.budget_bytes, list[str]()
+    budget, messages = state.run.quant.budget_bytes, list[str]()
     if budget == 0:
-        return said
+        return messages
     if not state.model.quant.widths:
-        said.append(choose(state, 1.0))
+        messages.append(choose_bits(state, 1.0))
     trained = now = _bits(state)
     options: dict[str, list[Option]] = {}
     while (size := _pack(state, path)) > budget:
-        options = options or measure(state, 1.0)
-        fewer = {name: [option for option in options[name] if option.bits <= most] for name, most in now.items()}
+        options = options or measure_options(state, 1.0)
+        fewer = {name: [option for option in options[name] if option.bits <= bits] for name, bits in now.items()}
         spent = sum(given[-1].bytes for given in fewer.values())
-        bits = allocate_bits(fewer, spent - 1.05 * (size - budget))
-        if bits == now:
-            said.append(f"no fewer bits are left to take: the artifact has {size:,} bytes, more than {budget:,}")
+        allocated = allocate_bits(fewer, spent - 1.05 * (size - budget))
+        if allocated == now:
+            messages.append(f"bits cannot be lowered further: the artifact has {size:,} bytes, more than {budget:,}")
             break
-        state.model.set_bit_allocation(bits)
-        now = bits
-    lowered = {name: number for name, number in now.items() if number < trained[name]}
+        state.model.set_bit_allocation(allocated)
+        now = allocated
+    lowered = {name: bits for name, bits in now.items() if bits < trained[name]}
     if lowered:
-        said.append(f"to keep to {budget:,} bytes, bits were lowered after training: {_listed(lowered)}")
-    return said
+        messages.append(f"to keep to {budget:,} bytes, bits were lowered after training: {_listed(lowered)}")
+    return messages
 
 
-def adjustable(state: TrainState) -> dict[str, QuantWeight]:
+def adjustable_weights(state: TrainState) -> dict[str, QuantWeight]:
     """The weights whose bits can be chosen: those with an integer quantizer and at least `quant.large` values."""
     return {
         name: weight
@@ -109,20 +113,21 @@ def adjustable(state: TrainState) -> dict[str, QuantWeight]:
     }
 
 
-def measure(state: TrainState, progress: float) -> dict[str, list[Option]]:
-    """What every number of bits, in rising order, would cost every adjustable weight as it is now."""
-    weights = adjustable(state)
+def measure_options(state: TrainState, progress: float) -> dict[str, list[Option]]:
+    """For every adjustable weight, the size and the damage of each number of bits, fewest bits first."""
+    weights = adjustable_weights(state)
     options: dict[str, list[Option]] = {name: [] for name in weights}
-    for name, information in fisher(state, progress, list(weights)).items():
+    for name, information in fisher_information(state, progress, list(weights)).items():
         for bits in range(MIN_BITS, MAX_BITS + 1):
-            size, error = _cost(weights[name], bits)
+            size, error = _size_and_error(weights[name], bits)
             options[name].append(Option(bits, size, 0.5 * float((information * error.square()).sum())))
     return options
 
 
-def fisher(state: TrainState, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
-    """The empirical Fisher information of the cross-entropy of a token, for every value of the named weights, from
-    `BATCHES` micro-batches. The data position is put back, and no gradient is kept.
+def fisher_information(state: TrainState, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
+    """The empirical Fisher information of a token's cross-entropy, for every value of the named weights.
+
+    It is measured on the next `BATCHES` micro-batches. The data position is restored and no gradient is kept.
     """
     run, device, position = state.run, state.device, state.loader.state()
     state.set_training_mode(progress)
@@ -142,8 +147,8 @@ def fisher(state: TrainState, progress: float, names: Sequence[str]) -> dict[str
     return sums
 
 
-def _cost(weight: QuantWeight, bits: int) -> tuple[float, Tensor]:
-    """Bytes of a weight with so many bits, about, and the error of each of its values then."""
+def _size_and_error(weight: QuantWeight, bits: int) -> tuple[float, Tensor]:
+    """The entropy of a weight in bytes when it has `bits` bits, and the rounding error of each value."""
     value, quantizer = weight.master.detach().float(), weight.quantizer
     assert isinstance(quantizer, IntQuantizer)
     quantizer = replace(quantizer, bits=bits)
@@ -152,11 +157,13 @@ def _cost(weight: QuantWeight, bits: int) -> tuple[float, Tensor]:
 
 
 def _bits(state: TrainState) -> dict[str, int]:
-    quantizers = {name: weight.quantizer for name, weight in adjustable(state).items()}
+    """The present bits of every adjustable weight."""
+    quantizers = {name: weight.quantizer for name, weight in adjustable_weights(state).items()}
     return {name: quantizer.bits for name, quantizer in quantizers.items() if isinstance(quantizer, IntQuantizer)}
 
 
 def _pack(state: TrainState, path: Path) -> int:
+    """Write the artifact of the present model to `path`. Returns its size in bytes."""
     with Progress("packing, for the budget"):
         return save_artifact(path, state.model, state.run, state.corpus.tokenizer)
 

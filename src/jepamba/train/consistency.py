@@ -1,0 +1,113 @@
+"""Checks that all ranks run the same command with the same settings and read the same text, each from its own disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from jepamba import __version__
+from jepamba.config import OF_A_MACHINE, Run, to_dict
+from jepamba.data import Corpus, Tokens, corpus
+from jepamba.distributed import World
+from jepamba.errors import UserError
+from jepamba.progress import Progress
+
+WINDOWS, WINDOW_TOKENS = 64, 4096
+"""Number and length of the windows of a token stream that its fingerprint samples. A shorter stream is hashed whole."""
+
+
+def check_same_command(command: str, world: World) -> None:
+    """Raise `UserError`, on all ranks, if a rank runs another command or another version of jepamba than rank 0.
+
+    The version of PyTorch may differ: its sums may round differently, as those of another GPU do.
+    """
+    difference = _first_difference({"jepamba": __version__, "the command": command}, world)
+    if difference is not None:
+        rank, name, here, there = difference
+        raise UserError(
+            f"rank {rank} has {name} {here} where rank 0 has {there}; start all with the same command, of one version "
+            "of jepamba"
+        )
+
+
+def check_same_settings(run: Run, world: World) -> None:
+    """Raise `UserError`, on all ranks, if a rank's settings differ from rank 0's. Those `OF_A_MACHINE` may differ."""
+    difference = _first_difference(_settings(run), world)
+    if difference is not None:
+        rank, name, here, there = difference
+        here, there = (json.dumps(value, ensure_ascii=False)[:80] for value in (here, there))
+        cause = "start all with the same flags"
+        if name == "train.device" and run.train.device == "auto":
+            cause = "PyTorch must see a GPU for each process, or train.device be cpu on all"
+        raise UserError(f"rank {rank} has {name} = {here} where rank 0 has {there}; {cause}")
+
+
+def read_same_corpus(run: Run, world: World) -> Corpus:
+    """Read the text that `run` names. All ranks must call it.
+
+    The first rank of each machine reads first, so that the others find its cache.
+
+    Raises:
+        UserError: on all ranks, if the data is bad, or if the fingerprint of a rank's corpus differs from rank 0's.
+    """
+    text = world.local_rank_zero_first(lambda: _read(run))
+    if world.world_size == 1:
+        return text
+    difference = _first_difference(world.local_rank_zero_first(lambda: corpus_fingerprint(text)), world)
+    if difference is not None:
+        rank, name, here, there = difference
+        figures = f" ({here:,}, there {there:,})" if isinstance(there, int) else ""
+        raise UserError(
+            f"rank {rank} has another {name} than rank 0{figures}: every process must read the same text; "
+            "put the same files on each machine, or name them by a full path"
+        )
+    return text
+
+
+def corpus_fingerprint(text: Corpus) -> dict[str, Any]:
+    """What must be equal on all ranks and after a resume, as JSON values by the names that error messages use."""
+    return {
+        "tokenizer": text.tokenizer.fingerprint,
+        "number of training tokens": len(text.train),
+        "training text": _sampled_hash(text.train),
+        "number of validation tokens": len(text.val),
+        "validation text": _sampled_hash(text.val),
+        "number of bytes of validation text": text.val_text_bytes,
+    }
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The settings that must not differ, by dotted name. `train.device = auto` is resolved to the device found."""
+    flat = {f"{section}.{name}": value for section, values in to_dict(run).items() for name, value in values.items()}
+    if run.train.device == "auto":
+        flat["train.device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    return {name: value for name, value in flat.items() if name not in OF_A_MACHINE}
+
+
+def _read(run: Run) -> Corpus:
+    with Progress("reading the text") as report:
+        return corpus(run.data, progress=report)
+
+
+def _first_difference(values: dict[str, Any], world: World) -> tuple[int, str, Any, Any] | None:
+    """Compare every rank's `values` with rank 0's.
+
+    Returns the first rank that differs, the name of the value, its value on that rank, and rank 0's.
+    """
+    everyone = world.all_gather_object(values)
+    for rank, theirs in enumerate(everyone):
+        for name, expected in everyone[0].items():
+            if theirs.get(name) != expected:
+                return rank, name, theirs.get(name), expected
+    return None
+
+
+def _sampled_hash(tokens: Tokens) -> str:
+    """A hash of `WINDOWS` evenly spaced windows of `tokens`, including the first and the last."""
+    digest, last = hashlib.sha256(), max(0, len(tokens) - WINDOW_TOKENS)
+    for start in sorted({last * index // (WINDOWS - 1) for index in range(WINDOWS)}):
+        digest.update(tokens.read(start, min(start + WINDOW_TOKENS, len(tokens))).astype("<u2").tobytes())
+    return digest.hexdigest()
