@@ -10,7 +10,7 @@ import torch
 from jepamba.artifact import estimate_bytes
 from jepamba.config import Run
 from jepamba.jepa import JepaHeads
-from jepamba.model import LanguageModel, parts
+from jepamba.model import LanguageModel, count_by_component
 from jepamba.text.tokenizers import read_tokenizer
 
 BYTES_A_PIECE = 18
@@ -26,7 +26,7 @@ class ModelSize:
     parts: dict[str, int]
     """Parameters by part, the training-only ones last."""
     artifact_bytes: int
-    """Every value packed to its grid's width, before entropy coding, and the tokenizer."""
+    """Every value packed to its bits, before entropy coding, and the tokenizer."""
 
 
 def model_size(run: Run) -> ModelSize:
@@ -50,4 +50,6 @@ def model_size(run: Run) -> ModelSize:
     kept = sum(value.numel() for value in model.parameters())
     only = sum(value.numel() for value in heads.parameters()) if heads is not None else 0
     named = [*model.named_parameters(), *(heads.named_parameters() if heads is not None else [])]
-    return ModelSize({"kept": kept, "training_only": only}, parts(named), estimate_bytes(model, tokenizer_bytes))
+    return ModelSize(
+        {"kept": kept, "training_only": only}, count_by_component(named), estimate_bytes(model, tokenizer_bytes)
+    )

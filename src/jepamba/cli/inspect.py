@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "inspect",
         inspect,
-        "Show what is in an artifact: parameters, grids, bytes, errors, and what one more layer or bit would cost.",
+        "Show what is in an artifact: parameters, quantizers, bytes, errors, and the cost of one more layer or bit.",
         [
             "jepamba inspect runs/mine/artifact.jepa",
             "jepamba inspect runs/mine --json",
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def inspect(args: Namespace) -> int:
-    """`jepamba inspect`: tensors, grids, bytes and errors of an artifact, or of a run's with its newest checkpoint."""
+    """`jepamba inspect`: tensors, quantizers, bytes and errors of an artifact, or of a run and its checkpoint."""
     from jepamba.artifact import inspect as inspect_artifact
     from jepamba.progress import Progress
 
@@ -73,13 +73,13 @@ def _masters(checkpoint: Path) -> dict[str, Any]:
 
 def _table(found: dict[str, Any]) -> str:
     measured = any(row["error"] is not None for row in found["tensors"])
-    heads = ["tensor", "shape", "grid", "bytes", "bits a value", "entropy", "at largest", "clipped"]
+    heads = ["tensor", "shape", "quantizer", "bytes", "bits a value", "entropy", "at largest", "clipped"]
     heads += ["error" if measured else "expected error", "one more bit"]
     rows = [
         [
             row["name"],
             "×".join(map(str, row["shape"])),
-            row["grid"],
+            row["quantizer"],
             f"{row['bytes_coded']:,.0f}",
             f"{row['bits_coded']:.2f}",
             f"{row['entropy']:.2f}",

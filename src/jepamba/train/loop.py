@@ -189,7 +189,7 @@ class Loop:
     def _choose_widths(self, share: float) -> None:
         """Rank 0 chooses the bits of each tensor, all take them."""
         model = self.state.model
-        said, chosen = self.ranks.on_rank_zero(lambda: (widths.choose(self.state, share), model.quant.width_of))
+        said, chosen = self.ranks.on_rank_zero(lambda: (widths.choose(self.state, share), model.quant.bits_by_name))
         if not self.ranks.is_rank_zero:
             model.set_bit_allocation(chosen)
         self._event(said)

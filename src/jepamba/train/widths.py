@@ -34,7 +34,7 @@ def due(state: TrainState, progress: float) -> bool:
     """Whether the bits are to be chosen now, at this share of the budget."""
     quant = state.run.quant
     trained_on = quant.qat_fraction > 0 and progress >= max(quant.budget_after, 1.0 - quant.qat_fraction)
-    return quant.budget_bytes > 0 and not state.model.quant.widths and trained_on
+    return quant.budget_bytes > 0 and not state.model.quant.bit_allocation and trained_on
 
 
 def check(state: TrainState) -> None:
@@ -80,7 +80,7 @@ def fit(state: TrainState, path: Path) -> list[str]:
     budget, said = state.run.quant.budget_bytes, list[str]()
     if budget == 0:
         return said
-    if not state.model.quant.widths:
+    if not state.model.quant.bit_allocation:
         said.append(choose(state, 1.0))
     trained = now = _bits(state)
     options: dict[str, list[Option]] = {}
