@@ -8,7 +8,7 @@ from pathlib import Path
 from jepamba.cli.flags import settings_of
 from jepamba.cli.parser import Commands
 from jepamba.cli.train import how_to_resume, print_summary
-from jepamba.config import OF_A_MACHINE
+from jepamba.config import MACHINE_SETTINGS
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
     parser.set_defaults(
         other_settings="a run keeps the settings that it began with; `jepamba resume` takes "
-        f"{', '.join(f'--{name}' for name in OF_A_MACHINE)} alone"
+        f"{', '.join(f'--{name}' for name in MACHINE_SETTINGS)} alone"
     )
     here = parser.add_argument_group(
         "where this machine has its files, if not where the run began with them", argument_default=SUPPRESS

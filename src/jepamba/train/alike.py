@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jepamba import __version__
-from jepamba.config import OF_A_MACHINE, Run, to_dict
+from jepamba.config import MACHINE_SETTINGS, Run, to_dict
 from jepamba.data import Corpus, Tokens, corpus
 from jepamba.distributed import World
 from jepamba.errors import UserError
@@ -34,7 +34,7 @@ def check_command(command: str, ranks: World) -> None:
 
 
 def check_settings(run: Run, ranks: World) -> None:
-    """Raise `UserError`, on all `ranks`, for one whose settings are not rank 0's, but for those `OF_A_MACHINE`."""
+    """Raise `UserError`, on all `ranks`, for one whose settings are not rank 0's, but for those `MACHINE_SETTINGS`."""
     found = _first_difference(ranks.all_gather_object(_settings(run)))
     if found is not None:
         rank, name, here, there = found
@@ -63,7 +63,7 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = {f"{room}.{name}": value for room, values in nested.items() for name, value in values.items()}
     if run.train.device == "auto":
         flat["train.device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    return {name: value for name, value in flat.items() if name not in OF_A_MACHINE}
+    return {name: value for name, value in flat.items() if name not in MACHINE_SETTINGS}
 
 
 def _read(run: Run) -> Corpus:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, with_settings
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, from_dict, to_dict, with_settings
 from jepamba.data import Corpus
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
@@ -41,8 +41,8 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
 def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Continue the run in `out` from its newest checkpoint, or from the start if it has none.
 
-    `changes` are settings of this process alone, by their dotted names, of those `OF_A_MACHINE`: where its text is, as
-    in `{"data.train": "elsewhere.txt"}`. They hold for this time; config.toml stays as it is. Raises `ConfigError` for
+    `changes` are settings of this process alone, by their dotted names, of those in `MACHINE_SETTINGS`: where its text
+    is, as in `{"data.train": "elsewhere.txt"}`. config.toml stays unchanged. Raises `ConfigError` for
     another setting, and `UserError` for text that is not what the run started with.
 
     Under a budget in steps, on a CPU, the losses that follow equal those of the uninterrupted run to the bit.
@@ -89,10 +89,10 @@ def _begun(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 def _changed(settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Run:
-    """The run of `settings` with `changes`, all of them `OF_A_MACHINE`."""
+    """The run of `settings` with `changes`, all of them `MACHINE_SETTINGS`."""
     for name in changes:
-        if name not in OF_A_MACHINE:
-            raise ConfigError(f"{name} stays as the run began with it; what may change: {', '.join(OF_A_MACHINE)}")
+        if name not in MACHINE_SETTINGS:
+            raise ConfigError(f"{name} stays as the run began with it; what may change: {', '.join(MACHINE_SETTINGS)}")
     return with_settings(from_dict(settings), changes)
 
 
