@@ -80,8 +80,8 @@ class Clock:
         return found
 
 
-class TimedRanks(Ranks):
-    """Ranks whose sums of gradients are timed."""
+class TimedWorld(World):
+    """World whose sums of gradients are timed."""
 
     def __init__(self, ranks: World, clock: Clock) -> None:
         self.__dict__ |= ranks.__dict__
@@ -145,7 +145,7 @@ def measure(run: Run, ranks: World, steps: int, warmup: int) -> dict[str, Any]:
     text = ranks.local_rank_zero_first(lambda: corpus(run.data))
     run = resolve(run, text)
     clock = Clock(where.device)
-    state = TimedState(run, text, where, TimedRanks(ranks, clock))
+    state = TimedState(run, text, where, TimedWorld(ranks, clock))
     state.waits = []
     trainer = TimedTrainer(state, clock)
     started = time.perf_counter()

@@ -19,10 +19,10 @@ from dataclasses import replace
 
 import torch
 
-from jepamba import gpu
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
+from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
@@ -79,7 +79,7 @@ def _sync(device: torch.device) -> None:
 
 def timed_step(trainer: Trainer, kernels: bool) -> float:
     """Seconds of one training step, everything on the device finished."""
-    with gpu.kernels(kernels):
+    with dispatch.triton_kernels(kernels):
         _sync(trainer.state.device)
         start = time.perf_counter()
         trainer.train_step(0.0)

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jepamba import gpu
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
+from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
@@ -57,7 +57,7 @@ def train_variant(name: str, run: Run, text: Corpus, val: int, torch_steps: int)
         run = with_settings(run, {"train.seed": run.train.seed + 1})
     steps = min(run.train.steps, torch_steps) if name == "torch" else run.train.steps
     start = time.perf_counter()
-    with gpu.kernels(name != "torch"):
+    with dispatch.triton_kernels(name != "torch"):
         state = TrainState(run, text, choose_device(run.train))
         trainer = Trainer(state)
         ce = [trainer.train_step(step / run.train.steps)["ce"] for step in range(steps)]

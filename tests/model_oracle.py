@@ -1,4 +1,4 @@
-"""The model of spec section 1 written down once more: straight lines, float64, one token at a time, no shared code.
+"""The model written down once more: straight lines, float64, one token at a time, no shared code.
 
 Every function reads the parameters of a `LanguageModel` by name and computes with them alone. Legend: T time, D model
 width, I inner width, H heads, P head width, G groups, N state, W taps.

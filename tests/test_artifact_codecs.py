@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jepamba.artifact import codecs, streams
 from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
-from jepamba.artifact.container import MAGIC, open_container, read_container, write_container
+from jepamba.artifact.container import MAGIC, open_container, write_container
 from jepamba.artifact.streams import (
     DTYPES,
     WIDTHS,
@@ -157,14 +157,14 @@ def test_a_better_codec_can_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         codecs.register(Constant())
     stream = StreamSpec("threes", "int", 4, (4, 4))
     write_container(tmp_path / "a", {"x": 1}, [[(stream, np.full((4, 4), 3, dtype=np.int8))]])
-    assert open_container(tmp_path / "a").blocks[0].codec == "constant"
-    header, values = read_container(tmp_path / "a")
-    assert header == {"x": 1}
-    assert (values["threes"] == 3).all()
+    container = open_container(tmp_path / "a")
+    assert container.blocks[0].codec == "constant"
+    assert container.header == {"x": 1}
+    assert (container.decode()["threes"] == 3).all()
 
 
 def test_a_missing_compressor_is_an_error_at_import() -> None:
-    """The submission skipped it in silence, and its fallback broke the limit (spec section 6, item 10)."""
+    """The published script (openai/parameter-golf, pull request 903) skipped it in silence and broke the limit."""
     for module in ("brotli", "zstandard"):
         code = f"import sys; sys.modules[{module!r}] = None; import jepamba.artifact.codecs"
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -185,7 +185,7 @@ def test_the_container_is_laid_out_as_documented(tmp_path: Path) -> None:
     raw = (tmp_path / "a").read_bytes()
     assert len(raw) == size
     magic, version, header_bytes, payload_bytes = struct.unpack("<8sIIQ", raw[:24])
-    assert (magic, version) == (MAGIC, 1)
+    assert (magic, version) == (MAGIC, 2)
     assert 24 + header_bytes + payload_bytes + 32 == len(raw)
     assert hashlib.sha256(raw[:-32]).digest() == raw[-32:]
     assert json.loads(zlib.decompress(raw[24 : 24 + header_bytes])) == {

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from examples import examples
 from jepamba.artifact import container, inspect, load_artifact, save_artifact
 from jepamba.artifact.codecs import CODECS
-from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION, read_container
+from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION, open_container
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
@@ -366,4 +366,4 @@ def test_random_bytes(tmp_path: Path, content: bytes) -> None:
     for body in (content, MAGIC + content):
         (tmp_path / "a").write_bytes(body)
         with pytest.raises(UserError):
-            read_container(tmp_path / "a")
+            open_container(tmp_path / "a")

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jepamba.cli import main
 from jepamba.config import Data
-from jepamba.data import Tokens, build, build_corpus, corpus, is_shards, load_tokens, open_folder, write_shard
+from jepamba.data import Tokens, build, corpus, is_shards, load_tokens, open_folder, write_shard
 from jepamba.data.folder import is_folder
 from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
@@ -152,15 +153,14 @@ def test_what_a_killed_build_leaves_is_not_taken_for_complete(tmp_path: Path, te
     assert sorted(documents_of(again.train) + documents_of(again.val)) == sorted(DOCUMENTS)
 
 
-def test_holdout_is_by_document_and_the_same_for_every_seed_and_order(tmp_path: Path, text: Path) -> None:
+def test_holdout_is_by_document_and_the_same_in_every_order(tmp_path: Path, text: Path) -> None:
     first = corpus(settings(text))
     train, val = documents_of(first.train), documents_of(first.val)
     assert len(val) == round(0.1 * len(DOCUMENTS))
     assert sorted(train + val) == sorted(DOCUMENTS)
     assert [document for document in DOCUMENTS if document in set(val)] == val
     assert first.val_text_bytes == first.val.decoded_bytes == sum(len(document.encode()) for document in val)
-    for seed in (1, 2):
-        assert documents_of(corpus(settings(text, cache=str(tmp_path / "other")), seed).val) == val
+    assert documents_of(corpus(settings(text, cache=str(tmp_path / "other"))).val) == val
     (tmp_path / "reversed.txt").write_bytes("\0".join(reversed(DOCUMENTS)).encode())
     assert documents_of(corpus(settings(tmp_path / "reversed.txt")).val) == val[::-1]
     half = documents_of(corpus(settings(text, holdout=0.5)).val)
@@ -272,28 +272,34 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder("") == Path.home() / ".cache" / "jepamba"
 
 
-def test_build_corpus_is_what_corpus_sees(tmp_path: Path, text: Path) -> None:
-    config = settings(text, tokenizer="bpe", vocab=400)
-    heard: list[str] = []
-    folder = build_corpus(config, tmp_path / "out", lambda done, total, note="": heard.append(note))
-    assert {"training the tokenizer", "tokenizing"} <= set(heard)
-    direct, through = corpus(config), corpus(settings(tmp_path / "out", tokenizer="bpe"))
+def built(train: Path, out: Path, *flags: str) -> Path:
+    """The folder `out` as `jepamba data build` makes it."""
+    assert main(["data", "build", str(train), "--out", str(out), *flags]) == 0
+    return out
+
+
+def test_the_build_command_makes_what_corpus_sees(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    direct = corpus(settings(text, tokenizer="bpe", vocab=400))
+    out = built(text, tmp_path / "out", "--vocab", "400")
+    through = corpus(settings(out, tokenizer="bpe"))
     for a, b in ((direct.train, through.train), (direct.val, through.val)):
         assert np.array_equal(a.read(0, len(a)), b.read(0, len(b)))
     assert through.val_text_bytes == direct.val_text_bytes
-    assert folder.tokenizer.fingerprint == direct.tokenizer.fingerprint
-    with pytest.raises(UserError, match="already shards"):
-        build_corpus(settings(tmp_path / "out"), tmp_path / "more")
+    assert through.tokenizer.fingerprint == direct.tokenizer.fingerprint
+    assert main(["data", "build", str(out), "--out", str(tmp_path / "more")]) == 2
+    assert "already shards" in capsys.readouterr().err
     other = tmp_path / "val.txt"
     other.write_text("validation")
-    both = build_corpus(settings(text, val=str(other)), tmp_path / "both")
+    both = open_folder(built(text, tmp_path / "both", "--tokenizer", "bytes", "--val", str(other)))
     assert both.splits["train"].documents == len(DOCUMENTS)
     assert both.tokens("val").text() == b"validation"
 
 
 def test_shards_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path, text: Path) -> None:
-    pieces = build_corpus(settings(text, tokenizer="bpe", vocab=400), tmp_path / "pieces").path
-    plain = build_corpus(settings(text), tmp_path / "plain").path
+    pieces = built(text, tmp_path / "pieces", "--vocab", "400")
+    plain = built(text, tmp_path / "plain", "--tokenizer", "bytes")
     model, other = tmp_path / "own.model", tmp_path / "other.model"
     shutil.copy(pieces / "tokenizer.model", model)
     other.write_bytes(train_bpe(DOCUMENTS, 300).serialize())

@@ -17,6 +17,7 @@ from jepamba.config import Jepa, Model, Quant
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate import compressors, diagnostics
+from jepamba.evaluate.diagnostics import _shape
 from jepamba.evaluate.probe import CLASSES, predict, r_squared, ridge, token_classes
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
@@ -54,7 +55,7 @@ def constant_in_time(h_BTD: Tensor) -> Tensor:
 
 
 def test_a_latent_that_is_constant_in_a_window_is_found_out() -> None:
-    """What the submission's cosine of 0.996 hid (spec section 6, item 6)."""
+    """What the published script's cosine of 0.996 hid (openai/parameter-golf, pull request 903)."""
     model = small_model()
     slow = diagnostics(model, heads_that_see(constant_in_time), TOKENS, 64, count=2048)
     free = diagnostics(model, heads_that_see(lambda h: h), TOKENS, 64, count=2048)
@@ -71,6 +72,18 @@ def test_within_share_is_zero_for_a_constant_and_one_for_equal_windows() -> None
     assert diagnostics(small_model(), heads_that_see(windows_alike), TOKENS, 64, count=999)["latents"][
         "within_sequence"
     ] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_share_of_variance_within_windows() -> None:
+    def share(z_BTE: Tensor) -> float:
+        return _shape(z_BTE)["within_sequence"]
+
+    constant = torch.randn(64, 1, 8).expand(64, 100, 8)
+    half = constant + torch.randn(64, 100, 8)
+    assert share(torch.randn(64, 100, 8)) == pytest.approx(0.99, abs=0.01)
+    assert share(half) == pytest.approx(0.5, abs=0.05)
+    assert share(half * 3 + 40) == pytest.approx(share(half), rel=1e-3)
+    assert share(torch.ones(2, 3, 4)) == 0
 
 
 def test_effective_rank_and_norm() -> None:

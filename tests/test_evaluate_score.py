@@ -116,7 +116,7 @@ def test_scores_equal_the_definition(bpe: SentencePieceTokenizer, kind: str, seq
 
 
 def test_the_tail_shorter_than_a_stride_is_scored() -> None:
-    """The submission lost the last targets of a sliding evaluation (spec section 6, item 11)."""
+    """The published script lost the last targets of a sliding evaluation (openai/parameter-golf, pull request 903)."""
     model = small_model(ByteTokenizer())
     for length in (18, 19, 20, 21, 22):
         assert score_sliding(model, stream(ByteTokenizer(), length), 8, stride=4).tokens == length - 1
@@ -209,7 +209,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_an_evaluation_sees_the_stored_weights() -> None:
-    """The submission's periodic validation used the unquantized masters."""
+    """The published script validated the unquantized master weights (openai/parameter-golf, pull request 903)."""
     model, tokens = small_model(ByteTokenizer()), stream(ByteTokenizer(), 100)
     model.train()
     score = score_plain(model, tokens, 32)

@@ -19,7 +19,6 @@ from jepamba.jepa import (
     sample_projections,
     sigreg,
     sigreg_lambda,
-    within_sequence_share,
 )
 from jepamba.jepa.heads import PositionNorm
 from jepamba.model import LanguageModel
@@ -164,17 +163,6 @@ def test_batch_norm_counts_positions_and_is_fixed_in_evaluation() -> None:
     assert torch.allclose(y.var((0, 1), unbiased=False), torch.ones(4), atol=1e-3)
     norm.eval()
     assert torch.allclose(norm(x[:1])[0], norm(x)[0])
-
-
-def test_share_of_variance_within_sequences() -> None:
-    constant = torch.randn(64, 1, 8).expand(64, 100, 8)
-    assert within_sequence_share(constant).item() < 1e-6
-    assert within_sequence_share(torch.randn(64, 100, 8)).item() == pytest.approx(0.99, abs=0.01)
-    half = constant + torch.randn(64, 100, 8)
-    assert within_sequence_share(half).item() == pytest.approx(0.5, abs=0.05)
-    assert within_sequence_share(half * 3 + 40).item() == pytest.approx(within_sequence_share(half).item(), rel=1e-3)
-    assert within_sequence_share(torch.ones(2, 3, 4)).item() == 0
-    assert within_sequence_share(half.bfloat16()).dtype == torch.float32
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

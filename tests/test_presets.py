@@ -21,7 +21,7 @@ OVERLAYS = ["sigreg-lewm", "sigreg-submission"]
 BASES = [name for name in preset_names() if name not in OVERLAYS]
 
 PUBLISHED = [
-    # preset, kept, training-only; some parts by hand from spec section 5
+    # preset, kept, training-only; some parts by hand from openai/parameter-golf, pull request 903
     (
         "submission-bpe",
         32_816_684,

@@ -383,7 +383,7 @@ def test_load_weights_refuses_what_does_not_fit() -> None:
 
 
 def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
-    """By what a parameter is."""
+    """The name of the quantizer of the parameter `name`."""
     leaf = name.rsplit(".", 1)[-1]
     fp8 = "fp8-row" if quant.fp8_scale == "row" else "fp8"
     if leaf in ("A_log", "dt_bias", "D"):

@@ -13,8 +13,8 @@ import pytest
 
 from jepamba.config import Run
 from jepamba.presets import dump_toml
-from jepamba.study.charts import Line, line_chart, thin
-from jepamba.study.html import write_loss_chart, write_report
+from jepamba.study.charts import Line, line_chart, standalone, thin
+from jepamba.study.html import _bpb_chart, write_report
 from jepamba.study.records import read_metrics
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -244,12 +244,13 @@ def test_the_report_is_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_the_loss_picture_is_an_svg_file_for_light_and_dark(tmp_path: Path) -> None:
-    path = tmp_path / "img" / "loss.svg"
-    write_loss_chart(write_run(tmp_path / "run"), path)
+    path = tmp_path / "loss.svg"
+    picture = standalone(_bpb_chart(read_metrics(write_run(tmp_path / "run") / "metrics.jsonl")))
+    path.write_text(picture, encoding="utf-8")
     root = ElementTree.parse(path).getroot()
     assert root.tag.endswith("svg")
-    assert "prefers-color-scheme: dark" in path.read_text()
-    assert "#0000" not in path.read_text()
+    assert "prefers-color-scheme: dark" in picture
+    assert "#0000" not in picture
 
 
 def test_training_bits_per_byte_are_exact(tmp_path: Path) -> None:
@@ -258,9 +259,7 @@ def test_training_bits_per_byte_are_exact(tmp_path: Path) -> None:
         {"kind": "step", "step": 2, "ce": math.log(2) * 2, "tokens": 200, "bytes": 600},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = tmp_path / "loss.svg"
-    write_loss_chart(tmp_path, path)
-    assert "training: from 1.5 to 0.5" in path.read_text()
+    assert "training: from 1.5 to 0.5" in _bpb_chart(read_metrics(tmp_path / "metrics.jsonl"))
 
 
 def test_thinning_keeps_the_ends_and_the_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import lzma
@@ -21,7 +22,6 @@ from jepamba.config import Data, from_dict
 from jepamba.data import load_tokens, write_shard
 from jepamba.errors import UserError
 from jepamba.submission import About, check, folder, scoring, write_submission
-from jepamba.submission.bundle import third_party
 from jepamba.text import ByteTokenizer
 from jepamba.train import train
 
@@ -199,6 +199,14 @@ def test_the_folder_holds_what_a_reviewer_wants_and_nothing_private(run_dir: Pat
     assert "step 30: val_bpb" in log
     for name in names - {"artifact.jepa"}:
         assert str(run_dir.parent) not in (made / name).read_text(), name
+
+
+def third_party(source: str) -> set[str]:
+    """The top-level packages that `source` imports anywhere, other than jepamba and the standard library."""
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"jepamba"}
 
 
 def test_the_script_needs_only_what_it_may(made: Path) -> None:

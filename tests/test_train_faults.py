@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jepamba.data import build_corpus
+from jepamba.cli import main
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from processes import Running, losses, records, seen
 from tiny import preset, text_file, tiny
@@ -166,7 +166,7 @@ def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_dis
 
 @pytest.fixture
 def shards(text: Path, tmp_path: Path) -> Path:
-    build_corpus(tiny(text).data, tmp_path / "shards")
+    assert main(["data", "build", str(text), "--out", str(tmp_path / "shards"), "--tokenizer", "bytes"]) == 0
     return tmp_path / "shards"
 
 

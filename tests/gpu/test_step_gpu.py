@@ -7,9 +7,9 @@ import pytest
 import torch
 from small import small_run
 
-from jepamba import gpu
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
+from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
@@ -32,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
 
 
 def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, float]]:
-    with gpu.kernels(kernels):
+    with dispatch.triton_kernels(kernels):
         trainer = Trainer(TrainState(run, text, choose_device(run.train)))
         return [trainer.train_step(0.0) for _ in range(count)]
 

@@ -220,16 +220,14 @@ def quick_bytes(streams: Sequence[StreamSpec], values: Sequence[Values]) -> int:
     return min(len(compressor.compress(raw)) for raw in layouts)
 
 
-def encode_smallest(
-    streams: Sequence[StreamSpec], values: Sequence[Values], thorough: bool = False
-) -> tuple[str, bytes]:
+def encode_smallest(streams: Sequence[StreamSpec], values: Sequence[Values]) -> tuple[str, bytes]:
     """Name and bytes of the codec that makes the block smallest, the first registered among equals.
 
-    On a large block of weights the general compressors are left out unless `thorough` is set or a quick one comes
-    within 1 % of the weight codec: on weights they win by repetitions only, and it finds those as they do.
+    On a large block of weights the general compressors are left out unless a quick one comes within
+    1 % of the weight codec: on weights they win by repetitions only, and it finds those as they do.
     """
     large = sum(stream.packed_bytes for stream in streams) > SMALL
-    if large and not thorough and all(stream.kind != "u8" for stream in streams):
+    if large and all(stream.kind != "u8" for stream in streams):
         data = CODECS[WeightCodec.name].encode(streams, values)
         if quick_bytes(streams, values) > 1.01 * len(data):
             return WeightCodec.name, data

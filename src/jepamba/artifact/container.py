@@ -86,11 +86,8 @@ def write_container(
     path: Path,
     header: Mapping[str, Any],
     groups: Iterable[Sequence[tuple[StreamSpec, Values]]],
-    thorough: bool = False,
 ) -> int:
     """Write `header` and the streams; each group becomes one block in the codec that makes it smallest.
-
-    `thorough`: try every codec on every block, see `codecs.encode_smallest`.
 
     The file appears under its name whole or not at all. Returns its size in bytes. Raises `UserError` if the
     streams exceed what a reader accepts, or the file cannot be written.
@@ -100,7 +97,7 @@ def write_container(
     payload: list[bytes] = []
     for group in groups:
         streams = [stream for stream, _ in group]
-        codec, data = encode_smallest(streams, [values for _, values in group], thorough)
+        codec, data = encode_smallest(streams, [values for _, values in group])
         table += [
             {"name": s.name, "kind": s.kind, "bits": s.bits, "shape": list(s.shape), "block": len(blocks)}
             for s in streams

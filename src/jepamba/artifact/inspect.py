@@ -20,7 +20,7 @@ from jepamba.quant import MAX_BITS, IntQuantizer, Quantizer, Streams, quantizer_
 from jepamba.quant.entropy import entropy, entropy_bits
 
 LIMIT_BYTES = 16_000_000
-"""Of code and artifact together in a valid submission (spec section 8)."""
+"""Of code and artifact together in a valid submission to the 16 MB challenge (openai/parameter-golf)."""
 
 Masters = Mapping[str, torch.Tensor]
 """A checkpoint's tensors of a model: `NAME.master`, the master weight; `NAME.input_power`, its inputs' mean squares."""

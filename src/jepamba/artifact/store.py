@@ -47,13 +47,11 @@ def save_artifact(
     tokenizer: Tokenizer,
     temperature: float = 1.0,
     extra: dict[str, Any] | None = None,
-    thorough: bool = False,
 ) -> int:
     """Write `model` and `tokenizer` to `path`, whole or not at all; return the file's bytes.
 
     Arguments: `run`, of which the settings of data that scoring needs are kept (those of the model are its own);
-    `temperature`, in (0.001, 1000); `extra`, JSON-ready notes; `thorough`, to try every compressor on every
-    block, which takes minutes and has not been seen to win anything.
+    `temperature`, in (0.001, 1000); `extra`, JSON-ready notes.
     Raises `UserError` for weights that are not finite, or a file that cannot be written.
     """
     blob = tokenizer.serialize()
@@ -70,7 +68,7 @@ def save_artifact(
             raise UserError(f"{path}: not written: the weights of {name} are not finite (training has diverged)")
         for part, stream in tensor.streams(name).items():
             values[stream.name] = _to_numpy(exported[name][part], stream)
-    return write_container(path, manifest.to_header(), _groups(manifest, values), thorough)
+    return write_container(path, manifest.to_header(), _groups(manifest, values))
 
 
 def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:

@@ -1,7 +1,7 @@
 """Data: shards, token streams, the way from text to them, and the loader of windows."""
 
 from jepamba.data.batch_layout import BatchLayout
-from jepamba.data.build import Corpus, build, build_corpus, corpus, is_shards, load_tokens
+from jepamba.data.build import Corpus, build, corpus, is_shards, load_tokens
 from jepamba.data.folder import TokenFolder, open_folder
 from jepamba.data.loader import Batch, Loader
 from jepamba.data.prefetcher import Prefetcher
@@ -17,7 +17,6 @@ __all__ = [
     "TokenFolder",
     "Tokens",
     "build",
-    "build_corpus",
     "corpus",
     "is_shards",
     "load_tokens",

@@ -62,25 +62,7 @@ def build(
     return open_folder(out_dir)
 
 
-def build_corpus(config: Data, out_dir: str | Path, progress: Report | None = None) -> TokenFolder:
-    """Encode the text of `config` into the folder `out_dir`, with a train and a val split, as `corpus` would see them.
-
-    Raises `UserError` for shards as input, a folder with other content, and everything that reading raises.
-    """
-    for path in (config.train, config.val):
-        if path and is_shards(path):
-            raise UserError(f"{path}: already shards; build takes text")
-    sources = [_train_source(config)]
-    if config.val:
-        sources.append(Source(config.val, config.column, "val"))
-    tokenizer = _text_tokenizer(config, sources[0], progress)
-    with FolderWriter(Path(out_dir), tokenizer) as writer:
-        for source in sources:
-            writer.write(source.documents(_noted(progress, "tokenizing")))
-    return open_folder(out_dir)
-
-
-def corpus(config: Data, seed: int = 0, progress: Report | None = None) -> Corpus:
+def corpus(config: Data, progress: Report | None = None) -> Corpus:
     """The training and validation tokens that `config` describes; text is encoded once and then cached.
 
     `config.train` and `config.val` are text (see `read_documents`), a folder of shards, or a shard. Without
@@ -88,10 +70,9 @@ def corpus(config: Data, seed: int = 0, progress: Report | None = None) -> Corpu
     by their text alone. A "bpe" tokenizer is trained on the training documents only. The cache is keyed by the files'
     paths, sizes and times of change, the settings that matter, and the tokenizer.
 
-    Arguments: `seed` changes nothing, on purpose: runs that differ in their seed share their data and their split.
+    No seed takes part: runs that differ in theirs share their data and their split.
     Raises `UserError` for text, shards or tokenizers that do not fit, naming the file.
     """
-    del seed
     if is_shards(config.train):
         tokenizer = _shard_tokenizer(config)
         train = load_tokens(config.train, tokenizer, config, "train", progress)

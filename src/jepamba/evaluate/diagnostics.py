@@ -41,8 +41,8 @@ def diagnostics(
     - `tokens`: targets looked at; `top1`, `top5`, `top10`: how often the target is among the head's first guesses.
     - `latents`, for z = projector(h), or h itself where `heads` is None (an artifact has none): `of` ("z" or "h");
       `norm`, mean Euclidean length; `within_sequence`, share of the variance that lies within windows (near 0: the
-      latent is a constant of its window, spec section 6, item 6); `effective_rank`, exp of the entropy of the
-      covariance's normalised eigenvalues (Roy & Vetterli 2007), out of `width`.
+      latent is a constant of its window); `effective_rank`, exp of the entropy of the covariance's normalised
+      eigenvalues (Roy & Vetterli 2007), out of `width`.
     - `prediction`, with heads only, a list by roll-out step k: `cosine` and `mse` between the prediction and z shifted
       by k, and `copy_cosine` and `copy_mse`, those of predicting that z stays as it is. Pairs that a document's start
       divides are left out when `reset`.

@@ -1,6 +1,6 @@
 """Bits per byte of a text: what a score says, and the sum behind every way of scoring.
 
-BPB = nats / ln 2 / bytes (spec section 3). Before a score is returned, the bytes that its targets were counted as are
+BPB = nats / ln 2 / bytes. Before a score is returned, the bytes that its targets were counted as are
 compared with the length of the text that they decode to (`accounting.py`).
 
 Legend: N targets, D model width.

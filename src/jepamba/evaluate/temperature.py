@@ -12,7 +12,7 @@ from jepamba.evaluate.windows import batches, plain_windows
 from jepamba.model import LanguageModel
 
 COARSE = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)
-"""First tried (spec section 3)."""
+"""First tried."""
 FINE = (-0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06)
 """Then tried around the best of these."""
 SMALLEST = 0.02

@@ -46,7 +46,7 @@ def plain_windows(targets: int, seq_len: int) -> Iterator[Window]:
 
 def sliding_windows(targets: int, seq_len: int, stride: int) -> Iterator[Window]:
     """Windows `stride` apart: the first counts whole, of every later one the last `stride` targets. A tail shorter than
-    a stride is counted by a last window that ends with the stream (spec section 6, item 11)."""
+    a stride is counted by a last window that ends with the stream."""
     first = min(seq_len, targets)
     if first:
         yield Window(0, first, first)

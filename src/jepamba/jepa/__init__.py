@@ -3,7 +3,7 @@
 Read `objective.py` first, then `heads.py` and `sigreg.py`.
 """
 
-from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error, within_sequence_share
+from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error
 from jepamba.jepa.objective import LossTerms, LossWeights, objective, sigreg_lambda
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
 
@@ -20,5 +20,4 @@ __all__ = [
     "sigreg",
     "sigreg_lambda",
     "sigreg_sums",
-    "within_sequence_share",
 ]

@@ -1,4 +1,4 @@
-"""The parts that exist in training alone: the projector h→z and the predictor of the next latents (spec section 2).
+"""The parts that exist in training alone: the projector h→z and the predictor of the next latents.
 
 Legend: B batch, T time, D model width, E latent width (= D), K roll-out steps.
 """
@@ -140,11 +140,3 @@ def _in_one_document(
     document_BT = torch.zeros(shape, device=device) if reset_BT is None else reset_BT.cumsum(1)
     for k in range(1, steps + 1):
         yield (document_BT[:, :-k] == document_BT[:, k:]).float()
-
-
-def within_sequence_share(z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, ""]:
-    """Share of z's variance that lies within sequences: near 0, z is a constant of its sequence (spec section 6, 6)."""
-    z_BTE = z_BTE.float()
-    total = F.mse_loss(z_BTE, z_BTE.mean((0, 1), keepdim=True).expand_as(z_BTE))
-    within = F.mse_loss(z_BTE, z_BTE.mean(1, keepdim=True).expand_as(z_BTE))
-    return within / total.clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""Learning rate and momentum over a run (spec section 4)."""
+"""Learning rate and momentum over a run."""
 
 from __future__ import annotations
 

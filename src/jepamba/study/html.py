@@ -13,7 +13,7 @@ from typing import Any
 from jepamba.io import atomic_write
 from jepamba.progress import duration
 from jepamba.study import page
-from jepamba.study.charts import Line, line_chart, standalone
+from jepamba.study.charts import Line, line_chart
 from jepamba.study.records import (
     Metrics,
     Record,
@@ -46,15 +46,6 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     atomic_write(path, text.encode("utf-8", errors="replace"))
     return path
-
-
-def write_loss_chart(run_dir: Path, path: Path) -> None:
-    """Write the picture of a run's loss curve (training and validation, bits per byte of text over steps) to `path`.
-
-    An SVG file that follows the reader's light or dark mode; the README shows one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(standalone(_bpb_chart(read_metrics(run_dir / "metrics.jsonl"))), encoding="utf-8")
 
 
 def _body(run_dir: Path, metrics: Metrics, summary: Record | None) -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import base64
 import lzma
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,14 +23,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeGuard
 
 REQUIRED = frozenset({"torch", "numpy", "sentencepiece"})
 """Third-party packages that a bundle always needs; others are imported if they are there (a codec that the artifact
 does not use may be missing)."""
 MARK = "# ==== "
 """What a section starts with; the module's name follows."""
-
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 _HEAD = '''\
 {comment}
@@ -92,10 +92,7 @@ if __name__ == "__main__":
 
     sys.exit({function}({arguments}))
 '''
-_READABLE = """\
-    file = __file__
-    text = Path(file).read_text(encoding="utf-8")\
-"""
+_READABLE = """    file = __file__\n    text = Path(file).read_text(encoding="utf-8")"""
 _PACKED = """\
     import base64
     import lzma
@@ -114,37 +111,24 @@ def bundle(module: str, function: str, arguments: str = "", comment: str = "", p
     Arguments: `module`, where `function` is defined; `arguments`, Python source; `comment`, lines that start with `#`;
     `packed`, keep the sections compressed, in about a third of the bytes and no longer readable as they stand.
     """
-    found = _reached(module, function)
-    sections = "\n\n".join(f"{MARK}{name}\n{_section(_module(name), found[name])}" for name in sorted(found))
+    root = module.partition(".")[0]
+    found = _reached(module, function, root)
+    sections = "\n\n".join(f"{MARK}{name}\n{_section(_module(name), found[name], root)}" for name in sorted(found))
     text = _READABLE
     if packed:
         # The alphabet of base 85 has neither quotes nor backslashes.
-        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
-        data = lzma.compress(sections.encode(), check=lzma.CHECK_CRC32, filters=filters)
+        data = lzma.compress(sections.encode(), check=lzma.CHECK_CRC32, preset=9 | lzma.PRESET_EXTREME)
         text = _PACKED.format(packed=base64.b85encode(data).decode("ascii"))
-    root = module.partition(".")[0]
     names = {"module": module, "function": function, "arguments": arguments, "root": root, "mark": MARK}
     program = _HEAD.format(comment=comment, text=text, **names) + ("" if packed else f"\n\n{sections}")
     ast.parse(program)
     return program
 
 
-def third_party(source: str) -> set[str]:
-    """The top-level packages that `source` imports anywhere, the standard library's and its own left out."""
-    imported: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imported.add(node.module.partition(".")[0])
-    return {name for name in imported if name not in sys.stdlib_module_names and name != __package__.partition(".")[0]}
-
-
 @dataclass
 class _Module:
     """A module's source and what each of its top-level statements binds."""
 
-    name: str
     lines: list[str]
     body: list[ast.stmt]
     binds: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
@@ -158,7 +142,7 @@ def _module(name: str) -> _Module:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(name)
     source = Path(spec.origin).read_text(encoding="utf-8")
-    module = _Module(name, source.splitlines(), ast.parse(source).body)
+    module = _Module(source.splitlines(), ast.parse(source).body)
     for statement in module.body:
         bound = list(_bound(statement))
         for each in bound:
@@ -173,15 +157,19 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
     elif isinstance(statement, ast.Import | ast.ImportFrom):
-        yield from (alias.asname or alias.name.partition(".")[0] for alias in statement.names)
+        yield from map(_bound_by, statement.names)
     elif isinstance(statement, ast.Assign | ast.AnnAssign):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
 
 
-def _reached(module: str, function: str) -> dict[str, set[str]]:
+def _bound_by(alias: ast.alias) -> str:
+    """The name that one part of an import binds."""
+    return alias.asname or alias.name.partition(".")[0]
+
+
+def _reached(module: str, function: str, root: str) -> dict[str, set[str]]:
     """The names that are needed, by module, from `function` on."""
-    root = module.partition(".")[0]
     found: dict[str, set[str]] = {}
     waiting = [_origin(module, function)]
     while waiting:
@@ -190,37 +178,36 @@ def _reached(module: str, function: str) -> dict[str, set[str]]:
         new = [] if where in found else here.runs
         known = found.setdefault(where, set())
         # A module that is imported as such: any of it may be used.
-        for each in {name} - known if name else here.binds.keys() - known:
-            known.add(each)
-            new = [*new, *here.binds[each]]
-        for statement in new:
-            if isinstance(statement, ast.ImportFrom) and _own(statement, root):
+        added = ({name} if name else here.binds.keys()) - known
+        known |= added
+        for statement in (*new, *(statement for each in added for statement in here.binds[each])):
+            if _own(statement, root):
                 continue  # resolved where it is used
-            for used, only_annotated in _used(statement):
+            for used, only_annotated in _used(statement).items():
                 binders = here.binds.get(used, [])
                 imported = [item for item in binders if isinstance(item, ast.ImportFrom)]
-                if not binders or (only_annotated and any(_left_out(item, root) for item in imported)):
+                if not binders or (only_annotated and any(_package(item) in (root, "jaxtyping") for item in imported)):
                     continue
-                own = next((item for item in imported if _own(item, root)), None)
-                if own is not None and own.module:
-                    waiting.append(_origin(own.module, _aliased(own, used)))
+                waiting += [_origin(item.module or "", _aliased(item, used)) for item in imported if _own(item, root)]
                 waiting.append((where, used))
             for node in ast.walk(statement):
-                if isinstance(node, ast.ImportFrom) and node.module and _own(node, root):
-                    waiting += [_origin(node.module, alias.name) for alias in node.names]
+                if _own(node, root):
+                    waiting += [_origin(node.module or "", alias.name) for alias in node.names]
     return found
 
 
-def _own(statement: ast.ImportFrom, root: str) -> bool:
-    return (statement.module or "").partition(".")[0] == root
+def _package(statement: ast.Import | ast.ImportFrom) -> str:
+    name = statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name
+    return (name or "").partition(".")[0]
 
 
-def _left_out(statement: ast.ImportFrom, root: str) -> bool:
-    return _own(statement, root) or (statement.module or "").partition(".")[0] == "jaxtyping"
+def _own(node: ast.AST, root: str) -> TypeGuard[ast.ImportFrom]:
+    """Whether `node` imports from the package `root`."""
+    return isinstance(node, ast.ImportFrom) and _package(node) == root
 
 
 def _aliased(statement: ast.ImportFrom, bound: str) -> str:
-    return next(alias.name for alias in statement.names if (alias.asname or alias.name) == bound)
+    return next(alias.name for alias in statement.names if _bound_by(alias) == bound)
 
 
 @cache
@@ -228,44 +215,32 @@ def _origin(module: str, name: str) -> tuple[str, str]:
     """(module, name) of where `name`, importable from `module`, is defined; a submodule is defined in itself, as ""."""
     here = _module(module)
     for statement in here.binds.get(name, []):
-        if isinstance(statement, ast.ImportFrom) and statement.module and _own(statement, module.partition(".")[0]):
-            return _origin(statement.module, _aliased(statement, name))
+        if _own(statement, module.partition(".")[0]):
+            return _origin(statement.module or "", _aliased(statement, name))
     if name not in here.binds:
         return f"{module}.{name}", ""
     return module, name
 
 
-def _used(statement: ast.stmt) -> Iterator[tuple[str, bool]]:
-    """Every name that `statement` reads, and whether an annotation is all that does."""
-    annotated = {id(node) for part in _annotations(statement) for node in ast.walk(part)}
-    reads: dict[str, bool] = {}
-    for node in ast.walk(statement):
+def _used(statement: ast.stmt) -> dict[str, bool]:
+    """Every name in `statement`, and whether it stands in annotations alone."""
+    nodes = list(ast.walk(statement))
+    annotations = [getattr(node, field, None) for node in nodes for field in ("annotation", "returns")]
+    annotated = {id(node) for part in annotations if isinstance(part, ast.AST) for node in ast.walk(part)}
+    names: dict[str, bool] = {}
+    for node in nodes:
         if isinstance(node, ast.Name):
-            reads[node.id] = reads.get(node.id, True) and id(node) in annotated
-        elif isinstance(node, ast.Global):
-            reads |= dict.fromkeys(node.names, False)
-    yield from reads.items()
-
-
-def _annotations(statement: ast.stmt) -> Iterator[ast.expr]:
-    for node in ast.walk(statement):
-        if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
-            yield node.annotation
-        elif isinstance(node, _Function) and node.returns is not None:
-            yield node.returns
+            names[node.id] = names.get(node.id, True) and id(node) in annotated
+    return names
 
 
 def _is_docstring(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def _section(module: _Module, names: set[str]) -> str:
+def _section(module: _Module, names: set[str], root: str) -> str:
     """The source of the needed statements of `module`, in order."""
-    root = module.name.partition(".")[0]
     imports, code = [], []
     for statement in module.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -277,19 +252,17 @@ def _section(module: _Module, names: set[str]) -> str:
 
 def _imports(statement: ast.Import | ast.ImportFrom, names: set[str], root: str) -> list[str]:
     """The import of what is needed, each name from the module that defines it."""
-    wanted = [alias for alias in statement.names if (alias.asname or alias.name.partition(".")[0]) in names]
-    if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
-        return []
-    if isinstance(statement, ast.ImportFrom) and _own(statement, root):
+    wanted = [alias for alias in statement.names if _bound_by(alias) in names]
+    if _own(statement, root):
         return [_import_of(statement.module or "", alias) for alias in wanted]
-    if not wanted:
+    if not wanted or _package(statement) == "__future__":
         return []
     kept = ast.Import(wanted) if isinstance(statement, ast.Import) else ast.ImportFrom(statement.module, wanted, 0)
     line = ast.unparse(kept)
-    package = (kept.module or "" if isinstance(kept, ast.ImportFrom) else wanted[0].name).partition(".")[0]
+    package = _package(kept)
     if package in REQUIRED or package in sys.stdlib_module_names:
         return [line]
-    bound = " = ".join(alias.asname or alias.name.partition(".")[0] for alias in wanted)
+    bound = " = ".join(map(_bound_by, wanted))
     return ["try:", f"    {line}", "except ImportError:", f'    {bound} = Missing("{package}")']
 
 
@@ -303,35 +276,23 @@ def _import_of(module: str, alias: ast.alias) -> str:
 
 def _source(statement: ast.stmt, lines: list[str], root: str) -> str:
     """A statement as it is written, with the comment above it, without docstrings, its own imports resolved."""
-    decorators = statement.decorator_list if isinstance(statement, _Function | ast.ClassDef) else []
-    first = min([statement.lineno, *(decorator.lineno for decorator in decorators)]) - 1
+    first = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", []))) - 1
     while first > 0 and lines[first - 1].startswith("#"):
         first -= 1
-    changed: dict[int, list[str]] = {}
+    changed: dict[int, str | None] = {}
     for node in ast.walk(statement):
         body = getattr(node, "body", [])
         for inner in body if isinstance(body, list) else []:
-            indent = " " * inner.col_offset
             if _is_docstring(inner):
-                _replace(changed, inner, [indent + "pass"] if len(body) == 1 else [])
-            elif isinstance(inner, ast.ImportFrom) and _own(inner, root):
-                _replace(changed, inner, [indent + _import_of(inner.module or "", alias) for alias in inner.names])
-    kept: list[str] = []
-    for number in range(first, statement.end_lineno or statement.lineno):
-        kept += changed.get(number, [lines[number]])
-    return "\n".join(_without_double_blanks(kept))
-
-
-def _replace(changed: dict[int, list[str]], statement: ast.stmt, lines: list[str]) -> None:
-    for number in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
-        changed[number] = []
-    changed[statement.lineno - 1] = lines
-
-
-def _without_double_blanks(lines: list[str]) -> list[str]:
-    """`lines`, none blank after a blank one or after a line that opens a block."""
-    kept: list[str] = []
-    for line in lines:
-        if line.strip() or (kept and kept[-1].strip() and not kept[-1].endswith(":")):
-            kept.append(line)
-    return kept
+                new = ["pass"] if len(body) == 1 else []
+            elif _own(inner, root):
+                new = [_import_of(inner.module or "", alias) for alias in inner.names]
+            else:
+                continue
+            changed |= dict.fromkeys(range(inner.lineno - 1, inner.end_lineno or inner.lineno))
+            if new:
+                changed[inner.lineno - 1] = "\n".join(" " * inner.col_offset + line for line in new)
+    kept = (changed.get(number, lines[number]) for number in range(first, statement.end_lineno or first + 1))
+    text = "\n".join(line for line in kept if line is not None)
+    # No blank line after one that opens a block, and none after a blank one.
+    return re.sub(r"\n\s*\n", "\n\n", re.sub(r":\n\s*\n", ":\n", text))

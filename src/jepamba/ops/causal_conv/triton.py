@@ -62,13 +62,11 @@ def conv_silu_forward(
     kernel_CW: Float[Tensor, "C W"],
     bias_C: Float[Tensor, " C"],
     reset_BT: Bool[Tensor, "B T"] | None,
-    out_BTC: Float[Tensor, "B T C"] | None = None,
 ) -> Float[Tensor, "B T C"]:
-    """silu(convolution) by the kernel, into `out` if given. x and out may be slices of wider rows. No autograd."""
+    """silu(convolution) by the kernel. x may be a slice of wider rows. No autograd."""
     batch, length, channels = x_BTC.shape
     taps = kernel_CW.shape[1]
-    if out_BTC is None:
-        out_BTC = torch.empty(x_BTC.shape, dtype=x_BTC.dtype, device=x_BTC.device)
+    out_BTC = torch.empty(x_BTC.shape, dtype=x_BTC.dtype, device=x_BTC.device)
     x_BTC = _rows(x_BTC)
     history, flags = _optional(history_BCW, reset_BT, x_BTC)
     tuned = TUNED["forward"]
