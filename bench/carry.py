@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
-from grids import trained
 from jepamba.artifact import save_artifact
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
@@ -31,6 +30,7 @@ from jepamba.study.statistics import paired_difference
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
+from quantizers import trained
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "shuffled windows": {"data.shuffle": True},

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the docstrings in jepamba/config/.
+"""Write docs/configuration.md from the docstrings in jepamba/config/.
 
 Run it after a change: `.venv/bin/python docs/make_configuration.py`. A test compares the page with the docstrings.
 """
@@ -63,7 +63,7 @@ def _section(name: str, cls: Any) -> str:
     ]
     lead = " ".join((cls.__doc__ or "").split())
     return "\n".join(
-        [f"## `[{name}]`\n\n{lead} See {MORE[name]}.\n", "| setting | default | what |", "|---|---|---|", *rows, ""]
+        [f"## `[{name}]`\n\n{lead} See {MORE[name]}.\n", "| setting | default | meaning |", "|---|---|---|", *rows, ""]
     )
 
 
@@ -73,7 +73,7 @@ def _cell(text: str) -> str:
 
 
 def _default(value: Any, hint: Any) -> str:
-    """The default, and after a colon all that may be chosen."""
+    """The default, followed by the choices of a `Literal`."""
     if get_origin(hint) is tuple or not get_args(hint):
         return _value(value)
     choices = ", ".join(f"`{choice}`" for choice in get_args(hint) if choice != "")

@@ -26,7 +26,7 @@ from jepamba.artifact.inspect import entropy
 from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
 from jepamba.config import Data, Model, Run, Train
 from jepamba.model import LanguageModel
-from jepamba.quant.grids import Fp8Quantizer, IntQuantizer
+from jepamba.quant.quantizers import Fp8Quantizer, IntQuantizer
 from jepamba.text import ByteTokenizer
 
 KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
@@ -121,15 +121,15 @@ def embedding(R: int, C: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(R, 4, generator=generator) @ shared + torch.randn(R, C, generator=generator)
 
 
-@pytest.mark.parametrize("grid", ["int4", "int6", "fp8"])
+@pytest.mark.parametrize("kind", ["int4", "int6", "fp8"])
 @pytest.mark.parametrize("wide", [False, True])
-def test_foretold_lines_come_back_and_save_bytes(grid: str, wide: bool) -> None:
+def test_foretold_lines_come_back_and_save_bytes(kind: str, wide: bool) -> None:
     """The columns of a tall matrix, the rows of a wide one."""
     w = embedding(3000, 60).T.contiguous() if wide else embedding(3000, 60)
-    if grid == "fp8":
+    if kind == "fp8":
         stream, array = StreamSpec("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Quantizer().encode(w)["fp8"].numpy()
     else:
-        width = int(grid[3:])
+        width = int(kind[3:])
         stream, array = StreamSpec("e/q", "int", width, tuple(w.shape)), IntQuantizer(width).encode(w)["q"].numpy()
     without = round_trip([stream], [array], WeightCodec(Choices(prediction=False)))
     assert len(round_trip([stream], [array])) < 0.98 * len(without)

@@ -171,13 +171,14 @@ WRONG: list[tuple[str, Any]] = [
     ("config.model.unheard_of", 1), ("config.model.cap", -1.0), ("config.quant.bits", 8), ("config.quant.bits", 5),
     ("config.quant.scale", "clip"), ("config.quant.group", 8), ("config.quant.group", 10**30),
     ("config.quant.bits", 32),
-    ("config.quant.widths", ["blocks.0.mixer.in_proj.weight=5"]), ("config.quant.widths", ["nothing=4"]),
-    ("config.quant.widths", [f"w{index}=4" for index in range(50_000)]), ("config.quant.embedding", "int4"),
+    ("config.quant.bit_allocation", ["blocks.0.mixer.in_proj.weight=5"]),
+    ("config.quant.bit_allocation", ["nothing=4"]),
+    ("config.quant.bit_allocation", [f"w{index}=4" for index in range(50_000)]), ("config.quant.embedding", "int4"),
     ("config.quant.large", 10**30), ("config.quant.fp8_scale", "none"), ("config.data.seq_len", 2**50),
     ("config.data.seq_len", "8"), ("config.data.seq_len", 0), ("config.data.train", "/etc/passwd"),
     ("config.data.byte_separator", "no"), ("config.data.tokenizer", "bpe"), ("config.train", {"steps": 5}),
-    ("tensors", {}), ("tensors.0", 1), ("tensors.0.name", "other"), ("tensors.0.grid", "fp32"),
-    ("tensors.0.grid", "int99"), ("tensors.0.shape", [2**60]), ("tensors.0.shape", [256, 2]),
+    ("tensors", {}), ("tensors.0", 1), ("tensors.0.name", "other"), ("tensors.0.quantizer", "fp32"),
+    ("tensors.0.quantizer", "int99"), ("tensors.0.shape", [2**60]), ("tensors.0.shape", [256, 2]),
     ("tensors.0.shape", [256, 1.0]), ("tensors.0.shape", [0, 1]), ("tensors.0.shape", "256"), ("tensors.0.more", 1),
     ("tensors.1.name", "token_embed"), ("extra", "text"), ("unknown", 1),
     ("streams.0.name", "other"), ("streams.0.name", ""), ("streams.0.name", "a" * 300), ("streams.0.name", "a\nb"),
@@ -280,7 +281,7 @@ def test_every_codec_refuses_what_is_cut_changed_or_too_long(name: str) -> None:
             codec.decode([StreamSpec("a", "int", 4, (count,))], data)
 
 
-def test_weights_off_the_grid_or_not_finite_are_refused(tmp_path: Path, sound: bytes) -> None:
+def test_weights_that_no_quantizer_gives_or_not_finite_are_refused(tmp_path: Path, sound: bytes) -> None:
     header, payload = parts_of(sound)
     (tmp_path / "a").write_bytes(sound)
     opened = container.open_container(tmp_path / "a")

@@ -22,7 +22,9 @@ from jepamba.text import ByteTokenizer
 QUANTS = [
     Quant(large=512),
     Quant(large=512, bits=5, scale="clip", group=16, embedding="int6", vectors="int8"),
-    Quant(large=512, bits=3, scale="hessian", fp8_scale="none", vectors="fp8-row", widths=("embed_proj.weight=7",)),
+    Quant(
+        large=512, bits=3, scale="hessian", fp8_scale="none", vectors="fp8-row", bit_allocation=("embed_proj.weight=7",)
+    ),
     Quant(bits=32),
 ]
 
@@ -76,38 +78,38 @@ def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant:
     assert sum(row["bytes_coded"] for row in found["tensors"]) == pytest.approx(own)
     weights = model.weights()
     for row, unseen in zip(found["tensors"], blind["tensors"], strict=True):
-        master, grid = masters[f"{row['name']}.master"], weights[row["name"]].quantizer
+        master, quantizer = masters[f"{row['name']}.master"], weights[row["name"]].quantizer
         streams = weights[row["name"]].export()
-        lost = (grid.decode(streams, tuple(master.shape)) - master).norm() / master.norm()
+        lost = (quantizer.decode(streams, tuple(master.shape)) - master).norm() / master.norm()
         assert row["error"] == pytest.approx(lost.item(), rel=1e-4, abs=1e-12), row["name"]
         assert unseen["error"] is None
         assert unseen["clipped"] is None
         assert unseen["at_largest"] == row["at_largest"]
-        if isinstance(grid, FloatQuantizer):
+        if isinstance(quantizer, FloatQuantizer):
             assert (row["clipped"], row["at_largest"]) == (None, None)
-        elif isinstance(grid, IntQuantizer):
+        elif isinstance(quantizer, IntQuantizer):
             # By the definition, from the scales: beyond the last integer's own half step.
             scale_RK1 = streams["scale"].double().reshape(streams["q"].shape[0], -1, 1)
             wide = torch.nn.functional.pad(
-                master.double().reshape(len(streams["q"]), -1), (0, -streams["q"].shape[1] % (grid.group or 1))
+                master.double().reshape(len(streams["q"]), -1), (0, -streams["q"].shape[1] % (quantizer.group or 1))
             )
-            beyond = wide.reshape(*scale_RK1.shape[:2], -1).abs() > (grid.limit + 0.5) * scale_RK1
+            beyond = wide.reshape(*scale_RK1.shape[:2], -1).abs() > (quantizer.q_max + 0.5) * scale_RK1
             assert row["clipped"] == pytest.approx(beyond.sum().item() / master.numel()), row["name"]
-            if grid.scale == "absmax":
+            if quantizer.scale == "absmax":
                 assert row["clipped"] == 0
                 assert row["at_largest"] > 0
-        elif isinstance(grid, Fp8Quantizer) and grid.scaled:
+        elif isinstance(quantizer, Fp8Quantizer) and quantizer.scaled:
             assert row["clipped"] == 0
         assert row["bits_coded"] == pytest.approx(8 * row["bytes_coded"] / row["values"])
         assert "same" not in row
         # Rounding alone, no clipping: what is expected is what happened, where there are enough values to average.
-        unclipped = "clip" not in row["grid"] and "hessian" not in row["grid"]
-        if unclipped and row["grid"] != "fp32" and row["values"] >= 2000:
+        unclipped = "clip" not in row["quantizer"] and "hessian" not in row["quantizer"]
+        if unclipped and row["quantizer"] != "fp32" and row["values"] >= 2000:
             assert row["expected_error"] == pytest.approx(row["error"], rel=0.12), row["name"]
-        assert (row["expected_error"] > 0) == (row["grid"] != "fp32") or row["expected_error"] < 1e-7
+        assert (row["expected_error"] > 0) == (row["quantizer"] != "fp32") or row["expected_error"] < 1e-7
 
 
-def test_weights_beyond_a_clipped_grid_are_counted(tmp_path: Path) -> None:
+def test_clipped_weights_are_counted(tmp_path: Path) -> None:
     """One weight in each row of 48 far out: a clipped scale gives it up, an absmax scale does not."""
     shares = []
     for scale in ("clip", "absmax"):

@@ -70,7 +70,7 @@ def test_live_and_loaded_logits_are_equal_to_the_bit(
     tmp_path: Path, bpe: SentencePieceTokenizer, tie: Any, mlp: Any, bits: Any
 ) -> None:
     tokenizer = ByteTokenizer() if (tie + bits) % 2 else bpe
-    # The submission's grids take turns with ours, so that every grid is met.
+    # The submission's formats take turns with ours, so that every quantizer is used.
     old = bits == 5
     quant = Quant(bits=bits, large=512, fp8_scale="none" if old else "row", vectors="fp8" if old else "bf16")
     run = small_run(tokenizer, quant, tie=tie, mlp=mlp)
@@ -188,11 +188,11 @@ def test_inspection_adds_up(tmp_path: Path, bpe: SentencePieceTokenizer) -> None
         assert row["shape"] == list(weight.shape)
         assert row["bytes_packed"] * 8 == pytest.approx(quantizer.stored_bits(tuple(weight.shape)), abs=7)
         assert row["entropy"] <= row["bits_per_value"]
-        if row["grid"] == "int4":
+        if row["quantizer"] == "int4":
             codes = quantizer.encode(weight)["q"]
             assert row["zeros"] == pytest.approx((codes == 0).float().mean().item())
             assert row["at_largest"] == pytest.approx((codes.abs() == 7).float().mean().item())
-            assert row["at_largest"] >= 1 / weight.shape[1]  # the largest of each row lies at the grid's end
+            assert row["at_largest"] >= 1 / weight.shape[1]  # the largest of each row has the largest integer
 
 
 @pytest.mark.parametrize("preset", ["submission-bpe", "submission-byte"])

@@ -69,22 +69,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quant.qat_fraction": -0.1}, "between 0 and 1"),
     ({"quant.large": 0}, "at least 1"),
     ({"quant.bits": 1}, "one of 2, 3"),
-    ({"quant.group": -1}, "a scale a row"),
+    ({"quant.group": -1}, "one scale per row"),
     ({"quant.group": 65537}, "65,536"),
     ({"quant.budget_bytes": -1}, "0 (none) or more"),
     ({"quant.budget_after": 1.5}, "between 0 and 1"),
     *[
-        ({"quant.widths": [item]}, "of the form blocks.0.mixer.in_proj.weight=5")
+        ({"quant.bit_allocation": [item]}, "of the form blocks.0.mixer.in_proj.weight=5")
         for item in ("w", "w=", "=5", "w=1", "w=9", "w=44", "a b=4", "w=4 ")
     ],
-    ({"quant.widths": ["b.w=4", "a.w=4", "a.w=5"]}, "names the tensor 'a.w' twice"),
+    ({"quant.bit_allocation": ["b.w=4", "a.w=4", "a.w=5"]}, "names the tensor 'a.w' twice"),
     *[
         ({"quant.bits": 32, f"quant.{name}": value}, "leave it out")
         for name, value in {
             "scale": "clip",
             "group": 64,
             "budget_bytes": 1000,
-            "widths": ["a.w=4"],
+            "bit_allocation": ["a.w=4"],
             "fp8_scale": "none",
             "embedding": "int6",
             "vectors": "int8",
@@ -127,7 +127,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data.seq_len": 512, "eval.stride": 513}, "longer than the window, data.seq_len = 512"),
     ({"data.seq_len": 1000, "train.tokens_per_micro": 65536}, "multiple of data.seq_len = 1000"),
     ({"data.tokenizer": "bytes", "model.vocab_size": 8192}, "exactly 256"),
-    ({"data.seq_len": 4, "jepa.rollout_steps": 4}, "window of 4"),
+    ({"data.seq_len": 4, "jepa.rollout_steps": 4}, "less than data.seq_len = 4"),
 ]
 
 
@@ -147,9 +147,9 @@ def test_a_refusal_names_setting_value_and_remedy(settings: dict[str, Any], reme
     assert isinstance(caught.value, UserError)
 
 
-@pytest.mark.parametrize("room", [field.name for field in dataclasses.fields(Run)])
-def test_a_value_of_the_wrong_type_is_refused_by_name(room: str) -> None:
-    hints = get_type_hints(get_type_hints(Run)[room])
+@pytest.mark.parametrize("section", [field.name for field in dataclasses.fields(Run)])
+def test_a_value_of_the_wrong_type_is_refused_by_name(section: str) -> None:
+    hints = get_type_hints(get_type_hints(Run)[section])
     values: list[Any] = [None, True, 1, 1.5, "text", ["text"], [1], {"a": 1}]
     for key, hint in hints.items():
         for value in values:
@@ -161,8 +161,8 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(room: str) -> None:
             else:
                 right = type(value) is hint or (hint is float and type(value) is int)
             if not right:
-                with pytest.raises(ConfigError, match=f"{room}.{key}"):
-                    from_dict({room: {key: value}})
+                with pytest.raises(ConfigError, match=f"{section}.{key}"):
+                    from_dict({section: {key: value}})
 
 
 def test_integers_are_fine_floats_and_booleans_are_no_integers() -> None:
@@ -177,7 +177,7 @@ def test_integers_are_fine_floats_and_booleans_are_no_integers() -> None:
 
 
 def test_unknown_rooms_and_keys_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"unknown section \[modell\]; there are data, model"):
+    with pytest.raises(ConfigError, match=r"unknown section \[modell\]; use one of data, model"):
         from_dict({"modell": {}})
     with pytest.raises(ConfigError, match=r"unknown setting model.width"):
         from_dict({"model": {"width": 3}})
@@ -245,8 +245,8 @@ def test_round_trip_through_plain_values(settings: dict[str, Any]) -> None:
     run = with_settings(Run(), settings)
     nested = to_dict(run)
     for dotted, value in settings.items():
-        room, key = dotted.split(".")
-        assert nested[room][key] == value
+        section, key = dotted.split(".")
+        assert nested[section][key] == value
     assert from_dict(nested) == run
     assert from_dict(json.loads(json.dumps(nested))) == run
 
@@ -254,8 +254,8 @@ def test_round_trip_through_plain_values(settings: dict[str, Any]) -> None:
 def test_every_setting_is_in_the_plain_values() -> None:
     nested = to_dict(Run())
     for field in dataclasses.fields(Run):
-        room = getattr(Run(), field.name)
-        assert set(nested[field.name]) == {inner.name for inner in dataclasses.fields(room)}
+        section = getattr(Run(), field.name)
+        assert set(nested[field.name]) == {inner.name for inner in dataclasses.fields(section)}
 
 
 def test_settings_cannot_be_changed_in_place() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import model_oracle as oracle
 from jepamba.config import Model, Quant
-from jepamba.model import LanguageModel, part_of
+from jepamba.model import LanguageModel, component_of
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
 from jepamba.model.mixer import Mamba2
@@ -50,7 +50,7 @@ def disturb(module: torch.nn.Module) -> None:
 
 
 def disturbed(config: Model) -> LanguageModel:
-    """A model in training mode off the grids: it computes with its fp32 weights as they are."""
+    """A model in training mode without fake quantization: it computes with its fp32 weights."""
     model = LanguageModel(config, Quant(large=64))
     disturb(model)
     return model.train()
@@ -508,9 +508,9 @@ def test_the_residual_stream_is_in_the_compute_dtype(embed_dim: int, batch: int,
 def test_every_parameter_has_a_part_and_an_unknown_name_has_none() -> None:
     for tie in (0, 2, 3):
         for name, _ in LanguageModel(small(tie=tie, mlp="swiglu"), Quant()).named_parameters():
-            assert part_of(name)
+            assert component_of(name)
     with pytest.raises(KeyError):
-        part_of("blocks.0.attention.weight")
+        component_of("blocks.0.attention.weight")
 
 
 def test_a_model_without_a_vocabulary_is_refused() -> None:

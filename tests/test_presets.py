@@ -13,7 +13,7 @@ import pytest
 from jepamba.config import Data, Model, Run, Train, from_dict, to_dict, with_settings
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads
-from jepamba.model import LanguageModel, parts
+from jepamba.model import LanguageModel, count_by_component
 from jepamba.presets import dump_toml, load_preset, preset_names
 
 FOLDER = resources.files("jepamba.presets")
@@ -70,7 +70,10 @@ def test_published_presets_have_exactly_the_published_parameters(
     run = load_preset(name)
     model = LanguageModel(run.model, run.quant)
     heads = JepaHeads(run.jepa, run.model.d_model)
-    model_parts, heads_parts = parts(model.named_parameters()), parts(heads.named_parameters())
+    model_parts, heads_parts = (
+        count_by_component(model.named_parameters()),
+        count_by_component(heads.named_parameters()),
+    )
     print(f"\n{name}: parameters")
     for title, table in (("kept", model_parts), ("training-only", heads_parts)):
         for part, count in table.items():
@@ -86,7 +89,7 @@ def test_every_other_preset_builds(name: str) -> None:
     run = load_preset(name)
     vocab = run.model.vocab_size or (256 if run.data.tokenizer == "bytes" else run.data.vocab)
     model = LanguageModel(dataclasses.replace(run.model, vocab_size=vocab), run.quant)
-    assert sum(parts(model.named_parameters()).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(count_by_component(model.named_parameters()).values()) == sum(p.numel() for p in model.parameters())
     assert run.jepa.active
     JepaHeads(run.jepa, run.model.d_model)
 
@@ -156,8 +159,8 @@ def test_the_published_configurations() -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_an_overlay_changes_its_settings_alone(base: str, overlay: str) -> None:
     changes = {
-        f"{room}.{key}": value
-        for room, section in tomllib.loads((FOLDER / f"{overlay}.toml").read_text()).items()
+        f"{name}.{key}": value
+        for name, section in tomllib.loads((FOLDER / f"{overlay}.toml").read_text()).items()
         for key, value in section.items()
     }
     assert load_preset(f"{base}+{overlay}") == with_settings(load_preset(base), changes)

@@ -1,4 +1,4 @@
-"""Grids: their formulas by independent arithmetic, and one truth for training, export and load."""
+"""Quantizers: their formulas by independent arithmetic, and one truth for training, export and load."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer,
 
 INTEGERS = [f"int{width}" for width in range(2, 9)]
 CLIPPED = ["int2-clip", "int4-clip", "int8-clip", "int4-hessian", "int3-g8", "int4-clip-g16", "int5-hessian-g7"]
-GRIDS: list[Quantizer] = [quantizer_named(name) for name in (*INTEGERS, *CLIPPED, "fp8-row", "fp8", "bf16", "fp32")]
+QUANTIZERS: list[Quantizer] = [
+    quantizer_named(name) for name in (*INTEGERS, *CLIPPED, "fp8-row", "fp8", "bf16", "fp32")
+]
 
 
-def ids(grid: Quantizer) -> str:
-    return grid.name
+def ids(quantizer: Quantizer) -> str:
+    return quantizer.name
 
 
 def to_bf16(value: float) -> float:
@@ -52,12 +54,12 @@ def to_e4m3(value: float) -> float:
     return math.copysign(E4M3[code], value)
 
 
-def through(w: Tensor, grid: Quantizer) -> Tensor:
-    return grid.decode(grid.encode(w), tuple(w.shape))
+def through(w: Tensor, quantizer: Quantizer) -> Tensor:
+    return quantizer.decode(quantizer.encode(w), tuple(w.shape))
 
 
 @pytest.mark.parametrize("width", range(2, 9))
-def test_integer_grid_by_its_formula(width: int) -> None:
+def test_integer_quantizer_by_its_formula(width: int) -> None:
     w = torch.randn(7, 33) * torch.logspace(-6, 4, 7).unsqueeze(1)
     limit = 2 ** (width - 1) - 1
     streams = IntQuantizer(width).encode(w)
@@ -93,7 +95,7 @@ def test_integer_rows_have_few_values_and_survive_a_second_pass(width: int, expo
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_fp8_grid_by_its_formula(scaled: bool) -> None:
+def test_fp8_quantizer_by_its_formula(scaled: bool) -> None:
     w = torch.cat([torch.randn(4, 20) * torch.logspace(-3, 3, 4).unsqueeze(1), torch.tensor([[1.0625, 500.0] * 10])])
     decoded = through(w, Fp8Quantizer(scaled))
     for r in range(5):
@@ -103,42 +105,44 @@ def test_fp8_grid_by_its_formula(scaled: bool) -> None:
             assert decoded[r, c].item() == pytest.approx(expected, rel=1e-7, abs=0)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=ids)
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)
 @pytest.mark.parametrize("shape", [(6, 40), (40,), (1, 1), (5, 1), (3, 4, 5)], ids=str)
-def test_what_is_on_the_grid_stays_there(grid: Quantizer, shape: tuple[int, ...]) -> None:
+def test_quantized_values_are_fixed_points(quantizer: Quantizer, shape: tuple[int, ...]) -> None:
     w = torch.randn(shape) * 3
-    once = through(w, grid)
+    once = through(w, quantizer)
     assert once.shape == w.shape
     assert once.dtype == torch.float32
-    assert torch.equal(through(once, grid), once)
+    assert torch.equal(through(once, quantizer), once)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=ids)
-def test_zero_rows_stay_zero_beside_others(grid: Quantizer) -> None:
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)
+def test_zero_rows_stay_zero_beside_others(quantizer: Quantizer) -> None:
     w = torch.randn(4, 10)
     w[1] = 0
     w[3] = 0
-    decoded = through(w, grid)
+    decoded = through(w, quantizer)
     assert torch.equal(decoded[[1, 3]], torch.zeros(2, 10))
     assert decoded[[0, 2]].abs().max() > 0
-    assert torch.equal(through(torch.zeros(3, 5), grid), torch.zeros(3, 5))
+    assert torch.equal(through(torch.zeros(3, 5), quantizer), torch.zeros(3, 5))
 
 
-@pytest.mark.parametrize("grid", [g for g in GRIDS if g.name.startswith("int") or g.name == "fp8-row"], ids=ids)
-def test_each_row_has_its_own_scale_at_any_magnitude(grid: Quantizer) -> None:
+@pytest.mark.parametrize(
+    "quantizer", [q for q in QUANTIZERS if q.name.startswith("int") or q.name == "fp8-row"], ids=ids
+)
+def test_each_row_has_its_own_scale_at_any_magnitude(quantizer: Quantizer) -> None:
     base = torch.randn(1, 64)
     factors = 2.0 ** torch.arange(-100, 101, 25).unsqueeze(1)
-    decoded = through(base * factors, grid)
+    decoded = through(base * factors, quantizer)
     assert torch.isfinite(decoded).all()
     # Powers of two commute with every rounding here: a row's size does not change its relative error.
-    assert torch.equal(decoded, through(base, grid) * factors)
+    assert torch.equal(decoded, through(base, quantizer) * factors)
 
 
 def test_a_row_too_small_for_a_scale_becomes_zero_and_a_huge_one_stays_finite() -> None:
-    for grid in (IntQuantizer(4), IntQuantizer(6), Fp8Quantizer()):
-        tiny = through(torch.full((1, 8), 1e-44), grid)
+    for quantizer in (IntQuantizer(4), IntQuantizer(6), Fp8Quantizer()):
+        tiny = through(torch.full((1, 8), 1e-44), quantizer)
         assert tiny.abs().max() <= 1e-43
-        huge = through(torch.tensor([[3e38, -3e38, 1e38, 0.0]]), grid)
+        huge = through(torch.tensor([[3e38, -3e38, 1e38, 0.0]]), quantizer)
         assert torch.isfinite(huge).all()
         assert huge[0, 0].item() == pytest.approx(3e38, rel=5e-3)
         assert huge[0, 1].item() == -huge[0, 0].item()
@@ -154,7 +158,7 @@ def test_integers_stay_in_range_where_the_scale_is_coarse() -> None:
         assert streams["q"].tolist()[0][:2] == [limit, -limit]
 
 
-def test_unscaled_fp8_is_coarse_near_one_and_scaled_grids_are_not() -> None:
+def test_unscaled_fp8_is_coarse_near_one_and_scaled_quantizers_are_not() -> None:
     """Defect 8: mixes and skips near 1 moved in steps of 0.125."""
     near_one = torch.linspace(1.0, 1.25, 51)
     unscaled = through(near_one, Fp8Quantizer(scaled=False))
@@ -169,8 +173,8 @@ def test_unscaled_fp8_loses_an_embedding_and_a_row_scale_keeps_it() -> None:
     """Defect 8: at std 0.02 the values lie around e4m3's subnormal range (below 2⁻⁶ in steps of 2⁻⁹)."""
     embedding = torch.randn(2000, 64) * 0.02
 
-    def error(grid: Quantizer) -> float:
-        return ((through(embedding, grid) - embedding).norm() / embedding.norm()).item()
+    def error(quantizer: Quantizer) -> float:
+        return ((through(embedding, quantizer) - embedding).norm() / embedding.norm()).item()
 
     scaled, unscaled = error(Fp8Quantizer(True)), error(Fp8Quantizer(False))
     assert scaled < 0.03
@@ -195,27 +199,27 @@ def test_bf16_and_fp32_by_their_bits() -> None:
     assert torch.equal(through(w, FloatQuantizer(torch.float32)), w)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=ids)
-def test_the_gradient_goes_straight_through(grid: Quantizer) -> None:
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)
+def test_the_gradient_goes_straight_through(quantizer: Quantizer) -> None:
     w = torch.randn(5, 12).requires_grad_()
     pull = torch.randn(5, 12)
-    seen = fake_quantize(w, grid)
-    assert torch.equal(seen, through(w, grid))
+    seen = fake_quantize(w, quantizer)
+    assert torch.equal(seen, through(w, quantizer))
     (grad,) = torch.autograd.grad((seen * pull).sum(), w)
     assert torch.equal(grad, pull)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=ids)
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)
 @pytest.mark.parametrize("shape", [(6, 40), (40,), (3, 4, 5), ()], ids=str)
-def test_declared_streams_and_bits_are_the_encoded_ones(grid: Quantizer, shape: tuple[int, ...]) -> None:
-    streams = grid.encode(torch.randn(shape))
-    assert {name: (tuple(value.shape), value.dtype) for name, value in streams.items()} == grid.streams(shape)
-    width = {"q": int(grid.name[3]) if grid.name.startswith("int") else 0, "fp8": 8, "scale": 16}
+def test_declared_streams_and_bits_are_the_encoded_ones(quantizer: Quantizer, shape: tuple[int, ...]) -> None:
+    streams = quantizer.encode(torch.randn(shape))
+    assert {name: (tuple(value.shape), value.dtype) for name, value in streams.items()} == quantizer.streams(shape)
+    width = {"q": int(quantizer.name[3]) if quantizer.name.startswith("int") else 0, "fp8": 8, "scale": 16}
     bits = sum(
         value.numel() * width.get(name, 8 * value.element_size() if name == "value" else 0)
         for name, value in streams.items()
     )
-    assert grid.stored_bits(shape) == bits
+    assert quantizer.stored_bits(shape) == bits
 
 
 def test_rows_of_a_shape() -> None:
@@ -225,10 +229,10 @@ def test_rows_of_a_shape() -> None:
     assert rows((2, 3, 4)) == (2, 12)
 
 
-def test_names_lead_back_to_grids() -> None:
-    for grid in GRIDS:
-        assert quantizer_named(grid.name) == grid
-        assert isinstance(grid, Quantizer)
+def test_names_lead_back_to_quantizers() -> None:
+    for quantizer in QUANTIZERS:
+        assert quantizer_named(quantizer.name) == quantizer
+        assert isinstance(quantizer, Quantizer)
     for unknown in (
         "int1",
         "int9",
@@ -245,7 +249,7 @@ def test_names_lead_back_to_grids() -> None:
             quantizer_named(unknown)
 
 
-# The model and its grids.
+# The model and its quantizers.
 
 SMALL: dict[str, Any] = {
     "vocab_size": 70,
@@ -293,7 +297,7 @@ def outputs(model: LanguageModel) -> Tensor:
             large=512,
             scale="hessian",
             vectors="fp8-row",
-            widths=("embed_proj.weight=2", "blocks.1.mixer.in_proj.weight=7"),
+            bit_allocation=("embed_proj.weight=2", "blocks.1.mixer.in_proj.weight=7"),
         ),
     ],
     ids=str,
@@ -332,7 +336,7 @@ def test_periodic_validation_sees_the_stored_weights() -> None:
         assert torch.equal(weight.effective_weight(), stored[name]), name
 
 
-def test_training_off_the_grid_sees_the_masters_and_on_it_every_weight_learns() -> None:
+def test_unquantized_training_sees_the_masters_and_quantized_training_updates_every_weight() -> None:
     model = trained_looking(Quant(large=512)).train()
     for name, weight in model.weights().items():
         assert torch.equal(weight.effective_weight(), weight.master), name
@@ -343,7 +347,7 @@ def test_training_off_the_grid_sees_the_masters_and_on_it_every_weight_learns() 
         assert value.grad.abs().max() > 0, name
 
 
-def test_a_step_smaller_than_the_grid_moves_the_master_and_not_what_is_seen() -> None:
+def test_an_update_below_half_a_step_moves_the_master_and_not_the_quantized_weight() -> None:
     model = trained_looking(Quant(large=1)).eval()
     projection = model.blocks[0].mixer.in_proj
     weight = projection.weight
@@ -378,8 +382,8 @@ def test_load_weights_refuses_what_does_not_fit() -> None:
             model.load_weights(bad)
 
 
-def expected_grid(name: str, value: Tensor, quant: Quant) -> str:
-    """The name of the grid, by what the parameter is."""
+def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
+    """The name of the quantizer of the parameter `name`."""
     leaf = name.rsplit(".", 1)[-1]
     fp8 = "fp8-row" if quant.fp8_scale == "row" else "fp8"
     if leaf in ("A_log", "dt_bias", "D"):
@@ -411,28 +415,28 @@ def expected_grid(name: str, value: Tensor, quant: Quant) -> str:
     ids=str,
 )
 @pytest.mark.parametrize("tie", [0, 1, 2, 3])
-def test_every_parameter_has_the_grid_of_its_kind(tie: int, quant: Quant) -> None:
+def test_every_parameter_has_the_quantizer_of_its_kind(tie: int, quant: Quant) -> None:
     model = LanguageModel(Model(**{**SMALL, "tie": tie, "mlp": "swiglu", "vocab_size": 300}), quant)
     weights = model.weights()
     assert [name for name, _ in model.named_parameters()] == [f"{name}.master" for name in weights]
     for name, weight in weights.items():
-        assert weight.quantizer.name == expected_grid(name, weight.master, quant), name
+        assert weight.quantizer.name == expected_quantizer(name, weight.master, quant), name
 
 
-@pytest.mark.parametrize(("large", "grid"), [(1024, "int4"), (1025, "fp8-row")])
-def test_large_means_at_least_so_many_values(large: int, grid: str) -> None:
+@pytest.mark.parametrize(("large", "quantizer"), [(1024, "int4"), (1025, "fp8-row")])
+def test_large_means_at_least_so_many_values(large: int, quantizer: str) -> None:
     model = LanguageModel(Model(**SMALL), Quant(large=large))
     assert tuple(model.blocks[0].mixer.out_proj.weight.master.shape) == (32, 32)
-    assert model.weights()["blocks.0.mixer.out_proj.weight"].quantizer.name == grid
+    assert model.weights()["blocks.0.mixer.out_proj.weight"].quantizer.name == quantizer
 
 
 def test_the_published_models_have_few_full_precision_values() -> None:
     run = load_preset("submission-byte")
     with torch.device("meta"):
         model = LanguageModel(run.model, run.quant)
-    by_grid: dict[str, int] = {}
+    by_quantizer: dict[str, int] = {}
     for weight in model.weights().values():
-        by_grid[weight.quantizer.name] = by_grid.get(weight.quantizer.name, 0) + weight.master.numel()
-    assert by_grid["fp32"] == 360
-    assert by_grid["int4"] > 0.98 * sum(by_grid.values())
-    assert set(by_grid) == {"int4", "fp8-row", "bf16", "fp32"}
+        by_quantizer[weight.quantizer.name] = by_quantizer.get(weight.quantizer.name, 0) + weight.master.numel()
+    assert by_quantizer["fp32"] == 360
+    assert by_quantizer["int4"] > 0.98 * sum(by_quantizer.values())
+    assert set(by_quantizer) == {"int4", "fp8-row", "bf16", "fp32"}

@@ -1,4 +1,4 @@
-"""Integer grids with clipped scales and with groups: what is chosen, against a search by hand."""
+"""Integer quantizers with clipped scales and with groups: what is chosen, against a search by hand."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ SMALL: dict[str, Any] = {
 }
 
 
-def through(w: Tensor, grid: IntQuantizer, importance_C: Tensor | None = None) -> Tensor:
-    return grid.decode(grid.encode(w, importance_C), tuple(w.shape))
+def through(w: Tensor, quantizer: IntQuantizer, importance_C: Tensor | None = None) -> Tensor:
+    return quantizer.decode(quantizer.encode(w, importance_C), tuple(w.shape))
 
 
-def error(w: Tensor, grid: IntQuantizer, importance_C: Tensor | None = None, weights_C: Tensor | None = None) -> Tensor:
+def error(
+    w: Tensor, quantizer: IntQuantizer, importance_C: Tensor | None = None, weights_C: Tensor | None = None
+) -> Tensor:
     """Squared error of each row, each column weighted."""
-    square = (through(w, grid, importance_C) - w).double().square()
+    square = (through(w, quantizer, importance_C) - w).double().square()
     return (square if weights_C is None else square * weights_C).sum(1)
 
 
@@ -79,16 +81,16 @@ def test_clipping_pays_where_bits_are_few() -> None:
 @given(st.integers(2, 8), st.sampled_from(["absmax", "clip", "hessian"]), st.integers(0, 20), st.integers(0, 10**6))
 @settings(max_examples=examples(60), deadline=None)
 def test_what_is_encoded_comes_back_the_same_again(width: int, scale: Any, group: int, seed: int) -> None:
-    """Values on the grid stay, and so do their streams, whatever the importance of the second pass."""
+    """Quantized values stay, and so do their streams, whatever the importance of the second pass."""
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(4, 17, generator=g).pow(3)
-    grid = IntQuantizer(width, scale, group)
-    first = grid.encode(w, torch.rand(17, generator=g) + 0.1)
-    once = grid.decode(first, (4, 17))
+    quantizer = IntQuantizer(width, scale, group)
+    first = quantizer.encode(w, torch.rand(17, generator=g) + 0.1)
+    once = quantizer.decode(first, (4, 17))
     for importance in (None, torch.rand(17, generator=g) + 0.1):
-        second = grid.encode(once, importance)
+        second = quantizer.encode(once, importance)
         assert all(torch.equal(first[name], second[name]) for name in first)
-        assert torch.equal(fake_quantize(once, grid, importance), once)
+        assert torch.equal(fake_quantize(once, quantizer, importance), once)
 
 
 def test_groups_are_rows_of_their_own() -> None:
@@ -114,27 +116,30 @@ def test_importance_moves_the_error_to_where_it_matters_less(group: int) -> None
     w[:, ::3] *= 4.0
     importance = torch.ones(48)
     importance[::3] = 1e-3  # the large columns hardly matter: clip them
-    grid = IntQuantizer(4, "hessian", group)
-    weighted, plain = error(w, grid, importance, importance), error(w, replace(grid, scale="clip"), None, importance)
+    quantizer = IntQuantizer(4, "hessian", group)
+    weighted, plain = (
+        error(w, quantizer, importance, importance),
+        error(w, replace(quantizer, scale="clip"), None, importance),
+    )
     assert (weighted <= plain * (1 + 1e-6)).all()
     assert weighted.sum() < 0.7 * plain.sum()
     # Without importance, and with equal importance, it is the plain search; `clip` never looks at it.
-    assert torch.equal(through(w, grid), through(w, IntQuantizer(4, "clip", group)))
-    assert torch.equal(through(w, grid, torch.full((48,), 0.25)), through(w, grid))
+    assert torch.equal(through(w, quantizer), through(w, IntQuantizer(4, "clip", group)))
+    assert torch.equal(through(w, quantizer, torch.full((48,), 0.25)), through(w, quantizer))
     assert torch.equal(
         through(w, IntQuantizer(4, "clip", group), importance), through(w, IntQuantizer(4, "clip", group))
     )
     # Columns that never see an input may go; nothing breaks where that is all of them.
-    assert torch.isfinite(through(w, grid, torch.zeros(48))).all()
+    assert torch.isfinite(through(w, quantizer, torch.zeros(48))).all()
 
 
-def test_slices_of_a_large_matrix_are_searched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_in_chunks_gives_the_same_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     w, importance = torch.randn(37, 30), torch.rand(30)
-    for grid in (IntQuantizer(4, "clip"), IntQuantizer(4, "hessian"), IntQuantizer(3, "hessian", 7)):
-        whole = through(w, grid, importance)
+    for quantizer in (IntQuantizer(4, "clip"), IntQuantizer(4, "hessian"), IntQuantizer(3, "hessian", 7)):
+        whole = through(w, quantizer, importance)
         with monkeypatch.context() as patch:
-            patch.setattr("jepamba.quant.integers._SLICE", {"cpu": 64})
-            assert torch.equal(through(w, grid, importance), whole)
+            patch.setattr("jepamba.quant.integers._CHUNK_VALUES", {"cpu": 64})
+            assert torch.equal(through(w, quantizer, importance), whole)
 
 
 def test_gradients_pass_clipped_values_too() -> None:
@@ -164,18 +169,18 @@ def test_a_model_records_its_inputs_only_while_calibrating_and_weighs_by_them() 
     noted = mlp.up.weight.input_power.clone()
     model(tokens + 3)
     assert torch.equal(mlp.up.weight.input_power, noted)
-    # What a pass sees, and what is exported, is the grid under these weights.
-    w, grid = mlp.up.weight.master.detach(), mlp.up.weight.quantizer
-    expected = grid.decode(grid.encode(w, noted), tuple(w.shape))
+    # A pass sees, and export stores, the values quantized with these importances.
+    w, quantizer = mlp.up.weight.master.detach(), mlp.up.weight.quantizer
+    expected = quantizer.decode(quantizer.encode(w, noted), tuple(w.shape))
     assert torch.equal(mlp.up.weight.effective_weight().detach(), expected)
-    assert torch.equal(grid.decode(model.export_weights()["blocks.0.mlp.up.weight"], tuple(w.shape)), expected)
+    assert torch.equal(quantizer.decode(model.export_weights()["blocks.0.mlp.up.weight"], tuple(w.shape)), expected)
     assert not torch.equal(model.export_weights()["blocks.0.mlp.up.weight"]["scale"], before["scale"])
     assert "blocks.0.mlp.up.weight.input_power" in model.state_dict()
     assert not any("input_power" in name for name in LanguageModel(Model(**SMALL), Quant(scale="clip")).state_dict())
 
 
 def test_bits_of_single_tensors() -> None:
-    quant = Quant(large=512, scale="clip", widths=("blocks.0.mixer.in_proj.weight=6", "embed_proj.weight=2"))
+    quant = Quant(large=512, scale="clip", bit_allocation=("blocks.0.mixer.in_proj.weight=6", "embed_proj.weight=2"))
     model = LanguageModel(Model(**SMALL), quant)
     names = {name: weight.quantizer.name for name, weight in model.weights().items()}
     assert names["blocks.0.mixer.in_proj.weight"] == "int6-clip"
@@ -183,7 +188,7 @@ def test_bits_of_single_tensors() -> None:
     assert names["blocks.1.mixer.in_proj.weight"] == "int4-clip"
     assert model.quant == quant
     model.set_bit_allocation({"embed_proj.weight": 3, "blocks.1.mixer.in_proj.weight": 8})
-    assert model.quant.width_of == {
+    assert model.quant.bits_by_name == {
         "blocks.0.mixer.in_proj.weight": 6,
         "embed_proj.weight": 3,
         "blocks.1.mixer.in_proj.weight": 8,
@@ -192,7 +197,7 @@ def test_bits_of_single_tensors() -> None:
     assert all(again[name].quantizer == weight.quantizer for name, weight in model.weights().items())
     for path in ("token_embed", "blocks.0.mix", "blocks.7.mixer.in_proj.weight", "nothing"):
         with pytest.raises(ConfigError, match=f"no weight '{path}' with an integer quantizer"):
-            LanguageModel(Model(**SMALL), Quant(large=512, widths=(f"{path}=4",)))
+            LanguageModel(Model(**SMALL), Quant(large=512, bit_allocation=(f"{path}=4",)))
     with pytest.raises(ConfigError, match="with 2 to 8 bits"):
         model.set_bit_allocation({"embed_proj.weight": 9})
 

@@ -78,7 +78,7 @@ def test_a_run_chooses_bits_once_and_keeps_its_budget(whole: Path) -> None:
     assert (whole / "artifact.jepa").stat().st_size == summary["artifact_bytes"]
     chosen = [(step, what) for step, what in events(whole) if what.startswith("bits chosen")]
     assert [step for step, _ in chosen] == [4]  # half of 8 steps
-    states = {path.name: load_checkpoint(path)[1]["widths"] for path in checkpoints(whole / "checkpoints")}
+    states = {path.name: load_checkpoint(path)[1]["bit_allocation"] for path in checkpoints(whole / "checkpoints")}
     assert states["step-000000004"] == {}
     trained = states["step-000000005"]
     assert len(set(trained.values())) > 1  # mixed indeed
@@ -86,14 +86,14 @@ def test_a_run_chooses_bits_once_and_keeps_its_budget(whole: Path) -> None:
     assert all(f"{name} {bits}" in chosen[0][1] for name, bits in trained.items())
     artifact = load_artifact(whole / "artifact.jepa")
     quantizers = {name: weight.quantizer for name, weight in artifact.model.weights().items()}
-    assert artifact.run.quant.width_of == summary["widths"]
-    for name, bits in summary["widths"].items():
+    assert artifact.run.quant.bits_by_name == summary["bit_allocation"]
+    for name, bits in summary["bit_allocation"].items():
         quantizer = quantizers[name]
         assert isinstance(quantizer, IntQuantizer)
         assert (quantizer.bits, quantizer.scale) == (bits, "hessian")
         assert bits <= trained[name]
     integers = {name for name, quantizer in quantizers.items() if isinstance(quantizer, IntQuantizer)}
-    assert integers == summary["widths"].keys()
+    assert integers == summary["bit_allocation"].keys()
 
 
 @pytest.mark.parametrize("cut", [3, 6])
@@ -105,7 +105,7 @@ def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_pat
     for path in checkpoints(out / "checkpoints")[cut:]:
         shutil.rmtree(path)
     again = resume(out)
-    assert again["widths"] == json.loads((whole / "summary.json").read_text())["widths"]
+    assert again["bit_allocation"] == json.loads((whole / "summary.json").read_text())["bit_allocation"]
     assert (out / "artifact.jepa").read_bytes() == (whole / "artifact.jepa").read_bytes()
 
 
@@ -182,9 +182,12 @@ def test_without_qat_bits_are_chosen_when_packing(small: Run, tmp_path: Path) ->
 
 
 def test_given_bits_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"quant.widths": ["embed_proj.weight=8", "blocks.0.mlp.up.weight=8"], "quant.bits": 8}
+    given: dict[str, Any] = {
+        "quant.bit_allocation": ["embed_proj.weight=8", "blocks.0.mlp.up.weight=8"],
+        "quant.bits": 8,
+    }
     roomy = train(with_settings(small, given | {"quant.budget_bytes": 10**6}), tmp_path / "roomy")
-    assert roomy["widths"] == {"embed_proj.weight": 8, "blocks.0.mlp.up.weight": 8}
+    assert roomy["bit_allocation"] == {"embed_proj.weight": 8, "blocks.0.mlp.up.weight": 8}
     assert not any("bits" in what for _, what in events(tmp_path / "roomy"))
     tight = train(with_settings(small, given), tmp_path / "tight")
     assert tight["artifact_bytes"] <= BUDGET < roomy["artifact_bytes"]
@@ -201,7 +204,7 @@ def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_p
 def test_a_checkpoint_of_impossible_bits_is_refused(small: Run) -> None:
     state = opened(small)
     for bad in ({"nothing": 4}, {"embed_proj.weight": 9}, {"embed_proj.weight": "x"}, ["embed_proj.weight"], 3):
-        metadata = json.loads(json.dumps({**state.metadata(), "widths": bad}))
+        metadata = json.loads(json.dumps({**state.metadata(), "bit_allocation": bad}))
         with pytest.raises(UserError):
             state.restore(state.tensors(), metadata)
 

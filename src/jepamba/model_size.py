@@ -10,7 +10,7 @@ import torch
 from jepamba.artifact import estimate_bytes
 from jepamba.config import Run
 from jepamba.jepa import JepaHeads
-from jepamba.model import LanguageModel, parts
+from jepamba.model import LanguageModel, count_by_component
 from jepamba.text.tokenizers import read_tokenizer
 
 BYTES_PER_PIECE = 18
@@ -51,5 +51,7 @@ def model_size(run: Run) -> ModelSize:
     training_only = sum(value.numel() for value in heads.parameters()) if heads is not None else 0
     named = [*model.named_parameters(), *(heads.named_parameters() if heads is not None else [])]
     return ModelSize(
-        {"kept": kept, "training_only": training_only}, parts(named), estimate_bytes(model, tokenizer_bytes)
+        {"kept": kept, "training_only": training_only},
+        count_by_component(named),
+        estimate_bytes(model, tokenizer_bytes),
     )

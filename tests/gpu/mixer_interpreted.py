@@ -27,7 +27,7 @@ def in_float64(
     for name, value in zip(NAMES, values, strict=True):
         getattr(mixer, name).cached = value
     before = mixer.initial_state(len(rows)) if state is None else state
-    normed, after = mixer._plain(rows, reset, MixerState(*(value.double() for value in before)))
+    normed, after = mixer._forward_plain(rows, reset, MixerState(*(value.double() for value in before)))
     return normed, after.ssm_BHPN
 
 
@@ -140,7 +140,7 @@ def test_a_long_stream_is_read_in_segments() -> None:
     reset = torch.rand(1, T, device=DEVICE) < 0.008
     state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(1)))
     with torch.no_grad():
-        ours = mixer._fused(projected, reset, state)
+        ours = mixer._forward_fused(projected, reset, state)
         weights = [getattr(mixer, name).effective_weight().double() for name in NAMES]
         truth = in_float64(mixer, projected.double(), weights, state, reset)
     for a, b in zip((ours[0], ours[1].ssm_BHPN), truth, strict=True):
@@ -161,6 +161,6 @@ def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: py
     monkeypatch.setattr(fused_mixer, "run_forward", noted)
     projected = torch.randn(1, 20, mixer.row_width, device=DEVICE)
     with torch.no_grad():
-        mixer._fused(projected, None, None)
-    mixer._fused(projected, None, None)
+        mixer._forward_fused(projected, None, None)
+    mixer._forward_fused(projected, None, None)
     assert kept == [False, True]

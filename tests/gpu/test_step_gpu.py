@@ -69,7 +69,7 @@ def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: b
 
 
 def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
-    """Rates fall to nothing, momentum doubles, the grids come into view half-way: a graph that had kept the first
+    """Rates fall to nothing, momentum doubles, fake quantization begins half-way: a graph that had kept the first
     step's values would be somewhere else soon."""
     run, text = small
     changes = {"optim.warmdown": 1.0, "optim.muon_momentum_start": 0.4, "optim.muon_momentum_steps": 6}

@@ -1,4 +1,4 @@
-"""What is in an artifact: every parameter with its grid, its cost and how well the grid is used, and totals by part."""
+"""What is in an artifact: quantizer, cost and use of the quantizer for each parameter, and totals by part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jepamba.artifact.manifest import Tensor, expected_tensors
 from jepamba.artifact.store import Opened, open_artifact, stored_streams
 from jepamba.artifact.streams import StreamSpec, Values
 from jepamba.errors import UserError
-from jepamba.model import part_of
+from jepamba.model import component_of
 from jepamba.quant import MAX_BITS, IntQuantizer, Quantizer, Streams, quantizer_named
 from jepamba.quant.entropy import entropy, entropy_bits
 
@@ -104,16 +104,16 @@ def _tensor(values: Values) -> torch.Tensor:
 def _row(
     name: str, tensor: Tensor, streams: dict[str, Values], shares: dict[str, float], masters: Masters | None
 ) -> dict[str, Any]:
-    """One parameter: name, part, shape, grid, `values`, and
+    """One parameter: name, part, shape, quantizer, `values`, and
 
     `bytes_packed`, scales included, before compression, and `bits_per_value` of that; `bytes_coded`, its share of the
-    compressed file, and `bits_coded` a value of that; `entropy` (order 0, bits per value, of what its grid stores: the
-    least that a codec blind to context needs, scales excluded); `zeros` (share of values that are 0) and `at_largest`
-    (share at the grid's largest magnitude, clipped or not; null for plain floating point).
+    compressed file, and `bits_coded` a value of that; `entropy` (order 0, bits per value, of the stored values: the
+    least that a codec without context needs, scales excluded); `zeros` (share of values that are 0) and `at_largest`
+    (share at the quantizer's largest magnitude, clipped or not; null for plain floating point).
 
     `expected_error`: RMS of the rounding error over the RMS of the weights, if errors were spread evenly over each
-    grid step (step / √12); what clipping loses is not in it. `error`: the same as it is; `clipped`, the share of the
-    weights that rounding moved by more than half a step because the grid ends there (null for plain floating point);
+    step of the quantizer (step / √12); what clipping loses is not in it. `error`: the measured one; `clipped`, the
+    share of the weights that clipping moved by more than half a step (null for plain floating point);
     and `one_more_bit`, the bytes that one more bit for its integers would take. They need the masters, without which
     `error` and `clipped` are null and `one_more_bit` is what a step that much finer costs at high resolution.
     """
@@ -123,14 +123,14 @@ def _row(
     values = streams[f"{name}/{role}"]
     _, counts = np.unique(values, return_counts=True)
     coded = sum(shares[stream.name] for stream in described.values())
-    grid, encoded = quantizer_named(tensor.grid), stored_streams(name, tensor, streams)
-    weight = grid.decode(encoded, tensor.shape)
-    steps, largest = _steps(grid, encoded, weight), _at_largest(described[role], values)
+    quantizer, encoded = quantizer_named(tensor.quantizer), stored_streams(name, tensor, streams)
+    weight = quantizer.decode(encoded, tensor.shape)
+    steps, largest = _steps(quantizer, encoded, weight), _at_largest(described[role], values)
     row = {
         "name": name,
-        "part": part_of(name),
+        "part": component_of(name),
         "shape": list(tensor.shape),
-        "grid": tensor.grid,
+        "quantizer": tensor.quantizer,
         "values": tensor.values,
         "bytes_packed": packed,
         "bits_per_value": 8 * packed / tensor.values,
@@ -150,9 +150,9 @@ def _row(
         if largest is not None:
             beyond = (master * weight.sign() - weight.abs() > steps / 2) & largest.reshape(weight.shape)
             row["clipped"] = float(beyond.double().mean())
-        again = grid.encode(master, importance)
+        again = quantizer.encode(master, importance)
         row["same"] = all(torch.equal(again[part], value) for part, value in encoded.items())
-    return row | {"one_more_bit": _one_more_bit(grid, encoded, coded, master, importance)}
+    return row | {"one_more_bit": _one_more_bit(quantizer, encoded, coded, master, importance)}
 
 
 def _zeros(stream: StreamSpec, values: Values) -> float:
@@ -163,7 +163,7 @@ def _zeros(stream: StreamSpec, values: Values) -> float:
 
 
 def _at_largest(stream: StreamSpec, values: Values) -> torch.Tensor | None:
-    """Which values have the largest magnitude of the grid; None for plain floating point."""
+    """Which values have the quantizer's largest magnitude; None for plain floating point."""
     if stream.kind == "int":
         return _tensor(np.abs(values) == 2 ** (stream.bits - 1) - 1)
     if stream.kind == "fp8":
@@ -175,10 +175,10 @@ _MANTISSA = {"fp8": 3, "fp8-row": 3, "bf16": 7, "fp32": 23}
 _SMALLEST_EXPONENT = {"fp8": -6, "fp8-row": -6, "bf16": -126, "fp32": -126}
 
 
-def _steps(grid: Quantizer, streams: Streams, weight: torch.Tensor) -> torch.Tensor:
-    """The distance of neighbouring grid values around each stored one, in the weight's shape."""
-    if isinstance(grid, IntQuantizer):
-        return grid.decode({**streams, "q": torch.ones_like(streams["q"])}, tuple(weight.shape))
+def _steps(quantizer: Quantizer, streams: Streams, weight: torch.Tensor) -> torch.Tensor:
+    """The distance of neighbouring quantized values around each stored one, in the weight's shape."""
+    if isinstance(quantizer, IntQuantizer):
+        return quantizer.decode({**streams, "q": torch.ones_like(streams["q"])}, tuple(weight.shape))
     unit = weight.abs().double()
     scale = torch.ones(1, dtype=torch.float64)
     if "scale" in streams:
@@ -189,8 +189,10 @@ def _steps(grid: Quantizer, streams: Streams, weight: torch.Tensor) -> torch.Ten
         )
         unit = unit / torch.where(scale > 0, scale, 1.0)
     exponent = torch.frexp(unit).exponent - 1
-    exponent = torch.where(unit > 0, exponent, _SMALLEST_EXPONENT[grid.name]).clamp_min(_SMALLEST_EXPONENT[grid.name])
-    return torch.ldexp(scale.expand(weight.shape), exponent - _MANTISSA[grid.name])
+    exponent = torch.where(unit > 0, exponent, _SMALLEST_EXPONENT[quantizer.name]).clamp_min(
+        _SMALLEST_EXPONENT[quantizer.name]
+    )
+    return torch.ldexp(scale.expand(weight.shape), exponent - _MANTISSA[quantizer.name])
 
 
 def _relative(error: torch.Tensor, weight: torch.Tensor) -> float:
@@ -200,15 +202,15 @@ def _relative(error: torch.Tensor, weight: torch.Tensor) -> float:
 
 
 def _one_more_bit(
-    grid: Quantizer, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
+    quantizer: Quantizer, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
 ) -> float | None:
-    """Bytes that one more bit takes: by the entropy of the masters on that grid, coded as well as now; or, without
-    them, log2 of how much finer the step is for each value. None where there is no wider integer grid."""
-    if not isinstance(grid, IntQuantizer) or grid.bits == MAX_BITS:
+    """Bytes that one more bit takes: by the entropy of the masters with one bit more, coded as well as now; or, without
+    them, log2 of how much finer the step is for each value. None where no integer quantizer has more bits."""
+    if not isinstance(quantizer, IntQuantizer) or quantizer.bits == MAX_BITS:
         return None
-    wider = replace(grid, bits=grid.bits + 1)
+    wider = replace(quantizer, bits=quantizer.bits + 1)
     if master is None:
-        return streams["q"].numel() * math.log2(wider.limit / grid.limit) / 8
+        return streams["q"].numel() * math.log2(wider.q_max / quantizer.q_max) / 8
     now = entropy_bits(streams)
     return coded * (entropy_bits(wider.encode(master, importance)) / now - 1) if now > 0 else 0.0
 
@@ -221,7 +223,7 @@ def _costs(opened: Opened, tensors: list[dict[str, Any]]) -> dict[str, float]:
     deeper = replace(config, n_layer=config.n_layer + 1)
     sizes = {row["name"]: row["bytes_coded"] / row["values"] for row in tensors}
     cost = 0.0
-    for name, tensor in expected_tensors(deeper, replace(opened.manifest.run.quant, widths=())).items():
+    for name, tensor in expected_tensors(deeper, replace(opened.manifest.run.quant, bit_allocation=())).items():
         if name in sizes:
             grown = tensor.values - opened.manifest.tensors[name].values  # the skips
             cost += grown * sizes[name]

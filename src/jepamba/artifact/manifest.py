@@ -42,9 +42,9 @@ _KEPT_DATA = ("tokenizer", "byte_separator", "seq_len", "reset")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter as it is stored: its grid's name and its own shape."""
+    """A stored parameter: the name of its quantizer, and its shape."""
 
-    grid: str
+    quantizer: str
     shape: tuple[int, ...]
 
     @property
@@ -53,17 +53,17 @@ class Tensor:
         return prod(self.shape)
 
     def streams(self, name: str) -> dict[str, StreamSpec]:
-        """The streams of the parameter `name`, by the grid's own names for them."""
-        grid = quantizer_named(self.grid)
+        """The streams of the parameter `name`, by the quantizer's own names for them."""
+        quantizer = quantizer_named(self.quantizer)
         return {
-            part: _stream(f"{name}/{part}", grid, shape, dtype)
-            for part, (shape, dtype) in grid.streams(self.shape).items()
+            part: _stream(f"{name}/{part}", quantizer, shape, dtype)
+            for part, (shape, dtype) in quantizer.streams(self.shape).items()
         }
 
 
-def _stream(name: str, grid: Quantizer, shape: tuple[int, ...], dtype: torch.dtype) -> StreamSpec:
-    if isinstance(grid, IntQuantizer) and dtype == torch.int8:
-        return StreamSpec(name, "int", grid.bits, shape)
+def _stream(name: str, quantizer: Quantizer, shape: tuple[int, ...], dtype: torch.dtype) -> StreamSpec:
+    if isinstance(quantizer, IntQuantizer) and dtype == torch.int8:
+        return StreamSpec(name, "int", quantizer.bits, shape)
     if dtype == torch.uint8:
         return StreamSpec(name, "fp8", 8, shape)
     kind = FloatQuantizer(dtype).name
@@ -109,7 +109,7 @@ class Manifest:
             },
             "temperature": self.temperature,
             "tensors": [
-                {"name": name, "grid": tensor.grid, "shape": list(tensor.shape)}
+                {"name": name, "quantizer": tensor.quantizer, "shape": list(tensor.shape)}
                 for name, tensor in self.tensors.items()
             ],
             "extra": self.extra,
@@ -213,19 +213,19 @@ def tensors_of(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def _tensors(rows: list[Any]) -> dict[str, Tensor]:
-    """The table of parameters. Only types and sizes are checked here: names and grids must equal the model's anyway."""
+    """The table of parameters. Checks types and sizes alone; `from_header` compares names and quantizers."""
     if len(rows) > MAX_STREAMS:
         raise UserError(f"it declares {len(rows):,} parameters' names, the format allows {MAX_STREAMS:,}")
     tensors: dict[str, Tensor] = {}
     for row in rows:
-        if not isinstance(row, dict) or row.keys() != {"name", "grid", "shape"}:
-            raise UserError("its table of parameters holds something other than name, grid and shape")
+        if not isinstance(row, dict) or row.keys() != {"name", "quantizer", "shape"}:
+            raise UserError("its table of parameters holds something other than name, quantizer and shape")
         name, shape = take(row, "name", str, "table of parameters"), take(row, "shape", list, "table of parameters")
         if len(shape) > 8 or not all(type(size) is int and 0 < size <= MAX_PARAMETERS for size in shape):
             raise UserError(f"parameter {name[:80]!r} has an impossible shape")
         if name in tensors:
             raise UserError(f"parameter {name[:80]!r} appears twice")
-        tensors[name] = Tensor(take(row, "grid", str, "table of parameters"), tuple(shape))
+        tensors[name] = Tensor(take(row, "quantizer", str, "table of parameters"), tuple(shape))
     if sum(tensor.values for tensor in tensors.values()) > MAX_PARAMETERS:
         raise UserError(f"it declares more than {MAX_PARAMETERS:,} parameters")
     return tensors

@@ -1,6 +1,6 @@
 """Saving a trained model as an artifact, and loading it again: the logits of both are equal to the bit.
 
-An artifact holds what scoring and generation need (configuration, tokenizer, weights on their grids, temperature) and
+An artifact holds what scoring and generation need (configuration, tokenizer, quantized weights, temperature) and
 nothing that training alone needs.
 """
 
@@ -63,7 +63,7 @@ def save_artifact(
     exported = model.export_weights()
     values: dict[str, Values] = {TOKENIZER_STREAM: np.frombuffer(blob, dtype=np.uint8)}
     for name, tensor in manifest.tensors.items():
-        decoded = quantizer_named(tensor.grid).decode(exported[name], tensor.shape)
+        decoded = quantizer_named(tensor.quantizer).decode(exported[name], tensor.shape)
         if not bool(decoded.isfinite().all()):
             raise UserError(f"{path}: not written: the weights of {name} are not finite (training has diverged)")
         for part, stream in tensor.streams(name).items():
@@ -115,7 +115,7 @@ def open_artifact(path: Path) -> Opened:
 
 
 def estimate_bytes(model: LanguageModel, tokenizer_bytes: int = 0) -> int:
-    """Bytes of `model` with every value packed to its grid's width, before any entropy coding, and of the tokenizer."""
+    """Bytes of `model` with every value packed to its bits, before entropy coding, and of the tokenizer."""
     tensors = tensors_of(model)
     packed = sum(s.packed_bytes for name, tensor in tensors.items() for s in tensor.streams(name).values())
     return packed + tokenizer_bytes
@@ -143,15 +143,15 @@ def _to_torch(values: Values, dtype: torch.dtype) -> torch.Tensor:
 
 
 def stored_streams(name: str, tensor: Tensor, streams: dict[str, Values]) -> Streams:
-    """The decoded streams of the parameter `name` as its grid knows them."""
+    """The decoded streams of the parameter `name` as its quantizer names them."""
     return {
         part: _to_torch(streams[f"{name}/{part}"], dtype)
-        for part, (_, dtype) in quantizer_named(tensor.grid).streams(tensor.shape).items()
+        for part, (_, dtype) in quantizer_named(tensor.quantizer).streams(tensor.shape).items()
     }
 
 
 def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
-    weight = quantizer_named(tensor.grid).decode(stored_streams(name, tensor, streams), tensor.shape)
+    weight = quantizer_named(tensor.quantizer).decode(stored_streams(name, tensor, streams), tensor.shape)
     if not bool(weight.isfinite().all()):
         raise UserError(f"parameter {name} holds values that are not finite")
     return weight

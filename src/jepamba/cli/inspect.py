@@ -73,13 +73,13 @@ def _master_weights(checkpoint: Path) -> dict[str, Any]:
 
 def _table(found: dict[str, Any]) -> str:
     has_error = any(row["error"] is not None for row in found["tensors"])
-    heads = ["tensor", "shape", "format", "bytes", "bits per value", "entropy", "at largest", "clipped"]
+    heads = ["tensor", "shape", "quantizer", "bytes", "bits per value", "entropy", "at largest", "clipped"]
     heads += ["error" if has_error else "expected error", "one more bit"]
     rows = [
         [
             row["name"],
             "×".join(map(str, row["shape"])),
-            row["grid"],
+            row["quantizer"],
             f"{row['bytes_coded']:,.0f}",
             f"{row['bits_coded']:.2f}",
             f"{row['entropy']:.2f}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from jepamba.cli.flags import settings_from_args
 from jepamba.cli.parser import Commands
 from jepamba.cli.train import print_summary, resume_hint
-from jepamba.config import OF_A_MACHINE
+from jepamba.config import MACHINE_SETTINGS
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
     parser.set_defaults(
         settings_error="a run keeps its settings; `jepamba resume` only accepts "
-        f"{', '.join(f'--{name}' for name in OF_A_MACHINE)}"
+        f"{', '.join(f'--{name}' for name in MACHINE_SETTINGS)}"
     )
     local = parser.add_argument_group("files and threads of this machine", argument_default=SUPPRESS)
     local.add_argument("--data.train", metavar="PATH", help="where the same training text is now")

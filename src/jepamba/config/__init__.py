@@ -1,8 +1,8 @@
-"""Every setting of a run, as frozen dataclasses: one for each section, and `Run`, which holds them all.
+"""The settings of a run: a frozen dataclass for each section, and `Run`, which contains them.
 
-A field is also a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each
-class checks what it can check alone in `__post_init__`; `Run` checks what needs two sections. A setting that makes no
-sense is refused with a `ConfigError` that names the field, its value and the remedy.
+Each field is a command-line flag (`--model.d_model 640`) and a key of a preset (`[model] d_model = 640`). Each class
+checks its own fields in `__post_init__`; `Run` checks the combinations of two sections. A refused setting raises
+`ConfigError` with the field, its value and the remedy.
 """
 
 from jepamba.config.checks import ConfigError
@@ -12,7 +12,7 @@ from jepamba.config.jepa import Jepa
 from jepamba.config.model import Model
 from jepamba.config.optim import Optim
 from jepamba.config.quant import Quant
-from jepamba.config.run import OF_A_MACHINE, Run
+from jepamba.config.run import MACHINE_SETTINGS, Run
 from jepamba.config.settings import (
     build,
     field_docs,
@@ -26,7 +26,7 @@ from jepamba.config.settings import (
 from jepamba.config.train import Train
 
 __all__ = [
-    "OF_A_MACHINE",
+    "MACHINE_SETTINGS",
     "ConfigError",
     "Data",
     "Eval",

@@ -1,4 +1,4 @@
-"""The error for a refused setting, and the check that raises it."""
+"""`ConfigError`, and the check that raises it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from jepamba.errors import UserError
 
 
 class ConfigError(UserError):
-    """A setting, or a combination of settings, that is refused; the message is one line for the user."""
+    """A setting or a combination of settings is refused. The message is one line for the user."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The section `[data]`: what text is read and how it becomes windows of tokens."""
+"""The section `[data]`: text, tokenizer and windows."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from jepamba.config.checks import require
 
 @dataclass(frozen=True)
 class Data:
-    """What text is read, how it becomes tokens, and how tokens become windows."""
+    """Text, tokenizer and windows."""
 
     train: str = "stdlib"
     """Training text: a file, a folder, a folder of shards, a data set of the Hugging Face hub (`hf://owner/name`), or
-    `stdlib` (the English inside Python itself)."""
+    `stdlib` (the English text in Python's standard library)."""
     val: str = ""
-    """Validation text, same forms; empty: `holdout` of the training documents are kept out for it."""
+    """Validation text, in the same forms; empty: the share `holdout` of the training documents."""
     holdout: float = 0.1
-    """Share of the training documents kept for validation when `val` is empty."""
+    """Share of the training documents held out for validation if `val` is empty."""
     column: str = "text"
-    """The column of JSONL and parquet input that holds the text."""
+    """Text column of JSONL and parquet input."""
     tokenizer: str = "bpe"
     """`bytes`, `bpe` (trained on the training text), or the path of a SentencePiece `.model`."""
     vocab: int = 8192
-    """Pieces of a tokenizer that is trained here (`tokenizer = "bpe"`)."""
+    """Vocabulary size of a trained tokenizer (`tokenizer = "bpe"`)."""
     byte_separator: Literal["auto", "yes", "no"] = "auto"
-    """Byte mode: whether the symbol 0 separates documents (0 bytes of text) or is text itself. `auto`: our own data
-    says so in its `meta.json`; shards without one are scored as published, every symbol one byte."""
+    """Byte mode: whether symbol 0 is a document separator (0 bytes) or text (1 byte). `auto`: as in the data's
+    `meta.json`; without one, text."""
     seq_len: int = 1024
     """Window length in tokens."""
     shuffle: bool = True
-    """Visit the windows of an epoch in a seeded random order; off: in order."""
+    """Shuffle the windows of each epoch; off: in order."""
     reset: bool = True
-    """Reset the recurrent state where a document starts."""
+    """Reset the recurrent state at the start of each document."""
     cache: str = ""
     """Folder for tokenized shards; empty: `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`."""
 

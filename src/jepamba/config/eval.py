@@ -1,4 +1,4 @@
-"""The section `[eval]`: how the finished artifact is scored."""
+"""The section `[eval]`: evaluation of the artifact."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from jepamba.config.checks import require
 
 @dataclass(frozen=True)
 class Eval:
-    """How the finished artifact is scored."""
+    """Evaluation of the artifact."""
 
     stride: int = 0
-    """Stride of the sliding evaluation at the end of a run; 0: plain windows only."""
+    """Stride of the sliding evaluation at the end of a run, in tokens; 0: plain windows only."""
     sliding_tokens: int = 0
-    """Targets of the sliding evaluation, which costs sequence / stride times the plain one; 0: all."""
+    """Targets of the sliding evaluation; 0: all. A target costs seq_len / stride times the plain one."""
     calibrate_tokens: int = 65536
-    """Training tokens on which the temperature is found; 0: temperature 1."""
+    """Training tokens for the calibration of the temperature; 0: temperature 1."""
     tokens_per_batch: int = 16384
-    """Tokens of one forward pass of an evaluation."""
+    """Tokens per forward pass."""
     diagnostics_tokens: int = 65536
     """Validation tokens for the latent diagnostics; 0: none."""
     sample_tokens: int = 128
-    """Tokens of each sample in the report."""
+    """Generated tokens per sample in the report."""
     prompts: tuple[str, ...] = ("The ", "In the beginning", "It is known that")
     """Prompts of the samples in the report."""
 

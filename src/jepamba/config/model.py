@@ -11,14 +11,14 @@ from jepamba.config.checks import require
 
 @dataclass(frozen=True)
 class Model:
-    """The language model that is kept in the artifact."""
+    """The language model. The artifact contains all of it."""
 
     vocab_size: int = 0
-    """Rows of the embedding; 0: as many as the tokenizer has symbols."""
+    """Vocabulary size; 0: that of the tokenizer."""
     embed_dim: int = 336
-    """Width e of the embedding; projected to `d_model` where they differ."""
+    """Width e of the embedding; projected to `d_model` if they differ."""
     tie: Literal[0, 1, 2, 3] = 1
-    """Head: 0 separate; 1 tied; 2 tied plus a learned correction; 3 tied after Linear, GELU."""
+    """Head: 0 separate; 1 tied; 2 tied plus a learned correction; 3 tied after Linear and GELU."""
     d_model: int = 640
     """Width d of the residual stream."""
     n_layer: int = 10
@@ -26,29 +26,29 @@ class Model:
     expand: int = 1
     """Inner width of the mixer as a multiple of `d_model`."""
     d_state: int = 64
-    """State size N of each head channel."""
+    """State size N of each channel."""
     headdim: int = 64
-    """Channels P of a head."""
+    """Channels P per head."""
     ngroups: int = 1
-    """Groups that share B and C."""
+    """Number of groups; the heads of a group share B and C."""
     d_conv: int = 4
     """Taps of the depthwise causal convolution."""
     mlp: Literal["relu2", "swiglu"] = "relu2"
-    """Kind of MLP."""
+    """MLP: squared ReLU or SwiGLU."""
     mlp_mult: float = 4.0
     """Hidden width of the MLP as a multiple of `d_model`."""
     mlp_every: int = 2
-    """A block i has an MLP where i % mlp_every == 0."""
+    """Block i has an MLP if i % mlp_every == 0."""
     unet: bool = True
     """U-Net skips from the first half of the blocks to the second."""
     self_skip: bool = False
-    """Keep the submission's first decoder skip, which adds the last encoder block's output to itself."""
+    """The submission's first decoder skip, which adds the last encoder block's output to itself."""
     softcap: Literal["poly", "tanh", "off"] = "poly"
-    """How logits are capped."""
+    """Soft cap of the logits: degree-5 polynomial, tanh or none."""
     cap: float = 15.0
-    """The cap on the logits' absolute value."""
+    """Bound of the capped logits' magnitude."""
     chunk_size: int = 64
-    """Chunk length of the state-space operator; changes speed, not results (up to rounding)."""
+    """Chunk length of the state-space operator; affects speed, and results only by rounding."""
 
     @property
     def d_inner(self) -> int:
@@ -57,7 +57,7 @@ class Model:
 
     @property
     def heads(self) -> int:
-        """Heads of the mixer."""
+        """Number of heads of the mixer."""
         return self.d_inner // self.headdim
 
     @property
@@ -80,10 +80,12 @@ class Model:
         ):
             require(getattr(self, name) >= 1, f"model.{name} = {getattr(self, name)}: must be at least 1")
         require(self.vocab_size >= 0, f"model.vocab_size = {self.vocab_size}: must be 0 (from the tokenizer) or more")
-        require(self.vocab_size <= 65536, f"model.vocab_size = {self.vocab_size}: tokens are 16 bit, at most 65,536")
+        require(
+            self.vocab_size <= 65536, f"model.vocab_size = {self.vocab_size}: tokens have 16 bits, so at most 65,536"
+        )
         require(
             self.d_inner % self.headdim == 0,
-            f"model.expand * model.d_model = {self.d_inner} is no multiple of model.headdim = {self.headdim}",
+            f"model.expand * model.d_model = {self.d_inner} is not a multiple of model.headdim = {self.headdim}",
         )
         require(
             self.heads % self.ngroups == 0,
@@ -91,9 +93,9 @@ class Model:
         )
         require(
             math.isfinite(self.mlp_mult) and self.d_intermediate >= 1,
-            f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units; give it a positive number",
+            f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units; use a positive number",
         )
-        require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off takes the cap away")
+        require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off removes the cap")
         require(
             self.unet or not self.self_skip,
             "model.self_skip needs model.unet: without U-Net skips there is no first decoder skip",

@@ -14,40 +14,39 @@ class Optim:
     muon_lr: float = 0.02
     """Learning rate of Muon."""
     muon_momentum: float = 0.95
-    """Momentum after its warm-up."""
+    """Momentum of Muon after its warm-up."""
     muon_momentum_start: float = 0.85
-    """Momentum at the first step."""
+    """Momentum of Muon at the first step."""
     muon_momentum_steps: int = 500
     """Steps of the linear momentum warm-up."""
     newton_schulz_steps: int = 3
     """Newton-Schulz iterations."""
     muon_row_norm: bool = True
-    """RMS-normalise each row of the Nesterov update before the iteration."""
+    """RMS-normalise each row of the Nesterov update before the iterations."""
     muon_weight_decay: float = 0.04
     """Decoupled weight decay of Muon."""
     adam_lr: float = 0.01
     """Learning rate of AdamW."""
     adam_beta1: float = 0.9
-    """First-moment decay."""
+    """Decay of the first moment."""
     adam_beta2: float = 0.95
-    """Second-moment decay."""
+    """Decay of the second moment."""
     adam_eps: float = 1e-8
     """Added to the root of the second moment."""
     adam_weight_decay: float = 0.05
-    """Decoupled weight decay of AdamW; A_log, dt_bias and D never decay unless `decay_ssm`."""
+    """Decoupled weight decay of AdamW. A_log, dt_bias and D are exempt unless `decay_ssm`."""
     grad_clip: float = 1.0
-    """Largest global gradient norm; 0: no clipping."""
+    """Maximum global gradient norm; 0: no clipping."""
     warmdown: float = 0.15
-    """Share of the budget, at its end, over which the learning rate falls linearly to 0."""
+    """Final share of the budget over which the learning rate falls linearly to 0."""
     ghost_steps: int = 0
-    """Ghost warm-up: this many steps prime the moments, then weights and data position go back."""
+    """Steps of the ghost warm-up, which fills the moments and then restores weights and data position."""
     ghost_keep_moments: bool = True
-    """As published: the moments stay and Adam's step counters return to 0. Off: everything goes back."""
+    """Keep the moments of the ghost warm-up and reset Adam's step counters, as published; off: restore all."""
     decay_ssm: bool = False
-    """The submission's defect 3, to measure it: decay A_log, dt_bias and D too."""
+    """Decay A_log, dt_bias and D too: the submission's defect 3, for measurements."""
     train_conv: bool = True
-    """Off: the convolutions are not trained, and their gradients are left out of the clip. To measure the published
-    script's defect 1."""
+    """Off: do not train the convolutions, nor count them in the clip: the submission's defect 1, for measurements."""
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "grad_clip"):

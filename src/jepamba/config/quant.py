@@ -1,4 +1,4 @@
-"""The section `[quant]`: the formats that weights are trained in and stored in."""
+"""The section `[quant]`: quantizers of the weights, in training and in the artifact."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from jepamba.config.checks import require
 
 @dataclass(frozen=True)
 class Quant:
-    """The grids that weights are trained on and stored on."""
+    """Quantizers of the weights, in training and in the artifact."""
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8, 32] = 4
-    """Bits of the integer grid for large matrices; 32: nothing at all is rounded, to compare with."""
+    """Bits of the integers for large matrices; 32: no weight is quantized, for comparisons."""
     scale: Literal["absmax", "clip", "hessian"] = "absmax"
-    """Scale of the integer grids: the largest magnitude fits; the one with the least squared error, the largest values
-    clipped; or that error weighted by the mean square of each input."""
+    """Scale of the integers: `absmax` / q_max; `clip`, the scale of least squared error; `hessian`, the same with each
+    column weighted by the mean square of its input."""
     group: int = 0
-    """Columns of a row that share a scale on the integer grids; 0: the whole row."""
+    """Columns that share an integer scale; 0: the whole row."""
     budget_bytes: int = 0
-    """Largest artifact, in bytes: each integer tensor's bits are chosen for it, 2 to 8, where they matter most; 0: all
-    have `bits`."""
+    """Maximum artifact size in bytes, by 2 to 8 bits for each integer tensor; 0: `bits` for all."""
     budget_after: float = 0.5
-    """Share of training after which the bits are chosen; training goes on with them."""
-    widths: tuple[str, ...] = ()
-    """Bits of single tensors, as `blocks.0.mixer.in_proj.weight=5`; what `budget_bytes` chose is kept here."""
+    """Share of training after which `budget_bytes` sets the bits."""
+    bit_allocation: tuple[str, ...] = ()
+    """Bits of single tensors, as `blocks.0.mixer.in_proj.weight=5`; `budget_bytes` sets it."""
     large: int = 4096
-    """A matrix with at least this many values goes on the integer grid, a smaller one on FP8."""
+    """Minimum number of values of an integer matrix; smaller ones are FP8."""
     fp8_scale: Literal["row", "none"] = "row"
-    """FP8 with a BF16 scale per row, or unscaled as in the submission."""
+    """Scale of FP8: BF16 per row, or none, as in the submission."""
     embedding: Literal["fp8", "int4", "int5", "int6", "int7", "int8"] = "fp8"
-    """Format of the embedding and the tie correction: FP8, or integers with `scale` and `group`."""
+    """Format of the embedding and the tie correction. Integers have `scale` and `group`."""
     vectors: Literal["bf16", "fp8", "fp8-row", "int8"] = "bf16"
-    """Format of per-channel vectors: BF16, or scaled FP8 or INT8 by row; `fp8` is the submission's, unscaled, of skips
-    and mixes alone."""
+    """Format of per-channel vectors. `fp8`: unscaled for skips and mixes, BF16 for the others, as in the submission."""
     qat_fraction: float = 1.0
-    """Share of training, at its end, that sees the grids; 1: from the first step, 0: never (rounded after training)."""
+    """Final share of training with fake quantization; 0: quantize after training."""
 
     def __post_init__(self) -> None:
         require(0 <= self.qat_fraction <= 1, f"quant.qat_fraction = {self.qat_fraction}: must lie between 0 and 1")
         require(self.large >= 1, f"quant.large = {self.large}: must be at least 1")
-        require(0 <= self.group <= 65536, f"quant.group = {self.group}: 0 (a scale a row) to 65,536 columns")
+        require(
+            0 <= self.group <= 65536, f"quant.group = {self.group}: must be 0 (one scale per row) to 65,536 columns"
+        )
         require(self.budget_bytes >= 0, f"quant.budget_bytes = {self.budget_bytes}: must be 0 (none) or more")
         require(0 <= self.budget_after <= 1, f"quant.budget_after = {self.budget_after}: must lie between 0 and 1")
-        for item in self.widths:
+        for item in self.bit_allocation:
             require(
                 re.fullmatch(r"[\w.]{1,200}=[2-8]", item) is not None,
-                f"quant.widths: {item[:80]!r} is not of the form blocks.0.mixer.in_proj.weight=5, with 2 to 8 bits",
+                f"quant.bit_allocation: {item[:80]!r} is not of the form blocks.0.mixer.in_proj.weight=5, with "
+                "2 to 8 bits",
             )
-        for name, count in Counter(item.rpartition("=")[0] for item in self.widths).items():
-            require(count == 1, f"quant.widths names the tensor {name!r} twice")
-        for name in ("scale", "group", "budget_bytes", "widths", "fp8_scale", "embedding", "vectors"):
+        for name, count in Counter(item.rpartition("=")[0] for item in self.bit_allocation).items():
+            require(count == 1, f"quant.bit_allocation names the tensor {name!r} twice")
+        for name in ("scale", "group", "budget_bytes", "bit_allocation", "fp8_scale", "embedding", "vectors"):
             value = getattr(self, name)
             require(
                 not self.exact or value == type(self).__dataclass_fields__[name].default,
-                f"quant.bits = 32 rounds nothing, and quant.{name} = {value!r} has nothing to act on: leave it out",
+                f"quant.bits = 32 quantizes nothing, so quant.{name} = {value!r} has no effect: leave it out",
             )
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is rounded."""
+        """Whether no weight is quantized."""
         return self.bits == 32
 
     @property
-    def width_of(self) -> dict[str, int]:
-        """`widths` as bits by the tensor's name."""
-        return {name: int(bits) for name, _, bits in (item.rpartition("=") for item in self.widths)}
+    def bits_by_name(self) -> dict[str, int]:
+        """`bit_allocation` as a mapping from tensor name to bits."""
+        return {name: int(bits) for name, _, bits in (item.rpartition("=") for item in self.bit_allocation)}

@@ -1,4 +1,4 @@
-"""`Run`: every section together, and the checks that need two sections."""
+"""`Run`: all sections, and the checks across sections."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jepamba.config.optim import Optim
 from jepamba.config.quant import Quant
 from jepamba.config.train import Train
 
-OF_A_MACHINE = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
-"""Settings that may differ from machine to machine, and when a run is resumed: where its files are (what the text and
-the tokenizer hold must be the same), and its CPU threads, which change results by rounding alone."""
+MACHINE_SETTINGS = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
+"""Settings that may change on resume: paths (the contents must stay the same) and CPU threads (which change results by
+rounding alone)."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides a run's result."""
+    """All settings of a run."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -41,7 +41,7 @@ class Run:
                 )
         require(
             self.train.tokens_per_micro % self.data.seq_len == 0,
-            f"train.tokens_per_micro = {self.train.tokens_per_micro} is no multiple of data.seq_len = "
+            f"train.tokens_per_micro = {self.train.tokens_per_micro} is not a multiple of data.seq_len = "
             f"{self.data.seq_len}",
         )
         require(
@@ -61,11 +61,10 @@ class Run:
             not (self.jepa.sigreg_weight > 0 and self.jepa.sigreg_pool == "timestep")
             or (self.jepa.sigreg_sample == "step" and self.train.tokens_per_step >= 2 * self.data.seq_len)
             or self.train.tokens_per_micro >= 2 * self.data.seq_len,
-            f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep tests a sample across the "
-            "windows of a micro-batch, and here that is one; give it more windows, or set jepa.sigreg_pool = positions",
+            f"train.tokens_per_micro = {self.train.tokens_per_micro}: SIGReg per timestep needs at least 2 windows "
+            "per micro-batch; raise train.tokens_per_micro, or set jepa.sigreg_pool = positions",
         )
         require(
             not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
-            f"jepa.rollout_steps = {self.jepa.rollout_steps}: no target lies so far ahead in a window of "
-            f"{self.data.seq_len}",
+            f"jepa.rollout_steps = {self.jepa.rollout_steps}: must be less than data.seq_len = {self.data.seq_len}",
         )

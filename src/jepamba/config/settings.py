@@ -1,7 +1,7 @@
-"""How settings combine: layers of dotted settings, one merge, one validation.
+"""Layers of settings, their merge and their validation.
 
-A preset, each of its overlays, a study plan, a configuration of the plan and the command line are each a layer, a
-dictionary such as `{"train.steps": 200, "jepa.weight": 0.0}`:
+A layer is a dictionary of dotted settings, such as `{"train.steps": 200, "jepa.weight": 0.0}`. A preset, an overlay, a
+study plan, a configuration of the plan and the command line each give one layer:
 
     run = build(merge(preset_settings("cpu"), {"train.steps": 200}))
 """
@@ -19,17 +19,17 @@ from jepamba.config.checks import require
 from jepamba.config.run import Run
 
 BUDGETS = ("train.steps", "train.seconds")
-"""Each ends training when it is spent; 0 means no limit."""
+"""The budgets of training; 0: no limit."""
 
 
-def merge(*n_layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The dotted settings of all `layers`; where several set the same one, the last of them counts.
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `layers` of dotted settings; a later layer overrides an earlier one.
 
-    A layer that sets a budget drops the budgets of the layers before it: whoever lays `train.steps = 1000` over a
-    preset of 20 minutes wants 1,000 steps, not as many as fit into 20 minutes. A layer that sets both keeps both.
+    A layer that sets a budget removes the budgets of earlier layers: `train.steps = 1000` over a preset of 20 minutes
+    means 1,000 steps, not as many as fit into 20 minutes. A layer may set both budgets.
     """
     merged: dict[str, Any] = {}
-    for layer in n_layer:
+    for layer in layers:
         if any(layer.get(name) for name in BUDGETS):
             merged = {name: value for name, value in merged.items() if name not in BUDGETS}
         merged.update(layer)
@@ -37,19 +37,22 @@ def merge(*n_layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The dotted settings of a TOML or JSON file's nested `values`. Raises `ConfigError` for an unknown section."""
+    """Flatten the nested `values` of a TOML or JSON file to dotted settings.
+
+    Raises `ConfigError` for an unknown section.
+    """
     flat: dict[str, Any] = {}
     for section, settings in values.items():
-        require(section in _hints(Run), f"unknown section [{section}]; there are {', '.join(_hints(Run))}")
+        require(section in _hints(Run), f"unknown section [{section}]; use one of {', '.join(_hints(Run))}")
         require(isinstance(settings, Mapping), f"[{section}] must be a table of settings")
         flat.update({f"{section}.{name}": value for name, value in settings.items()})
     return flat
 
 
 def build(settings: Mapping[str, Any]) -> Run:
-    """The validated `Run` of dotted `settings`; absent ones take their defaults.
+    """Build the validated `Run` of dotted `settings`; absent settings have their defaults.
 
-    Raises `ConfigError` naming an unknown setting, a value of the wrong type, or values that make no sense.
+    Raises `ConfigError` for an unknown setting, a value of the wrong type, and a refused value.
     """
     types = setting_types()
     sections: dict[str, dict[str, Any]] = {}
@@ -61,12 +64,12 @@ def build(settings: Mapping[str, Any]) -> Run:
 
 
 def from_dict(values: Mapping[str, Any]) -> Run:
-    """The `Run` of nested `values`, as `to_dict` gives them. Raises `ConfigError` as `flatten` and `build` do."""
+    """Build the `Run` of nested `values`; the inverse of `to_dict`. Raises `ConfigError` as `build` does."""
     return build(flatten(values))
 
 
 def to_dict(run: Run) -> dict[str, dict[str, Any]]:
-    """`run` as plain nested dictionaries (tuples as lists), ready for TOML or JSON."""
+    """Return `run` as nested dictionaries for TOML or JSON, with lists for tuples."""
     return {
         section: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         for section, values in dataclasses.asdict(run).items()
@@ -74,19 +77,19 @@ def to_dict(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def with_settings(run: Run, settings: Mapping[str, Any]) -> Run:
-    """`run` with the layer of dotted `settings` merged over its own. Raises `ConfigError` as `build` does."""
+    """Merge dotted `settings` over those of `run`. Raises `ConfigError` as `build` does."""
     return build(merge(flatten(to_dict(run)), settings))
 
 
 @functools.cache
 def setting_types() -> dict[str, Any]:
-    """The type of every setting, by its dotted name."""
+    """Return the type of each setting by its dotted name."""
     return {f"{section}.{name}": hint for section, cls in _hints(Run).items() for name, hint in _hints(cls).items()}
 
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, on one line."""
+    """Return the docstring below each field of a dataclass, as one line."""
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
@@ -99,12 +102,12 @@ def field_docs(cls: type) -> dict[str, str]:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of the fields, evaluated once."""
+    """Field types, cached."""
     return get_type_hints(cls)
 
 
 def _checked(name: str, hint: Any, value: Any) -> Any:
-    """`value` as the type `hint`. Raises `ConfigError`: a file may hold anything."""
+    """Check that `value` has the type `hint`, and convert it. Raises `ConfigError`."""
     choices = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is Literal:
         require(

@@ -10,51 +10,49 @@ from jepamba.config.checks import require
 
 @dataclass(frozen=True)
 class Train:
-    """Budget, batch, precision and logging."""
+    """Budget, batch, precision, checkpoints and logging."""
 
     steps: int = 0
-    """Budget in optimizer steps; 0: no limit by steps."""
+    """Budget in optimizer steps; 0: none."""
     seconds: float = 0.0
-    """Budget in seconds of training; 0: no limit by time. With both, the first to be reached ends the run."""
+    """Budget in seconds of training; 0: none. With both budgets, the first reached ends training."""
     tokens_per_step: int = 524288
-    """Tokens of one optimizer step, on all processes together."""
+    """Tokens per optimizer step, over all processes."""
     tokens_per_micro: int = 65536
-    """Tokens of one forward and backward pass on one process, at most; gradients accumulate until the step is done."""
+    """Maximum tokens per forward and backward pass of one process."""
     seed: int = 42
     """Seed of the weights, the data order and SIGReg's directions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: the GPU if there is one."""
+    """Device; `auto`: a GPU if present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of activations and matrix products; auto: bf16 on GPU, fp32 on CPU."""
+    """Precision of activations and matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
     masters: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the kept parts' master weights; bf16 is the submission's defect 2, to measure it."""
+    """Precision of the language model's master weights. `bf16`: the submission's defect 2, for measurements."""
     carry_state: bool = False
-    """Start each window with the state, detached, that the window before it in the text left (truncated
-    back-propagation through time). Each row of a micro-batch then walks along its own stretch of the text; needs
-    `data.shuffle` off."""
+    """Start each window from the detached state at the end of the preceding window (truncated back-propagation through
+    time). Each row of a micro-batch reads one contiguous part of the text; requires `data.shuffle` off."""
     compile: bool = False
-    """Compile the model's blocks with torch.compile; on a CPU alone. (On a GPU their kernels are fused as it is.)"""
+    """Compile the model's blocks with torch.compile; CPU only."""
     graph: bool = True
-    """On a GPU: capture the work of a micro-batch, and the grids, clip and update of a step, as CUDA graphs."""
+    """Capture the micro-batch and the optimizer step as CUDA graphs; GPU only."""
     threads: int = 0
-    """CPU threads; 0: PyTorch's choice."""
+    """CPU threads; 0: PyTorch's default."""
     skip_limit: int = 10
-    """Steps whose update a run may skip because the loss or the gradient is not finite (ghost steps count); one more
-    ends the run."""
+    """Maximum updates skipped for a non-finite loss or gradient, ghost steps included; one more ends the run."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
     val_every: int = 0
     """Steps between validations; 0: only at the end."""
     val_tokens: int = 0
-    """Targets of a periodic validation; 0: all (the final one is always whole)."""
+    """Targets of a periodic validation; 0: all. The final one uses all."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: by time alone."""
+    """Steps between checkpoints; 0: by time only."""
     checkpoint_seconds: float = 300.0
-    """Seconds between checkpoints; 0: by steps alone."""
+    """Seconds between checkpoints; 0: by steps only."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept."""
+    """Number of checkpoints kept."""
     track: Literal["", "trackio", "wandb"] = ""
-    """A dashboard that is shown the metrics beside metrics.jsonl; empty: none."""
+    """Dashboard for the metrics, in addition to `metrics.jsonl`; empty: none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1 << 63, f"train.seed = {self.seed}: must lie in 0 … 2^63 − 1")
@@ -79,6 +77,6 @@ class Train:
             require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")
         require(
             self.tokens_per_step % self.tokens_per_micro == 0,
-            f"train.tokens_per_step = {self.tokens_per_step} is no multiple of train.tokens_per_micro = "
+            f"train.tokens_per_step = {self.tokens_per_step} is not a multiple of train.tokens_per_micro = "
             f"{self.tokens_per_micro}",
         )

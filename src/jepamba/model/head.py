@@ -1,6 +1,6 @@
-"""From the final latent to capped logits and their loss: four ways to tie the output to the embedding, and a soft cap.
+"""The head: soft-capped logits and their loss, with four ways to tie the output matrix to the embedding.
 
-Legend: D model width, E width of the features that meet the output matrix, V vocabulary, N tokens.
+Legend: D model width, E width of the features, V vocabulary, N tokens; E0 width of the embedding.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from jepamba.quant import QuantWeight
 
 
 class Head(nn.Module):
-    """Logits of the next token. `tie`: 0 a matrix of its own; 1 the embedding, reached by a linear map d→e;
-    2 the same with a learned V×e correction added; 3 the embedding, reached by Linear and GELU."""
+    """Logits of the next token from the final latent.
+
+    The output matrix depends on `tie`. 0: a separate matrix. 1: the embedding, after a linear projection d → e of the
+    latent. 2: the same, plus a learned V × e correction. 3: the embedding, after Linear and GELU.
+    """
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
@@ -28,26 +31,26 @@ class Head(nn.Module):
         self.vocab_bias = QuantWeight(torch.zeros(config.vocab_size), vector_quantizer(quant))
         if self.tie == 0:
             self.separate = QuantLinear(config.d_model, config.vocab_size, quant)
-        # Tie mode 3 keeps its map at equal widths too: there it is linear and GELU, not a change of width.
+        # Tie mode 3 has its Linear at equal widths too: it is a layer there, not a change of width.
         elif self.tie == 3 or config.embed_dim != config.d_model:
             self.embed_proj_rev = QuantLinear(config.d_model, config.embed_dim, quant)
 
     def features(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
-        """What is multiplied with the output matrix."""
+        """Return the features, the input of the output matrix."""
         if hasattr(self, "embed_proj_rev"):
             h = self.embed_proj_rev(h)
         return F.gelu(h) if self.tie == 3 else h
 
     def matrix(self, embedding_VE: Float[Tensor, "V E0"]) -> Float[Tensor, "V E"]:
-        """The output matrix, given the embedding's."""
+        """Return the output matrix, from the embedding if tied."""
         if self.tie == 0:
             return self.separate.weight.effective_weight()
         return embedding_VE + self.correction.effective_weight() if self.tie == 2 else embedding_VE
 
     def forward(self, h: Float[Tensor, "*batch D"], embedding_VE: Float[Tensor, "V E0"]) -> Float[Tensor, "*batch V"]:
-        """Capped fp32 logits."""
-        raw = F.linear(self.features(h), self.matrix(embedding_VE)).float() + self.vocab_bias.effective_weight()
-        return softcap(raw, self.kind, self.cap)
+        """Return soft-capped fp32 logits."""
+        logits = F.linear(self.features(h), self.matrix(embedding_VE)).float() + self.vocab_bias.effective_weight()
+        return softcap(logits, self.kind, self.cap)
 
     def loss(
         self,
@@ -56,7 +59,7 @@ class Head(nn.Module):
         targets_N: Int[Tensor, " N"],
         z_weight: float,
     ) -> Losses:
-        """Mean losses over N tokens, without ever holding all N × V logits."""
+        """Return the mean losses over N tokens, without all N × V logits in memory at once."""
         features_NE = self.features(h_ND)
         return capped_cross_entropy(
             features_NE,

@@ -1,4 +1,4 @@
-"""The language model: embedding, Mamba-2 blocks in a U-Net, head. All of it is kept in the artifact.
+"""The language model: embedding, Mamba-2 blocks in a U-Net, head. The artifact contains all of it.
 
 Legend: B batch, T time, D model width, E embedding width, V vocabulary.
 """
@@ -24,22 +24,22 @@ from jepamba.ops.norms import add_norm, mix_norm, rms
 from jepamba.quant import CachedWeights, IntQuantizer, QuantWeight, Streams
 
 State = list[MixerState]
-"""The carried state of a model: one `MixerState` per block, constant in size however long the stream."""
+"""Recurrent state of a model: one `MixerState` per block, of constant size."""
 
 
 class BlockOutput(NamedTuple):
-    """What a block hands on."""
+    """Outputs of a block."""
 
     x_BTD: Tensor
-    """Its output."""
+    """Residual stream after the block."""
     x0_BTD: Tensor
-    """The embedded input, for the next block."""
-    before_BTD: Tensor
-    """Its input, for a skip: read from here, its gradient costs no pass of its own (see `mix_norm`)."""
+    """Embedded input, for the next block."""
+    input_BTD: Tensor
+    """Input of the block, for a skip. Read from here, its gradient costs no separate pass (see `mix_norm`)."""
 
 
 Skip = tuple[Tensor, Tensor]
-"""What a U-Net skip brings: an encoder block's output (B, T, D) and its per-channel weight (D,)."""
+"""Operands of a U-Net skip: an encoder block's output (B, T, D) and the weight per channel (D,)."""
 
 EMBED_STD = 0.02
 """Initial standard deviation of the embedding."""
@@ -66,22 +66,22 @@ class Block(nn.Module):
         reset_BT: Bool[Tensor, "B T"] | None,
         state: MixerState | None,
     ) -> tuple[BlockOutput, MixerState]:
-        """The stream after this block and what it was before, and the mixer's state after the last token.
+        """Return the block's outputs and the mixer's state after the last token.
 
-        x0 is the embedded input; `skip`, where the block has one, is added before all else.
+        `x0_BTD` is the embedded input. The block adds `skip`, if it has one, to its input first.
         """
-        x_BTD, normed_BTD, *handed = mix_norm(x_BTD, x0_BTD, self.mix.effective_weight(), *(skip or ()))
+        x_BTD, normed_BTD, *inputs = mix_norm(x_BTD, x0_BTD, self.mix.effective_weight(), *(skip or ()))
         branch_BTD, state = self.mixer(normed_BTD, self.ssm_scale.effective_weight(), reset_BT, state)
         if self.mlp is not None and self.mlp_scale is not None:
             x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
             branch_BTD = self.mlp(normed_BTD, self.mlp_scale.effective_weight())
-        return BlockOutput(x_BTD + branch_BTD, *handed), state
+        return BlockOutput(x_BTD + branch_BTD, *inputs), state
 
 
 class Skips(nn.Module):
-    """The U-Net's skips: decoder block i adds weight·(output of the encoder block that mirrors it).
+    """U-Net skips: a decoder block adds weight · (output of its encoder block).
 
-    With L blocks the first L//2 are the encoder, and block L//2 + k mirrors block L//2 − 1 − k. The first pair would
+    Of L blocks the first L//2 are the encoder, and block L//2 + k pairs with block L//2 − 1 − k. The first pair would
     add the last encoder block's output to itself; it exists only with `self_skip`.
     """
 
@@ -96,19 +96,22 @@ class Skips(nn.Module):
             self.skip_weight = QuantWeight(torch.ones(len(self.source), config.d_model), mix_quantizer(quant))
 
     def forward(self, index: int, outputs: list[Tensor]) -> Skip | None:
-        """(output, weight) of the skip into block `index`, if it has one; `outputs` are those of the blocks before."""
+        """Return (output, weight) of the skip into block `index`, if any; `outputs` are those of the earlier blocks."""
         if index not in self.source:
             return None
         return outputs[self.source[index]], self.skip_weight.effective_weight()[self.row[index]]
 
 
 class LanguageModel(nn.Module):
-    """The whole network. `config.vocab_size` must be set. Fresh weights come from PyTorch's global generator."""
+    """The network. Initial weights come from PyTorch's global generator.
+
+    Raises: `ValueError` if `config.vocab_size` is 0; `ConfigError` if `quant.bit_allocation` does not fit the model.
+    """
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
         if config.vocab_size < 1:
-            raise ValueError("the model needs config.vocab_size; take it from the tokenizer")
+            raise ValueError("config.vocab_size = 0: set it to the tokenizer's vocabulary size")
         self.config, self.quant = config, quant
         embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
         self.token_embed = QuantWeight(embedding, embedding_quantizer(quant))
@@ -117,10 +120,10 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.n_layer))
         self.skips = Skips(config, quant)
         self.head = Head(config, quant)
-        self.set_bit_allocation(quant.width_of)
+        self.set_bit_allocation(quant.bits_by_name)
 
     def initial_state(self, batch: int) -> State:
-        """The state at a stream's start, for `batch` streams."""
+        """Return the state at the start of a stream, for `batch` streams."""
         return [block.mixer.initial_state(batch) for block in self._blocks()]
 
     def forward(
@@ -129,13 +132,17 @@ class LanguageModel(nn.Module):
         reset_BT: Bool[Tensor, "B T"] | None = None,
         state: State | None = None,
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """(h, state): the final latent of every position, RMS-normalised, and the state after the last token.
+        """Return the final latents and the recurrent state.
 
-        `reset_BT` marks tokens that start a document: nothing before them is seen. `state` continues a stream: a
-        sequence cut anywhere and carried gives the h of the whole, up to rounding; T = 1 is a step of generation.
+        The residual stream is in the compute dtype of the pass on every device: bf16 under bf16 autocast, else the
+        dtype of the weights. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms.norms`).
 
-        The residual stream and h are in the compute dtype of the pass, on every device: bf16 under bf16 autocast, else
-        the weights' own. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms.norms`).
+        Arguments:
+            tokens_BT: token ids.
+            reset_BT: true for tokens that start a document; the state before them is reset.
+            state: state after the preceding tokens; None at the start of a stream. A stream in several calls gives the
+                latents of one call, up to rounding; T = 1 is one step of generation.
+        Returns: the RMS-normalised latent h of each position, and the state after the last token.
         """
         x_BTD = F.embedding(tokens_BT, self.token_embed.effective_weight())
         if hasattr(self, "embed_proj"):
@@ -145,62 +152,66 @@ class LanguageModel(nn.Module):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         x0_BTD = x_BTD = rms(x_BTD)
         outputs: list[Tensor] = []
-        carried: State = []
+        new_state: State = []
         for index, block in enumerate(self._blocks()):
-            before = None if state is None else state[index]
-            stream, after = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, before)
-            x_BTD, x0_BTD = stream.x_BTD, stream.x0_BTD
-            outputs[-1:] = [stream.before_BTD, x_BTD] if outputs else [x_BTD]
-            carried.append(after)
-        return rms(x_BTD), carried
+            block_state = None if state is None else state[index]
+            out, block_state = block(x_BTD, x0_BTD, self.skips(index, outputs), reset_BT, block_state)
+            x_BTD, x0_BTD = out.x_BTD, out.x0_BTD
+            outputs[-1:] = [out.input_BTD, x_BTD] if outputs else [x_BTD]
+            new_state.append(block_state)
+        return rms(x_BTD), new_state
 
     def logits(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
-        """Soft-capped fp32 logits of the next token."""
+        """Return soft-capped fp32 logits of the next token."""
         out: Tensor = self.head(h, self.token_embed.effective_weight())
         return out
 
     def loss(self, h_BTD: Float[Tensor, "B T D"], targets_BT: Int[Tensor, "B T"], z_weight: float) -> Losses:
-        """Mean next-token losses of the latents `h`; see `Losses`."""
+        """Return the mean next-token losses in nats per token; see `Losses`."""
         return self.head.loss(h_BTD.flatten(0, 1), self.token_embed.effective_weight(), targets_BT.flatten(), z_weight)
 
     def weights(self) -> dict[str, QuantWeight]:
-        """Every weight by its name in an artifact, such as `blocks.3.mixer.in_proj.weight` or `blocks.3.mixer.A_log`.
+        """Return all weights by artifact name, such as `blocks.3.mixer.in_proj.weight`, in the order of `parameters`.
 
-        The order is that of `parameters`; the parameter's own name has `.master` behind it.
+        The name of the parameter is the artifact name plus `.master`.
         """
         return {name: module for name, module in self.named_modules() if isinstance(module, QuantWeight)}
 
     @property
     def fake_quantized(self) -> bool:
-        """Whether training passes see fake-quantized weights."""
+        """Whether training passes use fake-quantized weights."""
         return self.token_embed.fake_quantized
 
     def set_fake_quantization(self, on: bool) -> None:
-        """Let training passes see fake-quantized weights, or the masters. Evaluation always sees the stored values."""
+        """Use fake-quantized weights in training passes, or the masters. Evaluation always uses quantized weights."""
         for weight in self.weights().values():
             weight.fake_quantized = on
 
     def set_bit_allocation(self, bits: Mapping[str, int]) -> None:
-        """Give each named weight an integer quantizer of so many bits, and remember it in `quant`.
+        """Set the bits of the named weights' integer quantizers, and record them in `quant`.
 
-        Raises `ConfigError` for a name without an integer quantizer, or bits out of bounds.
+        Raises `ConfigError` for a name without an integer quantizer, and for bits out of bounds.
         """
-        allocation = {**self.quant.width_of, **bits}
-        self.quant = replace(self.quant, widths=tuple(f"{name}={number}" for name, number in allocation.items()))
+        allocation = {**self.quant.bits_by_name, **bits}
+        self.quant = replace(
+            self.quant, bit_allocation=tuple(f"{name}={number}" for name, number in allocation.items())
+        )
         weights = self.weights()
         for name, number in bits.items():
             quantizer = weights[name].quantizer if name in weights else None
             if not isinstance(quantizer, IntQuantizer):
-                raise ConfigError(f"quant.widths: the model has no weight {name[:80]!r} with an integer quantizer")
+                raise ConfigError(
+                    f"quant.bit_allocation: the model has no weight {name[:80]!r} with an integer quantizer"
+                )
             weights[name].quantizer = replace(quantizer, bits=number)
 
     def cached_weights(self, dtype: torch.dtype) -> CachedWeights:
-        """A cache for the weights of a step's training passes, matrices in `dtype`; to be made once and kept."""
+        """Create the cache of the weights of a step, with matrices in `dtype`. Create it once per run."""
         return CachedWeights(self.weights().values(), dtype)
 
     @contextmanager
     def calibrate_inputs(self) -> Iterator[None]:
-        """Forward passes inside record the input statistics that the quantizers of `quant.scale = hessian` need."""
+        """Context in which forward passes record the input statistics for `quant.scale = hessian`."""
         layers = [module for module in self.modules() if isinstance(module, QuantLinear)]
         for layer in layers:
             layer.calibrating = True
@@ -211,13 +222,13 @@ class LanguageModel(nn.Module):
                 layer.calibrating = False
 
     def export_weights(self) -> dict[str, Streams]:
-        """The encoded streams of every weight: all of the model that an artifact stores."""
+        """Encode all weights as the streams of an artifact."""
         return {name: weight.export() for name, weight in self.weights().items()}
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Load decoded weights, by their names in the artifact, and use them as they are from now on.
+        """Load decoded weights by artifact name; they are not quantized again.
 
-        Raises `ValueError` if a name is missing, unknown, or has another shape.
+        Raises `ValueError` for a missing or unknown name, and for another shape.
         """
         weights = self.weights()
         if weights.keys() != values.keys():

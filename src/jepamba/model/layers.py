@@ -1,4 +1,4 @@
-"""The small pieces that every block is made of: the quantized linear layer, the choice of quantizers, the two MLPs.
+"""Layers of a block: the quantized linear layer, the choice of quantizers, the MLP.
 
 Legend: B batch, T time, D model width, M hidden width of an MLP.
 """
@@ -17,13 +17,13 @@ from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer,
 
 
 class QuantLinear(nn.Module):
-    """y = x Wᵀ without bias; W (outputs, inputs) is a `QuantWeight`, zero at the start or PyTorch's own default."""
+    """y = x Wᵀ without bias. W (outputs, inputs) is a `QuantWeight`, initially zero or PyTorch's default."""
 
     def __init__(self, inputs: int, outputs: int, quant: Quant, *, zero: bool = False) -> None:
         super().__init__()
         value = torch.zeros(outputs, inputs)
         if not zero:
-            # PyTorch's own default for nn.Linear: uniform within 1/sqrt(inputs).
+            # PyTorch's default for nn.Linear: uniform within 1/sqrt(inputs).
             nn.init.uniform_(value, -(inputs**-0.5), inputs**-0.5)
         quantizer = matrix_quantizer((outputs, inputs), quant)
         weigh_inputs = quant.scale == "hessian" and isinstance(quantizer, IntQuantizer)
@@ -34,9 +34,9 @@ class QuantLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
     ) -> Float[Tensor, "*batch padded"]:
-        """scale · (x Wᵀ), padded with zeros to `rows` outputs, if that is more.
+        """Return scale · (x Wᵀ), padded with zeros to `rows` outputs if `rows` is larger.
 
-        The scale goes where there is less to multiply: on the outputs of few tokens, on the weights of many.
+        The scale multiplies the smaller tensor: the outputs for few tokens, the weights for many.
         """
         if self.calibrating:
             self.weight.record_inputs(x)
@@ -56,25 +56,25 @@ class QuantLinear(nn.Module):
 
 
 def matrix_quantizer(shape: tuple[int, int], quant: Quant) -> Quantizer:
-    """The quantizer of a weight matrix: integers where it is large, FP8 where it is small."""
+    """Quantizer of a weight matrix: integers if it has at least `quant.large` values, else FP8."""
     large = not quant.exact and shape[0] * shape[1] >= quant.large
     return IntQuantizer(quant.bits, quant.scale, quant.group) if large else small_quantizer(quant)
 
 
 def embedding_quantizer(quant: Quant) -> Quantizer:
-    """The quantizer of the embedding and the tie correction: FP8, or integers."""
+    """Quantizer of the embedding and the tie correction: FP8 or integers."""
     if quant.exact or quant.embedding == "fp8":
         return small_quantizer(quant)
     return IntQuantizer(int(quant.embedding.removeprefix("int")), quant.scale, quant.group)
 
 
 def small_quantizer(quant: Quant) -> Quantizer:
-    """The quantizer of convolutions and small matrices: FP8."""
+    """Quantizer of convolutions and small matrices: FP8."""
     return exact_quantizer() if quant.exact else Fp8Quantizer(scaled=quant.fp8_scale == "row")
 
 
 def vector_quantizer(quant: Quant) -> Quantizer:
-    """The quantizer of biases, norm weights and residual scales: BF16, or eight bits with a scale."""
+    """Quantizer of biases, norm weights and residual scales: BF16, or 8 bits with a scale."""
     if quant.exact:
         return exact_quantizer()
     scaled: dict[str, Quantizer] = {"fp8-row": Fp8Quantizer(scaled=True), "int8": IntQuantizer(8)}
@@ -82,18 +82,17 @@ def vector_quantizer(quant: Quant) -> Quantizer:
 
 
 def mix_quantizer(quant: Quant) -> Quantizer:
-    """The quantizer of residual mixes and U-Net skips: as other vectors, or unscaled FP8 as the submission had it (its
-    defect 8)."""
+    """Quantizer of residual mixes and U-Net skips: that of vectors, or unscaled FP8 (defect 8 of the submission)."""
     return Fp8Quantizer(scaled=False) if quant.vectors == "fp8" and not quant.exact else vector_quantizer(quant)
 
 
 def exact_quantizer() -> Quantizer:
-    """The quantizer of A_log, dt_bias and D: fp32, a few hundred values in all."""
+    """Quantizer of A_log, dt_bias and D: fp32, for a few hundred values in total."""
     return FloatQuantizer(torch.float32)
 
 
 class Mlp(nn.Module):
-    """down(rms(relu(up x)²)), or down(rms(silu(gate x) · up x)); `down` starts at zero, so a fresh MLP adds nothing."""
+    """down(rms(relu(up x)²)), or down(rms(silu(gate x) · up x)). `down` is initially zero, and so is the output."""
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
@@ -104,7 +103,7 @@ class Mlp(nn.Module):
         self.down = QuantLinear(config.d_intermediate, config.d_model, quant, zero=True)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
-        """What the MLP adds to the stream: `scale` times its output."""
+        """Return `scale` times the output of the MLP, to be added to the residual stream."""
         up_BTM = self.up(x_BTD)
         hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)
         out: Tensor = self.down(hidden_BTM, scale_D)

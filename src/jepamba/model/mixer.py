@@ -25,23 +25,23 @@ from jepamba.quant import QuantWeight
 
 
 class MixerState(NamedTuple):
-    """What a mixer hands from one piece of a stream to the next: everything it knows of the past."""
+    """Recurrent state of a mixer."""
 
     conv_BCW: Tensor
-    """The last W − 1 inputs of the convolution, zeros where a document (or the stream) started after them."""
+    """Last W − 1 inputs of the convolution; zero before the start of the document or stream."""
     ssm_BHPN: Tensor
     """State of the recurrence, fp32."""
 
 
 class Mamba2(nn.Module):
-    """A Mamba-2 mixer; parameters and initial values as in the paper's code."""
+    """A Mamba-2 mixer, with the parameters and initial values of the authors' code."""
 
     def __init__(self, config: Model, quant: Quant) -> None:
         super().__init__()
         self.sizes = MixerSizes(config.heads, config.headdim, config.ngroups, config.d_state, config.chunk_size)
         self.channels, self.taps = self.sizes.channels, config.d_conv
         width = self.sizes.inner + self.channels + config.heads
-        # A GPU's matrix products want rows of whole 32 bytes; others run at a third of the speed (docs/performance.md).
+        # Matrix products on a GPU are three times as fast with rows of a multiple of 32 bytes (docs/performance.md).
         self.row_width = -(-width // 16) * 16
         in_proj = QuantLinear(config.d_model, width, quant)
         out_proj = QuantLinear(self.sizes.inner, config.d_model, quant)
@@ -50,16 +50,16 @@ class Mamba2(nn.Module):
         self.conv_weight = QuantWeight(conv_weight, small_quantizer(quant))
         self.conv_bias = QuantWeight(torch.empty(self.channels).uniform_(-bound, bound), vector_quantizer(quant))
         dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
-        # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so that softplus(dt_bias) is dt at the start.
+        # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so softplus(dt_bias) = dt initially.
         self.dt_bias = QuantWeight(dt + torch.log(-torch.expm1(-dt)), exact_quantizer())
         self.A_log = QuantWeight(torch.empty(config.heads).uniform_(1, 16).log(), exact_quantizer())
         self.D = QuantWeight(torch.ones(config.heads), exact_quantizer())
         self.norm_weight = QuantWeight(torch.ones(self.sizes.inner), vector_quantizer(quant))
-        # Drawn first, registered last: sums over all parameters keep their order, and so their last bits.
+        # Initialized first, registered last: the order of the parameters determines the last bits of sums over them.
         self.in_proj, self.out_proj = in_proj, out_proj
 
     def initial_state(self, batch: int) -> MixerState:
-        """The state at a stream's start: nothing seen."""
+        """Return the zero state at the start of a stream, for `batch` streams."""
         device = self.A_log.master.device
         return MixerState(
             torch.zeros(batch, self.channels, self.taps - 1, device=device),
@@ -73,22 +73,23 @@ class Mamba2(nn.Module):
         reset_BT: Bool[Tensor, "B T"] | None,
         state: MixerState | None,
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
-        """`scale` times the mixed tokens, and the state after the last of them; no state is a stream's start."""
+        """Return `scale` times the output, and the state after the last token; `state` None starts a stream."""
         projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda else 0)
-        mix = self._fused if self._fits(projected_BTS, state) else self._plain
+        use_fused = self._use_fused(projected_BTS, state)
+        mix = self._forward_fused if use_fused else self._forward_plain
         normed_BTI, state = mix(projected_BTS, reset_BT, state)
         out_BTD: Tensor = self.out_proj(normed_BTI, scale_D)
         return out_BTD, state
 
-    def _fits(self, projected_BTS: Tensor, state: MixerState | None) -> bool:
-        """Whether the fused kernels serve this pass."""
+    def _use_fused(self, projected_BTS: Tensor, state: MixerState | None) -> bool:
+        """Whether the fused kernels support this pass."""
         if not use_triton(projected_BTS) or (state is not None and any(value.requires_grad for value in state)):
             return False
         from jepamba.ops.ssd.triton_launch import is_supported
 
         return is_supported(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk_size)
 
-    def _fused(
+    def _forward_fused(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, MixerState]:
         from jepamba.ops.mixer.fused import FusedMixer
@@ -111,7 +112,7 @@ class Mamba2(nn.Module):
         history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
 
-    def _plain(
+    def _forward_plain(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, MixerState]:
         history_BCW, ssm_BHPN = self.initial_state(len(projected_BTS)) if state is None else state

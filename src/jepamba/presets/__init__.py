@@ -1,4 +1,4 @@
-"""Named runs as TOML files, and overlays that change a few settings of one: `cpu`, `cpu+sigreg-lewm`."""
+"""Presets and overlays, as TOML files: `cpu`, `cpu+sigreg-lewm`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jepamba.config import ConfigError, Run, build, flatten, merge, to_dict
 
 
 def preset_names() -> list[str]:
-    """The presets and overlays that ship with the package, sorted."""
+    """Return the sorted names of the presets and overlays of the package."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder() if entry.name.endswith(".toml"))
 
 
 def preset_settings(name: str) -> dict[str, Any]:
-    """The dotted settings of a shipped preset or of the TOML file `name`, each `+overlay` merged over it in turn.
+    """Return the dotted settings of the preset or TOML file `name`, with each `+overlay` merged over it.
 
-    Raises `ConfigError` for an unknown name, a file that is not TOML, or a section that does not exist.
+    Raises `ConfigError` for an unknown name, an invalid TOML file, and an unknown section.
     """
-    # A file's own name may hold a plus sign.
+    # A file name may contain a plus sign.
     names = [name] if Path(name).is_file() else name.split("+")
     return merge(*map(_layer, names))
 
 
 def load_preset(name: str) -> Run:
-    """The validated run of `preset_settings(name)`. Raises `ConfigError` for a setting that is refused, too."""
+    """Build the validated run of `preset_settings(name)`. Raises `ConfigError` for a refused setting too."""
     return build(preset_settings(name))
 
 
 def dump_toml(run: Run) -> str:
-    """`run` with every setting written out, as TOML that `load_preset` reads back to an equal run."""
+    """Return all settings of `run` as TOML; `load_preset` reads it back to an equal run."""
     import tomli_w
 
     return tomli_w.dumps(to_dict(run))
@@ -45,12 +45,12 @@ def _layer(name: str) -> dict[str, Any]:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"{name}: no such file; give a preset ({', '.join(preset_names())}) or a TOML file")
+            raise ConfigError(f"{name}: no such file; use a preset ({', '.join(preset_names())}) or a TOML file")
         text = path.read_bytes()
     else:
         entry = resources.files(__package__) / f"{name}.toml"
         if not name or "/" in name or not entry.is_file():
-            raise ConfigError(f"unknown preset {name!r}; there are {', '.join(preset_names())}, or give a .toml file")
+            raise ConfigError(f"unknown preset {name!r}; use one of {', '.join(preset_names())}, or a .toml file")
         text = entry.read_bytes()
     try:
         return flatten(tomllib.loads(text.decode()))

@@ -1,10 +1,10 @@
-"""Quantizers, and the weight that is trained and stored with one. Read `module.py` first, then `protocol.py`."""
+"""Quantizers, and weights with a quantizer. Read `module.py` first, then `protocol.py`."""
 
 from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
-from jepamba.quant.grids import fake_quantize, quantizer_named
 from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer
 from jepamba.quant.module import CachedWeights, QuantWeight
 from jepamba.quant.protocol import Quantizer, Streams, rows
+from jepamba.quant.quantizers import fake_quantize, quantizer_named
 
 __all__ = [
     "MAX_BITS",

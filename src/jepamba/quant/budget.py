@@ -1,4 +1,4 @@
-"""Bits for each tensor under a budget in bytes: spent where a byte takes the most damage away."""
+"""Bit allocation: bits for each tensor under a budget in bytes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from typing import NamedTuple
 
 
 class Option(NamedTuple):
-    """What one number of bits costs a tensor."""
+    """Size and damage of a tensor at one number of bits."""
 
     bits: int
-    """Bits of its integers."""
+    """Bits of the integers."""
     bytes: float
-    """Of the tensor in the artifact."""
+    """Bytes of the tensor in the artifact."""
     damage: float
-    """Expected rise of the loss, nats per token."""
+    """Expected rise of the loss in nats per token."""
 
 
 def allocate_bits(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, int]:
-    """The bits of each tensor: least damage in all for at most `budget` bytes, as near as a greedy choice comes.
+    """Choose the bits of each tensor that minimize the total damage within `budget` bytes, greedily.
 
-    Every tensor starts at its smallest option. Then the step is taken, again and again, that saves the most damage a
-    byte (each tensor's steps lie on the lower convex hull of its options, where that order is the best one: Shoham &
-    Gersho 1988), and what no longer fits is passed over. Equal options give equal choices; ties go by name.
-    If not even the smallest options fit, they are what is chosen.
+    Each tensor starts at its smallest option. Steps along the lower convex hull of its options follow in the order of
+    damage saved per byte (Shoham & Gersho 1988). A step that exceeds the budget ends the steps of its tensor. Ties are
+    resolved by name, so the result is deterministic.
+
+    Arguments: `options`, the possible bits of each tensor by its name; `budget`, in bytes.
+    Returns: bits by name; those of the smallest options if even these exceed the budget.
     """
-    chosen = {name: min(given, key=lambda option: (option.bytes, option.damage)) for name, given in options.items()}
+    chosen = {name: min(choices, key=lambda option: (option.bytes, option.damage)) for name, choices in options.items()}
     spent = sum(option.bytes for option in chosen.values())
     steps = sorted(
         (-_gain(before, after), name, number, before, after)
-        for name, given in options.items()
-        for number, (before, after) in enumerate(_hull(chosen[name], given))
+        for name, choices in options.items()
+        for number, (before, after) in enumerate(_hull(chosen[name], choices))
     )
     stopped: set[str] = set()
     for _, name, _, before, after in steps:
@@ -43,18 +45,18 @@ def allocate_bits(options: Mapping[str, Sequence[Option]], budget: float) -> dic
 
 
 def _hull(start: Option, options: Sequence[Option]) -> list[tuple[Option, Option]]:
-    """The steps from `start` along the lower convex hull of (bytes, damage), each with a lesser gain than the last."""
+    """Steps from `start` along the lower convex hull of (bytes, damage), by falling gain."""
     steps: list[tuple[Option, Option]] = []
-    here = start
+    current = start
     while True:
-        further = [option for option in options if option.bytes > here.bytes and option.damage < here.damage]
-        if not further:
+        larger = [option for option in options if option.bytes > current.bytes and option.damage < current.damage]
+        if not larger:
             return steps
-        best = max(further, key=lambda option: (_gain(here, option), option.bytes))
-        steps.append((here, best))
-        here = best
+        best = max(larger, key=lambda option: (_gain(current, option), option.bytes))
+        steps.append((current, best))
+        current = best
 
 
 def _gain(before: Option, after: Option) -> float:
-    """Damage saved for each further byte."""
+    """Damage saved per additional byte."""
     return (before.damage - after.damage) / (after.bytes - before.bytes)

@@ -1,4 +1,4 @@
-"""How many bits values need: order-0 entropy, the least that a codec blind to context can reach."""
+"""Order-0 entropy: the lower bound of a codec without context."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 
 
 def entropy(counts: NDArray[np.integer]) -> float:
-    """Order-0 entropy in bits per symbol of symbols that occur `counts` (N,) times: −Σ p·log2 p (Shannon 1948)."""
+    """Order-0 entropy in bits per symbol, −Σ p·log2 p (Shannon 1948), from the counts (N,) of each symbol."""
     p = counts[counts > 0] / counts.sum()
     return max(0.0, float(-(p * np.log2(p)).sum()))
 
 
 def entropy_bits(streams: Mapping[str, Tensor]) -> float:
-    """Order-0 entropy, in bits in all, of the streams of one tensor: each a source of its own, its wider values taken
-    apart into byte planes. The cost of telling the decoder the probabilities is left out."""
+    """Total order-0 entropy in bits of the streams of one tensor, without the cost of storing the probabilities.
+
+    Each stream is its own source; values of several bytes are split into byte planes.
+    """
     return sum(_bits(value) for value in streams.values())
 
 

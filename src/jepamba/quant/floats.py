@@ -1,4 +1,4 @@
-"""Quantizers to floating-point formats: FP8 with or without a scale a row, BF16, fp32.
+"""Quantizers to floating-point formats: FP8 with or without a scale per row, BF16, fp32.
 
 Shapes: R rows of C values, as in `protocol`.
 """
@@ -18,7 +18,7 @@ FP8_MAX = 448.0
 
 @dataclass(frozen=True)
 class Fp8Quantizer:
-    """FP8 e4m3, with one BF16 scale per row (`scaled`) or as it is, which is coarse near 1 and loses small values."""
+    """FP8 e4m3, with a BF16 scale per row (`scaled`) or without, which is coarse near 1 and underflows small values."""
 
     scaled: bool = True
 
@@ -28,7 +28,7 @@ class Fp8Quantizer:
         return "fp8-row" if self.scaled else "fp8"
 
     def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
-        """The streams of `w`, any shape: `fp8` (R, C), the raw bits as uint8, and with `scaled` `scale` (R,) BF16."""
+        """Encode `w` (any shape) as `fp8` (R, C), raw bits in uint8, and, if `scaled`, `scale` (R,) in BF16."""
         w_RC = w.detach().float().reshape(rows(tuple(w.shape)))
         if not self.scaled:
             return {"fp8": w_RC.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8)}
@@ -37,14 +37,14 @@ class Fp8Quantizer:
         return {"fp8": unit_RC.to(torch.float8_e4m3fn).view(torch.uint8), "scale": scale_R1.squeeze(1)}
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
-        """The fp32 tensor of `shape` that the streams stand for."""
+        """Decode the streams to the fp32 tensor of `shape`."""
         w_RC = streams["fp8"].view(torch.float8_e4m3fn).float()
         if self.scaled:
             w_RC = w_RC * streams["scale"].float().unsqueeze(1)
         return w_RC.reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each stream of a tensor of `shape`."""
+        """Return shape and dtype of each stream of a tensor of `shape`."""
         R, C = rows(shape)
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"fp8": ((R, C), torch.uint8)}
         if self.scaled:
@@ -52,7 +52,7 @@ class Fp8Quantizer:
         return expected
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
+        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * 8 + (R * 16 if self.scaled else 0)
 
@@ -69,18 +69,18 @@ class FloatQuantizer:
         return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
     def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
-        """The streams of `w`, any shape: `value`, of the tensor's own shape."""
+        """Encode `w` (any shape) as `value`, of the same shape."""
         return {"value": w.detach().to(self.dtype)}
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
-        """The fp32 tensor of `shape` that the streams stand for."""
+        """Decode the streams to the fp32 tensor of `shape`."""
         return streams["value"].float().reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each stream of a tensor of `shape`."""
+        """Return shape and dtype of each stream of a tensor of `shape`."""
         return {"value": (shape, self.dtype)}
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
+        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * (16 if self.dtype == torch.bfloat16 else 32)

@@ -1,7 +1,7 @@
-"""The integer quantizer: a few bits a weight, with scales by row or by group of columns, at the largest or clipped.
+"""The integer quantizer: 2 to 8 bits per weight, with an absmax or clipped scale per row or per group of columns.
 
-Shapes: a weight is viewed as R rows of C values. Each row has G groups of K columns (the last one filled up with
-zeros), each with a scale of its own; N = R·G groups in all. Without groups G = 1 and K = C.
+Shapes: a weight is viewed as R rows of C values. Each row has G groups of K columns (the last one padded with zeros),
+each with one scale; N = R·G is the total number of groups. Without groups, G = 1 and K = C.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ Scale = Literal["absmax", "clip", "hessian"]
 
 MIN_BITS, MAX_BITS = 2, 8
 RATIOS = 8
-"""Scales that are tried for each group: the absmax one, and these shares of it less one."""
+"""Number of scales in the search: the absmax scale and 7 smaller ones."""
 _SMALLEST_RATIO = {2: 0.3, 3: 0.45, 4: 0.55, 5: 0.7, 6: 0.8, 7: 0.9, 8: 0.9}
-"""The smallest share tried, by bits: 9 of 10 normal rows of 64 to 2,560 values have their best scale above it."""
-_SLICE = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Values searched at once: few enough to stay in a core's cache, enough to fill a GPU."""
+"""Smallest searched scale relative to absmax, by bits. For 90 % of normal rows of 64 to 2,560 values the best scale is
+above it."""
+_CHUNK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Values per chunk of the search: small enough for a core's cache, large enough to fill a GPU."""
 
 
 @dataclass(frozen=True)
 class IntQuantizer:
-    """Symmetric integers of `bits` bits with a BF16 scale for each group: w ≈ q · s, |q| <= 2^(bits−1) − 1.
+    """Symmetric integers of `bits` bits with a BF16 scale s per group: w ≈ q · s, |q| ≤ q_max = 2^(bits−1) − 1.
 
-    q is rounded against the stored scale itself, so that q · s (at most 7 + 8 significant bits) is exact in fp32 and
-    nothing is rounded twice.
+    q is rounded with the stored scale, so q · s (at most 7 + 8 significant bits) is exact in fp32.
 
-    Arguments: `bits`, 2 to 8. `scale`: with `absmax` s is the group's largest magnitude / q_max; with `clip` s is that
-    times the share, of `RATIOS` fixed ones, that leaves the least squared error (values beyond q_max · s are clipped);
-    `hessian` is `clip` with the error of each column weighted by its importance. `group`: columns that share a scale;
-    0: the whole row.
+    Arguments:
+        bits: 2 to 8.
+        scale: `absmax`, s = largest magnitude of the group / q_max; `clip`, that scale times the ratio of least
+            squared error, one of `RATIOS` (values beyond q_max · s are clipped); `hessian`, the same with the error of
+            each column weighted by its importance.
+        group: columns that share a scale; 0: the whole row.
     """
 
     bits: int
@@ -45,72 +47,74 @@ class IntQuantizer:
 
     @property
     def name(self) -> str:
-        """Such as `int4`, `int3-clip`, `int4-hessian-g64`."""
+        """For example `int4`, `int3-clip`, `int4-hessian-g64`."""
         clipped = "" if self.scale == "absmax" else f"-{self.scale}"
         return f"int{self.bits}{clipped}{f'-g{self.group}' if self.group else ''}"
 
     @property
-    def limit(self) -> int:
-        """The largest stored integer."""
+    def q_max(self) -> int:
+        """Largest stored integer."""
         return (1 << (self.bits - 1)) - 1
 
     def groups(self, columns: int) -> int:
-        """G, the number of scales of a row of `columns` values."""
+        """Return G, the number of scales of a row of `columns` values."""
         return -(-columns // self.group) if self.group else 1
 
     def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
-        """The streams of `w`, any shape: `q` (R, C) int8 and `scale` BF16, (R,), or with groups (R, G).
+        """Encode `w` (any shape) as `q` (R, C) int8 and `scale` BF16, (R,), or (R, G) with groups.
 
-        Without `importance_C` all columns count alike. What is quantized already is encoded as it is: absmax
-        comes first among the scales that are tried, and another must be better to be taken.
+        Without `importance_C` all columns have equal weight. Quantized values are fixed points: the search starts at
+        absmax, and only a smaller error replaces it.
         """
         R, C = rows(tuple(w.shape))
         w_NK = self._split(w.detach().float().reshape(R, C))
-        scale_N1 = (w_NK.abs().amax(dim=1, keepdim=True) / self.limit).to(torch.bfloat16)
+        scale_N1 = (w_NK.abs().amax(dim=1, keepdim=True) / self.q_max).to(torch.bfloat16)
         if self.scale != "absmax":
-            scale_N1 = self._searched(w_NK, scale_N1, importance_C if self.scale == "hessian" else None)
-        q_NK = (w_NK / divisor(scale_N1.float())).round_().clamp_(-self.limit, self.limit).to(torch.int8)
+            scale_N1 = self._search_scales(w_NK, scale_N1, importance_C if self.scale == "hessian" else None)
+        q_NK = (w_NK / divisor(scale_N1.float())).round_().clamp_(-self.q_max, self.q_max).to(torch.int8)
         q_RC = q_NK.reshape(R, -1)[:, :C].contiguous()
         return {"q": q_RC, "scale": scale_N1.reshape(self.streams(tuple(w.shape))["scale"][0])}
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
-        """The fp32 tensor of `shape` that the streams stand for."""
+        """Decode the streams to the fp32 tensor of `shape`."""
         R, C = rows(shape)
         w_NK = self._split(streams["q"].float()) * streams["scale"].float().reshape(-1, 1)
         return w_NK.reshape(R, -1)[:, :C].reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each stream of a tensor of `shape`."""
+        """Return shape and dtype of each stream of a tensor of `shape`."""
         R, C = rows(shape)
         scales = (R, self.groups(C)) if self.group else (R,)
         return {"q": ((R, C), torch.int8), "scale": (scales, torch.bfloat16)}
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Stored bits of a tensor of `shape`, scales included, before entropy coding."""
+        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
         R, C = rows(shape)
         return R * C * self.bits + R * self.groups(C) * 16
 
     def _split(self, w_RC: Tensor) -> Tensor:
-        """The groups (N, K) of the rows, the last of each row filled up with zeros."""
+        """Split the rows into groups (N, K); the last group of a row is padded with zeros."""
         C = w_RC.shape[1]
         if not self.group:
             return w_RC
         return F.pad(w_RC, (0, self.groups(C) * self.group - C)).reshape(-1, self.group)
 
-    def _searched(self, w_NK: Tensor, absmax_N1: Tensor, importance_C: Tensor | None) -> Tensor:
-        """The best scale of each group, a slice of groups at a time."""
+    def _search_scales(self, w_NK: Tensor, absmax_N1: Tensor, importance_C: Tensor | None) -> Tensor:
+        """Return the scale (N, 1) of least error for each group, computed in chunks of groups."""
         N, K = w_NK.shape
-        step = max(1, _SLICE[w_NK.device.type] // K)
+        step = max(1, _CHUNK_VALUES[w_NK.device.type] // K)
         roots: tuple[Tensor | None, ...] = (None,) * N
         if importance_C is not None:
             root_GK = self._split(importance_C.float().clamp_min(0).sqrt().unsqueeze(0))
             roots = root_GK.repeat(N // root_GK.shape[0], 1).split(step)
-        slices = zip(w_NK.split(step), absmax_N1.split(step), roots, strict=False)
-        return torch.cat([self._search_slice(*parts) for parts in slices])
+        chunks = zip(w_NK.split(step), absmax_N1.split(step), roots, strict=False)
+        return torch.cat([self._search_chunk(*chunk) for chunk in chunks])
 
-    def _search_slice(self, w_NK: Tensor, absmax_N1: Tensor, root_NK: Tensor | None) -> Tensor:
-        """The scale of least error, tried from the largest down. Errors are in units of the absmax step, so that a
-        row's size, however small, does not matter."""
+    def _search_chunk(self, w_NK: Tensor, absmax_N1: Tensor, root_NK: Tensor | None) -> Tensor:
+        """Return the scale (N, 1) of least error, searched from the largest down.
+
+        Errors are in units of the absmax step: squares of tiny weights would underflow.
+        """
         unit_N1 = divisor(absmax_N1.float())
         u_NK = w_NK / unit_N1
         best_N1, least_N1 = absmax_N1, None
@@ -118,7 +122,7 @@ class IntQuantizer:
             ratio = 1.0 - (1.0 - _SMALLEST_RATIO[self.bits]) * index / (RATIOS - 1)
             scale_N1 = absmax_N1 if index == 0 else (absmax_N1.float() * ratio).to(torch.bfloat16)
             step_N1 = divisor(scale_N1.float() / unit_N1)
-            error_NK = (u_NK / step_N1).round_().clamp_(-self.limit, self.limit).mul_(step_N1).sub_(u_NK)
+            error_NK = (u_NK / step_N1).round_().clamp_(-self.q_max, self.q_max).mul_(step_N1).sub_(u_NK)
             if root_NK is not None:
                 error_NK.mul_(root_NK)
             error_N1 = torch.linalg.vector_norm(error_NK, dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""One weight from its first value to the artifact, and the cache of a step's quantized weights.
+"""A weight with its quantizer, and the cache of the quantized weights of a step.
 
-`QuantWeight`: `__init__` → `effective_weight` (fake quantization) → `export` → `load`.
+Life cycle of a `QuantWeight`: `__init__`, `effective_weight` (fake quantization), `export`, `load`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepamba.quant.grids import fake_quantize
 from jepamba.quant.protocol import Quantizer, Streams
+from jepamba.quant.quantizers import fake_quantize
 
 
 class QuantWeight(nn.Module):
-    """A master weight, the quantizer it is stored with, and the value that a pass must see of the two.
+    """A master weight and its quantizer.
 
-    Evaluation always sees the stored value, so whatever is scored is what the artifact holds. Training sees it while
-    `fake_quantized` is set, and inside `CachedWeights` the cached copy of what it would have seen. After `load` the
-    master is the stored value, and is used as it is: quantizing twice could move it.
+    Evaluation always uses the quantized value, so scores are those of the artifact. Training uses it if
+    `fake_quantized` is set, and inside `CachedWeights` a cached copy. After `load` the master is the decoded value and
+    is not quantized again, which could change it.
 
-    Arguments: `value`, the first master; `matrix`, whether it enters matrix products alone, so that a cached copy is in
-    the compute dtype; `weigh_inputs`, whether the quantizer weighs each column's error by the layer's inputs.
+    Arguments:
+        value: initial master weight.
+        quantizer: quantizer for training and export.
+        matrix: whether matrix products alone use the weight, so that its cached copy has the compute dtype.
+        weigh_inputs: whether the quantizer weights the error of each column by the power of its input.
     """
 
     input_power: Tensor | None
-    """Mean square of each input (C,), as `record_inputs` found it last; a buffer."""
+    """Mean square (C,) of each input at the last `record_inputs`; a buffer."""
 
     def __init__(
         self, value: Tensor, quantizer: Quantizer, *, matrix: bool = False, weigh_inputs: bool = False
@@ -42,7 +45,7 @@ class QuantWeight(nn.Module):
         self.register_buffer("input_power", torch.ones(value.shape[1]) if weigh_inputs else None)
 
     def effective_weight(self) -> Tensor:
-        """The weight as this pass must see it, in fp32; a cached matrix in the compute dtype."""
+        """Return the weight for this pass, in fp32; a cached matrix is in the compute dtype."""
         if self.training and self.cached is not None:
             return self.cached
         master = self.master.float()
@@ -51,28 +54,29 @@ class QuantWeight(nn.Module):
         return fake_quantize(master, self.quantizer, self.input_power)
 
     def export(self) -> Streams:
-        """The encoded streams that an artifact stores."""
+        """Encode the master as the streams of an artifact."""
         return self.quantizer.encode(self.master, self.input_power)
 
     def load(self, value: Tensor) -> None:
-        """Take `value`, decoded from an artifact, as master and stored value in one."""
+        """Set the master to `value`, decoded from an artifact, and use it without further quantization."""
         self.master.data = value.to(device=self.master.device, dtype=torch.float32)
         self.loaded = True
 
     def record_inputs(self, x: Float[Tensor, "*batch C"]) -> None:
-        """Calibrate: note the mean square of each input, the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W, which
-        weighs the errors of its columns (as in Frantar et al. 2022, without the off-diagonal)."""
+        """Record the mean square of each input, which weights the error of its column.
+
+        It is the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W (Frantar et al. 2022, without the off-diagonal).
+        """
         if self.input_power is not None:
             self.input_power.copy_(x.detach().float().square().flatten(0, -2).mean(0))
 
 
 class CachedWeights:
-    """The effective weights of one optimizer step, computed once for all its micro-batches.
+    """Cache of the effective weights of one optimizer step, computed once for all its micro-batches.
 
-    Call `compute`, then run the training passes inside `with cache as leaves:`. The passes read `leaves` and add their
-    gradients there; on exit the masters have them, since the gradient of fake quantization is that of the identity.
-    Gradients have the masters' dtype, whatever the compute dtype. The tensors, and their gradients, keep their
-    addresses from step to step, as captured CUDA graphs need it.
+    Call `compute`, then run the training passes inside `with cache as leaves:`. The passes accumulate their gradients
+    in `leaves`, and the exit moves them to the masters, since fake quantization has the gradient of the identity.
+    Gradients have the dtype of the masters. CUDA graphs require that tensors and gradients keep their addresses.
     """
 
     def __init__(self, weights: Iterable[QuantWeight], dtype: torch.dtype) -> None:
@@ -81,7 +85,7 @@ class CachedWeights:
 
     @torch.no_grad()
     def compute(self) -> None:
-        """Fill the cache from the masters. It takes and returns nothing, and can be captured as a CUDA graph."""
+        """Fill the cache from the masters. It can be captured as a CUDA graph."""
         for weight, leaf in zip(self.weights, self.leaves, strict=True):
             leaf.copy_(weight.effective_weight())
 
@@ -99,6 +103,6 @@ class CachedWeights:
 
 def _leaf(master: Tensor, dtype: torch.dtype) -> Tensor:
     leaf = torch.empty_like(master, dtype=dtype).requires_grad_()
-    # Micro-batches are summed in the master's precision.
+    # Gradients of micro-batches accumulate in the master's precision.
     leaf.grad_dtype = master.dtype
     return leaf

@@ -1,6 +1,6 @@
-"""What a quantizer is: the grid of values that a stored weight can take, as one object for training, export and load.
+"""The protocol of quantizers: one object for training, export and load.
 
-A quantizer turns a tensor into named integer streams (`encode`) and streams back into the tensor (`decode`).
+A quantizer encodes a tensor as named integer streams (`encode`) and decodes the streams to a tensor (`decode`).
 
 Shapes: a weight is viewed as R rows of C values; a vector is one row. `w_RC` has the rows, `scale_R1` their scales.
 """
@@ -14,45 +14,45 @@ import torch
 from torch import Tensor
 
 Streams = dict[str, Tensor]
-"""The encoded form of one tensor: integer or raw-bit tensors by stream name."""
+"""Encoded form of one tensor: integer or raw-bit tensors by stream name."""
 
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """What training, export and load ask of a quantizer."""
+    """Encode and decode weights for training, export and load."""
 
     @property
     def name(self) -> str:
-        """The name in an artifact's header, as `quantizer_named` reads it."""
+        """Name in an artifact's header; `quantizer_named` parses it."""
         ...
 
     def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
-        """The streams of `w` (any shape, float). Deterministic; no gradient.
+        """Encode `w` (any shape, float) as streams, deterministically and without gradient.
 
-        `importance_C`, positive, says how much an error in each column matters; a quantizer may disregard it.
+        `importance_C`, positive, weights the squared error of each column; a quantizer may ignore it.
         """
         ...
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
-        """The fp32 tensor of `shape` that `streams` stand for, on their device."""
+        """Decode `streams` to the fp32 tensor of `shape`, on their device."""
         ...
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every stream of a tensor of `shape`: what a reader must find, and what it costs."""
+        """Return shape and dtype of each stream of a tensor of `shape`; readers check streams against it."""
         ...
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Stored bits of a tensor of `shape` before any entropy coding, scales included."""
+        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
         ...
 
 
 def rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(R, C) of a tensor of `shape` seen as a matrix: rows are the first dimension; a vector or scalar is one row."""
+    """Return (R, C) of `shape` as a matrix: the first dimension has the rows; a vector or scalar is one row."""
     if len(shape) < 2:
         return 1, prod(shape)
     return shape[0], prod(shape[1:])
 
 
 def divisor(scale: Tensor) -> Tensor:
-    """`scale` with 1 where it is 0: a row of zeros has scale 0, and any divisor gives it zeros."""
+    """Return `scale` with 1 in place of 0, the scale of a row of zeros."""
     return torch.where(scale > 0, scale, 1.0)

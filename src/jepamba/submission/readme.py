@@ -33,7 +33,7 @@ length of the text that they decode to before any figure is printed.{packed}
 ## The model
 
 A Mamba-2 language model of {parameters:,} parameters: {n_layer} blocks of width {d_model}, state {d_state} a channel,
-an MLP {mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are {grid}, as the forward pass
+an MLP {mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are {matrix_format}, as the forward pass
 has seen them over {share} of training.
 
 ## How it was trained
@@ -67,7 +67,7 @@ def readme(
 ) -> str:
     """The page, in Markdown. `claims` is submission.json; `validation` the name of a shard beside it, or nothing."""
     model, quant, jepa = run.model, run.quant, run.jepa
-    mixed = bool(quant.budget_bytes or quant.widths)
+    mixed = bool(quant.budget_bytes or quant.bit_allocation)
     latent = f"cross-entropy, latent prediction (weight {jepa.weight}) and SIGReg (λ {jepa.sigreg_weight})"
     page = _PAGE.format(
         **{**claims, "blurb": f"\n{claims['blurb']}\n" if claims["blurb"] else ""},
@@ -80,7 +80,7 @@ def readme(
         **{key: getattr(model, key) for key in ("n_layer", "d_model", "d_state", "vocab_size")},
         mlp_every="in every block" if model.mlp_every == 1 else f"in one block of {model.mlp_every}",
         skips="U-Net skips, " if model.unet else "",
-        grid="integers of 2 to 8 bits, chosen for each tensor" if mixed else f"{quant.bits}-bit integers",
+        matrix_format="integers of 2 to 8 bits, chosen for each tensor" if mixed else f"{quant.bits}-bit integers",
         share="the whole" if quant.qat_fraction == 1 else f"the last {quant.qat_fraction:.0%}",
         objective=latent if jepa.active else "next-token cross-entropy alone",
     )

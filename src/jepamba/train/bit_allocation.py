@@ -34,7 +34,7 @@ def is_due(state: TrainState, progress: float) -> bool:
     """Whether the run must choose its bits now, at share `progress` of its budget."""
     quant = state.run.quant
     quantized = quant.qat_fraction > 0 and progress >= max(quant.budget_after, 1.0 - quant.qat_fraction)
-    return quant.budget_bytes > 0 and not state.model.quant.widths and quantized
+    return quant.budget_bytes > 0 and not state.model.quant.bit_allocation and quantized
 
 
 def check_budget(state: TrainState) -> None:
@@ -84,7 +84,7 @@ def pack_within_budget(state: TrainState, path: Path) -> list[str]:
     budget, messages = state.run.quant.budget_bytes, list[str]()
     if budget == 0:
         return messages
-    if not state.model.quant.widths:
+    if not state.model.quant.bit_allocation:
         messages.append(choose_bits(state, 1.0))
     trained = now = _bits(state)
     options: dict[str, list[Option]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jepamba import __version__
-from jepamba.config import OF_A_MACHINE, Run, to_dict
+from jepamba.config import MACHINE_SETTINGS, Run, to_dict
 from jepamba.data import Corpus, Tokens, corpus
 from jepamba.distributed import World
 from jepamba.errors import UserError
@@ -34,7 +34,7 @@ def check_same_command(command: str, world: World) -> None:
 
 
 def check_same_settings(run: Run, world: World) -> None:
-    """Raise `UserError`, on all ranks, if a rank's settings differ from rank 0's. Those `OF_A_MACHINE` may differ."""
+    """Raise `UserError`, on all ranks, if a setting outside `MACHINE_SETTINGS` differs from rank 0."""
     difference = _first_difference(_settings(run), world)
     if difference is not None:
         rank, name, here, there = difference
@@ -84,7 +84,7 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = {f"{section}.{name}": value for section, values in to_dict(run).items() for name, value in values.items()}
     if run.train.device == "auto":
         flat["train.device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    return {name: value for name, value in flat.items() if name not in OF_A_MACHINE}
+    return {name: value for name, value in flat.items() if name not in MACHINE_SETTINGS}
 
 
 def _read(run: Run) -> Corpus:

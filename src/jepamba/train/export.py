@@ -18,7 +18,7 @@ from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
 from jepamba.io import atomic_write, sha256_of
-from jepamba.model import parts
+from jepamba.model import count_by_component
 from jepamba.progress import Progress
 from jepamba.train.state import TrainState
 
@@ -91,9 +91,9 @@ def _summarize(
             "kept": sum(p.numel() for p in state.model.parameters()),
             "training_only": sum(p.numel() for p in state.parameters())
             - sum(p.numel() for p in state.model.parameters()),
-            "parts": parts(state.modules.named_parameters()),
+            "parts": count_by_component(state.modules.named_parameters()),
         },
-        "widths": state.model.quant.width_of,
+        "bit_allocation": state.model.quant.bits_by_name,
         "bytes_by_part": packed["bytes_by_part"],
         "diagnostics": latents,
         "samples": _samples(state, out / ARTIFACT),

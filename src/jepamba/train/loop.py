@@ -192,7 +192,7 @@ class Loop:
         """Choose the bits of each weight on rank 0 and set them on all ranks."""
         model = self.state.model
         message, chosen = self.world.on_rank_zero(
-            lambda: (bit_allocation.choose_bits(self.state, share), model.quant.width_of)
+            lambda: (bit_allocation.choose_bits(self.state, share), model.quant.bits_by_name)
         )
         if not self.world.is_rank_zero:
             model.set_bit_allocation(chosen)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import OF_A_MACHINE, ConfigError, Run, from_dict, to_dict, with_settings
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, from_dict, to_dict, with_settings
 from jepamba.data import Corpus
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
@@ -57,7 +57,7 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
     Arguments:
         out: the run's folder.
         changes: settings of this machine by their dotted names, as in `{"data.train": "elsewhere.txt"}`. Only those
-            in `OF_A_MACHINE` may change. They apply to this process only and are not written to config.toml.
+            in `MACHINE_SETTINGS` may change. They apply to this process only and are not written to config.toml.
 
     Returns:
         The content of summary.json.
@@ -107,10 +107,12 @@ def _read_run(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 def _with_changes(settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Run:
-    """The run of `settings` with `changes`. Raises `ConfigError` for a change that is not `OF_A_MACHINE`."""
+    """The run of `settings` with `changes`. Raises `ConfigError` for a change that is not `MACHINE_SETTINGS`."""
     for name in changes:
-        if name not in OF_A_MACHINE:
-            raise ConfigError(f"{name} cannot change in a resumed run; these settings can: {', '.join(OF_A_MACHINE)}")
+        if name not in MACHINE_SETTINGS:
+            raise ConfigError(
+                f"{name} cannot change in a resumed run; these settings can: {', '.join(MACHINE_SETTINGS)}"
+            )
     return with_settings(from_dict(settings), changes)
 
 

@@ -138,7 +138,7 @@ class TrainState:
             "progress": asdict(self.counters),
             "loader": self.loader.state(),
             "data": self.corpus_fingerprint,
-            "widths": self.model.quant.width_of,
+            "bit_allocation": self.model.quant.bits_by_name,
         }
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ class TrainState:
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
             counters = Counters.from_json(metadata["progress"])
-            self.model.set_bit_allocation(metadata["widths"])
+            self.model.set_bit_allocation(metadata["bit_allocation"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             for name, kept in self._carried().items():

@@ -126,7 +126,7 @@ class Trainer:
 
         The computation depends on whether they are fake-quantized and to how many bits, so each case has its own graph.
         """
-        key = self.state.model.fake_quantized, self.state.model.quant.widths
+        key = self.state.model.fake_quantized, self.state.model.quant.bit_allocation
         if key not in self._compute_weights:
             self._compute_weights[key] = CUDAGraph(self.weights.compute, self.graphs)
         self._compute_weights[key]()

@@ -1,4 +1,4 @@
-"""Which part of the model a parameter belongs to: the rows of every table of counts and bytes."""
+"""Components of the model, for tables of counts and bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-PARTS = {
+COMPONENTS = {
     "token_embed": "embedding",
     "embed_proj": "embedding projection",
     "embed_proj_rev": "head projection",
@@ -30,21 +30,21 @@ PARTS = {
     "predictor": "predictor",
     "pred_proj": "predictor projection",
 }
-"""Part by a component of the parameter's name."""
+"""Component of the model by a segment of the parameter's name."""
 
 
-def part_of(name: str) -> str:
-    """The part of the parameter `name`, as in `blocks.3.mixer.in_proj.weight`. Raises `KeyError` if it has none."""
-    for component in name.split("."):
-        if component in PARTS:
-            return PARTS[component]
+def component_of(name: str) -> str:
+    """Return the component of the parameter `name`. Raises `KeyError` for an unknown name."""
+    for segment in name.split("."):
+        if segment in COMPONENTS:
+            return COMPONENTS[segment]
     raise KeyError(name)
 
 
-def parts(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """Number of parameters in each part, in order of appearance."""
+def count_by_component(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Count the parameters of each component, in order of appearance."""
     counts: dict[str, int] = {}
     for name, value in named:
-        part = part_of(name)
-        counts[part] = counts.get(part, 0) + value.numel()
+        component = component_of(name)
+        counts[component] = counts.get(component, 0) + value.numel()
     return counts

@@ -1,7 +1,6 @@
-"""Quantizers by name, and what training sees of one: `fake_quantize`, which is `decode(encode(w))` with the gradient
-of the identity.
+"""Quantizers by name, and fake quantization: `decode(encode(w))` with the gradient of the identity.
 
-What training sees is therefore what the artifact holds, to the bit.
+Training therefore computes with exactly the weights that the artifact stores.
 """
 
 from __future__ import annotations
@@ -17,15 +16,20 @@ from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer, Scale
 from jepamba.quant.protocol import Quantizer
 
 _FLOATS: dict[str, Quantizer] = {
-    grid.name: grid
-    for grid in (Fp8Quantizer(True), Fp8Quantizer(False), FloatQuantizer(torch.bfloat16), FloatQuantizer(torch.float32))
+    quantizer.name: quantizer
+    for quantizer in (
+        Fp8Quantizer(True),
+        Fp8Quantizer(False),
+        FloatQuantizer(torch.bfloat16),
+        FloatQuantizer(torch.float32),
+    )
 }
-_CLIPPED = "|".join(kind for kind in get_args(Scale) if kind != "absmax")
+_CLIPPED = "|".join(scale for scale in get_args(Scale) if scale != "absmax")
 _INT = re.compile(rf"int([{MIN_BITS}-{MAX_BITS}])(?:-({_CLIPPED}))?(?:-g([1-9][0-9]{{0,5}}))?")
 
 
 def quantizer_named(name: str) -> Quantizer:
-    """The quantizer with this `name`, as written in an artifact's header. Raises `KeyError` for an unknown name."""
+    """Return the quantizer with this `name`, as an artifact's header has it. Raises `KeyError` for an unknown name."""
     match = _INT.fullmatch(name)
     if match is None:
         return _FLOATS[name]
@@ -33,10 +37,10 @@ def quantizer_named(name: str) -> Quantizer:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Value of the quantizer's nearest point, gradient of the identity (Bengio et al. 2013).
+    """Straight-through estimator (Bengio et al. 2013): the quantized value, with the gradient of the identity.
 
-    The identity holds for clipped values too: the clip is at a share of the row's own largest value and moves with the
-    weights, so that a weight beyond it is not lost, and the gradient is what brings it back.
+    Clipped values have the gradient too: the clipping bound is relative to the row's largest magnitude and moves with
+    the weights, and the gradient can bring a clipped weight back.
     """
 
     @staticmethod
@@ -49,5 +53,5 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def fake_quantize(w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> Tensor:
-    """`w` as it will be stored and loaded, in fp32, differentiable as if nothing had been rounded."""
+    """Quantize and decode `w` to fp32, with the gradient of the identity."""
     return cast(Tensor, _StraightThrough.apply(w, quantizer, importance_C))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Grids on a GPU: searched scales and changed widths under captured graphs, and a submission's script with kernels."""
+"""Quantizers on a GPU: scale search and bit changes under captured graphs, and a submission's script with kernels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
-    """Two micro-batches a step of a small model whose grids use everything, on the English inside Python."""
+    """Two micro-batches a step of a small model that uses every kind of quantizer, on the English inside Python."""
     run = small_run(
         tmp_path_factory.mktemp("cache"),
         {
@@ -49,13 +49,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
 @pytest.mark.parametrize("name", ["int4", "int4-clip", "int3-clip-g64", "int5-hessian-g48", "int2-hessian", "int8"])
 def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
     w, importance = torch.randn(300, 200), torch.rand(200) + 0.1
-    grid = quantizer_named(name)
-    here, there = grid.encode(w, importance), grid.encode(w.cuda(), importance.cuda())
+    quantizer = quantizer_named(name)
+    here, there = quantizer.encode(w, importance), quantizer.encode(w.cuda(), importance.cuda())
     for stream, value in here.items():
         # Sums are rounded otherwise: two scales of nearly equal error may change places.
         assert (there[stream].cpu() == value).float().mean() > 0.99, stream
-    on_cpu = grid.decode({stream: value.cpu() for stream, value in there.items()}, (300, 200))
-    assert torch.equal(grid.decode(there, (300, 200)).cpu(), on_cpu)
+    on_cpu = quantizer.decode({stream: value.cpu() for stream, value in there.items()}, (300, 200))
+    assert torch.equal(quantizer.decode(there, (300, 200)).cpu(), on_cpu)
 
 
 def losses(run: Run, text: Corpus, changed: dict[str, int]) -> list[float]:

@@ -1,7 +1,7 @@
-"""What each grid costs in bits per byte: one run each, equal steps, one seed, against a run that rounds nothing.
+"""Bits per byte lost to each quantizer: one run each, equal steps, one seed, against a run without rounding.
 
-    python bench/grids.py cpu --data.train train-0.txt.xz --data.val val.txt.xz --data.tokenizer sp8192.model \\
-        --train.steps 400 --bench-out runs/grids
+    python bench/quantizers.py cpu --data.train train-0.txt.xz --data.val val.txt.xz --data.tokenizer sp8192.model \\
+        --train.steps 400 --bench-out runs/quantizers
 
 Prints a Markdown table and, last, one JSON line. Each run is scored on the artifact that was read back, at temperature
 1. The last column but one is the run without rounding, rounded once, at its end, instead. A run that is finished (its
@@ -34,7 +34,7 @@ from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
 EXACT = "fp32"
-GRIDS: dict[str, dict[str, Any]] = {
+QUANTIZERS: dict[str, dict[str, Any]] = {
     EXACT: {"bits": 32},
     "int4": {},
     "int4 clipped": {"scale": "clip"},
@@ -55,8 +55,8 @@ GRIDS: dict[str, dict[str, Any]] = {
 
 
 def run_of(base: Run, name: str, found: dict[str, dict[str, Any]], qat: float = 1.0) -> Run:
-    """`base` on the grid of this name."""
-    settings = {**GRIDS[name], "qat_fraction": qat}
+    """`base` with the quantizers of this name."""
+    settings = {**QUANTIZERS[name], "qat_fraction": qat}
     if "budget_bytes" in settings:
         settings["budget_bytes"] = found[settings["budget_bytes"]]["bytes"]
     return with_settings(base, {f"quant.{key}": value for key, value in settings.items()})
@@ -94,10 +94,16 @@ def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
     values = sum(matrix.master.numel() for matrix in matrices)
     stored = sum(matrix.quantizer.stored_bits(tuple(matrix.master.shape)) for matrix in matrices)
     bits = stored / values if values else 32.0
-    return {"bpb": score.bpb, "bytes": size, "bits": bits, "targets": score.tokens, "widths": loaded.run.quant.width_of}
+    return {
+        "bpb": score.bpb,
+        "bytes": size,
+        "bits": bits,
+        "targets": score.tokens,
+        "bit_allocation": loaded.run.quant.bits_by_name,
+    }
 
 
-def settling(state: TrainState) -> float:
+def rounding_seconds(state: TrainState) -> float:
     """Seconds that rounding every weight takes, once a step."""
     state.model.train()
     state.model.set_fake_quantization(True)
@@ -118,7 +124,7 @@ def _sync(state: TrainState) -> None:
 
 
 def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -> dict[str, dict[str, Any]]:
-    """Train what is not there yet, round the unrounded run to every grid, and give all figures by name."""
+    """Train what is not there yet, round the unrounded run with every quantizer, and return all figures by name."""
     device_config = choose_device(base.train)
     found: dict[str, dict[str, Any]] = {}
     masters: dict[str, torch.Tensor] = {}
@@ -133,7 +139,7 @@ def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -
             state = TrainState(run_of(base, name, found), text, device_config)
             seconds = trained(state)
             found[name] = {**scored(state, folder / "artifact.jepa", tokens), "seconds": seconds}
-            found[name]["settling"] = settling(state)
+            found[name]["rounding_seconds"] = rounding_seconds(state)
             if name == EXACT:
                 _save(state, saved)
             record.write_text(json.dumps(found[name]))
@@ -141,7 +147,7 @@ def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -
             masters = _load(saved)
         if "after" not in found[name]:
             state = TrainState(run_of(base, name, found, qat=0.0), text, device_config)
-            state.model.load_state_dict(masters, strict=False)  # what a grid weighs by is measured, not loaded
+            state.model.load_state_dict(masters, strict=False)  # calibration measures the input powers
             calibrate_inputs(state)
             found[name]["after"] = scored(state, folder / "after.jepa", tokens)
             record.write_text(json.dumps(found[name]))
@@ -164,14 +170,14 @@ def table(found: dict[str, dict[str, Any]], steps: int) -> str:
     """The figures as Markdown."""
     base = found[EXACT]["bpb"]
     lines = [
-        "| grid | bits a weight | artifact, bytes | BPB | lost to fp32 | lost if rounded at the end | rounding, ms |",
+        "| quantizer | bits/weight | artifact, bytes | BPB | lost to fp32 | lost if rounded after | rounding, ms |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found.items():
         after = row["after"]["bpb"] - base
         lines.append(
             f"| {name} | {row['bits']:.2f} | {row['bytes']:,} | {row['bpb']:.4f} | {row['bpb'] - base:+.4f} | "
-            f"{after:+.4f} | {1e3 * row['settling']:.1f} |"
+            f"{after:+.4f} | {1e3 * row['rounding_seconds']:.1f} |"
         )
     seconds = sum(row["seconds"] for row in found.values()) / len(found)
     return "\n".join([*lines, "", f"{steps} steps, {1e3 * seconds / steps:.0f} ms each (mean over the runs)"])
@@ -180,8 +186,8 @@ def table(found: dict[str, dict[str, Any]], steps: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
-    parser.add_argument("--bench-out", type=Path, default=Path("runs/grids"))
-    parser.add_argument("--bench-only", default=",".join(GRIDS))
+    parser.add_argument("--bench-out", type=Path, default=Path("runs/quantizers"))
+    parser.add_argument("--bench-only", default=",".join(QUANTIZERS))
     parser.add_argument("--bench-tokens", type=int, default=131072)
     args, flags = parser.parse_known_args()
     base = with_settings(load_preset(args.preset), parse_settings(flags))
@@ -190,7 +196,7 @@ def main() -> None:
     names = [name.strip() for name in args.bench_only.split(",")]
     found = measure(base, text, names, args.bench_out, args.bench_tokens)
     print(table(found, base.train.steps))
-    print(json.dumps({"steps": base.train.steps, "device": choose_device(base.train).why, "grids": found}))
+    print(json.dumps({"steps": base.train.steps, "device": choose_device(base.train).why, "quantizers": found}))
 
 
 if __name__ == "__main__":
