@@ -134,7 +134,7 @@ class MicroBatches:
             sigreg_lambda=torch.tensor(self.lam if self._one_sample else self.lam * share),
             sigreg_share=torch.tensor(share),
             pairs_K=self.pairs_K,
-            samples=torch.tensor(float(draws)),
+            sample_size=torch.tensor(float(draws)),
         )
 
     def _projections(self, index: int) -> Projections | None:
@@ -145,7 +145,7 @@ class MicroBatches:
         number = step if self._one_sample else step * state.layout.passes + index
         shape, of = (self.rows[index], run.data.seq_len), self._sample_windows
         return sample_projections(
-            run.jepa, run.model.d_model, shape, run.train.seed, number, of=of, rank=state.ranks.rank
+            run.jepa, run.model.d_model, shape, run.train.seed, number, total_windows=of, rank=state.ranks.rank
         )
 
 
