@@ -54,7 +54,7 @@ def constant_in_time(h_BTD: Tensor) -> Tensor:
 
 
 def test_a_latent_that_is_constant_in_a_window_is_found_out() -> None:
-    """What the submission's cosine of 0.996 hid (spec section 6, item 6)."""
+    """What the submission's cosine of 0.996 hid."""
     model = small_model()
     slow = diagnostics(model, heads_that_see(constant_in_time), TOKENS, 64, count=2048)
     free = diagnostics(model, heads_that_see(lambda h: h), TOKENS, 64, count=2048)

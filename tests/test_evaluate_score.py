@@ -88,7 +88,7 @@ def test_every_target_is_counted_once(targets: int, seq_len: int, stride: int) -
     assert all(w.length - w.counted >= seq_len - stride for w in listed[1:])
 
 
-def test_sliding_windows_of_the_spec() -> None:
+def test_sliding_windows_of_a_short_text() -> None:
     assert list(sliding_windows(21, 8, 4)) == [
         Window(0, 8, 8), Window(4, 8, 4), Window(8, 8, 4), Window(12, 8, 4), Window(13, 8, 1)
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_scores_equal_the_definition(bpe: SentencePieceTokenizer, kind: str, seq
 
 
 def test_the_tail_shorter_than_a_stride_is_scored() -> None:
-    """The submission lost the last targets of a sliding evaluation (spec section 6, item 11)."""
+    """The submission lost the last targets of a sliding evaluation."""
     model = small_model(ByteTokenizer())
     for length in (18, 19, 20, 21, 22):
         assert score_sliding(model, stream(ByteTokenizer(), length), 8, stride=4).tokens == length - 1
