@@ -15,7 +15,7 @@ from pathlib import Path
 from compress import beginning
 from jepamba.artifact import load_artifact
 from jepamba.cli.common import columns
-from jepamba.compress.corrections import Correction, corrections
+from jepamba.compress.corrections import Correction, find_corrections
 from jepamba.compress.side import write_corrections
 from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
 
@@ -29,10 +29,10 @@ def main() -> None:
     tokenizer, data = load_artifact(args.artifact).tokenizer, beginning(args.text, args.bytes)
     ids = to_ids(tokenizer, data)
     ours, lengths = to_bytes(tokenizer, ids), byte_lengths(tokenizer, ids)
-    changes = corrections(ours, data)
+    changes = find_corrections(ours, data)
 
     def ends_line(change: Correction) -> bool:
-        return ours[change.at : change.at + change.drop] == b" " and change.put.strip(b"\n") == b""
+        return ours[change.at : change.at + change.drop] == b" " and change.insert.strip(b"\n") == b""
 
     kinds = {
         "all": changes,

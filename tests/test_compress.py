@@ -106,7 +106,7 @@ def test_lanes_cover_every_token_once(count: int) -> None:
     assert lengths == sorted(lengths, reverse=True)
     assert max(lengths) - min(lengths) <= 1
     assert [lane for batch in plan.batches for lane in batch] == list(range(count))
-    assert max(len(batch) for batch in plan.batches) <= lanes.WIDTH
+    assert max(len(batch) for batch in plan.batches) <= lanes.MAX_BATCH_LANES
 
 
 def test_the_number_of_lanes_follows_the_size() -> None:

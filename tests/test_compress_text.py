@@ -13,7 +13,7 @@ from compress_cases import KINDS, ODD, TEXT, tokenizer_named
 from examples import examples
 from jepamba.compress.adaptive import Frequencies, MixedBit
 from jepamba.compress.coder import SYMBOLS_PER_BYTE, SymbolDecoder, SymbolEncoder
-from jepamba.compress.corrections import LONGEST, Correction, corrected, corrections
+from jepamba.compress.corrections import MAX_CORRECTION_BYTES, Correction, apply_corrections, find_corrections
 from jepamba.compress.side import read_corrections, write_corrections
 from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
@@ -34,8 +34,8 @@ def test_tokens_and_corrections_are_the_data(name: str, data: bytes) -> None:
     ids = to_ids(tokenizer, data)
     ours, lengths = to_bytes(tokenizer, ids), byte_lengths(tokenizer, ids)
     assert lengths.sum() == len(ours)
-    changes = corrections(ours, data)
-    assert corrected(ours, changes, len(data)) == data
+    changes = find_corrections(ours, data)
+    assert apply_corrections(ours, changes, len(data)) == data
     section = write_corrections(changes, ids, lengths)
     assert list(read_corrections(section, ids, lengths)) == changes
     if name in ("bytes", "shards"):
@@ -55,18 +55,18 @@ def test_odd_bytes(name: str) -> None:
 @example(b"x" * 1000 + b"end", b"y" * 1000 + b"end")
 @example(b"a b " * 5000, b"a\n\nb " * 5000)
 def test_corrections_turn_any_text_into_any_other(ours: bytes, wanted: bytes) -> None:
-    changes = corrections(ours, wanted)
-    assert corrected(ours, changes, len(wanted)) == wanted
+    changes = find_corrections(ours, wanted)
+    assert apply_corrections(ours, changes, len(wanted)) == wanted
     assert (not changes) == (ours == wanted)
-    assert all(change.drop <= LONGEST and len(change.put) <= LONGEST for change in changes)
-    assert all(change.drop or change.put for change in changes)
+    assert all(change.drop <= MAX_CORRECTION_BYTES and len(change.insert) <= MAX_CORRECTION_BYTES for change in changes)
+    assert all(change.drop or change.insert for change in changes)
     assert [change.at for change in changes] == sorted(change.at for change in changes)
 
 
 def test_small_changes_are_found_as_they_are() -> None:
     wanted = "One… and\n\nTwo  three\n4\n5\n6\nthe ﬁrst.\n".encode()
     ours = b"One... and Two three 4 5 6 the first."
-    assert corrections(ours, wanted) == [
+    assert find_corrections(ours, wanted) == [
         (3, 3, "…".encode()), (10, 1, b"\n\n"), (15, 0, b" "), (20, 1, b"\n"), (22, 1, b"\n"), (24, 1, b"\n"),
         (26, 1, b"\n"), (31, 2, "ﬁ".encode()), (37, 0, b"\n"),
     ]  # fmt: skip
@@ -81,14 +81,14 @@ def test_small_changes_are_found_as_they_are() -> None:
 )  # fmt: skip
 def test_corrections_that_do_not_fit_are_refused(changes: list[Correction]) -> None:
     with pytest.raises(UserError):
-        corrected(b"abc", changes, 4)
+        apply_corrections(b"abc", changes, 4)
 
 
 def test_line_ends_of_real_text_cost_little() -> None:
     tokenizer = tokenizer_named("normalising")
     ids = to_ids(tokenizer, TEXT)
     ours = to_bytes(tokenizer, ids)
-    changes = corrections(ours, TEXT)
+    changes = find_corrections(ours, TEXT)
     section = write_corrections(changes, ids, byte_lengths(tokenizer, ids))
     assert len(changes) > 400
     # A little more than what one of them would cost if nothing were known but how many there are.
@@ -108,8 +108,8 @@ def test_both_directions_agree_and_cost_what_the_model_says() -> None:
             found.append(flag.code(coder, (index % 3, "same"), bits[index] if known else 0))
         for index in range(2000):
             found.append(which.code(coder, symbols[index] if known else 0))
-            found.append(coder.even(5, index % 5 if known else 0))
-            found.append(coder.even(1, 0))
+            found.append(coder.uniform(5, index % 5 if known else 0))
+            found.append(coder.uniform(1, 0))
         return found
 
     writer = SymbolEncoder()

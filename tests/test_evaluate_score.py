@@ -88,7 +88,7 @@ def test_every_target_is_counted_once(targets: int, seq_len: int, stride: int) -
     assert all(w.length - w.counted >= seq_len - stride for w in listed[1:])
 
 
-def test_sliding_windows_of_the_spec() -> None:
+def test_sliding_windows_of_a_short_text() -> None:
     assert list(sliding_windows(21, 8, 4)) == [
         Window(0, 8, 8), Window(4, 8, 4), Window(8, 8, 4), Window(12, 8, 4), Window(13, 8, 1)
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from jepamba.jepa import (
     sigreg,
     sigreg_lambda,
 )
-from jepamba.jepa.heads import PositionNorm
+from jepamba.jepa.heads import SequenceBatchNorm
 from jepamba.model import LanguageModel
 
 MODEL = Model(vocab_size=23, embed_dim=8, d_model=16, n_layer=3, d_state=4, headdim=4, mlp_mult=2.0, chunk_size=8)
@@ -140,7 +140,7 @@ def test_projector_kinds() -> None:
     assert isinstance(linear.projector, nn.Linear)
     assert linear.projector.bias is None
     assert torch.allclose(linear.project(x), x @ linear.projector.weight.T, atol=1e-6)
-    for kind, norm in (("mlp-layernorm", nn.LayerNorm), ("mlp-batchnorm", PositionNorm)):
+    for kind, norm in (("mlp-layernorm", nn.LayerNorm), ("mlp-batchnorm", SequenceBatchNorm)):
         heads = disturbed_heads(Jepa(projector=kind))
         for part in (heads.projector, heads.pred_proj):
             assert isinstance(part, nn.Sequential)
@@ -156,7 +156,7 @@ def test_projector_kinds() -> None:
 
 
 def test_batch_norm_counts_positions_and_is_fixed_in_evaluation() -> None:
-    norm = PositionNorm(4)
+    norm = SequenceBatchNorm(4)
     x = torch.randn(3, 50, 4) * 3 + 2
     y = norm(x)
     assert y.mean((0, 1)).abs().max() < 1e-5

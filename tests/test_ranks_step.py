@@ -15,7 +15,7 @@ from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import score_plain_at, score_sliding
 from jepamba.jepa import sample_projections, sigreg
-from jepamba.jepa.heads import PositionNorm
+from jepamba.jepa.heads import SequenceBatchNorm
 from jepamba.optim import Muon
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
@@ -134,7 +134,7 @@ def test_the_exact_mode_does_not_depend_on_the_micro_batch(run: Run, alone: Any)
 
 def normed(world: World, sizes: list[int]) -> dict[str, Any]:
     """Batch norm of this rank's part of a sample, and what follows from it; the loss is a sum over all positions."""
-    norm = PositionNorm(6, world)
+    norm = SequenceBatchNorm(6, world)
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(sum(sizes), 4, 6, generator=generator)
     whole = 3 + 2 * torch.randn(sum(sizes), 4, 6, generator=generator)
@@ -172,9 +172,9 @@ def part_of_a_sample(world: World, sizes: list[int], settings: dict[str, Any]) -
     whole = torch.randn(sum(sizes), 7, 5, generator=torch.Generator().manual_seed(3)) + 0.3
     start, own = sum(sizes[: world.rank]), sizes[world.rank]
     z = whole[start : start + own].clone().requires_grad_()
-    projections = sample_projections(config, 5, (own, 7), seed=1, step=2, of=sum(sizes), rank=world.rank)
-    draws = torch.tensor(float(sum(sizes) * (1 if config.sigreg_pool == "timestep" else 7)))
-    statistic = sigreg(z, config, projections, world=world, draws=draws)
+    projections = sample_projections(config, 5, (own, 7), seed=1, step=2, total_windows=sum(sizes), rank=world.rank)
+    sample_size = torch.tensor(float(sum(sizes) * (1 if config.sigreg_pool == "timestep" else 7)))
+    statistic = sigreg(z, config, projections, world=world, sample_size=sample_size)
     statistic.backward()
     assert z.grad is not None
     return {"statistic": statistic.item(), "z": z.grad.tolist()}

@@ -33,7 +33,7 @@ def sigreg(z: Tensor, config: Jepa, seed: int, step: int) -> Tensor:
 
 
 def samples(z: Tensor, config: Jepa, seed: int, step: int) -> Tensor:
-    return chosen_samples(z, config, drawn_for(z, config, seed, step).chosen)
+    return chosen_samples(z, config, drawn_for(z, config, seed, step).indices)
 
 
 def directions(config: Jepa, width: int, seed: int, step: int) -> Tensor:
@@ -249,12 +249,12 @@ def test_seed_and_step_decide_everything_that_is_drawn() -> None:
 def test_the_drawn_numbers_are_pinned() -> None:
     """A run that is resumed by another version of the package goes on with the same directions and subset."""
     drawn = sample_projections(jepa(sigreg_samples=5), 3, (10, 10), 42, 7)
-    assert drawn.chosen is not None
-    assert drawn.chosen.tolist() == [21, 35, 63, 68, 95]
+    assert drawn.indices is not None
+    assert drawn.indices.tolist() == [21, 35, 63, 68, 95]
     assert drawn.directions_EM[:, 0].tolist() == pytest.approx(
         [0.6137493848800659, -0.7864894270896912, 0.06889118254184723], rel=1e-6
     )
-    assert sample_projections(jepa(sigreg_samples=100), 3, (10, 10), 42, 7).chosen is None
+    assert sample_projections(jepa(sigreg_samples=100), 3, (10, 10), 42, 7).indices is None
 
 
 def test_directions_are_unit_and_fixed_or_anew() -> None:

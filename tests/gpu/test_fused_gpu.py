@@ -121,8 +121,8 @@ def statistic() -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
     z = torch.randn(8, 256, 64, device="cuda", generator=g).bfloat16().requires_grad_()
     config = Jepa(sigreg_pool="timestep", sigreg_timesteps=32, sigreg_projections=100)
     projections = sample_projections(config, 64, (8, 256), 0, 0)
-    assert projections.chosen is not None
-    projections = Projections(projections.directions_EM.cuda(), projections.chosen.cuda())
+    assert projections.indices is not None
+    projections = Projections(projections.directions_EM.cuda(), projections.indices.cuda())
 
     def call() -> list[Tensor]:
         value = sigreg(z, config, projections)

@@ -1,7 +1,7 @@
-"""Files compressed by a model: its bits per byte as the size of a file, and the file back to the byte.
+"""Lossless compression of files with the probabilities of a model.
 
-Read `compressor.py` first; then `tokens.py` and `corrections.py` (bytes to tokens, nothing lost), `lanes.py` and
-`stream.py` (the model's steps), `coder.py` (the arithmetic coder) and `packed.py` (the file).
+Read `compressor.py` first; then `tokens.py` and `corrections.py` (bytes to tokens and back), `lanes.py` and
+`stream.py` (the model's steps), `coder.py` (the entropy coder) and `packed.py` (the file format).
 """
 
 from jepamba.compress.compressor import Compressed, Compressor

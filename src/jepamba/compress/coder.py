@@ -1,6 +1,6 @@
-"""The arithmetic coder, one description for both directions: every call names the value on writing and returns it.
+"""The entropy coder, with one interface for both directions: an encoder takes the value, and both return it.
 
-Ranges are constriction's (Bamler 2022, "Understanding entropy coding"), with probabilities of 24 bits.
+It is the range coder of constriction (Bamler 2022, "Understanding entropy coding"), with 24-bit probabilities.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ _models, _queue = constriction.stream.model, constriction.stream.queue
 _ROWS = _models.Categorical(perfect=False)
 
 SYMBOLS_PER_BYTE = 16
-"""A section has at least a byte for so many symbols, so that a small file cannot ask for much work."""
+"""Upper bound on the symbols per byte of a section. It bounds the work that a small hostile file can cause."""
 
 
 @runtime_checkable
 class SymbolCoder(Protocol):
-    """Writes values, or reads them back when it is asked for the same things in the same order."""
+    """Encodes values, or decodes them with the same calls in the same order. A decoder ignores `value`."""
 
     writing: bool
 
     def bit(self, p_one: float, value: int = 0) -> int:
-        """A 0 or 1, which is 1 with probability `p_one`."""
+        """Code a bit that is 1 with probability `p_one`."""
         ...
 
     def symbol(self, weights: NDArray[np.float64], value: int = 0) -> int:
-        """One of `len(weights)` values, at least 2, with probabilities that are in proportion to `weights`."""
+        """Code one of `len(weights)` values, at least 2, with probabilities proportional to `weights`."""
         ...
 
-    def even(self, size: int, value: int = 0) -> int:
-        """One of `size` values, all alike."""
+    def uniform(self, size: int, value: int = 0) -> int:
+        """Code one of `size` equally likely values."""
         ...
 
     def rows(self, weights_NV: NDArray[np.float64], values_N: NDArray[np.int32]) -> NDArray[np.int32]:
-        """N symbols, each with a row of weights of its own."""
+        """Code N symbols, each with its own row of weights."""
         ...
 
 
 class SymbolEncoder:
-    """Collects what it is given; `finish` has it as bytes."""
+    """Encodes values into the section that `finish` returns."""
 
     writing = True
 
@@ -52,34 +52,34 @@ class SymbolEncoder:
         self._range = _queue.RangeEncoder()
 
     def bit(self, p_one: float, value: int = 0) -> int:
-        """See `Coder`."""
+        """See `SymbolCoder`."""
         self._range.encode(value, _models.Bernoulli(p_one, perfect=False))
         return value
 
     def symbol(self, weights: NDArray[np.float64], value: int = 0) -> int:
-        """See `Coder`."""
+        """See `SymbolCoder`."""
         self._range.encode(value, _models.Categorical(weights, perfect=False))
         return value
 
-    def even(self, size: int, value: int = 0) -> int:
-        """See `Coder`."""
+    def uniform(self, size: int, value: int = 0) -> int:
+        """See `SymbolCoder`."""
         if size > 1:
             self._range.encode(value, _models.Uniform(size))
         return value
 
     def rows(self, weights_NV: NDArray[np.float64], values_N: NDArray[np.int32]) -> NDArray[np.int32]:
-        """See `Coder`."""
+        """See `SymbolCoder`."""
         self._range.encode(values_N, _ROWS, weights_NV)
         return values_N
 
     def finish(self, symbols: int) -> bytes:
-        """The section, little-endian words of 32 bits; filled up with zeros for `symbols` that cost too little."""
+        """Return the section as little-endian 32-bit words, padded with zeros as `SYMBOLS_PER_BYTE` requires."""
         words: bytes = self._range.get_compressed().astype("<u4").tobytes()
         return words.ljust(-(-symbols // (4 * SYMBOLS_PER_BYTE)) * 4, b"\0")
 
 
 class SymbolDecoder:
-    """Reads what `Writer.finish` gave. Bytes that no writer made are read as something, or raise `UserError`."""
+    """Decodes a section of `SymbolEncoder.finish`. Other bytes decode to arbitrary values or raise `UserError`."""
 
     writing = False
 
@@ -87,24 +87,24 @@ class SymbolDecoder:
         self._range = _queue.RangeDecoder(np.frombuffer(section, dtype="<u4").astype(np.uint32))
 
     def bit(self, p_one: float, value: int = 0) -> int:
-        """See `Coder`."""
+        """See `SymbolCoder`."""
         return int(self._read(_models.Bernoulli(p_one, perfect=False)))
 
     def symbol(self, weights: NDArray[np.float64], value: int = 0) -> int:
-        """See `Coder`."""
+        """See `SymbolCoder`."""
         return int(self._read(_models.Categorical(weights, perfect=False)))
 
-    def even(self, size: int, value: int = 0) -> int:
-        """See `Coder`."""
+    def uniform(self, size: int, value: int = 0) -> int:
+        """See `SymbolCoder`."""
         return int(self._read(_models.Uniform(size))) if size > 1 else 0
 
     def rows(self, weights_NV: NDArray[np.float64], values_N: NDArray[np.int32]) -> NDArray[np.int32]:
-        """See `Coder`."""
-        found: NDArray[np.int32] = self._read(_ROWS, weights_NV)
-        return found
+        """See `SymbolCoder`."""
+        symbols: NDArray[np.int32] = self._read(_ROWS, weights_NV)
+        return symbols
 
-    def _read(self, *asked: Any) -> Any:
+    def _read(self, *model: Any) -> Any:
         try:
-            return self._range.decode(*asked)
-        except AssertionError:  # how constriction says that no symbol has this code
+            return self._range.decode(*model)
+        except AssertionError:  # constriction raises it for a code of no symbol
             raise UserError("its coded data are damaged") from None

@@ -1,7 +1,8 @@
-"""What a tokenizer loses, as corrections of the text that it gives back.
+"""Corrections: the differences between the decoded tokens and the original text.
 
-Many tokenizers normalise: the published one turns every run of spaces and line ends into one space, "…" into "...".
-A correction says: at this byte, leave out so many bytes and put these in their place.
+Many tokenizers normalize their text: the published tokenizer turns every run of spaces and line ends into one space,
+and "…" into "...".
+A correction replaces some bytes of the decoded text at a given position by other bytes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 
 from jepamba.errors import UserError
 
-LONGEST = 255
-"""Bytes that one correction drops or puts at most; longer ones are several."""
+MAX_CORRECTION_BYTES = 255
+"""Maximum of bytes that one correction drops or inserts. A larger difference becomes several corrections."""
 _SPACES = b" \t\n\r\f\v"
 _NEAR, _KEY = 12, 4
 _FAR, _FAR_KEY = 256, 8
@@ -22,53 +23,56 @@ _BLOCK = 1 << 14
 
 
 class Correction(NamedTuple):
-    """At byte `at` of the text that the tokens stand for, drop `drop` bytes and put `put`."""
+    """At byte `at` of the decoded text, drop `drop` bytes and insert `insert`."""
 
     at: int
     drop: int
-    put: bytes
+    insert: bytes
 
 
-def corrections(ours: bytes, wanted: bytes) -> list[Correction]:
-    """What turns `ours` into `wanted`, in order. Finds small local changes; any other pair costs more, never fails."""
-    found: list[Correction] = []
+def find_corrections(decoded: bytes, original: bytes) -> list[Correction]:
+    """Return corrections, in order, that turn `decoded` into `original`.
+
+    They are compact for small local differences. Any other pair of texts works too, with more corrections.
+    """
+    result: list[Correction] = []
     i = j = 0
     while True:
-        same = _agreement(ours, i, wanted, j)
+        same = _common_prefix(decoded, i, original, j)
         i, j = i + same, j + same
-        if i == len(ours) and j == len(wanted):
-            return found
-        drop, put = _difference(ours, i, wanted, j)
-        found += _split(i, drop, wanted[j : j + put])
+        if i == len(decoded) and j == len(original):
+            return result
+        drop, put = _difference(decoded, i, original, j)
+        result += _split(i, drop, original[j : j + put])
         i, j = i + drop, j + put
 
 
-def corrected(ours: bytes, changes: Iterable[Correction], size: int) -> bytes:
-    """`ours` with `changes` made, `size` bytes in all. Raises `UserError` if they do not fit, at the first that does
-    not."""
+def apply_corrections(decoded: bytes, changes: Iterable[Correction], size: int) -> bytes:
+    """Apply `changes` to `decoded`; the result has `size` bytes. Raises `UserError` at the first that does not fit."""
     text, done = bytearray(), 0
-    for at, drop, put in changes:
-        if not done <= at <= at + drop <= len(ours) or len(text) + at - done + len(put) > size:
+    for at, drop, insert in changes:
+        if not done <= at <= at + drop <= len(decoded) or len(text) + at - done + len(insert) > size:
             raise UserError("its corrections do not fit its text")
-        text += ours[done:at] + put
+        text += decoded[done:at] + insert
         done = at + drop
-    text += ours[done:]
+    text += decoded[done:]
     if len(text) != size:
-        raise UserError(f"it decodes to {len(text):,} bytes and declares {size:,}")
+        raise UserError(f"it decodes to {len(text):,} bytes but declares {size:,}")
     return bytes(text)
 
 
-def _split(at: int, drop: int, put: bytes) -> Iterator[Correction]:
-    while drop or put:
-        yield Correction(at, min(drop, LONGEST), put[:LONGEST])
-        at, drop, put = at + min(drop, LONGEST), max(drop - LONGEST, 0), put[LONGEST:]
+def _split(at: int, drop: int, insert: bytes) -> Iterator[Correction]:
+    while drop or insert:
+        yield Correction(at, min(drop, MAX_CORRECTION_BYTES), insert[:MAX_CORRECTION_BYTES])
+        at += min(drop, MAX_CORRECTION_BYTES)
+        drop, insert = max(drop - MAX_CORRECTION_BYTES, 0), insert[MAX_CORRECTION_BYTES:]
 
 
-def _agreement(ours: bytes, i: int, wanted: bytes, j: int) -> int:
-    """How many bytes from `i` and `j` on are the same."""
+def _common_prefix(decoded: bytes, i: int, original: bytes, j: int) -> int:
+    """Return the length of the common prefix of `decoded[i:]` and `original[j:]`."""
     same = 0
     while True:
-        a, b = ours[i + same : i + same + _BLOCK], wanted[j + same : j + same + _BLOCK]
+        a, b = decoded[i + same : i + same + _BLOCK], original[j + same : j + same + _BLOCK]
         short = min(len(a), len(b))
         differ = np.frombuffer(a, np.uint8, short) != np.frombuffer(b, np.uint8, short)
         at = int(differ.argmax()) if short else 0
@@ -77,19 +81,19 @@ def _agreement(ours: bytes, i: int, wanted: bytes, j: int) -> int:
         same += short
 
 
-def _difference(ours: bytes, i: int, wanted: bytes, j: int) -> tuple[int, int]:
-    """(bytes to drop at `i` of ours, bytes of `wanted` from `j` to put there), at least one of them not 0."""
-    blank = len(wanted[j : j + LONGEST]) - len(wanted[j : j + LONGEST].lstrip(_SPACES))
-    if blank and ours[i : i + 1] == b" ":
+def _difference(decoded: bytes, i: int, original: bytes, j: int) -> tuple[int, int]:
+    """Return (bytes to drop at `decoded[i]`, bytes of `original[j:]` to insert there), not both 0."""
+    blank = len(original[j : j + MAX_CORRECTION_BYTES]) - len(original[j : j + MAX_CORRECTION_BYTES].lstrip(_SPACES))
+    if blank and decoded[i : i + 1] == b" ":
         return 1, blank
     for total in range(1, _NEAR + 1):
-        for drop in range(min(total, len(ours) - i) + 1):
+        for drop in range(min(total, len(decoded) - i) + 1):
             put = total - drop
-            if j + put <= len(wanted) and ours[i + drop : i + drop + _KEY] == wanted[j + put : j + put + _KEY]:
+            if j + put <= len(original) and decoded[i + drop : i + drop + _KEY] == original[j + put : j + put + _KEY]:
                 return drop, put
-    for put in range(min(_FAR, len(wanted) - j - _FAR_KEY)):
-        at = ours.find(wanted[j + put : j + put + _FAR_KEY], i, i + 2 * _FAR)
+    for put in range(min(_FAR, len(original) - j - _FAR_KEY)):
+        at = decoded.find(original[j + put : j + put + _FAR_KEY], i, i + 2 * _FAR)
         if at >= 0 and (put or at > i):
             return at - i, put
-    # Nothing alike nearby (or the end of one of them): give up on this much of both.
-    return min(_FAR, len(ours) - i), min(_FAR, len(wanted) - j)
+    # No match nearby, or the end of one text: replace a block.
+    return min(_FAR, len(decoded) - i), min(_FAR, len(original) - j)

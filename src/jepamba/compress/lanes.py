@@ -1,10 +1,10 @@
-"""The model as a predictor of many stretches of a text at once, one token a step.
+"""The model's predictions for many segments (lanes) of a text in parallel, one token per step.
 
-A reader has to decode token t before it can predict token t + 1, so that one stream alone would be read at the speed of
-single steps. The tokens are therefore cut into lanes of equal length, each read from an empty state, and lanes are read
-in batches. Writer and reader run the very same steps: same batch, one thread a batch, fp32 on the CPU.
+A decoder must decode token t before it can predict token t + 1, so that a single stream would be slow. The tokens are
+therefore divided into lanes of nearly equal length. Each lane starts from a zero state, and lanes are processed in
+batches. Encoder and decoder run exactly the same steps: the same batches, one thread per batch, fp32 on the CPU.
 
-Legend: N tokens, W lanes of a batch, T steps, V vocabulary.
+Legend: N tokens, W lanes of a batch, D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,62 +22,64 @@ from torch import Tensor
 
 from jepamba.artifact import Artifact
 
-TOKENS = 4096
-"""Tokens of a lane, about; a lane costs a few bytes, because it starts from nothing."""
-FEW, SHORT = 16, 512
-"""So many lanes may be as short as this: a small file is not to take as long as a large one."""
-MOST, WIDTH = 1024, 32
-"""Lanes of a file, and of a batch."""
+LANE_TOKENS = 4096
+"""Usual length of a lane. Each lane costs a few bytes, because it starts without context."""
+SMALL_FILE_LANES, MIN_LANE_TOKENS = 16, 512
+"""A small file is divided into up to 16 lanes of at least 512 tokens, for speed."""
+MAX_LANES, MAX_BATCH_LANES = 1024, 32
+"""Maximum of lanes in a file, and in a batch."""
 
 LEVELS = 64
-"""Steps of probability: levels in a factor of e."""
+"""Quantization levels of log-probability per nat."""
 _SCALE = 1 << 24
 _DEPTH = math.ceil(LEVELS * math.log(_SCALE))
 _WEIGHTS = np.array([max(1, round(_SCALE * math.exp(-k / LEVELS))) for k in range(_DEPTH + 1)], dtype=np.float64)
-"""Whole numbers, so that a sum of them is exact in any order."""
+"""Integers, whose sum is exact in any order."""
 _PROBE_STEPS = 4
 
 
 @dataclass(frozen=True)
 class LaneLayout:
-    """How `tokens` tokens lie in `lanes` lanes, the longer ones first."""
+    """The division of `tokens` tokens into `lanes` lanes, longer lanes first."""
 
     tokens: int
     lanes: int
 
     @property
     def batches(self) -> list[range]:
-        """The lanes of each batch."""
-        count = -(-self.lanes // WIDTH)
+        """Lanes of each batch."""
+        count = -(-self.lanes // MAX_BATCH_LANES)
         edges = [batch * self.lanes // count for batch in range(count + 1)]
-        return [range(first, after) for first, after in pairwise(edges)]
+        return [range(start, stop) for start, stop in pairwise(edges)]
 
     def start(self, lane: int) -> int:
-        """Where a lane starts in the stream; lane `lanes` starts at its end."""
+        """Return the position of a lane's first token. For `lane` = `lanes` it is the end of the stream."""
         return lane * (self.tokens // self.lanes) + min(lane, self.tokens % self.lanes)
 
     def length(self, lane: int) -> int:
-        """Tokens of a lane."""
+        """Return the number of tokens of a lane."""
         return self.start(lane + 1) - self.start(lane)
 
 
 def lane_layout(tokens: int) -> LaneLayout:
-    """The usual cut of so many tokens, at least one."""
-    return LaneLayout(tokens, min(MOST, max(1, min(FEW, tokens // SHORT), tokens // TOKENS)))
+    """Return the default layout of `tokens` tokens, at least one."""
+    return LaneLayout(
+        tokens, min(MAX_LANES, max(1, min(SMALL_FILE_LANES, tokens // MIN_LANE_TOKENS), tokens // LANE_TOKENS))
+    )
 
 
 class LaneBatch:
-    """`width` lanes at their start; every `step` takes one token of each."""
+    """A batch of `size` lanes. Each `step` advances all of them by one token."""
 
-    def __init__(self, artifact: Artifact, width: int) -> None:
+    def __init__(self, artifact: Artifact, size: int) -> None:
         self._model, self._temperature = artifact.model, artifact.temperature
         self._reset = artifact.tokenizer.bos_id if artifact.tokenizer.separator and artifact.run.data.reset else None
-        self._state = self._model.initial_state(width)
-        self.first_W = np.full(width, artifact.tokenizer.bos_id, dtype=np.int64)
-        """What every lane reads before its first token."""
+        self._state = self._model.initial_state(size)
+        self.first_W = np.full(size, artifact.tokenizer.bos_id, dtype=np.int64)
+        """Input of each lane before its first token."""
 
     def step(self, ids_W: NDArray[np.int64]) -> Float[Tensor, "W V"]:
-        """Logits of the next token of each lane, over the temperature, after `ids_W`."""
+        """Feed one token to each lane and return the logits of the next, divided by the temperature."""
         ids_W1 = torch.from_numpy(ids_W).unsqueeze(1)
         reset_W1 = None if self._reset is None else ids_W1 == self._reset
         h_W1D, self._state = self._model(ids_W1, reset_W1, self._state)
@@ -85,29 +87,29 @@ class LaneBatch:
 
 
 def levels(logits_WV: Float[Tensor, "W V"]) -> Int[Tensor, "W V"]:
-    """How far each logit lies below the row's largest, in steps of 1/64, at most 24 bits below."""
+    """Quantize the distance of each logit from the maximum of its row, in units of 1/64 nat, up to 24 bits."""
     below = (logits_WV.amax(1, keepdim=True) - logits_WV).mul_(LEVELS).round_()
-    # A model of a forged artifact may overflow; a value that is no number must still be a level.
+    # The model of a forged artifact may give NaN, which must still become a level.
     return below.nan_to_num_(_DEPTH).clamp_(0, _DEPTH).long()
 
 
 def weights(levels_WV: Int[Tensor, "W V"]) -> NDArray[np.float64]:
-    """Whole numbers in proportion to the probabilities: 2^24 · e^(−level / 64), rounded, at least 1."""
-    found: NDArray[np.float64] = _WEIGHTS[levels_WV.numpy()]
-    return found
+    """Return integer weights proportional to the probabilities: 2^24 · e^(−level / 64), rounded, at least 1."""
+    result: NDArray[np.float64] = _WEIGHTS[levels_WV.numpy()]
+    return result
 
 
 def nats(logits_WV: Float[Tensor, "W V"], targets_W: NDArray[np.int64]) -> float:
-    """Sum of −ln p of the targets, before any rounding: what the model itself says they cost."""
+    """Return the sum of −ln p of the targets, from unquantized logits."""
     targets_W1 = torch.from_numpy(targets_W).unsqueeze(1)
     return float((logits_WV.logsumexp(1) - logits_WV.gather(1, targets_W1).squeeze(1)).double().sum())
 
 
-def probe(artifact: Artifact, width: int) -> bytes:
-    """8 bytes that depend on every level of a few steps over fixed tokens, and so on how this machine computes."""
-    batch, digest = LaneBatch(artifact, width), hashlib.sha256()
+def probe(artifact: Artifact, size: int) -> bytes:
+    """Return an 8-byte digest of the levels of a few steps on fixed tokens. It shows whether two machines agree."""
+    batch, digest = LaneBatch(artifact, size), hashlib.sha256()
     ids_W = batch.first_W
     for step in range(_PROBE_STEPS):
         digest.update(levels(batch.step(ids_W)).numpy().astype("<i2").tobytes())
-        ids_W = (np.arange(width) * 2654435761 + step * 40503) % artifact.tokenizer.vocab_size
+        ids_W = (np.arange(size) * 2654435761 + step * 40503) % artifact.tokenizer.vocab_size
     return digest.digest()[:8]

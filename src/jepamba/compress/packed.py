@@ -1,4 +1,4 @@
-"""The compressed file: what lies where, and what is checked before any of it is believed (docs/compression.md)."""
+"""The compressed file format: write, validate and read (docs/compression.md)."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import zlib
 from dataclasses import dataclass
 
 from jepamba.compress.coder import SYMBOLS_PER_BYTE
-from jepamba.compress.lanes import MOST, LaneLayout
+from jepamba.compress.lanes import MAX_LANES, LaneLayout
 from jepamba.errors import UserError
 
 MAGIC = b"\x89JPC\r\n\x1a\n"
-"""As the artifact's: a transfer that rewrites line ends or drops the eighth bit destroys it."""
+"""Reveals a transfer that rewrites line ends or clears the eighth bit, like the magic of an artifact."""
 VERSION = 1
 MAX_BYTES = 1 << 28
-"""Of a file to compress; a day's work."""
+"""Maximum size of the original file, which takes about a day."""
 
 _PREAMBLE = struct.Struct("<8sHHIQI8s16s32s")
 _SIZE = struct.Struct("<I")
 OVERHEAD = _PREAMBLE.size + _SIZE.size
-"""Bytes of a compressed file besides its sections and their sizes."""
+"""Bytes of a compressed file without its sections and their sizes."""
 
 
 @dataclass(frozen=True)
 class CompressedFile:
-    """The content of a compressed file. Without tokens, `sections` is one: the bytes themselves."""
+    """The content of a compressed file. With `tokens` = 0, the only section holds the original bytes."""
 
     size: int
-    """Bytes of the original."""
+    """Size of the original in bytes."""
     original: bytes
-    """The first 16 bytes of its sha256."""
+    """First 16 bytes of the original's sha256."""
     model: bytes
     """sha256 of the artifact."""
     tokens: int
     lanes: int
     probe: bytes
     sections: tuple[bytes, ...]
-    """One for each batch of lanes."""
+    """One section per batch of lanes."""
     corrections: bytes = b""
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """Serialize the file."""
         head = _PREAMBLE.pack(
             MAGIC, VERSION, self.lanes, self.tokens, self.size, len(self.corrections), self.probe, self.original,
             self.model,
@@ -51,11 +51,11 @@ class CompressedFile:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> CompressedFile:
-        """The content of a file; everything that can be checked without the model holds. Raises `UserError`."""
+        """Parse and validate a file, as far as possible without the model. Raises `UserError` if it is invalid."""
         if not content.startswith(MAGIC):
-            raise UserError("it does not start as what `jepamba compress` writes")
+            raise UserError("it does not start with the signature of `jepamba compress`")
         if len(content) < OVERHEAD:
-            raise UserError(f"it is cut short, {len(content)} bytes")
+            raise UserError(f"it is cut short: {len(content)} bytes")
         _, version, lanes, tokens, size, changes, probe, original, model = _PREAMBLE.unpack_from(content)
         if version != VERSION:
             raise UserError(f"format version {version}; this program reads version {VERSION}")
@@ -64,30 +64,30 @@ class CompressedFile:
         rest = content[_PREAMBLE.size : -_SIZE.size]
         if tokens == 0:
             if lanes or changes or size != len(rest):
-                raise UserError(f"it declares {size:,} stored bytes and has {len(rest):,}")
+                raise UserError(f"it declares {size:,} stored bytes but has {len(rest):,}")
             return cls(size, original, model, 0, 0, probe, (rest,))
-        if not 1 <= lanes <= min(tokens, MOST):
+        if not 1 <= lanes <= min(tokens, MAX_LANES):
             raise UserError(f"it declares {tokens:,} tokens in {lanes:,} lanes")
         sections = _sections(rest, LaneLayout(tokens, lanes), changes)
         return cls(size, original, model, tokens, lanes, probe, sections[:-1], sections[-1])
 
 
-def _sections(rest: bytes, cut: LaneLayout, changes: int) -> tuple[bytes, ...]:
-    """The sections of the batches and that of the corrections, out of sizes and bytes."""
-    batches = cut.batches
+def _sections(rest: bytes, layout: LaneLayout, changes: int) -> tuple[bytes, ...]:
+    """Split `rest` into the sections of the batches and, last, the section of the corrections."""
+    batches = layout.batches
     start = len(batches) * _SIZE.size
     sizes = [size for (size,) in _SIZE.iter_unpack(rest[:start])] if len(rest) >= start else []
     sizes.append(changes)
     if len(sizes) != len(batches) + 1 or start + sum(sizes) != len(rest):
-        raise UserError(f"its sections do not fill its {len(rest):,} bytes")
+        raise UserError(f"the sizes of its sections do not add up to its {len(rest):,} bytes")
     if any(size % 4 for size in sizes):
-        raise UserError("a section is not made of whole words")
+        raise UserError("a section is not a whole number of 32-bit words")
     for lanes, size in zip(batches, sizes, strict=False):
-        tokens = cut.start(lanes[-1] + 1) - cut.start(lanes[0])
+        tokens = layout.start(lanes[-1] + 1) - layout.start(lanes[0])
         if tokens > size * SYMBOLS_PER_BYTE:
             raise UserError(f"it declares {tokens:,} tokens in {size:,} bytes, more than a section can hold")
-    found = []
+    sections = []
     for size in sizes:
-        found.append(rest[start : start + size])
+        sections.append(rest[start : start + size])
         start += size
-    return tuple(found)
+    return tuple(sections)

@@ -1,7 +1,7 @@
-"""The section of corrections: after each token a bit says whether one begins in its bytes; the few are spelled out.
+"""The section of corrections. A bit for each token says whether a correction starts in its bytes.
 
-What comes after which tokens is learned on the way, so that a paragraph's end after a full stop costs little and its
-absence next to nothing.
+Adaptive models learn which corrections follow which tokens, so that frequent patterns cost little: for example the end
+of a paragraph after a full stop.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jepamba.compress.corrections import Correction
 from jepamba.compress.tokens import Ids
 from jepamba.errors import UserError
 
-_KINDS = 256
-"""Kinds of corrections that are remembered; 0 stands for one that is not."""
+_MAX_EDITS = 256
+"""Number of distinct edits (dropped size, inserted bytes) that are remembered; 0 introduces a new one."""
 _END = -1
-"""In place of a token: the end of the text."""
+"""Pseudo-token for the end of the text."""
 _NONE = Correction(1 << 62, 0, b"")
-"""After the last correction."""
+"""Sentinel after the last correction."""
 
 
 def write_corrections(changes: Sequence[Correction], ids: Ids, lengths: NDArray[np.int64]) -> bytes:
-    """The section; no bytes for no corrections. `lengths` are the tokens' bytes."""
+    """Encode the section; it is empty without corrections. `lengths` holds the bytes of each token (`byte_lengths`)."""
     if not changes:
         return b""
     writer = SymbolEncoder()
@@ -36,7 +36,7 @@ def write_corrections(changes: Sequence[Correction], ids: Ids, lengths: NDArray[
 
 
 def read_corrections(section: bytes, ids: Ids, lengths: NDArray[np.int64]) -> Iterator[Correction]:
-    """The corrections in `section`, as they are read. Raises `UserError` if there are more than its size can hold."""
+    """Yield the corrections of `section`. Raises `UserError` if there are more than its size can hold."""
     if section:
         for count, change in enumerate(_code(SymbolDecoder(section), ids, lengths, ())):
             if count == len(section) * SYMBOLS_PER_BYTE:
@@ -44,52 +44,52 @@ def read_corrections(section: bytes, ids: Ids, lengths: NDArray[np.int64]) -> It
             yield change
 
 
-class _Kinds:
-    """What is dropped and put: one of those seen before, which depends on the one before it, or a new one."""
+class _EditModel:
+    """A model of edits: a known edit, predicted from the previous one, or a new edit."""
 
     def __init__(self) -> None:
         self._known: list[tuple[int, bytes]] = [(0, b"")]
         self._index = {self._known[0]: 0}
-        self._after = [Frequencies(_KINDS)]
+        self._after = [Frequencies(_MAX_EDITS)]
         self._last = 0
         self._drops, self._sizes, self._bytes = Frequencies(256), Frequencies(256), Frequencies(256)
 
-    def code(self, coder: SymbolCoder, drop: int, put: bytes) -> tuple[int, bytes]:
-        """(bytes dropped, bytes put)."""
-        which = self._last = self._after[self._last].code(coder, self._index.get((drop, put), 0))
+    def code(self, coder: SymbolCoder, drop: int, insert: bytes) -> tuple[int, bytes]:
+        """Code an edit and return (number of dropped bytes, inserted bytes)."""
+        which = self._last = self._after[self._last].code(coder, self._index.get((drop, insert), 0))
         if which >= len(self._known):
             raise UserError("its corrections are damaged")
         if which:
             return self._known[which]
         drop = self._drops.code(coder, drop)
-        size = self._sizes.code(coder, len(put))
-        put = bytes(self._bytes.code(coder, put[k] if coder.writing else 0) for k in range(size))
-        if len(self._known) < _KINDS:
-            self._index[drop, put] = len(self._known)
-            self._known.append((drop, put))
-            self._after.append(Frequencies(_KINDS))
-        return drop, put
+        size = self._sizes.code(coder, len(insert))
+        insert = bytes(self._bytes.code(coder, insert[k] if coder.writing else 0) for k in range(size))
+        if len(self._known) < _MAX_EDITS:
+            self._index[drop, insert] = len(self._known)
+            self._known.append((drop, insert))
+            self._after.append(Frequencies(_MAX_EDITS))
+        return drop, insert
 
 
 def _code(
     coder: SymbolCoder, ids: Ids, lengths: NDArray[np.int64], changes: Sequence[Correction]
 ) -> Iterator[Correction]:
-    """Both directions: writes `changes`, or reads what is yielded."""
+    """Encode `changes`, or decode corrections. Yields them in both directions."""
     begins, more, inside = MixedBit(4), MixedBit(1), MixedBit(1)
-    kinds = _Kinds()
-    left = iter(changes)
-    change = next(left, _NONE)
-    start, since, before = 0, 0, _END
+    edits = _EditModel()
+    remaining = iter(changes)
+    change = next(remaining, _NONE)
+    start, since, previous = 0, 0, _END
     for token, length in chain(zip(ids.tolist(), lengths.tolist(), strict=True), [(_END, 0)]):
         end = start + length if token != _END else _NONE.at
-        contexts = (before, token, (before, token), (before, min(since.bit_length(), 9)))
+        contexts = (previous, token, (previous, token), (previous, min(since.bit_length(), 9)))
         here = begins.code(coder, contexts, change.at < end)
         since += 1
         while here:
             since = 0
             within = inside.code(coder, (0,), change.at > start) if length > 1 else 0
-            at = start + (1 + coder.even(length - 1, change.at - start - 1) if within else 0)
-            yield Correction(at, *kinds.code(coder, change.drop, change.put))
-            change = next(left, _NONE)
+            at = start + (1 + coder.uniform(length - 1, change.at - start - 1) if within else 0)
+            yield Correction(at, *edits.code(coder, change.drop, change.insert))
+            change = next(remaining, _NONE)
             here = more.code(coder, (0,), change.at < end)
-        start, before = end, token
+        start, previous = end, token

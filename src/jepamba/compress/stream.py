@@ -1,6 +1,6 @@
-"""Tokens to coded sections and back: every batch of lanes is a section of its own, and has a thread of its own.
+"""Encode tokens into sections and decode them. Each batch of lanes has its own section and its own thread.
 
-Legend: N tokens, W lanes of a batch, T steps.
+Legend: N tokens, W lanes of a batch, T steps, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,86 +22,86 @@ from jepamba.compress.tokens import Ids
 from jepamba.errors import UserError
 from jepamba.progress import Report
 
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
 
 class _StoppedError(Exception):
-    """Another batch has failed, or the user has had enough."""
+    """Another batch failed, or the user interrupted."""
 
 
 def write_stream(
-    artifact: Artifact, ids: Ids, cut: LaneLayout, progress: Report | None = None
+    artifact: Artifact, ids: Ids, layout: LaneLayout, progress: Report | None = None
 ) -> tuple[list[bytes], bytes, float]:
-    """(a section for each batch of `cut`, the probe, nats that the model itself says the tokens (N,) cost)."""
+    """Encode the tokens (N,). Returns a section per batch of `layout`, the probe, and the model's cost in nats."""
 
     def write(lanes: range, tick: Callable[[], None]) -> tuple[bytes, float]:
-        ids_WT = np.zeros((len(lanes), cut.length(lanes[0])), dtype=np.int32)
+        ids_WT = np.zeros((len(lanes), layout.length(lanes[0])), dtype=np.int32)
         for row, lane in zip(ids_WT, lanes, strict=True):
-            row[: cut.length(lane)] = ids[cut.start(lane) : cut.start(lane + 1)]
+            row[: layout.length(lane)] = ids[layout.start(lane) : layout.start(lane + 1)]
         writer = SymbolEncoder()
-        cost = _code(writer, artifact, cut, lanes, ids_WT, tick)
-        return writer.finish(cut.start(lanes[-1] + 1) - cut.start(lanes[0])), cost
+        cost = _code(writer, artifact, layout, lanes, ids_WT, tick)
+        return writer.finish(layout.start(lanes[-1] + 1) - layout.start(lanes[0])), cost
 
     with _one_thread() as threads:
-        seen = probe(artifact, max(len(lanes) for lanes in cut.batches))
-        done = _in_threads(cut, threads, write, progress)
-    return [section for section, _ in done], seen, sum(cost for _, cost in done)
+        machine_probe = probe(artifact, max(len(lanes) for lanes in layout.batches))
+        done = _in_threads(layout, threads, write, progress)
+    return [section for section, _ in done], machine_probe, sum(cost for _, cost in done)
 
 
 def read_stream(
-    artifact: Artifact, sections: Sequence[bytes], cut: LaneLayout, expected: bytes, progress: Report | None = None
+    artifact: Artifact, sections: Sequence[bytes], layout: LaneLayout, expected: bytes, progress: Report | None = None
 ) -> Ids:
-    """The tokens (N,) in `sections`, one for each batch of `cut`.
+    """Decode the tokens (N,) from `sections`, one per batch of `layout`.
 
-    Raises `UserError` if this machine's probe is not the `expected` one, or a section holds what no tokenizer writes.
+    Raises `UserError` if this machine's probe differs from `expected`, or a section is damaged.
     """
 
     def read(lanes: range, tick: Callable[[], None]) -> list[NDArray[np.int32]]:
-        ids_WT = np.zeros((len(lanes), cut.length(lanes[0])), dtype=np.int32)
-        _code(SymbolDecoder(sections[cut.batches.index(lanes)]), artifact, cut, lanes, ids_WT, tick)
-        return [row[: cut.length(lane)] for row, lane in zip(ids_WT, lanes, strict=True)]
+        ids_WT = np.zeros((len(lanes), layout.length(lanes[0])), dtype=np.int32)
+        _code(SymbolDecoder(sections[layout.batches.index(lanes)]), artifact, layout, lanes, ids_WT, tick)
+        return [row[: layout.length(lane)] for row, lane in zip(ids_WT, lanes, strict=True)]
 
     with _one_thread() as threads:
-        if probe(artifact, max(len(lanes) for lanes in cut.batches)) != expected:
+        if probe(artifact, max(len(lanes) for lanes in layout.batches)) != expected:
             raise UserError(
-                "this machine computes other probabilities than the one that compressed it (another processor, PyTorch "
-                "or number library): decompress it where it was compressed"
+                "this machine does not compute the same probabilities as the one that compressed it (the processor, "
+                "PyTorch or a numerical library differs): decompress it where it was compressed"
             )
-        done = _in_threads(cut, threads, read, progress)
+        done = _in_threads(layout, threads, read, progress)
     return np.concatenate([row for rows in done for row in rows]).astype(np.uint16)
 
 
 def _code(
     coder: SymbolCoder,
     artifact: Artifact,
-    cut: LaneLayout,
+    layout: LaneLayout,
     lanes: range,
     ids_WT: NDArray[np.int32],
     tick: Callable[[], None],
 ) -> float:
-    """Both directions: writes `ids_WT`, or fills it; the cost in nats, of writing only."""
+    """Encode `ids_WT`, or decode into it. Returns the model's cost in nats when encoding, else 0."""
     cost, limit = 0.0, artifact.tokenizer.vocab_size
     with torch.inference_mode():
         batch = LaneBatch(artifact, len(lanes))
-        read_W = batch.first_W
+        inputs_W = batch.first_W
         for step in range(ids_WT.shape[1]):
-            logits_WV = batch.step(read_W)
-            # The longer lanes come first: in the last step some have ended.
-            live = sum(1 for lane in lanes if step < cut.length(lane))
-            found = coder.rows(weights(levels(logits_WV[:live])), ids_WT[:live, step])
-            if int(found.max()) >= limit:
+            logits_WV = batch.step(inputs_W)
+            # Longer lanes come first. In the last step, the shorter ones have ended.
+            active = sum(1 for lane in lanes if step < layout.length(lane))
+            coded_W = coder.rows(weights(levels(logits_WV[:active])), ids_WT[:active, step])
+            if int(coded_W.max()) >= limit:
                 raise UserError("its coded data are damaged")
-            ids_WT[:live, step] = found
+            ids_WT[:active, step] = coded_W
             if coder.writing:
-                cost += nats(logits_WV[:live], found.astype(np.int64))
-            read_W = ids_WT[:, step].astype(np.int64)
+                cost += nats(logits_WV[:active], coded_W.astype(np.int64))
+            inputs_W = ids_WT[:, step].astype(np.int64)
             tick()
     return cost
 
 
 @contextmanager
 def _one_thread() -> Iterator[int]:
-    """Every product on one thread and in full precision: sums must run in one order. Gives the threads there were."""
+    """Use one thread and full fp32 precision, for a fixed order of sums. Yields the previous number of threads."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
@@ -114,11 +114,11 @@ def _one_thread() -> Iterator[int]:
 
 
 def _in_threads(
-    cut: LaneLayout, threads: int, work: Callable[[range, Callable[[], None]], Done], progress: Report | None
-) -> list[Done]:
-    """`work` on each batch of lanes, several at once; it calls `tick` after each step."""
+    layout: LaneLayout, threads: int, work: Callable[[range, Callable[[], None]], Result], progress: Report | None
+) -> list[Result]:
+    """Run `work` on each batch of lanes in a thread pool. `work` calls its argument `tick` after each step."""
     stop, lock = Event(), Lock()
-    total, done = sum(cut.length(lanes[0]) for lanes in cut.batches), 0
+    total, done = sum(layout.length(lanes[0]) for lanes in layout.batches), 0
 
     def tick() -> None:
         nonlocal done
@@ -129,15 +129,15 @@ def _in_threads(
             if progress is not None:
                 progress(done, total)
 
-    # A thread of the pool has its own count of threads in PyTorch's number libraries.
+    # The number of threads in PyTorch's numerical libraries is set per thread.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting = [pool.submit(work, lanes, tick) for lanes in cut.batches]
+        futures = [pool.submit(work, lanes, tick) for lanes in layout.batches]
         try:
-            ended = wait(waiting, return_when=FIRST_EXCEPTION).done
+            ended = wait(futures, return_when=FIRST_EXCEPTION).done
             failed = [error for future in ended if (error := future.exception()) is not None]
         finally:
-            # After an error, or when the user interrupts, the other batches need not go on.
+            # After an error or an interrupt, stop the other batches.
             stop.set()
         if failed:
             raise failed[0]
-        return [future.result() for future in waiting]
+        return [future.result() for future in futures]

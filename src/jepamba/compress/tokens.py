@@ -1,7 +1,7 @@
-"""Any bytes as the tokens of an artifact's tokenizer, and the bytes that these tokens stand for.
+"""Convert any bytes to tokens of an artifact's tokenizer, and tokens to bytes.
 
-A NUL becomes BOS where the tokenizer separates documents, as it was when the model was trained. A tokenizer that
-normalises text, or cannot spell every byte, gives back something a little different: see `corrections.py`.
+A NUL becomes BOS if the tokenizer separates documents, as in training. A tokenizer that normalizes text, or cannot
+represent every byte, does not reproduce the input exactly: see `corrections.py`.
 
 Legend: N tokens.
 """
@@ -17,27 +17,27 @@ from jepamba.text import SentencePieceTokenizer, Tokenizer
 
 Ids = NDArray[np.uint16]
 
-_NO_TEXT = re.compile("([\udc80-\udcff]+)")
-"""Bytes that are no UTF-8, as Python's `surrogateescape` shows them."""
+_INVALID_UTF8 = re.compile("([\udc80-\udcff]+)")
+"""Bytes that are not UTF-8, as `surrogateescape` decodes them."""
 
 
 def to_ids(tokenizer: Tokenizer, data: bytes) -> Ids:
-    """The tokens (N,) of `data`, without the BOS that stands before the first. Takes any bytes."""
+    """Return the tokens (N,) of any bytes, without an initial BOS."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
-    documents = [_NO_TEXT.split(raw.decode("utf-8", "surrogateescape")) for raw in data.split(b"\0")]
-    # The pattern's group alternates: text, no text, text, …
-    texts = iter(tokenizer.encode_batch([part for parts in documents for part in parts[::2]]))
-    found: list[Ids] = []
-    for parts in documents:
-        found.append(np.array([tokenizer.bos_id], dtype=np.uint16))
-        for index, part in enumerate(parts):
-            found.append(tokenizer.spell(part.encode("utf-8", "surrogateescape")) if index % 2 else next(texts))
-    return np.concatenate(found)[1:]
+    documents = [_INVALID_UTF8.split(raw.decode("utf-8", "surrogateescape")) for raw in data.split(b"\0")]
+    # Splitting by a group alternates: text, invalid bytes, text, …
+    texts = iter(tokenizer.encode_batch([piece for pieces in documents for piece in pieces[::2]]))
+    ids: list[Ids] = []
+    for pieces in documents:
+        ids.append(np.array([tokenizer.bos_id], dtype=np.uint16))
+        for index, piece in enumerate(pieces):
+            ids.append(tokenizer.spell(piece.encode("utf-8", "surrogateescape")) if index % 2 else next(texts))
+    return np.concatenate(ids)[1:]
 
 
 def byte_lengths(tokenizer: Tokenizer, ids: Ids) -> NDArray[np.int64]:
-    """Bytes (N,) that each token adds to `to_bytes`."""
+    """Return the number of bytes (N,) that each token adds to `to_bytes`."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return np.ones(ids.size, dtype=np.int64)
     previous = np.concatenate([np.array([tokenizer.bos_id], dtype=np.uint16), ids[:-1]])
@@ -45,7 +45,7 @@ def byte_lengths(tokenizer: Tokenizer, ids: Ids) -> NDArray[np.int64]:
 
 
 def to_bytes(tokenizer: Tokenizer, ids: Ids) -> bytes:
-    """The bytes that tokens (N,) stand for, the inverse of `to_ids` where the tokenizer loses nothing."""
+    """Return the bytes of tokens (N,). For a lossless tokenizer this inverts `to_ids`."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return ids.astype(np.uint8).tobytes()
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.bos_id))

@@ -1,6 +1,6 @@
-"""What a model is worth: bits per byte, the temperature, diagnostics, and the compressors to compare with.
+"""Evaluation: bits per byte, the logit temperature, diagnostics, and general-purpose compressors for comparison.
 
-Read `score.py` first, then `windowed.py` and `carried.py`, and `accounting.py` for what a byte is.
+Read `score.py` first, then `windowed.py` and `carried.py`, and `accounting.py` for the byte counts.
 """
 
 from jepamba.evaluate.accounting import TextBytes, counted_bytes, text_bytes

@@ -1,4 +1,4 @@
-"""The bytes that a score divides by: counted, compared with the decoded text, and related to the original text.
+"""Byte counts for bits per byte: counted by token, checked against the decoded text, scaled to the original text.
 
 Legend: N targets.
 """
@@ -13,57 +13,57 @@ from numpy.typing import NDArray
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 
-_AT_ONCE = 1 << 16
-"""Targets that are counted and decoded at a time."""
+_CHUNK_TOKENS = 1 << 16
+"""Targets counted and decoded in one step."""
 
 Counted = Literal["original", "scaled", "decoded"]
 
 
 class TextBytes(NamedTuple):
-    """Bytes of text that some targets stand for."""
+    """Text bytes of a range of targets."""
 
     original: int
-    """Of the text as it was before the tokenizer; see `counted`."""
+    """Bytes of the text before tokenization. `counted` says how exact this is."""
     decoded: int
-    """Of the text that the tokens give back, exact always."""
+    """Bytes of the decoded text. Always exact."""
     counted: Counted
-    """How `original` is known. `original`: exactly. `scaled`: the targets are a part of a text that the tokenizer
-    changes (it normalises), and their decoded bytes were multiplied by the whole text's original ÷ decoded.
-    `decoded`: nobody recorded the original's length, and these are the decoded bytes."""
+    """How `original` was obtained. `original`: exactly. `scaled`: the tokenizer normalizes its text and the targets are
+    only some of it, so `original` is `decoded` times the ratio of original to decoded bytes of the whole text.
+    `decoded`: the length of the original is unknown, so `original` equals `decoded`."""
 
 
 def text_bytes(tokens: Tokens, targets: int) -> TextBytes:
-    """Bytes of text of the stream's first `targets` targets.
+    """Return the text bytes of the stream's first `targets` targets.
 
-    Raises `UserError` naming the first offending piece if what is counted is not the length of the decoded text; also
-    if the stream is not what its `meta.json` describes, or there is no byte of text.
+    Raises `UserError` if the count differs from the length of the decoded text (see `counted_bytes`), if the stream
+    does not match its `meta.json`, or if the text is empty.
     """
     decoded = counted_bytes(tokens, targets)
-    how: Counted = "decoded"
+    counted: Counted = "decoded"
     original = decoded
     if tokens.text_bytes is not None:
-        whole = tokens.decoded_bytes
-        if tokens.recorded_bytes not in (None, whole):
+        total = tokens.decoded_bytes
+        if tokens.recorded_bytes not in (None, total):
             raise UserError(
-                f"these tokens decode to {whole:,} bytes, but {tokens.recorded_bytes:,} were recorded when they were "
-                "made: shards or tokenizer have changed since; build them again"
+                f"these tokens decode to {total:,} bytes, but {tokens.recorded_bytes:,} were recorded when they were "
+                "built: the shards or the tokenizer have changed since; rebuild them"
             )
-        # Exact for the whole, and for any part where the tokenizer gives the text back to the byte.
-        original = round(decoded * tokens.text_bytes / max(whole, 1))
-        how = "original" if decoded == whole or tokens.text_bytes == whole else "scaled"
+        # Exact for the whole stream, and for any prefix if the tokenizer is lossless.
+        original = round(decoded * tokens.text_bytes / max(total, 1))
+        counted = "original" if decoded == total or tokens.text_bytes == total else "scaled"
     if min(original, decoded) <= 0:
         raise UserError("nothing to score: the text has no bytes")
-    return TextBytes(original, decoded, how)
+    return TextBytes(original, decoded, counted)
 
 
 def counted_bytes(tokens: Tokens, targets: int) -> int:
-    """Bytes of decoded text of the stream's first `targets` targets, counted one by one and compared with the text.
+    """Count the text bytes of the stream's first `targets` targets, token by token.
 
-    Raises `UserError` naming the first offending piece if the count is not the length of the decoded text.
+    Raises `UserError`, which names the first wrong token, if the count differs from the length of the decoded text.
     """
     total = 0
-    for start in range(0, targets, _AT_ONCE):
-        ids = tokens.read(start, min(start + _AT_ONCE, targets) + 1)
+    for start in range(0, targets, _CHUNK_TOKENS):
+        ids = tokens.read(start, min(start + _CHUNK_TOKENS, targets) + 1)
         counted = int(tokens.tokenizer.target_bytes(ids[:-1], ids[1:]).sum())
         text = tokens.tokenizer.decode(ids[1:], previous=int(ids[0]))
         if counted != len(text):
@@ -73,7 +73,7 @@ def counted_bytes(tokens: Tokens, targets: int) -> int:
 
 
 def _mismatch(tokens: Tokens, start: int, ids: NDArray[np.uint16], excess: int) -> str:
-    """What is wrong with the first of `ids[1:]`, read from position `start` on, that counts other bytes than it has."""
+    """Describe the first token of `ids[1:]` whose byte count is wrong. `ids[0]` has position `start` in the stream."""
     tokenizer = tokens.tokenizer
     counted_N = tokenizer.target_bytes(ids[:-1], ids[1:])
     for index, counted in enumerate(counted_N.tolist(), start=1):
@@ -84,6 +84,6 @@ def _mismatch(tokens: Tokens, start: int, ids: NDArray[np.uint16], excess: int) 
                 f"which decodes to {piece!r}, counts {counted} bytes and has {len(piece)}"
             )
     return (
-        f"byte accounting is wrong between positions {start + 1} and {start + len(ids) - 1} of the stream: together "
-        f"these tokens count {excess:+d} bytes more than their text has, though each alone is right"
+        f"byte accounting is wrong between positions {start + 1} and {start + len(ids) - 1} of the stream: each "
+        f"token alone is correct, but their total differs from the length of their text by {excess:+d} bytes"
     )

@@ -1,10 +1,10 @@
-"""What general-purpose compressors make of the same held-out bytes: the figures a model's BPB is read against.
+"""General-purpose compressors on the held-out bytes, as baselines for a model's BPB.
 
-Each runs at its highest level, once on the held-out bytes alone and once with the training text as history. With
-history, Zstandard takes the training text as a raw-content dictionary; the others have no such thing, so that they
-compress history and held-out text as one, and what the history costs alone is subtracted. Some see only the end of the
-history: gzip's window is 32 kB, a bzip2 block 900 kB, brotli's window 16 MB, xz's here 128 MB; Zstandard sees
-all of it.
+Each compressor runs at its highest level, once on the held-out bytes alone and once with the training text as history.
+Zstandard takes the history as a raw-content dictionary. The other formats have no such dictionary: they compress
+history and held-out text together, and the size of the compressed history is subtracted. Most windows cover
+only the end of a long history: 32 kB for gzip, 900 kB for bzip2 (a block), 16 MB for brotli, 128 MB here for xz.
+Zstandard's covers all of it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from jepamba.errors import UserError
 from jepamba.progress import Report
 
 _BROTLI_WINDOW = 1 << 24
-"""What lies further back does not change brotli's result, only its time."""
+"""Bytes. Brotli ignores earlier history, so passing it would only cost time."""
 
 
 class Baseline(TypedDict):
-    """A compressor's result, in bytes and in bits per byte of the held-out text."""
+    """Compressed size of the held-out text, in bytes and in bits per byte of that text."""
 
     compressor: str
     bytes: int
@@ -36,18 +36,18 @@ class Baseline(TypedDict):
 
 
 def compressors(test: bytes, history: bytes = b"", progress: Report | None = None) -> list[Baseline]:
-    """A row for each compressor on `test`; the columns with history are None where `history` is empty.
+    """Compress `test` with each compressor. The fields with history are None if `history` is empty.
 
-    Brotli takes longest, some seconds for each megabyte. Raises `UserError` if `test` is empty.
+    Brotli is the slowest, at some seconds per megabyte. Raises `UserError` if `test` is empty.
     """
     if not test:
         raise UserError("no held-out text to compress")
-    window = (len(test) + len(history)).bit_length()
+    window_log = (len(test) + len(history)).bit_length()
     methods: dict[str, Callable[[bytes], int]] = {
         "gzip -9": lambda text: len(gzip.compress(text, 9, mtime=0)),
         "bzip2 -9": lambda text: len(bz2.compress(text, 9)),
-        "xz -9e": lambda text: _xz(text, window),
-        "zstd --ultra -22": lambda text: _zstd(text, b"", window),
+        "xz -9e": lambda text: _xz(text, window_log),
+        "zstd --ultra -22": lambda text: _zstd(text, b"", window_log),
         "brotli -q 11": lambda text: len(brotli.compress(text, quality=11, lgwin=24)),
     }
     rows: list[Baseline] = []
@@ -55,20 +55,20 @@ def compressors(test: bytes, history: bytes = b"", progress: Report | None = Non
         if progress is not None:
             progress(len(rows), len(methods), name)
         alone = size(test)
-        after: int | None = None
+        with_history: int | None = None
         if history:
             if name.startswith("zstd"):
-                after = _zstd(test, history, window)
+                with_history = _zstd(test, history, window_log)
             else:
-                seen = history[-_BROTLI_WINDOW:] if name.startswith("brotli") else history
-                after = size(seen + test) - size(seen)
+                visible = history[-_BROTLI_WINDOW:] if name.startswith("brotli") else history
+                with_history = size(visible + test) - size(visible)
         rows.append(
             {
                 "compressor": name,
                 "bytes": alone,
                 "bpb": 8 * alone / len(test),
-                "bytes_with_history": after,
-                "bpb_with_history": None if after is None else 8 * after / len(test),
+                "bytes_with_history": with_history,
+                "bpb_with_history": None if with_history is None else 8 * with_history / len(test),
             }
         )
     if progress is not None:
@@ -76,17 +76,21 @@ def compressors(test: bytes, history: bytes = b"", progress: Report | None = Non
     return rows
 
 
-def _xz(text: bytes, window: int) -> int:
-    """Bytes of `text` in an .xz file at level 9e, whose dictionary is widened beyond 64 MiB if the text is longer."""
-    dictionary = min(max(1 << 26, 1 << window), 1 << 27)
+def _xz(text: bytes, window_log: int) -> int:
+    """Return the size of `text` as an .xz file at level 9e, with a dictionary of 64 to 128 MiB as the text requires."""
+    dictionary = min(max(1 << 26, 1 << window_log), 1 << 27)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
     return len(lzma.compress(text, format=lzma.FORMAT_XZ, filters=filters))
 
 
-def _zstd(text: bytes, history: bytes, window: int) -> int:
-    """Bytes of `text` at level 22, `history` being a dictionary that writer and reader already have."""
+def _zstd(text: bytes, history: bytes, window_log: int) -> int:
+    """Return the size of `text` at level 22. Encoder and decoder both have `history` as the dictionary."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        22, source_size=len(text), dict_size=len(history), window_log=min(max(window, 10), 31), enable_ldm=bool(history)
+        22,
+        source_size=len(text),
+        dict_size=len(history),
+        window_log=min(max(window_log, 10), 31),
+        enable_ldm=bool(history),
     )
-    known = zstandard.ZstdCompressionDict(history, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if history else None
-    return len(zstandard.ZstdCompressor(dict_data=known, compression_params=parameters).compress(text))
+    dictionary = zstandard.ZstdCompressionDict(history, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if history else None
+    return len(zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(text))

@@ -1,6 +1,6 @@
-"""Cost of single tokens, a slice of the logits at a time.
+"""Negative log-likelihoods of tokens, computed in slices to bound the memory for logits.
 
-Legend: N tokens (n of them in a slice), D model width, V vocabulary, K temperatures.
+Legend: N tokens (n of them in a slice), D d_model, V vocabulary, K temperatures.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from jepamba.model import LanguageModel
 from jepamba.ops.cross_entropy import token_nats
 
 SLICE_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Logits held at once (fp32: 8 and 64 MB), whatever the vocabulary."""
+"""Logits of a slice (fp32: 8 and 64 MB), independent of the vocabulary."""
 
 
 def logit_slices(
     model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"]
 ) -> Iterator[tuple[Float32[Tensor, "n V"], Int64[Tensor, " n"]]]:
-    """Soft-capped fp32 logits and their targets, few enough rows at a time to fit `SLICE_LOGITS`."""
+    """Yield soft-capped fp32 logits and their targets in slices of at most `SLICE_LOGITS` logits."""
     rows = max(1, SLICE_LOGITS.get(h_ND.device.type, 1 << 21) // model.config.vocab_size)
     for start in range(0, len(targets_N), rows):
         yield model.logits(h_ND[start : start + rows]).float(), targets_N[start : start + rows]
@@ -30,7 +30,7 @@ def logit_slices(
 def summed_nats(
     model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"], temperatures: Sequence[float]
 ) -> Float64[Tensor, " K"]:
-    """Sum of −ln p over the tokens at each of the `temperatures`, in float64; the logits are computed once."""
+    """Return the sum of −ln p over the targets at each of `temperatures`, in float64. Logits are computed once."""
     total_K = torch.zeros(len(temperatures), dtype=torch.float64)
     for logits_nV, targets_n in logit_slices(model, h_ND, targets_N):
         for index, temperature in enumerate(temperatures):

@@ -1,12 +1,11 @@
-"""Linear probes: what can be read off a latent by a linear map, on windows that the map was not fitted to.
+"""Linear probes: what a linear map can predict from a latent, measured on held-out positions.
 
-Two questions, each beside its naive baselines, so that a figure means something:
+There are two probes, each with baselines:
 
-- the class of the next token (what its text begins with: a blank, a lower-case letter, a capital, a digit, anything
-  else, or no text at all), against always naming the commonest class and against a probe of the current token's own
-  embedding;
-- the embedding of the next token, as R², against the same probe of the current token's embedding. R² = 0 is what the
-  mean of the training windows gives.
+- the class of the next token, by the first character of its text (a blank, a lower-case letter, a capital, a digit,
+  anything else, or no text). Baselines: the most frequent class, and a probe of the current token's embedding;
+- the embedding of the next token, measured by R². Baselines: a probe of the current token's embedding, and the mean of
+  the training positions, which has R² = 0.
 
 Legend: N positions, F features, C outputs.
 """
@@ -21,12 +20,12 @@ from torch import Tensor
 from jepamba.text import Tokenizer
 
 RIDGE = 1e-3
-"""Penalty, in units of the mean variance of a feature."""
+"""Penalty, relative to the mean variance of a feature."""
 CLASSES = ("no text", "blank", "lower case", "capital", "digit", "other")
 
 
 def token_classes(tokenizer: Tokenizer, vocab_size: int) -> Int64[Tensor, " V"]:
-    """The class of every token by the first byte of its text, as an index into `CLASSES`."""
+    """Return the class of each token, as an index into `CLASSES`, by the first byte of its text."""
     classes = np.zeros(vocab_size, dtype=np.int64)
     for token in range(min(vocab_size, tokenizer.vocab_size)):
         classes[token] = _class(tokenizer.decode([token]))
@@ -37,15 +36,17 @@ def _class(text: bytes) -> int:
     if not text:
         return 0
     first = text[:1]
-    for index, belongs in enumerate((bytes.isspace, bytes.islower, bytes.isupper, bytes.isdigit), start=1):
-        if belongs(first):
+    for index, predicate in enumerate((bytes.isspace, bytes.islower, bytes.isupper, bytes.isdigit), start=1):
+        if predicate(first):
             return index
     return len(CLASSES) - 1
 
 
 def ridge(x_NF: Float[Tensor, "N F"], y_NC: Float[Tensor, "N C"]) -> Float[Tensor, "F1 C"]:
-    """Weights of the ridge regression of y on x and a constant (its last row), in float64; the constant is free of the
-    penalty (Hoerl & Kennard 1970)."""
+    """Return the weights of the ridge regression of y on x in float64 (Hoerl & Kennard 1970).
+
+    The last row is the intercept, which is not penalized.
+    """
     x_NF, y_NC = x_NF.double(), y_NC.double()
     mean_F, mean_C = x_NF.mean(0), y_NC.mean(0)
     centred_NF = x_NF - mean_F
@@ -57,12 +58,12 @@ def ridge(x_NF: Float[Tensor, "N F"], y_NC: Float[Tensor, "N C"]) -> Float[Tenso
 
 
 def predict(x_NF: Float[Tensor, "N F"], weights_F1C: Float[Tensor, "F1 C"]) -> Float[Tensor, "N C"]:
-    """What the regression says for `x`."""
+    """Apply the regression to `x_NF`."""
     return x_NF.double() @ weights_F1C[:-1] + weights_F1C[-1]
 
 
 def r_squared(predicted_NC: Float[Tensor, "N C"], y_NC: Float[Tensor, "N C"], mean_C: Float[Tensor, " C"]) -> float:
-    """1 − squared error / squared distance from `mean_C`, all outputs together."""
+    """Return 1 − squared error / squared distance from `mean_C`, over all outputs."""
     error = (predicted_NC - y_NC.double()).square().sum()
     return float(1.0 - error / (y_NC.double() - mean_C.double()).square().sum().clamp_min(1e-12))
 
@@ -74,18 +75,23 @@ def probe(
     next_class_N: Int64[Tensor, " N"],
     held_out: int,
 ) -> dict[str, float]:
-    """Both probes, fitted on all but the last `held_out` positions and measured on those.
+    """Fit both probes on all but the last `held_out` positions, and measure them on the last `held_out`.
 
-    Arguments: the latents, the current token's embedding, the next token's, and its class, position by position.
+    Arguments:
+        latents_NF: Latents.
+        embedded_NE: Embeddings of the current tokens.
+        next_embedded_NE: Embeddings of the next tokens.
+        next_class_N: Classes of the next tokens (`token_classes`).
+        held_out: Number of held-out positions.
     """
     fit, test = slice(None, -held_out), slice(-held_out, None)
     onehot_NC = torch.nn.functional.one_hot(next_class_N, len(CLASSES)).double()
-    commonest = int(onehot_NC[fit].sum(0).argmax())
-    result = {"next_class_majority": float((next_class_N[test] == commonest).double().mean())}
+    majority = int(onehot_NC[fit].sum(0).argmax())
+    result = {"next_class_majority": float((next_class_N[test] == majority).double().mean())}
     mean_E = next_embedded_NE[fit].double().mean(0)
     for suffix, x_NF in (("", latents_NF), ("_from_token", embedded_NE)):
-        named_N = predict(x_NF[test], ridge(x_NF[fit], onehot_NC[fit])).argmax(-1)
-        result["next_class" + suffix] = float((named_N == next_class_N[test]).double().mean())
+        class_N = predict(x_NF[test], ridge(x_NF[fit], onehot_NC[fit])).argmax(-1)
+        result["next_class" + suffix] = float((class_N == next_class_N[test]).double().mean())
         predicted_NE = predict(x_NF[test], ridge(x_NF[fit], next_embedded_NE[fit]))
         result["next_embedding_r2" + suffix] = r_squared(predicted_NE, next_embedded_NE[test], mean_E)
     return result

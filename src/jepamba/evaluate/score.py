@@ -1,9 +1,9 @@
-"""Bits per byte of a text: what a score says, and the sum behind every way of scoring.
+"""Bits per byte of a text: the `Score`, and the sum that all scoring modes share.
 
-BPB = nats / ln 2 / bytes. Before a score is returned, the bytes that its targets were counted as are
-compared with the length of the text that they decode to (`accounting.py`).
+BPB = nats / ln 2 / bytes. The byte count of the targets is first compared with the length of the text that they decode
+to (`accounting.py`).
 
-Legend: N targets, D model width.
+Legend: N targets, D d_model, K temperatures.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ from jepamba.progress import Report
 
 @dataclass(frozen=True)
 class Score:
-    """What a text costs under a model."""
+    """Result of scoring a text with a model."""
 
     bpb: float
-    """Bits per byte of the original text; see `counted`."""
+    """Bits per byte of the original text. `counted` says how exact its length is."""
     bpb_decoded: float
-    """Bits per byte of the text that the tokens decode to: the published convention."""
+    """Bits per byte of the decoded text, which is the published convention."""
     nats_per_token: float
     """Mean over all targets, control tokens included."""
     tokens: int
     """Targets scored."""
     bytes: int
-    """Bytes of the original text: what `bpb` divides by."""
+    """Bytes of the original text, the denominator of `bpb`."""
     decoded_bytes: int
-    """Bytes of text that the targets decode to: what `bpb_decoded` divides by."""
+    """Bytes of the decoded text, the denominator of `bpb_decoded`."""
     counted: Counted
-    """How `bytes` is known: `original`, exactly; `scaled`, from the decoded bytes of a part of a text that the
-    tokenizer changes; `decoded`, not at all, and the decoded bytes stand for it."""
+    """How `bytes` was obtained (`TextBytes.counted`): exactly (`original`), scaled from `decoded_bytes` (`scaled`), or
+    equal to `decoded_bytes` because the original length is unknown (`decoded`)."""
     mode: str
-    """`plain`, `sliding-S` with the stride S, or `carried`."""
+    """`plain`, `sliding-S` with stride S, or `carried`."""
     reset: bool
-    """Whether the state is forgotten where a document starts."""
+    """Whether the state is reset at each document's start."""
     temperature: float
-    """What the logits were divided by."""
+    """Divisor of the logits."""
     seconds: float
-    """Time that scoring took."""
+    """Duration of scoring."""
 
 
 Stopped = Callable[[], bool]
-"""Asked between two batches: whether the score is no longer wanted."""
+"""Called between batches; True cancels the scoring."""
 
 
 class StoppedError(Exception):
-    """A score was left unfinished because it was no longer wanted."""
+    """Scoring was cancelled."""
 
 
 def scored_targets(model: LanguageModel, tokens: Tokens, seq_len: int, limit: int) -> int:
-    """How many targets an evaluation scores: all of `tokens`, or the first `limit` if that is not 0.
+    """Return how many targets to score: all of `tokens`, or the first `limit` if that is not 0.
 
-    Raises `UserError` for an empty text, a tokenizer that does not fit the model, or a window of no length.
+    Raises `UserError` for an empty text, a tokenizer with more symbols than the model, or `seq_len` below 1.
     """
     if len(tokens) < 2:
         raise UserError("nothing to score: the text has fewer than 2 tokens")
@@ -77,7 +77,7 @@ def scored_targets(model: LanguageModel, tokens: Tokens, seq_len: int, limit: in
             f"{model.config.vocab_size:,}: use the tokenizer that the model was trained with"
         )
     if seq_len < 1:
-        raise UserError(f"windows of {seq_len} tokens: at least 1")
+        raise UserError(f"windows of {seq_len} tokens: must be at least 1")
     return min(limit, len(tokens) - 1) if limit > 0 else len(tokens) - 1
 
 
@@ -94,12 +94,19 @@ def scores(
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> list[Score]:
-    """The score of the first `targets` targets at each temperature, in `mode`.
+    """Score the first `targets` targets at each temperature, with the weights as the artifact holds them.
 
-    `latents` gives (h_ND, targets_N) of some targets at a time, each target of the stream once, in any order, and on
-    one of the ranks alone; all have the score. It is run with the weights as the artifact holds them. Raises
-    `UserError` for a wrong temperature, or a byte count that is not the length of the decoded text; `StoppedError`, on
-    all ranks, soon after `stopped` says so on one.
+    Arguments:
+        latents: Yields (h_ND, targets_N). Each target occurs once, on one rank, in any order.
+        mode: `Score.mode`.
+        stopped: If it returns True on one rank, all ranks raise `StoppedError` after the current batch.
+
+    Returns:
+        A score for each temperature, equal on all ranks.
+
+    Raises:
+        UserError: A temperature is out of range, or the byte count differs from the length of the decoded text.
+        StoppedError: `stopped` returned True on some rank.
     """
     for temperature in temperatures:
         if not COLDEST <= temperature <= HOTTEST:
@@ -108,7 +115,7 @@ def scores(
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
     with stored(model):
-        for h_ND, targets_N in latents if stopped is None else _in_concert(latents, world, stopped):
+        for h_ND, targets_N in latents if stopped is None else _synchronized(latents, world, stopped):
             nats_K += summed_nats(model, h_ND, targets_N, temperatures)
             done += len(targets_N)
             if progress is not None:
@@ -137,16 +144,16 @@ def scores(
     ]
 
 
-def _in_concert(
+def _synchronized(
     latents: Iterator[tuple[Tensor, Tensor]], world: World, stopped: Stopped
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's `latents`, batch by batch along with the others', who may have fewer. Raises `StoppedError`."""
+    """Yield this rank's `latents` in step with the other ranks, which may have fewer. Raises `StoppedError`."""
     while True:
         batch = next(latents, None)
-        told = world.all_gather_object([batch is not None, stopped()])
-        if any(asked for _, asked in told):
+        statuses = world.all_gather_object([batch is not None, stopped()])
+        if any(cancelled for _, cancelled in statuses):
             raise StoppedError
         if batch is not None:
             yield batch
-        elif not any(more for more, _ in told):
+        elif not any(has_batch for has_batch, _ in statuses):
             return

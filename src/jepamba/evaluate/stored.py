@@ -1,4 +1,4 @@
-"""A model as its artifact will hold it, for as long as an evaluation runs."""
+"""Evaluation with the quantized weights that the artifact will hold."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from jepamba.model import LanguageModel
 
 @contextmanager
 def stored(model: LanguageModel) -> Iterator[LanguageModel]:
-    """`model` in evaluation mode and inference mode, its weights quantized; afterwards all is as it was.
+    """Put `model` into evaluation and inference mode with quantized weights, and restore it afterwards.
 
-    Evaluation mode alone gives the same values, but quantizes every weight anew at each use; here it happens once.
+    Evaluation mode alone gives the same values, but it quantizes each weight at each use. Here that happens once.
     """
     before = [(weight, weight.master.data, weight.loaded) for weight in model.weights().values()]
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            # Not in inference mode, these would be ordinary tensors; either way nobody sees them after this block.
             for weight, _, _ in before:
                 weight.load(weight.effective_weight())
             yield model

@@ -1,4 +1,4 @@
-"""The one number that is tuned when a model is packed: the temperature that makes training text cheapest."""
+"""Calibrate the logit temperature on training text when a model is exported."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from jepamba.evaluate.windows import batches, plain_windows
 from jepamba.model import LanguageModel
 
 COARSE = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)
-"""First tried."""
+"""Temperatures of the first search."""
 FINE = (-0.06, -0.04, -0.02, 0.0, 0.02, 0.04, 0.06)
-"""Then tried around the best of these."""
+"""Offsets from the best coarse temperature in the second search."""
 SMALLEST = 0.02
+"""Lower bound of the second search."""
 
 
 def calibrate(
@@ -27,15 +28,15 @@ def calibrate(
     reset: bool = True,
     tokens_per_batch: int = 16384,
 ) -> float:
-    """The temperature at which the first `count` targets of `tokens`, in plain windows, cost least.
+    """Return the temperature with the least cross-entropy on the first `count` targets of `tokens`, in plain windows.
 
-    The latents are computed once and kept, `count` × width numbers. The cost is convex in 1/temperature (it is a sum of
-    logsumexp(logits/T) − target/T), so that walking downhill along a grid finds the grid's best; most of it is skipped.
-    Raises `UserError` if there is not a single target.
+    The latents are computed once and kept in memory (`count` × d_model numbers). The cross-entropy is a sum of
+    logsumexp(logits/T) − target/T, hence convex in 1/T, so that descent along a grid finds the best grid point.
+    Raises `UserError` if there is no target.
     """
     targets = min(count, len(tokens) - 1)
     if targets < 1:
-        raise UserError("no training text to find the temperature on")
+        raise UserError("no training text to calibrate the temperature on")
     device = next(model.parameters()).device
     with stored(model):
         latents = [
@@ -53,7 +54,7 @@ def _best(
     temperatures: tuple[float, ...],
     start: int,
 ) -> float:
-    """The cheapest of the rising `temperatures`, walking from index `start` as long as the next one is cheaper."""
+    """Return the best of the ascending `temperatures`, by descent from index `start`."""
     costs: dict[int, float] = {}
 
     def measure(*indices: int) -> None:

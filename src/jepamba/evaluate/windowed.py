@@ -1,6 +1,6 @@
-"""Scoring by windows that each begin with an empty state: side by side, or sliding.
+"""Scoring in windows that each start with a zero state: adjacent (plain) or overlapping (sliding).
 
-Legend: B windows, T tokens of a window, N targets, D model width.
+Legend: B windows, T tokens of a window, N targets, D d_model.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ def score_plain(
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> Score:
-    """Score `tokens` in windows of `sequence` inputs side by side, the state empty at each window's start.
+    """Score `tokens` in adjacent windows of `seq_len` inputs, with the weights as the artifact holds them.
 
-    Every target is scored once, those of the last, partial window too. The weights are used as the artifact holds
-    them. Arguments: `reset`, forget the state where a document starts; `limit`, score only so many targets from the
-    stream's start (0: all); `tokens_per_batch`, tokens of one forward pass; `world`, whose ranks share the windows
-    and all call this; `stopped`, asked between batches whether to give up (if given on one rank, then on all).
-    Raises `StoppedError` when it said so on one rank; `UserError` for an empty text, a tokenizer that does not fit the
-    model, or a byte count that is not the length of the decoded text.
+    Every target is scored once, including those of the last, shorter window.
+
+    Arguments:
+        reset: Reset the state at each document's start.
+        limit: Number of targets to score, from the start of the stream. 0: all.
+        tokens_per_batch: Tokens of a forward pass.
+        world: Its ranks share the windows. All must call this function.
+        stopped: Called between batches; True cancels the scoring on all ranks. Pass it on all ranks or on none.
+
+    Raises:
+        UserError: The text is empty, the tokenizer has more symbols than the model, the temperature is out of range, or
+            the byte count differs from the length of the decoded text.
+        StoppedError: `stopped` returned True on some rank.
     """
     (score,) = score_plain_at(
         model,
@@ -70,7 +77,7 @@ def score_plain_at(
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
 ) -> list[Score]:
-    """`score_plain` at each of `temperatures`, for little more than the price of one; each says the time of all."""
+    """`score_plain` at each of `temperatures`, from one set of forward passes. `seconds` is that of all together."""
     targets = scored_targets(model, tokens, seq_len, limit)
     windows = islice(plain_windows(targets, seq_len), world.rank, None, world.world_size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
@@ -101,15 +108,16 @@ def score_sliding(
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
 ) -> Score:
-    """Score `tokens` in windows of `sequence` inputs that start `stride` apart, so that all but the first window's
-    targets have at least `sequence − stride` tokens before them.
+    """Score `tokens` in windows of `seq_len` inputs that start `stride` apart.
 
-    The first window counts whole, every later one its last `stride` targets, and the rest at the end is counted too.
-    Arguments and errors as for `score_plain`; also `UserError` for a stride outside 1 to `sequence`.
+    The first window scores all its targets and every later window its last `stride`, which have at least
+    `seq_len − stride` tokens before them. A last window scores the remaining targets.
+
+    Arguments and errors: see `score_plain`. Also raises `UserError` for a stride outside 1 to `seq_len`.
     """
     targets = scored_targets(model, tokens, seq_len, limit)
     if not 1 <= stride <= seq_len:
-        raise UserError(f"a stride of {stride} tokens: must lie between 1 and the window's {seq_len}")
+        raise UserError(f"a stride of {stride} tokens: must be between 1 and the window length {seq_len}")
     windows = islice(sliding_windows(targets, seq_len, stride), world.rank, None, world.world_size)
     latents = _latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
@@ -122,7 +130,7 @@ def score_sliding(
 def _latents(
     model: LanguageModel, tokens: Tokens, windows: Iterator[Window], tokens_per_batch: int, reset: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(h_ND, targets_N) of the targets that count, a batch of windows at a time."""
+    """Yield (h_ND, targets_N) of the scored targets for one batch of windows at a time."""
     device: torch.device = next(model.parameters()).device
     for batch in batches(tokens, windows, tokens_per_batch, reset, device):
         h_BTD, _ = model(batch.inputs_BT, batch.reset_BT)

@@ -1,6 +1,6 @@
-"""Which windows an evaluation reads, and which targets of each it counts: every target of the stream exactly once.
+"""The windows of an evaluation, and the targets that each scores. Every target of the stream is scored exactly once.
 
-Target i of a stream is its token i + 1, predicted from the tokens before it; a stream of N tokens has N − 1 targets.
+Target i of a stream is token i + 1, predicted from the tokens before it. A stream of N + 1 tokens has N targets.
 
 Legend: B windows, T tokens of a window, N targets.
 """
@@ -19,7 +19,7 @@ from jepamba.data.tokens import Tokens
 
 
 class Window(NamedTuple):
-    """Inputs `start` to `start + length`, of whose targets the last `counted` count."""
+    """`length` inputs from `start` on. The last `counted` of their targets are scored."""
 
     start: int
     length: int
@@ -27,26 +27,28 @@ class Window(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """A batch of windows of one length, on the device that will read it."""
+    """A batch of windows of one length, on the model's device."""
 
     inputs_BT: Int64[Tensor, "B T"]
     targets_BT: Int64[Tensor, "B T"]
     reset_BT: Bool[Tensor, "B T"] | None
-    """True where a document starts; None where nothing is to be reset."""
+    """True where a document starts. None: no resets."""
     counted: int
-    """Of every window the last `counted` targets count."""
+    """The last `counted` targets of every window are scored."""
 
 
 def plain_windows(targets: int, seq_len: int) -> Iterator[Window]:
-    """Windows side by side, each counted whole; the last may be shorter."""
+    """Yield adjacent windows whose targets are all scored. The last may be shorter."""
     for start in range(0, targets, seq_len):
         length = min(seq_len, targets - start)
         yield Window(start, length, length)
 
 
 def sliding_windows(targets: int, seq_len: int, stride: int) -> Iterator[Window]:
-    """Windows `stride` apart: the first counts whole, of every later one the last `stride` targets. A tail shorter than
-    a stride is counted by a last window that ends with the stream."""
+    """Yield windows `stride` apart. The first scores all its targets and every later one its last `stride`.
+
+    A last window that ends with the stream scores the remaining targets, fewer than `stride`.
+    """
     first = min(seq_len, targets)
     if first:
         yield Window(0, first, first)
@@ -60,17 +62,17 @@ def sliding_windows(targets: int, seq_len: int, stride: int) -> Iterator[Window]
 def batches(
     tokens: Tokens, windows: Iterator[Window], tokens_per_batch: int, reset: bool, device: torch.device
 ) -> Iterator[Windows]:
-    """The windows in batches of at most `tokens_per_batch` tokens (one window at least), in order."""
+    """Read the windows, in order, in batches of at most `tokens_per_batch` tokens, but at least one window."""
     bos = tokens.bos_id if reset else None
-    waiting: list[Window] = []
+    pending: list[Window] = []
     for window in windows:
-        alike = not waiting or window[1:] == waiting[0][1:]
-        if waiting and not (alike and (len(waiting) + 1) * window.length <= tokens_per_batch):
-            yield _batch(tokens, waiting, bos, device)
-            waiting = []
-        waiting.append(window)
-    if waiting:
-        yield _batch(tokens, waiting, bos, device)
+        same_kind = not pending or window[1:] == pending[0][1:]
+        if pending and not (same_kind and (len(pending) + 1) * window.length <= tokens_per_batch):
+            yield _batch(tokens, pending, bos, device)
+            pending = []
+        pending.append(window)
+    if pending:
+        yield _batch(tokens, pending, bos, device)
 
 
 def _batch(tokens: Tokens, windows: list[Window], bos: int | None, device: torch.device) -> Windows:

@@ -1,4 +1,4 @@
-"""The objective that makes a language model a LeWorldModel; nothing here is kept in the artifact.
+"""The LeWorldModel objective (Maes et al. 2026, arXiv 2603.19312). Only training uses it.
 
 Read `objective.py` first, then `heads.py` and `sigreg.py`.
 """

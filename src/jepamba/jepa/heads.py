@@ -1,6 +1,7 @@
-"""The parts that exist in training alone: the projector h→z and the predictor of the next latents.
+"""Modules that only training uses: the projector h→z and the predictor of the next latents (LeWorldModel, arXiv
+2603.19312).
 
-Legend: B batch, T time, D model width, E latent width (= D), K roll-out steps.
+Legend: B batch, T time, D d_model, E latent dimension (= D), K roll-out steps, M channels, N positions (= B·T).
 """
 
 from __future__ import annotations
@@ -18,73 +19,74 @@ from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.ops.predictor import bias_gelu, shifted_error
 
 
-class PositionNorm(nn.BatchNorm1d):
-    """Batch normalisation over every position of every sequence, those of the other ranks' micro-batches included.
+class SequenceBatchNorm(nn.BatchNorm1d):
+    """Batch normalization over all positions of all sequences, synchronized over the ranks.
 
-    The running statistics follow the passes that have a gradient: one without is a look at what will be passed again.
+    A forward pass without gradients does not update the running statistics, because a second pass over the same
+    positions follows it.
     """
 
-    def __init__(self, width: int, world: World = SINGLE_PROCESS) -> None:
-        super().__init__(width)
+    def __init__(self, num_features: int, world: World = SINGLE_PROCESS) -> None:
+        super().__init__(num_features)
         self.world = world
 
     def forward(self, x_BTM: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
-        """Each of the M channels with mean 0 and variance 1 over B and T, then scaled and shifted."""
+        """Normalize each of the M channels over B and T, then scale and shift it."""
         x_NM = x_BTM.flatten(0, 1)
         if self.training and self.world.world_size > 1:
-            return self._over_ranks(x_NM).view_as(x_BTM)
+            return self._synchronized(x_NM).view_as(x_BTM)
         if self.training and not torch.is_grad_enabled():
             return F.batch_norm(x_NM, None, None, self.weight, self.bias, True, 0.0, self.eps).view_as(x_BTM)
         return super().forward(x_NM).view_as(x_BTM)
 
-    def _over_ranks(self, x_NM: Tensor) -> Tensor:
-        wide_NM = x_NM.float()
+    def _synchronized(self, x_NM: Tensor) -> Tensor:
+        x32_NM = x_NM.float()
         count = torch.full((1,), len(x_NM), dtype=torch.float32, device=x_NM.device)
-        sums = self.world.all_reduce(torch.cat([wide_NM.sum(0), count]))
+        sums = self.world.all_reduce(torch.cat([x32_NM.sum(0), count]))
         count = sums[-1].detach()
         mean_M = sums[:-1] / count
-        # About the mean, not about 0: a mean that is far from 0 would cost the variance its digits.
-        centred_NM = wide_NM - mean_M
+        # E[x²] − mean² would lose precision where the mean is far from 0.
+        centred_NM = x32_NM - mean_M
         variance_M = self.world.all_reduce(centred_NM.square().sum(0)) / count
         if torch.is_grad_enabled():
-            self._follow(mean_M.detach(), variance_M.detach() * (count / (count - 1)))
+            self._update_running_stats(mean_M.detach(), variance_M.detach() * (count / (count - 1)))
         return (centred_NM * torch.rsqrt(variance_M + self.eps) * self.weight + self.bias).to(x_NM.dtype)
 
-    def _follow(self, mean_M: Tensor, variance_M: Tensor) -> None:
+    def _update_running_stats(self, mean_M: Tensor, variance_M: Tensor) -> None:
         buffers = dict(self.named_buffers())
         buffers["running_mean"].lerp_(mean_M, cast(float, self.momentum))
         buffers["running_var"].lerp_(variance_M, cast(float, self.momentum))
         buffers["num_batches_tracked"].add_(1)
 
 
-def projection(kind: str, width: int, world: World = SINGLE_PROCESS) -> nn.Module:
-    """A map of latents to latents: bias-free linear, or an MLP (hidden 2·width) with LayerNorm or BatchNorm."""
+def make_projection(kind: str, dim: int, world: World = SINGLE_PROCESS) -> nn.Module:
+    """Build a module (…, dim) → (…, dim): bias-free linear, or an MLP (hidden 2·dim) with LayerNorm or BatchNorm."""
     if kind == "linear":
-        return nn.Linear(width, width, bias=False)
-    norm = nn.LayerNorm(2 * width) if kind == "mlp-layernorm" else PositionNorm(2 * width, world)
-    return nn.Sequential(nn.Linear(width, 2 * width), norm, nn.GELU(), nn.Linear(2 * width, width))
+        return nn.Linear(dim, dim, bias=False)
+    norm = nn.LayerNorm(2 * dim) if kind == "mlp-layernorm" else SequenceBatchNorm(2 * dim, world)
+    return nn.Sequential(nn.Linear(dim, 2 * dim), norm, nn.GELU(), nn.Linear(2 * dim, dim))
 
 
 class JepaHeads(nn.Module):
-    """Projector, predictor and the predictor's projection; none of it reaches the artifact."""
+    """The projector, the predictor and the predictor's output projection. The artifact does not contain them."""
 
-    def __init__(self, config: Jepa, width: int, world: World = SINGLE_PROCESS) -> None:
+    def __init__(self, config: Jepa, d_model: int, world: World = SINGLE_PROCESS) -> None:
         super().__init__()
-        hidden = config.predictor_mult * width
+        hidden = config.predictor_mult * d_model
         self.steps = config.rollout_steps
-        self.projector = projection(config.projector, width, world)
-        self.predictor = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.pred_proj = projection(config.projector, width, world)
+        self.projector = make_projection(config.projector, d_model, world)
+        self.predictor = nn.Sequential(nn.Linear(d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
+        self.pred_proj = make_projection(config.projector, d_model, world)
         output = cast(nn.Linear, self.predictor[2])
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)
 
     def project(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        """The latents z that are predicted and tested."""
+        """Map hidden states h to latents z."""
         return cast(Tensor, self.projector(h_BTD))
 
     def rollout(self, z_BTE: Float[Tensor, "B T E"]) -> list[Float[Tensor, "B T E"]]:
-        """[ẑ¹, …, ẑᴷ]: position t of ẑᵏ predicts z at t + k. Each step reads the one before it."""
+        """Return [ẑ¹, …, ẑᴷ], where ẑᵏ at position t predicts z at t + k and is computed from ẑᵏ⁻¹."""
         predictions = []
         for _ in range(self.steps):
             z_BTE = self.step(z_BTE)
@@ -92,13 +94,13 @@ class JepaHeads(nn.Module):
         return predictions
 
     def step(self, z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
-        """One step of the roll-out: from z, or what was predicted for it, to one token further."""
+        """Predict the latents one token ahead of `z_BTE`, which holds latents or earlier predictions."""
         if z_BTE.is_cuda:
-            into, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
-            ahead_BTE = out(bias_gelu(F.linear(z_BTE, into.weight), into.bias))
+            hidden, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
+            z_next_BTE = out(bias_gelu(F.linear(z_BTE, hidden.weight), hidden.bias))
         else:
-            ahead_BTE = self.predictor(z_BTE)
-        return cast(Tensor, self.pred_proj(ahead_BTE))
+            z_next_BTE = self.predictor(z_BTE)
+        return cast(Tensor, self.pred_proj(z_next_BTE))
 
 
 def prediction_error(
@@ -110,13 +112,17 @@ def prediction_error(
     detach_targets: bool,
     pairs_K: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over k = 1 … `steps` of the mean squared error between `step` applied k times and z_{t+k}, in fp32.
+    """Return the mean over k = 1 … `steps` of the mean squared error between `step` applied k times and z_{t+k}, fp32.
 
-    A target in another document than its position (a reset lies between them) is left out: it cannot be predicted.
-    `pairs_K`: what the sums over such pairs are divided by, where this batch is a part of what the mean is over.
+    Pairs (t, t + k) with a reset between them lie in different documents and do not count.
+
+    Arguments:
+        detach_targets: Stop the gradient at the targets.
+        pairs_K: Number of pairs for each k that the squared errors are averaged over. None counts those of this batch;
+            a micro-batch passes the counts of the whole step (`document_pairs`).
     """
     current_BTE, targets_BTE = z_BTE, z_BTE.detach() if detach_targets else z_BTE
-    same = _in_one_document((z_BTE.shape[0], z_BTE.shape[1]), reset_BT, steps, z_BTE.device)
+    same = _same_document_masks((z_BTE.shape[0], z_BTE.shape[1]), reset_BT, steps, z_BTE.device)
     errors = []
     for k, same_BS in enumerate(same, 1):
         pairs = same_BS.sum() if pairs_K is None else pairs_K[k - 1]
@@ -129,14 +135,14 @@ def prediction_error(
 def document_pairs(
     shape: tuple[int, int], reset_BT: Bool[Tensor, "B T"] | None, steps: int, device: torch.device
 ) -> Float[Tensor, " K"]:
-    """For k = 1 … `steps`, how many positions of a batch of `shape` have a target k further in the same document."""
-    return torch.stack([same_BS.sum() for same_BS in _in_one_document(shape, reset_BT, steps, device)])
+    """Count, for k = 1 … `steps`, the positions of a (B, T) batch whose target at t + k is in the same document."""
+    return torch.stack([same_BS.sum() for same_BS in _same_document_masks(shape, reset_BT, steps, device)])
 
 
-def _in_one_document(
+def _same_document_masks(
     shape: tuple[int, int], reset_BT: Tensor | None, steps: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """For each k, which positions t lie in one document with t + k, as 0 and 1: (B, T − k)."""
+    """Yield for each k a mask (B, T − k): 1 where positions t and t + k are in the same document, else 0."""
     document_BT = torch.zeros(shape, device=device) if reset_BT is None else reset_BT.cumsum(1)
     for k in range(1, steps + 1):
         yield (document_BT[:, :-k] == document_BT[:, k:]).float()

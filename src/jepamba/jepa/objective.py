@@ -1,8 +1,8 @@
-"""The loss: cross-entropy with z-loss, latent prediction, and SIGReg, each kept apart for the log.
+"""The training loss: cross-entropy with z-loss, latent prediction and SIGReg, logged separately.
 
     total = ce_weight·(CE + z_loss·mean(logsumexp²)) + weight·MSE + λ·SIGReg
 
-Legend: B batch, T time, D model width, V vocabulary.
+Legend: B batch, T time, D d_model, V vocabulary, S samples of SIGReg, K roll-out steps (knots in SIGReg), M directions.
 """
 
 from __future__ import annotations
@@ -21,40 +21,39 @@ from jepamba.ops.cross_entropy import Losses
 
 
 class LossWeights(NamedTuple):
-    """The weight of each loss term of a micro-batch in its step, whose losses are means over all micro-batches of all
-    ranks. Scalars on the model's device."""
+    """Weights that turn the losses of a micro-batch into its contribution to the step's mean over all micro-batches of
+    all ranks. Scalars on the model's device."""
 
     tokens: Tensor
-    """The micro-batch's share of the step's targets."""
+    """Targets of the micro-batch, as a fraction of the step's."""
     sigreg_lambda: Tensor
-    """λ in the micro-batch's loss: times `sigreg_share`, unless the sample is the whole step's."""
+    """λ of the micro-batch's loss. It includes the factor `sigreg_share`, unless SIGReg's sample is the whole step."""
     sigreg_share: Tensor
-    """Share of the logged statistic."""
+    """Weight of the micro-batch's statistic in the logged mean."""
     pairs_K: Tensor | None = None
-    """For k = 1 … K, positions of the step with a target k further in the same document (`document_pairs`); None: those
-    of the micro-batch, which is the whole step."""
-    samples: Tensor | None = None
-    """Size N of SIGReg's sample over all ranks; None: the micro-batch is the whole sample."""
+    """Pairs of the whole step at distance 1 … K (`document_pairs`). None: the micro-batch is the whole step."""
+    sample_size: Tensor | None = None
+    """Size N of SIGReg's sample over all ranks. None: the micro-batch is the whole sample."""
 
 
 class LossTerms(NamedTuple):
-    """The loss terms of a micro-batch. Summed over the micro-batches of all ranks they are the step's; but SIGReg,
-    a statistic of one sample on all ranks, has the same value on each of them."""
+    """The loss terms of a micro-batch. Their sums over the micro-batches of all ranks are the step's terms, except that
+    `sigreg` already has the same, global value on each rank."""
 
     total: Tensor
-    """The weighted sum: what the gradient is taken of."""
+    """The weighted sum, to be differentiated."""
     token: Tensor
-    """ce + z_loss weight · z: the next-token part of `total`."""
+    """The next-token term: ce + z_loss weight · z."""
     ce: Tensor
     """Cross-entropy, nats per token (no gradient)."""
     z_loss: Tensor
-    """Mean squared log-partition, before its weight (no gradient)."""
+    """Mean squared log-partition, unweighted (no gradient)."""
     jepa: Tensor
     sigreg: Tensor
 
 
 def sigreg_lambda(config: Jepa, progress: float) -> float:
-    """λ at this share of the budget: a linear ramp over the first `sigreg_ramp` of it, then `sigreg_weight`."""
+    """Return λ at `progress`, a fraction of the budget: linear from 0 up to `sigreg_ramp`, then `sigreg_weight`."""
     if config.sigreg_ramp == 0:
         return config.sigreg_weight
     return config.sigreg_weight * min(1.0, progress / config.sigreg_ramp)
@@ -74,10 +73,15 @@ def objective(
     sigreg_sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
     world: World = SINGLE_PROCESS,
 ) -> tuple[LossTerms, State]:
-    """The loss terms of one micro-batch, and the model's state after it; it starts in `state`, if that is given.
+    """Compute the loss terms of one micro-batch. A latent term with weight 0 is not computed and is 0.
 
-    `projections` is needed where SIGReg's weight is not 0. A latent term with weight 0 is not computed and reads 0.
-    `sigreg_sums_SK2M`: see `sigreg`.
+    Arguments:
+        projections: Required where SIGReg's weight is not 0.
+        state: Initial state of the model. None: zeros.
+        sigreg_sums_SK2M: See `sigreg`.
+
+    Returns:
+        The loss terms, and the model's state after the micro-batch.
     """
     h_BTD, state = model(tokens_BT, reset_BT, state)
     losses = Losses(*(value * weights.tokens for value in model.loss(h_BTD, targets_BT, config.z_loss)))
@@ -96,7 +100,7 @@ def objective(
         if config.sigreg_weight > 0:
             assert projections is not None
             statistic = sigreg(
-                z_BTE, config, projections, world=world, draws=weights.samples, sums_SK2M=sigreg_sums_SK2M
+                z_BTE, config, projections, world=world, sample_size=weights.sample_size, sums_SK2M=sigreg_sums_SK2M
             )
     total = config.ce_weight * losses.total + config.weight * jepa + weights.sigreg_lambda * statistic
     return LossTerms(total, losses.total, losses.ce, losses.z, jepa, weights.sigreg_share * statistic), state

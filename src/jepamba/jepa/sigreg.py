@@ -1,18 +1,18 @@
-"""SIGReg (Balestriero & LeCun 2025; Maes et al. 2026): latents should be standard normal in every direction.
+"""SIGReg (Balestriero & LeCun 2025, arXiv 2511.08544; Maes et al. 2026): pulls latents towards a standard normal.
 
-Each random direction gives a one-dimensional sample, and the Epps–Pulley statistic says how far its empirical
-characteristic function lies from that of N(0, 1):
+Each random direction gives a one-dimensional sample. The Epps–Pulley statistic measures how far the empirical
+characteristic function of that sample is from that of N(0, 1):
 
     ∫ |mean_n e^{i t x_n} − e^{−t²/2}|² e^{−t²/2} dt ≈ Σ_k w_k [(mean_n cos t_k x_n − φ_k)² + (mean_n sin t_k x_n)²],
 
 with φ_k = e^{−t_k²/2} and w_k = φ_k times the trapezoid weight of the knot, doubled because the integrand is even and
-the knots cover one side. For a perfect Gaussian its mean is Σ_k w_k (1 − φ_k²) / N, not zero: the sampling floor.
+the knots cover one side. The mean for a perfect Gaussian is Σ_k w_k (1 − φ_k²) / N, not zero.
 
-The statistic is not linear in its sample, so what the sample is matters. By default it is a *pass*, the micro-batches
-that all ranks have at once: the sums of cosines and sines go over the ranks. With `sigreg_sample = "step"` it is the
-whole step: a pass without gradients finds the sums, and the passes that follow add up the gradients.
+The statistic is not linear in its sample, so the choice of the sample matters. By default the sample is one
+micro-batch of every rank, and the sums of cosines and sines are all-reduced. With `sigreg_sample = "step"` the sample
+is the whole step: a pass without gradients computes the sums, and a second pass accumulates the gradients.
 
-Legend: B batch, T time, E latent width, S samples that are tested apart, N draws of a sample, M directions, K knots.
+Legend: B batch, T time, E latent dimension, S separate samples, N points of a sample, M directions, K knots.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jepamba.ops.linear.products import projected
 
 
 def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """(t_K, w_K): the knots of the integral and their weights, e^{−t²/2} and the doubled trapezoid rule included."""
+    """Return the knots t_K of the integral and their weights w_K, which include e^{−t²/2} and the factor 2."""
     t_K = torch.linspace(config.sigreg_t_min, config.sigreg_t_max, config.sigreg_knots, device=device)
     trapezoid_K = torch.full_like(t_K, 2 * (config.sigreg_t_max - config.sigreg_t_min) / (config.sigreg_knots - 1))
     trapezoid_K[0] /= 2
@@ -41,73 +41,85 @@ def knots(config: Jepa, device: torch.device) -> tuple[Float[Tensor, " K"], Floa
 
 
 class Projections(NamedTuple):
-    """What chance decides of one evaluation; drawn on the CPU, moved to where z lies by the caller."""
+    """The random choices of one evaluation. `sample_projections` makes them on the CPU; the caller moves them to z's
+    device."""
 
     directions_EM: Tensor
-    """Random unit-norm columns."""
-    chosen: Tensor | None
-    """Indices of the timesteps or positions that are tested; None: all of them."""
+    """Random directions: columns of unit norm."""
+    indices: Tensor | None
+    """Timesteps or positions that enter the statistic. None: all of them."""
 
 
 def sample_projections(
-    config: Jepa, width: int, shape: tuple[int, int], seed: int, step: int, *, of: float = 0.0, rank: int = 0
+    config: Jepa,
+    dim: int,
+    shape: tuple[int, int],
+    seed: int,
+    step: int,
+    *,
+    total_windows: float = 0.0,
+    rank: int = 0,
 ) -> Projections:
-    """Directions and subset for latents of `shape` (B, T) and `width`.
+    """Draw directions and a random subset for latents of shape (B, T, dim).
 
-    `seed` and `step` decide them, so a run resumed at `step` repeats them; with `sigreg_fixed` the directions are the
-    same at every step. `of`: the B windows are a part of a sample of so many (0: they are all of it), that of `rank`.
-    Directions and timesteps are the same for all parts.
+    The result depends only on the arguments, so that a resumed run repeats it. With `sigreg_fixed` the directions
+    do not depend on `step`. Directions and timesteps are the same on all ranks.
+
+    Arguments:
+        shape: (B, T).
+        total_windows: Windows of the whole sample, of which this rank holds B. 0: B.
+        rank: Rank that holds the latents.
     """
-    seed_now = _seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0)
-    directions_EM = _directions(width, config.sigreg_projections, seed_now)
+    directions_seed = _seed_of(seed, 0 if config.sigreg_fixed else step + 1, 0)
+    directions_EM = _directions(dim, config.sigreg_projections, directions_seed)
     windows, seq_len = shape
-    count = num_samples(config, windows, seq_len, of or windows)
+    count = num_samples(config, windows, seq_len, total_windows or windows)
     if config.sigreg_pool == "timestep":
-        chosen = _subset(seq_len, config.sigreg_timesteps or seq_len, _seed_of(seed, step + 1, 1))
+        indices = _subset(seq_len, config.sigreg_timesteps or seq_len, _seed_of(seed, step + 1, 1))
     elif config.sigreg_sample == "micro":
-        chosen = _subset(windows * seq_len, count, _seed_of(seed, step + 1, 1 + rank))
+        indices = _subset(windows * seq_len, count, _seed_of(seed, step + 1, 1 + rank))
     else:
-        # Whoever has a window tests the same timesteps of it.
-        chosen = _subset(seq_len, count // windows, _seed_of(seed, step + 1, 1))
-        if chosen is not None:
-            chosen = (seq_len * torch.arange(windows).unsqueeze(1) + chosen).flatten()
-    return Projections(directions_EM, chosen)
+        # The timesteps must not depend on how the windows are distributed over the ranks.
+        indices = _subset(seq_len, count // windows, _seed_of(seed, step + 1, 1))
+        if indices is not None:
+            indices = (seq_len * torch.arange(windows).unsqueeze(1) + indices).flatten()
+    return Projections(directions_EM, indices)
 
 
-def num_samples(config: Jepa, windows: int, seq_len: int, of: float) -> int:
-    """How many draws `windows` of `sequence` tokens bring into a sample that has `of` windows in all."""
+def num_samples(config: Jepa, windows: int, seq_len: int, total_windows: float) -> int:
+    """Return how many points `windows` windows contribute to a sample of `total_windows` windows."""
     if config.sigreg_pool == "timestep":
         return windows
-    if not 0 < config.sigreg_samples < of * seq_len:
+    if not 0 < config.sigreg_samples < total_windows * seq_len:
         return windows * seq_len
     if config.sigreg_sample == "step":
-        return windows * math.ceil(config.sigreg_samples / of)
-    return max(1, round(config.sigreg_samples * windows / of))
+        return windows * math.ceil(config.sigreg_samples / total_windows)
+    return max(1, round(config.sigreg_samples * windows / total_windows))
 
 
-def _subset(of: int, count: int, seed: int) -> Tensor | None:
-    """`count` of the numbers below `of`, in order; None for all of them."""
-    if count >= of:
+def _subset(size: int, count: int, seed: int) -> Tensor | None:
+    """Draw `count` distinct indices below `size`, sorted; None if that is all of them."""
+    if count >= size:
         return None
-    return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
 @lru_cache(1)
-def _directions(width: int, count: int, seed: int) -> Tensor:
-    """Kept from one call to the next for runs whose directions are fixed."""
-    directions_EM = torch.randn(width, count, generator=torch.Generator().manual_seed(seed))
+def _directions(dim: int, count: int, seed: int) -> Tensor:
+    """Draw `count` directions. The cache serves runs with `sigreg_fixed`."""
+    directions_EM = torch.randn(dim, count, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(directions_EM, dim=0)
 
 
-def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, chosen: Tensor | None) -> Float[Tensor, "S N E"]:
-    """The samples that are tested, as `sigreg_pool` says: per timestep across the batch, or pooled."""
+def samples(z_BTE: Float[Tensor, "B T E"], config: Jepa, indices: Tensor | None) -> Float[Tensor, "S N E"]:
+    """Arrange latents into samples by `sigreg_pool`: one for each timestep, or one of all positions."""
     if config.sigreg_pool == "timestep":
-        return (z_BTE if chosen is None else z_BTE.index_select(1, chosen)).transpose(0, 1)
+        return (z_BTE if indices is None else z_BTE.index_select(1, indices)).transpose(0, 1)
     if config.sigreg_pool == "centered":
         z_BTE = z_BTE.float()
         z_BTE = z_BTE - z_BTE.mean(1, keepdim=True)
     z_NE = z_BTE.flatten(0, 1)
-    return (z_NE if chosen is None else z_NE.index_select(0, chosen)).unsqueeze(0)
+    return (z_NE if indices is None else z_NE.index_select(0, indices)).unsqueeze(0)
 
 
 def sigreg(
@@ -116,33 +128,38 @@ def sigreg(
     projections: Projections,
     *,
     world: World = SINGLE_PROCESS,
-    draws: Tensor | None = None,
+    sample_size: Tensor | None = None,
     sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean statistic over samples and directions, times N with `sigreg_scale_n`; fp32 whatever z's dtype.
+    """Return the mean statistic over samples and directions, times N with `sigreg_scale_n`, in fp32.
 
-    With several ranks, or with `sums_SK2M` (the `sigreg_sums` of the whole sample, where it is more than this pass),
-    z is a part of a sample of `draws` in all. Every part's value is then the whole's; the gradient by z is that of the
-    whole's statistic, so no rank has to send it on: gradients of the weights are to be added over the parts.
+    z may be one portion of the sample, because there are other ranks or micro-batches. The value is still the statistic
+    of the whole sample, and the gradient with respect to z is the gradient of that value. Hence the caller must sum,
+    not average, the gradients of the weights over ranks and micro-batches.
+
+    Arguments:
+        sample_size: Points N of the whole sample. None: z is the whole sample.
+        sums_SK2M: `sigreg_sums` of the whole sample, for a sample that spans several micro-batches. None: the sums of z
+            over the ranks.
     """
     with torch.autocast(z_BTE.device.type, enabled=False):
-        x_SNM = projected(samples(z_BTE, config, projections.chosen), projections.directions_EM)
+        x_SNM = projected(samples(z_BTE, config, projections.indices), projections.directions_EM)
         t_K, w_K = knots(config, z_BTE.device)
         if sums_SK2M is None and world.world_size > 1:
             sums_SK2M = world.all_reduce_(characteristic_sums(x_SNM.detach(), t_K))
-        of = x_SNM.shape[1] if draws is None else draws
-        statistic = epps_pulley(x_SNM, t_K, w_K, sums_SK2M, of).mean()
-        return statistic * of if config.sigreg_scale_n else statistic
+        size = x_SNM.shape[1] if sample_size is None else sample_size
+        statistic = epps_pulley(x_SNM, t_K, w_K, sums_SK2M, size).mean()
+        return statistic * size if config.sigreg_scale_n else statistic
 
 
 @torch.no_grad()
 def sigreg_sums(z_BTE: Float[Tensor, "B T E"], config: Jepa, projections: Projections) -> Float[Tensor, "S K 2 M"]:
-    """What z adds to the sums of cosines and sines of the sample that it is a part of."""
+    """Return the sums of cosines and sines over z, to be added over the portions of a sample."""
     with torch.autocast(z_BTE.device.type, enabled=False):
-        x_SNM = projected(samples(z_BTE, config, projections.chosen), projections.directions_EM)
+        x_SNM = projected(samples(z_BTE, config, projections.indices), projections.directions_EM)
         return characteristic_sums(x_SNM, knots(config, z_BTE.device)[0])
 
 
 def _seed_of(seed: int, step: int, stream: int) -> int:
-    """One 63-bit seed from three numbers; odd multipliers keep neighbours apart."""
+    """Mix three numbers into a 63-bit seed."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % (1 << 63)

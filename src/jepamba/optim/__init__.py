@@ -1,4 +1,4 @@
-"""Muon on matrices, AdamW on the rest, and their schedule."""
+"""Muon for matrices, AdamW for all other parameters, and their schedules."""
 
 from jepamba.optim.groups import Groups, Optimizers, group_parameters
 from jepamba.optim.muon import Muon, orthogonalize

@@ -1,4 +1,4 @@
-"""Which parameter is updated by which optimizer."""
+"""Assign each parameter to an optimizer, and run both optimizers as one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.optim.muon import Muon
 
 NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
-"""Two-dimensional parameters that are the embedding, a stack of filters or a stack of vectors: AdamW. The tie
-correction, a matrix of the head, is not among them: Muon."""
+"""Two-dimensional parameters that AdamW updates: the embedding, stacks of filters and stacks of vectors. The tie
+correction is a matrix of the head, so Muon updates it."""
 SSM_SCALARS = ("A_log", "dt_bias", "D")
-"""Parameters that set time scales; decay would drag them towards a meaningless 0."""
+"""Parameters that set time scales. Weight decay would pull them towards 0, which has no special meaning for them."""
 
 
 @dataclass
 class Groups:
-    """Named parameters by their treatment. `untrained` holds the convolutions where `optim.train_conv` is off."""
+    """Named parameters by optimizer. `untrained` holds the convolutions if `optim.train_conv` is off."""
 
     muon: dict[str, Tensor] = field(default_factory=dict)
     adam: dict[str, Tensor] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Groups:
 
 
 def group_parameters(named: Iterable[tuple[str, Tensor]], config: Optim) -> Groups:
-    """Every parameter in exactly one group: Muon for matrices (training-only ones too), AdamW for all else."""
+    """Put each parameter into one group: Muon for matrices (those of the JEPA heads included), AdamW for the rest."""
     groups = Groups()
     for name, p in named:
         leaf = name.removesuffix(".master").rsplit(".", 1)[-1]
@@ -48,7 +48,7 @@ def group_parameters(named: Iterable[tuple[str, Tensor]], config: Optim) -> Grou
 
 @dataclass
 class Optimizers:
-    """Muon and AdamW as one: set the schedule, step, and name the state for a checkpoint."""
+    """Muon and AdamW behind one interface: schedule, step, and state for a checkpoint."""
 
     groups: Groups
     config: Optim
@@ -59,14 +59,14 @@ class Optimizers:
     def build(
         cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, world: World = SINGLE_PROCESS
     ) -> Optimizers:
-        """Fresh optimizers for the named parameters on `device`; Muon's work is shared by the ranks.
+        """Create optimizers for the named parameters on `device`. Muon distributes its work over the ranks.
 
-        On a GPU Newton–Schulz runs in bf16, and what the schedule sets are tensors, so that `step` can be captured as a
-        CUDA graph.
+        On a GPU, Newton–Schulz runs in bf16. Learning rates and momentum are tensors there, so that a CUDA graph can
+        capture `step`.
         """
         groups = group_parameters(named, config)
         for p in groups.untrained.values():
-            # Without a gradient: not updated, and left out of the clip's norm.
+            # A parameter without a gradient also stays out of the norm for gradient clipping.
             p.requires_grad_(False)
         on_gpu = device.type == "cuda"
 
@@ -97,7 +97,7 @@ class Optimizers:
         return cls(groups, config, muon, adam)
 
     def schedule(self, scale: float, momentum: float) -> None:
-        """Set both learning rates to `scale` times their base, and Muon's momentum."""
+        """Set both learning rates to `scale` times their configured values, and Muon's momentum to `momentum`."""
         for group in self.muon.param_groups:
             _set(group, "lr", self.config.muon_lr * scale)
             _set(group, "momentum", momentum)
@@ -105,64 +105,64 @@ class Optimizers:
             _set(group, "lr", self.config.adam_lr * scale)
 
     def step(self) -> None:
-        """Update every trained parameter from its gradient, then zero the gradients in place."""
+        """Update every trained parameter, then zero the gradients in place."""
         self.muon.step()
         self.adam.step()
         self.muon.zero_grad(set_to_none=False)
         self.adam.zero_grad(set_to_none=False)
 
     def trained(self) -> dict[str, Tensor]:
-        """Every parameter that some optimizer updates, by name."""
+        """Return the parameters that an optimizer updates, by name."""
         return self.groups.muon | self.groups.adam | self.groups.adam_no_decay
 
     def state(self) -> dict[str, Tensor]:
-        """All optimizer state as named tensors: `momentum/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+        """Return the optimizer state as tensors `momentum/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`."""
         return {
             f"{key}/{name}": value
             for name, p in self.trained().items()
-            for key, value in self._of(name).state.get(p, {}).items()
+            for key, value in self._optimizer(name).state.get(p, {}).items()
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave, into the tensors that are there: a captured graph goes on with them.
+        """Load the result of `state`. Copies into existing tensors, because a captured CUDA graph refers to them.
 
-        Raises `ValueError` on a name or shape that does not fit.
+        Raises `ValueError` for a name or shape that matches no parameter.
         """
         trained = self.trained()
-        kinds: dict[str, set[str]] = {}
+        keys_by_name: dict[str, set[str]] = {}
         for path, value in state.items():
             key, _, name = path.partition("/")
             shape = torch.Size() if key == "step" else trained[name].shape if name in trained else None
             if value.shape != shape:
-                raise ValueError(f"optimizer state {path} fits no parameter")
-            kinds.setdefault(name, set()).add(key)
-        for name, found in kinds.items():
-            if found != ({"momentum"} if name in self.groups.muon else {"exp_avg", "exp_avg_sq", "step"}):
-                raise ValueError(f"optimizer state of {name} is {sorted(found)}, not what its optimizer keeps")
+                raise ValueError(f"optimizer state {path} matches no parameter")
+            keys_by_name.setdefault(name, set()).add(key)
+        for name, keys in keys_by_name.items():
+            if keys != ({"momentum"} if name in self.groups.muon else {"exp_avg", "exp_avg_sq", "step"}):
+                raise ValueError(f"optimizer state of {name} is {sorted(keys)}, but its optimizer has other keys")
         for name, p in trained.items():
-            kept = self._of(name).state[p]
-            for key in kept.keys() | kinds.get(name, set()):
+            current = self._optimizer(name).state[p]
+            for key in current.keys() | keys_by_name.get(name, set()):
                 path = f"{key}/{name}"
                 if path not in state:
-                    kept[key].zero_()
-                elif key in kept:
-                    kept[key].copy_(state[path])
+                    current[key].zero_()
+                elif key in current:
+                    current[key].copy_(state[path])
                 else:
-                    kept[key] = state[path].to(p.device, copy=True)
+                    current[key] = state[path].to(p.device, copy=True)
 
     def reset_adam_steps(self) -> None:
-        """Adam's step counters back to 0, the moments kept (ghost warm-up as published)."""
+        """Set Adam's step counters to 0 and keep its moments (the published form of ghost warm-up)."""
         for values in self.adam.state.values():
-            # Without a step so far there is no counter.
+            # AdamW creates the counter at its first step.
             if "step" in values:
                 values["step"].zero_()
 
-    def _of(self, name: str) -> torch.optim.Optimizer:
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
         return self.muon if name in self.groups.muon else self.adam
 
 
 def _set(group: dict[str, Any], name: str, value: float) -> None:
-    """Set a scheduled value, in place where it is a tensor."""
+    """Set a scheduled value; a tensor is changed in place."""
     if isinstance(group[name], Tensor):
         group[name].fill_(value)
     else:

@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024): momentum whose matrices are replaced by their nearest orthogonal ones.
+"""Muon (Jordan et al. 2024): each update is the momentum matrix, approximately orthogonalized.
 
-`torch.optim.Muon` is the same optimizer without row normalisation and batching, and the oracle in the tests.
+`torch.optim.Muon` is the same optimizer without row normalization and batching; the tests compare with it.
 
 Legend: R rows, C columns, S matrices of one shape.
 """
@@ -18,16 +18,16 @@ from torch import Tensor
 from jepamba.distributed import SINGLE_PROCESS, World
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic Newton–Schulz coefficients of Jordan et al.: fast towards singular values near 1, not exactly 1."""
+"""Quintic Newton–Schulz coefficients of Jordan et al. They bring singular values near 1 fast, but not exactly to 1."""
 EPS = 1e-7
 
 
 def orthogonalize(g_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S R C"]:
-    """The matrices with their singular values pushed to about 1 by `steps` Newton–Schulz iterations, in g's dtype."""
+    """Bring all singular values near 1 with `steps` Newton–Schulz iterations, in the dtype of g."""
     a, b, c = COEFFICIENTS
     tall = g_SRC.shape[1] > g_SRC.shape[2]
     x = g_SRC.transpose(1, 2) if tall else g_SRC
-    # The iteration converges for singular values up to 1; the Frobenius norm bounds the largest.
+    # The iteration converges for singular values up to 1, and the Frobenius norm is at least the largest.
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(EPS)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
@@ -37,13 +37,13 @@ def orthogonalize(g_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over 2-D parameters; matrices of one shape are orthogonalised together, those of a step by all ranks.
+    """Muon for 2-D parameters. It orthogonalizes matrices of equal shape as one batch.
 
-    Every rank keeps the whole momentum, orthogonalises its share of the matrices, and gets the others' from them.
+    Every rank keeps the whole momentum, orthogonalizes some of the matrices, and all-gathers the rest.
 
-    Nesterov momentum as a running average; with `row_norm` each row of the update is divided by its RMS first; the
-    update is scaled by max(1, R/C)^½; weight decay is decoupled. `momentum` and `lr` may change between steps; where a
-    step is captured as a CUDA graph they are scalar tensors, which the graph reads.
+    Nesterov momentum is an exponential moving average. With `row_norm`, each row is divided by its RMS before
+    orthogonalization. The update is scaled by max(1, R/C)^½. Weight decay is decoupled. `momentum` and `lr` may change
+    between steps; if a CUDA graph captures the step, they must be scalar tensors.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; there is no closure to re-evaluate."""
+        """Update every parameter that has a gradient. `closure` is ignored."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            fresh = self._nesterov(params, group["momentum"])
+            updates = self._nesterov_updates(params, group["momentum"])
             shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.world.world_size)
-            own = self._orthogonal(fresh, shares[self.world.rank], group)
-            directions = own if self.world.world_size == 1 else self._gathered(params, own, shares)
+            own = self._orthogonalized(updates, shares[self.world.rank], group)
+            directions = own if self.world.world_size == 1 else self._all_gathered(params, own, shares)
             lr = group["lr"]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             for same in _by_shape(params, range(len(params))):
@@ -90,42 +90,42 @@ class Muon(torch.optim.Optimizer):
                 scaled = torch._foreach_mul([directions[i] for i in same], lr * max(1.0, rows / columns) ** 0.5)
                 torch._foreach_sub_([params[i] for i in same], scaled)
 
-    def _nesterov(self, params: list[Tensor], momentum: float | Tensor) -> list[Tensor]:
-        """The momentum moves on by the gradients; what Nesterov makes of both."""
+    def _nesterov_updates(self, params: list[Tensor], momentum: float | Tensor) -> list[Tensor]:
+        """Add the gradients to the momentum buffers and return the Nesterov updates."""
         buffers = [self._buffer(p) for p in params]
-        fresh = torch._foreach_mul([p.grad for p in params if p.grad is not None], 1 - momentum)
+        updates = torch._foreach_mul([p.grad for p in params if p.grad is not None], 1 - momentum)
         torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, fresh)
-        torch._foreach_add_(fresh, torch._foreach_mul(buffers, momentum))
-        return list(fresh)
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(updates, torch._foreach_mul(buffers, momentum))
+        return list(updates)
 
-    def _orthogonal(self, fresh: list[Tensor], share: Sequence[int], group: dict[str, Any]) -> dict[int, Tensor]:
-        """Those of a share, each orthogonalised, in the dtype of its parameter; equal shapes together."""
-        found: dict[int, Tensor] = {}
-        for same in _by_shape(fresh, share):
-            update_SRC = torch.stack([fresh[i] for i in same]).to(self.compute_dtype)
+    def _orthogonalized(self, updates: list[Tensor], share: Sequence[int], group: dict[str, Any]) -> dict[int, Tensor]:
+        """Orthogonalize the updates with the indices `share`. Returns them by index, in their own dtypes."""
+        result: dict[int, Tensor] = {}
+        for same in _by_shape(updates, share):
+            update_SRC = torch.stack([updates[i] for i in same]).to(self.compute_dtype)
             if group["row_norm"]:
                 update_SRC = update_SRC / update_SRC.square().mean(2, keepdim=True).sqrt().clamp_min(EPS)
             update_SRC = orthogonalize(update_SRC, group["steps"])
-            found |= zip(same, update_SRC.to(fresh[same[0]].dtype).unbind(), strict=True)
-        return found
+            result |= zip(same, update_SRC.to(updates[same[0]].dtype).unbind(), strict=True)
+        return result
 
-    def _gathered(
+    def _all_gathered(
         self, params: list[Tensor], own: dict[int, Tensor], shares: Sequence[Sequence[int]]
     ) -> dict[int, Tensor]:
-        """Every rank's share, in one go, in the precision in which they were made."""
+        """Exchange the updates of all ranks in one all-gather, in `compute_dtype`."""
         longest = max(sum(params[i].numel() for i in share) for share in shares)
         sent = torch.zeros(longest, dtype=self.compute_dtype, device=params[0].device)
-        parts = [own[i].reshape(-1).to(self.compute_dtype) for i in shares[self.world.rank]]
-        if parts:
-            flat = torch.cat(parts)
+        pieces = [own[i].reshape(-1).to(self.compute_dtype) for i in shares[self.world.rank]]
+        if pieces:
+            flat = torch.cat(pieces)
             sent[: len(flat)] = flat
-        found: dict[int, Tensor] = {}
+        result: dict[int, Tensor] = {}
         for share, row in zip(shares, self.world.all_gather(sent), strict=True):
             sizes = [params[i].numel() for i in share]
-            for i, part in zip(share, row[: sum(sizes)].split(sizes), strict=True):
-                found[i] = part.view(params[i].shape).to(params[i].dtype)
-        return found
+            for i, piece in zip(share, row[: sum(sizes)].split(sizes), strict=True):
+                result[i] = piece.view(params[i].shape).to(params[i].dtype)
+        return result
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -137,9 +137,10 @@ class Muon(torch.optim.Optimizer):
 
 @lru_cache(8)
 def assign_to_ranks(shapes: tuple[tuple[int, int], ...], ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Which matrices each rank orthogonalises: the costliest first, each to the rank that has the least to do.
+    """Return the indices of the matrices that each rank orthogonalizes.
 
-    A Newton–Schulz step of a matrix of n × m, n ≤ m, multiplies n·m·n twice and n·n·n once.
+    Greedy: in order of decreasing cost, each matrix goes to the rank with the least cost so far. A Newton–Schulz step
+    of an n × m matrix, n ≤ m, takes two products of n·m·n multiplications and one of n·n·n.
     """
     cost = [min(shape) ** 2 * (2 * max(shape) + min(shape)) for shape in shapes]
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -149,7 +150,7 @@ def assign_to_ranks(shapes: tuple[tuple[int, int], ...], ranks: int) -> tuple[tu
 
 
 def _by_shape(matrices: Sequence[Tensor], chosen: Iterable[int]) -> list[list[int]]:
-    """The chosen ones' indices, those of one shape and dtype together."""
+    """Group the indices `chosen` by the shape and dtype of their matrices."""
     groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
     for i in chosen:
         groups.setdefault((matrices[i].shape, matrices[i].dtype), []).append(i)

@@ -137,7 +137,7 @@ class MicroBatches:
             sigreg_lambda=torch.tensor(self.lam if self._one_sample else self.lam * share),
             sigreg_share=torch.tensor(share),
             pairs_K=self.pairs_K,
-            samples=torch.tensor(float(samples)),
+            sample_size=torch.tensor(float(samples)),
         )
 
     def _projections(self, index: int) -> Projections | None:
@@ -148,7 +148,7 @@ class MicroBatches:
         number = step if self._one_sample else step * state.layout.passes + index
         shape, of = (self.rows[index], run.data.seq_len), self._sample_windows
         return sample_projections(
-            run.jepa, run.model.d_model, shape, run.train.seed, number, of=of, rank=state.world.rank
+            run.jepa, run.model.d_model, shape, run.train.seed, number, total_windows=of, rank=state.world.rank
         )
 
 
