@@ -51,7 +51,7 @@ def parallel_nats(model: Compressor, ids: np.ndarray, plan: LaneLayout) -> float
 def test_a_file_comes_back_and_is_as_large_as_the_model_says(
     folder: Path, name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "WIDTH", 160)  # one batch, for speed
+    monkeypatch.setattr(lanes, "MAX_BATCH_LANES", 160)  # one batch, for speed
     model, data = _opened(folder, name), TEXT[:size]
     found = model.compress(data, lanes=160)
     ids, plan = to_ids(model.artifact.tokenizer, data), LaneLayout(found.tokens, 160)
@@ -69,7 +69,7 @@ def test_a_file_comes_back_and_is_as_large_as_the_model_says(
 
 def test_the_whole_file_is_within_half_a_percent_of_the_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stated bar, header and all, where the tokenizer loses nothing: against the score by the same steps."""
-    monkeypatch.setattr(lanes, "WIDTH", 160)
+    monkeypatch.setattr(lanes, "MAX_BATCH_LANES", 160)
     model, data = _opened(folder, "bytes"), LONG[:60_000]
     found = model.compress(data, lanes=160)
     ids = to_ids(model.artifact.tokenizer, data)
