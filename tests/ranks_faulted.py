@@ -28,8 +28,10 @@ def stop_one(running: Running, out: Path, still: int, lines: int, seconds: float
     ended = running.processes[1 - still].exitcode
     running.signal(signal.SIGKILL)
     running.wait()
-    assert ended == 2, running.said(1 - still)
-    assert running.last_words(1 - still).startswith("jepamba: another rank failed, was killed or does not answer")
+    # A collective's time-out, the watchdog of NCCL, or the time limit of a step, whichever comes first.
+    assert ended not in (None, 0), running.said(1 - still)
+    reasons = ("another rank failed, was killed or does not answer", "Watchdog caught", "Timeout (")
+    assert any(reason in running.said(1 - still) for reason in reasons), running.said(1 - still)
 
 
 def terminate_one(running: Running, out: Path, told: int, lines: int) -> None:

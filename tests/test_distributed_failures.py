@@ -63,3 +63,22 @@ def test_a_phase_of_rank_0_may_outlast_the_time_out_of_collectives() -> None:
 def test_a_two_minute_phase_of_rank_0() -> None:
     code, printed, _ = launched("phase", timeout=60, seconds=120)
     assert (code, "finished" in printed) == (0, True), printed
+
+
+def test_a_step_that_never_ends_ends_its_process() -> None:
+    """As a rank does that waits in a CUDA graph: it runs no Python, so no exception can reach it."""
+    script = (
+        "import ctypes\n"
+        "from jepamba.distributed import step_time_limit\n"
+        "with step_time_limit(2):\n"
+        "    ctypes.PyDLL(None).sleep(60)\n"  # With Python's lock held.
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"JEPAMBA_COLLECTIVE_TIMEOUT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    assert "Timeout (0:00:02)!" in done.stderr

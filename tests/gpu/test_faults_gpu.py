@@ -81,7 +81,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_one_gpu_goes_on(whole: Path, t
 
 
 def test_a_rank_that_stands_still_is_not_waited_for(whole: Path, tmp_path: Path) -> None:
-    with started(whole, tmp_path, timeout=30) as running:
+    with started(whole, tmp_path, timeout=20) as running:
         stop_one(running, tmp_path / "out", 1, REACHED, seconds=60)
 
 

@@ -7,6 +7,7 @@ when a rank was killed. If a rank hangs, the collectives of the others time out.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import threading
@@ -33,6 +34,21 @@ def collective_timeout() -> timedelta:
 def rank_zero_timeout() -> timedelta:
     """How long the ranks wait for work of rank 0: JEPAMBA_RANK_ZERO_TIMEOUT seconds, a day by default."""
     return _seconds("JEPAMBA_RANK_ZERO_TIMEOUT", 24 * 3600)
+
+
+@contextlib.contextmanager
+def step_time_limit(world_size: int) -> Iterator[None]:
+    """End the process, with a traceback, if the step in this context takes twice `collective_timeout()`.
+
+    PyTorch gives no time-out to the collectives in a captured CUDA graph, and a rank that waits for one runs no Python.
+    """
+    if world_size > 1:
+        faulthandler.dump_traceback_later(2 * collective_timeout().total_seconds(), exit=True)
+    try:
+        yield
+    finally:
+        if world_size > 1:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager
