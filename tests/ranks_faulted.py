@@ -9,10 +9,19 @@ from jepamba.train.checkpoint import checkpoints
 from processes import Running, records
 
 
-def kill_one(running: Running, out: Path, dead: int, lines: int) -> None:
-    """SIGKILL to rank `dead` once the log has so many lines: the other ends by itself, with a line that says so."""
+def kill_one(running: Running, out: Path, dead: int, lines: int, *, in_graphs: bool = False) -> None:
+    """SIGKILL to rank `dead` once the log has so many lines: the other ends by itself, with a line that says so.
+
+    With `in_graphs` it may wait for a collective in a CUDA graph, and is then killed as torchrun does.
+    """
     running.wait_for(out / "metrics.jsonl", lines)
     running.signal(signal.SIGKILL, dead)
+    if in_graphs:
+        running.processes[1 - dead].join(20)
+        if running.processes[1 - dead].exitcode is None:
+            running.signal(signal.SIGKILL, 1 - dead)
+            assert running.wait(60) == [-signal.SIGKILL] * 2
+            return
     # A minute is what is promised.
     codes = running.wait(60)
     assert codes[dead] == -signal.SIGKILL

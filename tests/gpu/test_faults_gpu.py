@@ -58,7 +58,7 @@ def started(whole: Path, folder: Path, timeout: int = 300) -> Running:
 def test_a_rank_that_is_killed_ends_the_other_and_one_gpu_goes_on(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with started(whole, tmp_path) as running:
-        kill_one(running, out, 1, REACHED)
+        kill_one(running, out, 1, REACHED, in_graphs=True)
     newest = int(checkpoints(out / "checkpoints")[-1].name.removeprefix("step-"))
     reached = records(out)[-1]["step"]
     assert 0 < newest <= reached < STEPS
