@@ -120,7 +120,7 @@ def test_help_lists_every_flag_with_its_docstring(command: list[str], capsys: py
     text = " ".join(capsys.readouterr().out.split())
     for name in setting_types():
         assert f"--{name} " in text
-    assert "Rows of the embedding; 0: as many as the tokenizer has symbols. (default: 0)" in text
+    assert "Vocabulary size; 0: that of the tokenizer. (default: 0)" in text
     assert text.index("examples:") < text.index("[data]") < text.index("[eval]")
 
 
