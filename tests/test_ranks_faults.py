@@ -30,7 +30,7 @@ def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("dead", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
     whole: Path, tmp_path: Path, dead: int
 ) -> None:
@@ -54,7 +54,7 @@ def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
     assert seen(tmp_path) == seen(whole)
 
 
-@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("bad", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_fails_says_why_and_ends_the_other(whole: Path, tmp_path: Path, bad: int) -> None:
     words = ["train", str(whole / "tiny.toml"), "--out", str(tmp_path / "out")]
     running = Running(words, tmp_path, 2, environment={"BAD": str(bad)}, setup="faulty:bad_disk", agent=True)
@@ -64,7 +64,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_other(whole: Path, tmp_path: Pa
     assert running.last_words(1 - bad).startswith("jepamba: another rank failed, was killed or does not answer")
 
 
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, told: int) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
