@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from jepamba.errors import UserError
 from jepamba.ops.ssd import ssd_reference, ssd_torch
-from jepamba.ops.ssd.triton import run_backward, run_forward, ssd_triton
+from jepamba.ops.ssd.triton import ssd_triton
 from jepamba.ops.ssd.triton_launch import decay_tensors, tiles
+from jepamba.ops.ssd.triton_passes import run_backward, run_forward
 from jepamba.ops.ssd.triton_segments import num_segments
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -73,8 +73,7 @@ class Loop:
         try:
             self._train()
             return self._export()
-        except BaseException:
-            # Not left to Python's exit handlers: with several ranks, the process ends without them.
+        except BaseException:  # with several ranks, the process ends without Python's exit handlers
             self.metrics.close(within=CLOSE_TIMEOUT)
             raise
 
@@ -278,8 +277,7 @@ class Loop:
         return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:
-        """Take steps that initialize the optimizers' moments (and compile), then restore everything else, except for
-        the number of skipped steps."""
+        """Take steps that initialize the optimizers' moments; restore all else but the count of skipped steps."""
         state, count = self.state, self.run.optim.ghost_steps
         tensors = {name: value.clone() for name, value in state.tensors().items()}
         metadata = copy.deepcopy(state.metadata())

@@ -21,7 +21,7 @@ from jepamba.ops.mixer.sizes import MixerSizes
 from jepamba.ops.norms import GATED_NORM_EPS
 from jepamba.ops.norms.triton import gated_norm_backward, gated_norm_forward
 from jepamba.ops.partial_sums import sum_partials
-from jepamba.ops.ssd.triton import run_backward, run_forward
+from jepamba.ops.ssd.triton_passes import run_backward, run_forward
 
 
 class FusedMixer(torch.autograd.Function):

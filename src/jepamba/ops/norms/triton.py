@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jepamba.ops.dispatch import num_programs, on_device
+from jepamba.ops.norms.relu2_kernels import relu2_norm_gradient_kernel, relu2_norm_kernel
 from jepamba.ops.norms.triton_kernels import (
     add_norm_gradient_kernel,
     add_norm_kernel,
@@ -17,8 +18,6 @@ from jepamba.ops.norms.triton_kernels import (
     gated_norm_kernel,
     mix_norm_gradient_kernel,
     mix_norm_kernel,
-    relu2_norm_gradient_kernel,
-    relu2_norm_kernel,
 )
 from jepamba.ops.partial_sums import sum_partials
 
