@@ -22,9 +22,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("when", "told", "by"),
     [
         ("scoring", 0, signal.SIGTERM),
-        ("scoring", 1, signal.SIGTERM),
+        pytest.param("scoring", 1, signal.SIGTERM, marks=pytest.mark.slow),
         ("packing", 0, signal.SIGTERM),
-        ("packing", 0, signal.SIGINT),
+        pytest.param("packing", 0, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_rank_that_is_terminated_after_the_steps_says_so(

@@ -48,11 +48,12 @@ BATCH_NORM = {"jepa__projector": "mlp-batchnorm", "quant__scale": "hessian"}
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, BATCH_NORM, {"train__carry_state": True, "data__shuffle": False}],
-    ids=["plain", "batch norm", "carried state"],
+    [{}, BATCH_NORM, {"train__carry_state": True, "data__shuffle": False}, {"quant__scale": "hessian"}],
+    ids=["plain", "batch norm", "carried state", "calibrated inputs"],
 )
 def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     """The content of a checkpoint is unchanged bit for bit, and the next step is not affected."""
+    monkeypatch.setattr(step_module, "CALIBRATE_EVERY", 1)
     run = tiny(text, **settings)
     tokens = corpus(run.data)
     state = TrainState(resolve(run, tokens), tokens, choose_device(run.train))

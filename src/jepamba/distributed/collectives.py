@@ -115,12 +115,12 @@ class World:
 
     # Objects
 
-    def all_gather_object(self, value: Any, group: Any = None) -> list[Any]:
-        """The values of all ranks, in the order of the ranks. `group` defaults to the one with the short time-out."""
+    def all_gather_object(self, value: Any, *, patient: bool = False) -> list[Any]:
+        """The values of all ranks, in the order of the ranks. `patient`: with the long time-out of waits for rank 0."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=group or self._short)
+        dist.all_gather_object(values, value, group=self._long if patient else self._short)
         return values
 
     def broadcast_object(self, value: Any) -> Any:
@@ -173,7 +173,7 @@ class World:
                     results.append(work())
                 except Exception as error:
                     problem = error
-            problems = self.all_gather_object(None if problem is None else in_words(problem), self._long)
+            problems = self.all_gather_object(None if problem is None else in_words(problem), patient=True)
             if problem is not None:
                 raise problem
             for rank, message in enumerate(problems):

@@ -37,17 +37,17 @@ def rank_zero_timeout() -> timedelta:
 
 
 @contextlib.contextmanager
-def step_time_limit(world_size: int) -> Iterator[None]:
-    """End the process, with a traceback, if the step in this context takes twice `collective_timeout()`.
+def step_time_limit(graphs: bool) -> Iterator[None]:
+    """End the process, with a traceback, if a step with CUDA graphs takes twice `collective_timeout()`.
 
     PyTorch gives no time-out to the collectives in a captured CUDA graph, and a rank that waits for one runs no Python.
     """
-    if world_size > 1:
+    if graphs:
         faulthandler.dump_traceback_later(2 * collective_timeout().total_seconds(), exit=True)
     try:
         yield
     finally:
-        if world_size > 1:
+        if graphs:
             faulthandler.cancel_dump_traceback_later()
 
 
@@ -69,8 +69,9 @@ def reported_failures(world_size: int) -> Iterator[None]:
         yield
     except Exception as error:
         if _is_lost_connection(error):
-            # The rank that failed reports the reason. A report of this rank could hide it.
+            # The rank that failed reports its reason first, so that torchrun shows that one.
             time.sleep(REPORT_DELAY)
+            ErrorHandler().record_exception(error)
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"another rank failed, was killed or does not answer ({first}); `jepamba resume` continues the run"

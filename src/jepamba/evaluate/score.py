@@ -122,7 +122,9 @@ def scores(
                 progress(
                     min(done * world.world_size, targets), targets, f"{float(nats_K[0]) / done:.4f} nats per token"
                 )
-    *nats, done = (sum(values) for values in zip(*world.all_gather_object([*nats_K.tolist(), done]), strict=True))
+    # A rank may score its share much faster than another.
+    sums = world.all_gather_object([*nats_K.tolist(), done], patient=True)
+    *nats, done = (sum(values) for values in zip(*sums, strict=True))
     if done != targets:
         raise AssertionError(f"{done} targets scored of {targets}")
     seconds = time.monotonic() - started

@@ -88,7 +88,7 @@ class Loop:
             # Scoring takes long: a run that is stopped there resumes from here.
             self._checkpoint()
             self._stop_on(self._synchronized(0.0, stop)[1])
-            self._note_failure(report, wait=True)
+            self.world.on_rank_zero(lambda: self._note_failure(report, wait=True))
 
     def _export(self) -> dict[str, Any]:
         self.world.check_equal(dict(self.state.modules.state_dict()))
@@ -128,7 +128,7 @@ class Loop:
             before = counters.tokens
             record, problem = dict[str, float](), ""
             try:
-                with step_time_limit(self.world.world_size):
+                with step_time_limit(self.trainer.graphs):
                     record = self.trainer.train_step(share)
             except NotFiniteError as error:
                 problem = str(error)
@@ -283,7 +283,7 @@ class Loop:
         metadata = copy.deepcopy(state.metadata())
         for _ in range(count):
             try:
-                with step_time_limit(self.world.world_size):
+                with step_time_limit(self.trainer.graphs):
                     self.trainer.train_step(0.0)
             except NotFiniteError as error:
                 self._note_skip(report, f"ghost {error}")

@@ -81,10 +81,10 @@ class Trainer:
         momentum = muon_momentum(run.optim, state.counters.step)
         lam = sigreg_lambda(run.jepa, progress)
         state.set_training_mode(progress)
+        # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
+        buffers, position = {name: b.clone() for name, b in state.modules.named_buffers()}, state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
             calibrate_inputs(state)
-        # Forward passes change batch norm's running statistics, which a skipped step must put back.
-        buffers, position = {name: b.clone() for name, b in state.modules.named_buffers()}, state.loader.state()
 
         self.compute_weights()
         batch = state.next_windows()
