@@ -37,7 +37,7 @@ def stop_one(running: Running, out: Path, still: int, lines: int, seconds: float
     ended = running.processes[1 - still].exitcode
     running.signal(signal.SIGKILL)
     running.wait()
-    # A collective's time-out, the watchdog of NCCL, or the time limit of a step, whichever comes first.
+    # A collective's time-out, the watchdog of NCCL, or the time limit of a wait, whichever comes first.
     assert ended not in (None, 0), running.said(1 - still)
     reasons = ("another rank failed, was killed or does not answer", "Watchdog caught", "Timeout (")
     assert any(reason in running.said(1 - still) for reason in reasons), running.said(1 - still)

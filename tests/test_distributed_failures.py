@@ -65,12 +65,12 @@ def test_a_two_minute_phase_of_rank_0() -> None:
     assert (code, "finished" in printed) == (0, True), printed
 
 
-def test_a_step_that_never_ends_ends_its_process() -> None:
+def test_a_wait_that_never_ends_ends_its_process() -> None:
     """As a rank does that waits in a CUDA graph: it runs no Python, so no exception can reach it."""
     script = (
         "import ctypes\n"
-        "from jepamba.distributed import step_time_limit\n"
-        "with step_time_limit(True):\n"
+        "from jepamba.distributed import wait_time_limit\n"
+        "with wait_time_limit(True):\n"
         "    ctypes.PyDLL(None).sleep(60)\n"  # With Python's lock held.
     )
     done = subprocess.run(

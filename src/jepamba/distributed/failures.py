@@ -37,17 +37,17 @@ def rank_zero_timeout() -> timedelta:
 
 
 @contextlib.contextmanager
-def step_time_limit(graphs: bool) -> Iterator[None]:
-    """End the process, with a traceback, if a step with CUDA graphs takes twice `collective_timeout()`.
+def wait_time_limit(enabled: bool) -> Iterator[None]:
+    """End the process, with a traceback, if a wait for collectives in CUDA graphs takes twice `collective_timeout()`.
 
     PyTorch gives no time-out to the collectives in a captured CUDA graph, and a rank that waits for one runs no Python.
     """
-    if graphs:
+    if enabled:
         faulthandler.dump_traceback_later(2 * collective_timeout().total_seconds(), exit=True)
     try:
         yield
     finally:
-        if graphs:
+        if enabled:
             faulthandler.cancel_dump_traceback_later()
 
 
@@ -68,16 +68,17 @@ def reported_failures(world_size: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_lost_connection(error):
+        lost = _is_lost_connection(error)
+        if lost:
             # The rank that failed reports its reason first, so that torchrun shows that one.
             time.sleep(REPORT_DELAY)
-            ErrorHandler().record_exception(error)
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"another rank failed, was killed or does not answer ({first}); `jepamba resume` continues the run"
-            ) from error
         ErrorHandler().record_exception(error)
-        raise
+        if not lost:
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"another rank failed, was killed or does not answer ({first}); `jepamba resume` continues the run"
+        ) from error
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)

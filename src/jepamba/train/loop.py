@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jepamba.config import Run
 from jepamba.data import Corpus
-from jepamba.distributed import SINGLE_PROCESS, World, step_time_limit
+from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
 from jepamba.progress import Progress
@@ -128,8 +128,7 @@ class Loop:
             before = counters.tokens
             record, problem = dict[str, float](), ""
             try:
-                with step_time_limit(self.trainer.graphs):
-                    record = self.trainer.train_step(share)
+                record = self.trainer.train_step(share)
             except NotFiniteError as error:
                 problem = str(error)
             now = time.perf_counter()
@@ -283,8 +282,7 @@ class Loop:
         metadata = copy.deepcopy(state.metadata())
         for _ in range(count):
             try:
-                with step_time_limit(self.trainer.graphs):
-                    self.trainer.train_step(0.0)
+                self.trainer.train_step(0.0)
             except NotFiniteError as error:
                 self._note_skip(report, f"ghost {error}")
         moments = {name: value.clone() for name, value in state.optimizers.state().items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jepamba.data import Batch
+from jepamba.distributed import wait_time_limit
 from jepamba.errors import UserError
 from jepamba.jepa import LossTerms, sigreg_lambda, sigreg_sums
 from jepamba.optim import learning_rate_scale, muon_momentum
@@ -164,7 +165,8 @@ class Trainer:
         # Every rank has SIGReg's statistic of the sample of all ranks, so the sum counts it `world_size` times.
         sums[LossTerms._fields.index("sigreg")] /= world.world_size
         summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
-        *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
+        with wait_time_limit(self.graphs and world.world_size > 1):
+            *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
     def _skip(self, buffers: Mapping[str, Tensor]) -> None:
