@@ -107,11 +107,10 @@ class World:
         """Raise `RuntimeError` on all ranks if the checksum of a named tensor differs between ranks."""
         if self.world_size == 1:
             return
-        everyone = self.all_gather_object(torch.stack([_checksum(value) for value in tensors.values()]).tolist())
-        for rank, checksums in enumerate(everyone):
-            for name, expected, found in zip(tensors, everyone[0], checksums, strict=True):
-                if expected != found:
-                    raise RuntimeError(f"{name} is not the same on rank 0 and on rank {rank}")
+        checksums = torch.stack([_checksum(value) for value in tensors.values()]).tolist()
+        difference = self.first_difference(dict(zip(tensors, checksums, strict=True)))
+        if difference is not None:
+            raise RuntimeError(f"{difference[1]} is not the same on rank 0 and on rank {difference[0]}")
 
     # Objects
 
@@ -122,6 +121,18 @@ class World:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._long if patient else self._short)
         return values
+
+    def first_difference(self, values: Mapping[str, Any]) -> tuple[int, str, Any, Any] | None:
+        """Compare every rank's named `values` with rank 0's.
+
+        Returns the first rank that differs, the name of the value, its value on that rank, and rank 0's.
+        """
+        everyone = self.all_gather_object(dict(values))
+        for rank, theirs in enumerate(everyone):
+            for name, expected in everyone[0].items():
+                if theirs.get(name) != expected:
+                    return rank, name, theirs.get(name), expected
+        return None
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's `value` on every rank. The other ranks wait for rank 0 up to the long time-out."""

@@ -135,7 +135,7 @@ class LanguageModel(nn.Module):
         """Return the final latents and the recurrent state.
 
         The residual stream is in the compute dtype of the pass on every device: bf16 under bf16 autocast, else the
-        dtype of the weights. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms.norms`).
+        dtype of the weights. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms`).
 
         Arguments:
             tokens_BT: token ids.

@@ -24,11 +24,10 @@ from typing import Literal
 
 import tomli_w
 
-from jepamba.config import Run, to_dict
+from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
-from jepamba.report.page import flat
 from jepamba.report.records import read_summary
 from jepamba.study.plan import Plan
 
@@ -147,7 +146,7 @@ def _check_settings(run: PlannedRun) -> None:
         return
     if not run.settings_file.exists():
         raise UserError(f"{run.folder}: holds a run that is not part of this study; choose another --out")
-    old, new = dict(flat(to_dict(load_preset(str(run.settings_file))))), dict(flat(to_dict(run.settings)))
+    old, new = flatten(to_dict(load_preset(str(run.settings_file)))), flatten(to_dict(run.settings))
     for key, value in new.items():
         if old[key] != value:
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jepamba import __version__
-from jepamba.config import MACHINE_SETTINGS, Run, to_dict
+from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
 from jepamba.data import Corpus, Tokens, corpus
 from jepamba.distributed import World
 from jepamba.errors import UserError
@@ -24,7 +24,7 @@ def check_same_command(command: str, world: World) -> None:
 
     The version of PyTorch may differ: its sums may round differently, as those of another GPU do.
     """
-    difference = _first_difference({"jepamba": __version__, "the command": command}, world)
+    difference = world.first_difference({"jepamba": __version__, "the command": command})
     if difference is not None:
         rank, name, here, there = difference
         raise UserError(
@@ -35,7 +35,7 @@ def check_same_command(command: str, world: World) -> None:
 
 def check_same_settings(run: Run, world: World) -> None:
     """Raise `UserError`, on all ranks, if a setting outside `MACHINE_SETTINGS` differs from rank 0."""
-    difference = _first_difference(_settings(run), world)
+    difference = world.first_difference(_settings(run))
     if difference is not None:
         rank, name, here, there = difference
         here, there = (json.dumps(value, ensure_ascii=False)[:80] for value in (here, there))
@@ -56,7 +56,7 @@ def read_same_corpus(run: Run, world: World) -> Corpus:
     text = world.local_rank_zero_first(lambda: _read(run))
     if world.world_size == 1:
         return text
-    difference = _first_difference(world.local_rank_zero_first(lambda: corpus_fingerprint(text)), world)
+    difference = world.first_difference(world.local_rank_zero_first(lambda: corpus_fingerprint(text)))
     if difference is not None:
         rank, name, here, there = difference
         figures = f" ({here:,}, there {there:,})" if isinstance(there, int) else ""
@@ -81,7 +81,7 @@ def corpus_fingerprint(text: Corpus) -> dict[str, Any]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """The settings that must not differ, by dotted name. `train.device = auto` is resolved to the device found."""
-    flat = {f"{section}.{name}": value for section, values in to_dict(run).items() for name, value in values.items()}
+    flat = flatten(to_dict(run))
     if run.train.device == "auto":
         flat["train.device"] = "cuda" if torch.cuda.is_available() else "cpu"
     return {name: value for name, value in flat.items() if name not in MACHINE_SETTINGS}
@@ -90,19 +90,6 @@ def _settings(run: Run) -> dict[str, Any]:
 def _read(run: Run) -> Corpus:
     with Progress("reading the text") as report:
         return corpus(run.data, progress=report)
-
-
-def _first_difference(values: dict[str, Any], world: World) -> tuple[int, str, Any, Any] | None:
-    """Compare every rank's `values` with rank 0's.
-
-    Returns the first rank that differs, the name of the value, its value on that rank, and rank 0's.
-    """
-    everyone = world.all_gather_object(values)
-    for rank, theirs in enumerate(everyone):
-        for name, expected in everyone[0].items():
-            if theirs.get(name) != expected:
-                return rank, name, theirs.get(name), expected
-    return None
 
 
 def _sampled_hash(tokens: Tokens) -> str:

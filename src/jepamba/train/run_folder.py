@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, from_dict, to_dict, with_settings
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict
 from jepamba.data import Corpus
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
@@ -97,23 +97,23 @@ def _create_run(run: Run, out: Path, preset: str) -> None:
     atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
 
 
-def _read_run(out: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """The settings of the run in `out`, and the name of its preset."""
+def _read_run(out: Path) -> tuple[dict[str, Any], str]:
+    """The dotted settings of the run in `out`, and the name of its preset."""
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: no run here (no {CONFIG}); start one with `jepamba train PRESET --out {out}`")
     run = load_preset(str(out / CONFIG))
     first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
-    return to_dict(run), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
+    return flatten(to_dict(run)), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
 
 
-def _with_changes(settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]) -> Run:
+def _with_changes(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Run:
     """The run of `settings` with `changes`. Raises `ConfigError` for a change that is not `MACHINE_SETTINGS`."""
     for name in changes:
         if name not in MACHINE_SETTINGS:
             raise ConfigError(
                 f"{name} cannot change in a resumed run; these settings can: {', '.join(MACHINE_SETTINGS)}"
             )
-    return with_settings(from_dict(settings), changes)
+    return build(merge(settings, changes))
 
 
 def resolve(run: Run, text: Corpus) -> Run:
