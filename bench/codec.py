@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from jepamba.artifact.ans import WeightCodec
-from jepamba.artifact.ans.choice import OFF, Choices, choose
 from jepamba.artifact.ans.histograms import Histograms, integers_cost
 from jepamba.artifact.ans.levels import LEVELS, Levels
 from jepamba.artifact.ans.ordinals import largest, linear, low_bits, matrix, to_ordinals
+from jepamba.artifact.ans.parameter_search import OFF, Choices, choose
 from jepamba.artifact.ans.weights import Tables
 from jepamba.artifact.codecs import CODECS, quick_bytes
 from jepamba.artifact.inspect import entropy

@@ -15,8 +15,8 @@ from pathlib import Path
 from compress import beginning
 from jepamba.artifact import load_artifact
 from jepamba.cli.common import columns
+from jepamba.compress.correction_coding import encode_corrections
 from jepamba.compress.corrections import Correction, find_corrections
-from jepamba.compress.side import write_corrections
 from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         "others": [change for change in changes if not ends_line(change)],
     }
     found = {
-        kind: {"corrections": len(given), "bytes": len(write_corrections(given, ids, lengths))}
+        kind: {"corrections": len(given), "bytes": len(encode_corrections(given, ids, lengths))}
         for kind, given in kinds.items()
     }
     rows = [["corrections", "count", "bytes, coded alone", "bits each"]]

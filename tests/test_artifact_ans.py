@@ -17,19 +17,19 @@ from ans_reader import read
 from examples import examples
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.ans import WeightCodec
-from jepamba.artifact.ans.choice import OFF, Choices
-from jepamba.artifact.ans.coder import AnsDecoder, AnsEncoder, code_number, frequencies
 from jepamba.artifact.ans.histograms import Histograms, code_integers
+from jepamba.artifact.ans.parameter_search import OFF, Choices
 from jepamba.artifact.ans.prediction import Expectations, Prediction, allowed, earlier, panel
+from jepamba.artifact.ans.rans import AnsDecoder, AnsEncoder, code_number, frequencies
 from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
 from jepamba.artifact.inspect import entropy
-from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
+from jepamba.artifact.streams import DTYPES, STREAM_BITS, StreamSpec, Values
 from jepamba.config import Data, Model, Run, Train
 from jepamba.model import LanguageModel
 from jepamba.quant.quantizers import Fp8Quantizer, IntQuantizer
 from jepamba.text import ByteTokenizer
 
-KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
+KINDS = [(kind, bits) for kind, widths in STREAM_BITS.items() for bits in widths]
 CODEC = WeightCodec()
 
 
@@ -97,7 +97,7 @@ def test_every_kind_comes_back_at_a_real_size(kind: str, bits: int, how: str) ->
     round_trip(streams, [any_values(kind, bits, s.shape, how, i) for i, s in enumerate(streams)])
 
 
-@pytest.mark.parametrize("bits", WIDTHS["int"])
+@pytest.mark.parametrize("bits", STREAM_BITS["int"])
 def test_extremes_come_back(bits: int) -> None:
     limit = 2 ** (bits - 1) - 1
     for fill in (-limit, limit):
@@ -109,7 +109,7 @@ def test_extremes_come_back(bits: int) -> None:
 @pytest.mark.parametrize("kind", ["bf16", "fp32"])
 def test_every_extreme_of_floating_point_comes_back(kind: str) -> None:
     """Both zeros, both infinities, NaNs with any payload, the smallest and the largest."""
-    bits = WIDTHS[kind][0]
+    bits = STREAM_BITS[kind][0]
     edge = np.array([0, 1, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1], dtype=np.uint64)
     round_trip([StreamSpec("s", kind, bits, (6,))], [edge.astype(DTYPES[kind])])
 

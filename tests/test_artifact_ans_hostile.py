@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from examples import examples
 from jepamba.artifact.ans import WeightCodec
-from jepamba.artifact.ans.coder import END, END_BITS, AnsEncoder, code_number
 from jepamba.artifact.ans.histograms import Histograms
-from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
+from jepamba.artifact.ans.rans import END, END_BITS, AnsEncoder, code_number
+from jepamba.artifact.streams import DTYPES, STREAM_BITS, StreamSpec, Values
 from jepamba.errors import UserError
 
-KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
+KINDS = [(kind, bits) for kind, widths in STREAM_BITS.items() for bits in widths]
 CODEC = WeightCodec()
 
 
@@ -134,7 +134,7 @@ def test_a_panic_of_the_library_is_one_line(monkeypatch: pytest.MonkeyPatch, cap
         def decode(self, model: Any, count: int) -> Any:
             return self.inner.decode(broken, np.zeros(2), np.full(2, -1.0))
 
-    monkeypatch.setattr("jepamba.artifact.ans.coder._decoder", Panicking)
+    monkeypatch.setattr("jepamba.artifact.ans.rans._decoder", Panicking)
     with pytest.raises(UserError, match="damaged"):
         CODEC.decode(streams, data)
 
@@ -150,7 +150,7 @@ def test_an_interrupt_is_no_damage(monkeypatch: pytest.MonkeyPatch, raised: type
 
     streams, values = block()
     data = CODEC.encode(streams, values)
-    monkeypatch.setattr("jepamba.artifact.ans.coder._decoder", Interrupted)
+    monkeypatch.setattr("jepamba.artifact.ans.rans._decoder", Interrupted)
     with pytest.raises(raised):
         CODEC.decode(streams, data)
 

@@ -17,7 +17,7 @@ from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
 from jepamba.artifact.container import MAGIC, open_container, write_container
 from jepamba.artifact.streams import (
     DTYPES,
-    WIDTHS,
+    STREAM_BITS,
     StreamSpec,
     Values,
     gather,
@@ -29,7 +29,7 @@ from jepamba.artifact.streams import (
 )
 from jepamba.errors import UserError
 
-KINDS = [(kind, bits) for kind, widths in WIDTHS.items() for bits in widths]
+KINDS = [(kind, bits) for kind, widths in STREAM_BITS.items() for bits in widths]
 
 
 def random_values(kind: str, bits: int, shape: tuple[int, ...], seed: int) -> Values:

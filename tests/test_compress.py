@@ -18,7 +18,7 @@ import torch
 from compress_cases import KINDS, LONG, ODD, TEXT, artifact_at, coded, tokenizer_named
 from jepamba.artifact import load_artifact
 from jepamba.cli import main
-from jepamba.compress import Compressor, compressor, lanes, packed
+from jepamba.compress import Compressor, compressor, file_format, lanes
 from jepamba.compress.lanes import LaneBatch, LaneLayout, lane_layout, levels, nats, weights
 from jepamba.compress.tokens import to_ids
 from jepamba.errors import UserError
@@ -57,7 +57,7 @@ def test_a_file_comes_back_and_is_as_large_as_the_model_says(
     ids, plan = to_ids(model.artifact.tokenizer, data), LaneLayout(found.tokens, 160)
     assert (found.tokens, found.lanes) == (len(ids), 160)
     assert model.decompress(found.content) == data
-    size_of_tokens = len(found.content) - packed.OVERHEAD - 4 - found.corrections_bytes
+    size_of_tokens = len(found.content) - file_format.OVERHEAD - 4 - found.corrections_bytes
     assert 0 <= size_of_tokens - found.model_bpb * size / 8 <= 0.001 * size_of_tokens + 8
     assert found.nats == pytest.approx(parallel_nats(model, ids, plan), rel=1e-5)
     assert found.bpb == 8 * len(found.content) / size
@@ -74,7 +74,7 @@ def test_the_whole_file_is_within_half_a_percent_of_the_score(folder: Path, monk
     found = model.compress(data, lanes=160)
     ids = to_ids(model.artifact.tokenizer, data)
     score = parallel_nats(model, ids, LaneLayout(len(ids), 160)) / math.log(2) / len(data)
-    head = packed.OVERHEAD + 4  # of which 4 are the size of its one section
+    head = file_format.OVERHEAD + 4  # of which 4 are the size of its one section
     assert head == 92
     assert found.corrections == found.corrections_bytes == 0
     assert score < found.bpb < 1.005 * score
@@ -92,7 +92,7 @@ def test_odd_bytes_come_back(folder: Path, name: str) -> None:
 def test_what_the_model_would_make_larger_is_stored(folder: Path) -> None:
     model, noise = _opened(folder, "trained"), np.random.default_rng(0).bytes(2000)
     found = model.compress(noise, 64)
-    assert (found.tokens, found.lanes, len(found.content)) == (0, 0, 2000 + packed.OVERHEAD)
+    assert (found.tokens, found.lanes, len(found.content)) == (0, 0, 2000 + file_format.OVERHEAD)
     assert model.decompress(found.content) == noise
     assert model.decompress(model.compress(b"").content) == b""
 

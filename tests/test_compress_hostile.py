@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from compress_cases import TEXT, artifact_at, coded, sentences, tokenizer_named
-from jepamba.compress import Compressor, stream
+from jepamba.compress import Compressor, token_coding
+from jepamba.compress.file_format import MAGIC, CompressedFile
 from jepamba.compress.lanes import LaneBatch
-from jepamba.compress.packed import MAGIC, CompressedFile
 from jepamba.errors import UserError
 
 PLAIN = b"abc " * 30
@@ -93,7 +93,7 @@ def test_another_arithmetic_is_said_before_any_work(
 ) -> None:
     before = LaneBatch.step
     monkeypatch.setattr(LaneBatch, "step", lambda self, ids: before(self, ids) * (1 + 2e-4))
-    monkeypatch.setattr(stream, "_in_threads", None)
+    monkeypatch.setattr(token_coding, "_in_threads", None)
     assert "does not compute the same probabilities" in refused(model, sound)
 
 
@@ -102,7 +102,7 @@ def test_tokens_that_no_tokenizer_writes_are_refused(model: Compressor, monkeypa
     content = coded(model, PLAIN)
     monkeypatch.setattr(type(model.artifact.tokenizer), "vocab_size", 5, raising=False)
     monkeypatch.setattr(model.artifact.tokenizer, "vocab_size", 5)
-    monkeypatch.setattr(stream, "probe", lambda artifact, width: CompressedFile.from_bytes(content).probe)
+    monkeypatch.setattr(token_coding, "probe", lambda artifact, width: CompressedFile.from_bytes(content).probe)
     assert "damaged" in refused(model, content)
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from compress_cases import KINDS, ODD, TEXT, tokenizer_named
 from examples import examples
 from jepamba.compress.adaptive import Frequencies, MixedBit
-from jepamba.compress.coder import SYMBOLS_PER_BYTE, SymbolDecoder, SymbolEncoder
+from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import MAX_CORRECTION_BYTES, Correction, apply_corrections, find_corrections
-from jepamba.compress.side import read_corrections, write_corrections
+from jepamba.compress.range_coder import SYMBOLS_PER_BYTE, RangeDecoder, RangeEncoder
 from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
 
@@ -36,8 +36,8 @@ def test_tokens_and_corrections_are_the_data(name: str, data: bytes) -> None:
     assert lengths.sum() == len(ours)
     changes = find_corrections(ours, data)
     assert apply_corrections(ours, changes, len(data)) == data
-    section = write_corrections(changes, ids, lengths)
-    assert list(read_corrections(section, ids, lengths)) == changes
+    section = encode_corrections(changes, ids, lengths)
+    assert list(decode_corrections(section, ids, lengths)) == changes
     if name in ("bytes", "shards"):
         assert not section
 
@@ -89,7 +89,7 @@ def test_line_ends_of_real_text_cost_little() -> None:
     ids = to_ids(tokenizer, TEXT)
     ours = to_bytes(tokenizer, ids)
     changes = find_corrections(ours, TEXT)
-    section = write_corrections(changes, ids, byte_lengths(tokenizer, ids))
+    section = encode_corrections(changes, ids, byte_lengths(tokenizer, ids))
     assert len(changes) > 400
     # A little more than what one of them would cost if nothing were known but how many there are.
     share = len(changes) / len(ids)
@@ -102,7 +102,7 @@ def test_both_directions_agree_and_cost_what_the_model_says() -> None:
     bits = (random.random(4000) < np.where(np.arange(4000) % 3 == 0, 0.9, 0.02)).astype(int).tolist()
     symbols = random.choice(7, 2000, p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.01, 0.01]).tolist()
 
-    def code(coder: SymbolEncoder | SymbolDecoder, known: bool) -> list[int]:
+    def code(coder: RangeEncoder | RangeDecoder, known: bool) -> list[int]:
         flag, which, found = MixedBit(2), Frequencies(7), []
         for index in range(4000):
             found.append(flag.code(coder, (index % 3, "same"), bits[index] if known else 0))
@@ -112,10 +112,10 @@ def test_both_directions_agree_and_cost_what_the_model_says() -> None:
             found.append(coder.uniform(1, 0))
         return found
 
-    writer = SymbolEncoder()
+    writer = RangeEncoder()
     written = code(writer, True)
     section = writer.finish(1)
-    assert code(SymbolDecoder(section), False) == written
+    assert code(RangeDecoder(section), False) == written
     entropy = 4000 / 3 * _h(0.9) + 8000 / 3 * _h(0.02) + 2000 * (1.85 + math.log2(5))
     assert 8 * len(section) == pytest.approx(entropy, rel=0.05)
 
@@ -126,13 +126,13 @@ def _h(p: float) -> float:
 
 def test_a_section_is_never_shorter_than_its_symbols_allow() -> None:
     """What costs next to nothing is filled up, so that a reader may bound the work by the size."""
-    writer = SymbolEncoder()
+    writer = RangeEncoder()
     for _ in range(1000):
         writer.symbol(np.array([1e12, 1.0]), 0)
     section = writer.finish(1000)
     assert len(section) * SYMBOLS_PER_BYTE >= 1000
     assert len(section) < 1000 / SYMBOLS_PER_BYTE + 4
-    reader = SymbolDecoder(section)
+    reader = RangeDecoder(section)
     assert [reader.symbol(np.array([1e12, 1.0])) for _ in range(1000)] == [0] * 1000
 
 
@@ -143,7 +143,7 @@ def test_sections_that_nobody_wrote_end(section: bytes) -> None:
     tokenizer = tokenizer_named("trained")
     ids = to_ids(tokenizer, TEXT[:300])
     try:
-        found = list(read_corrections(section, ids, byte_lengths(tokenizer, ids)))
+        found = list(decode_corrections(section, ids, byte_lengths(tokenizer, ids)))
     except UserError:
         return
     assert len(found) <= len(section) * SYMBOLS_PER_BYTE

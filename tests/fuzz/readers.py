@@ -24,8 +24,8 @@ from jepamba.artifact import load_artifact, save_artifact
 from jepamba.artifact.codecs import CODECS
 from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION
 from jepamba.compress import Compressor
+from jepamba.compress.file_format import CompressedFile
 from jepamba.compress.lanes import LaneLayout
-from jepamba.compress.packed import CompressedFile
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Run, from_dict
 from jepamba.data import Corpus, Tokens, open_folder, open_shard

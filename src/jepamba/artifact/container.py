@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.artifact.codecs import CODECS, encode_smallest
-from jepamba.artifact.jsonfile import parse, take, take_count
-from jepamba.artifact.streams import DTYPES, WIDTHS, StreamSpec, Values
+from jepamba.artifact.streams import DTYPES, STREAM_BITS, StreamSpec, Values
+from jepamba.artifact.strict_json import parse, take, take_count
 from jepamba.errors import UserError
 from jepamba.io import atomic_write, read_untrusted
 
@@ -204,7 +204,7 @@ def _stream(row: dict[str, Any]) -> StreamSpec:
     if kind not in DTYPES:
         raise UserError(f"stream {name} is of unknown kind {kind[:20]!r}")
     bits = take_count(row, "bits", 32, where)
-    if bits not in WIDTHS[kind]:
+    if bits not in STREAM_BITS[kind]:
         raise UserError(f"stream {name} of kind {kind} cannot have {bits} bits")
     if len(shape) > 8 or not all(type(size) is int and 0 < size <= MAX_VALUES for size in shape):
         raise UserError(f"stream {name} has an impossible shape")

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from jepamba.artifact.container import MAX_STREAMS
-from jepamba.artifact.jsonfile import take, take_count
-from jepamba.artifact.streams import WIDTHS, StreamSpec
+from jepamba.artifact.streams import STREAM_BITS, StreamSpec
+from jepamba.artifact.strict_json import take, take_count
 from jepamba.config import Model, Quant, Run, from_dict, to_dict
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
 from jepamba.quant import FloatQuantizer, IntQuantizer, Quantizer, quantizer_named
 from jepamba.text import Tokenizer
 
-COLDEST, HOTTEST = 1e-3, 1e3
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 """The temperatures that a model may be scored at: beyond them its figures say nothing."""
 TOKENIZER_STREAM = "tokenizer"
 """Name of the stream that holds the tokenizer's own file; absent where that is empty (bytes)."""
@@ -67,7 +67,7 @@ def _stream(name: str, quantizer: Quantizer, shape: tuple[int, ...], dtype: torc
     if dtype == torch.uint8:
         return StreamSpec(name, "fp8", 8, shape)
     kind = FloatQuantizer(dtype).name
-    return StreamSpec(name, kind, WIDTHS[kind][0], shape)
+    return StreamSpec(name, kind, STREAM_BITS[kind][0], shape)
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Manifest:
         run = _run(take(header, "config", dict))
         tokenizer = take(header, "tokenizer", dict)
         temperature = take(header, "temperature", float)
-        if not COLDEST <= temperature <= HOTTEST:
-            raise UserError(f"its temperature {temperature} is not between {COLDEST:g} and {HOTTEST:g}")
+        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise UserError(f"its temperature {temperature} is not between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
         tensors = _tensors(take(header, "tensors", list))
         check_config(run.model, run.data.seq_len, len(tensors))
         if tensors != expected_tensors(run.model, run.quant):

@@ -24,7 +24,7 @@ from jepamba.errors import UserError
 Values = NDArray[Any]
 """The values of a stream in its dtype: int8 for `int`, else unsigned integers."""
 
-WIDTHS: dict[str, tuple[int, ...]] = {
+STREAM_BITS: dict[str, tuple[int, ...]] = {
     "int": (2, 3, 4, 5, 6, 7, 8),
     "u8": (8,),
     "fp8": (8,),

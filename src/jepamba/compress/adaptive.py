@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jepamba.compress.coder import SymbolCoder
+from jepamba.compress.range_coder import RangeCoder
 
 _STEPS = 4096
 _STRETCH = [math.log((k + 0.5) / (_STEPS - k - 0.5)) for k in range(_STEPS)]
@@ -34,7 +34,7 @@ class MixedBit:
         self._weights: dict[tuple[float, ...], list[float]] = {}
         self._initial_weight = 1.0 / contexts
 
-    def code(self, coder: SymbolCoder, contexts: Sequence[Hashable], value: int = 0) -> int:
+    def code(self, coder: RangeCoder, contexts: Sequence[Hashable], value: int = 0) -> int:
         """Encode `value`, or decode a bit, in these contexts. Then update the model and return the bit."""
         cells = [table.setdefault(key, [_INITIAL, 0.0]) for table, key in zip(self._cells, contexts, strict=True)]
         logits = [_STRETCH[int(cell[0] * _STEPS)] for cell in cells]
@@ -58,7 +58,7 @@ class Frequencies:
     def __init__(self, size: int) -> None:
         self._counts = np.full(size, 1.0)
 
-    def code(self, coder: SymbolCoder, value: int = 0) -> int:
+    def code(self, coder: RangeCoder, value: int = 0) -> int:
         """Encode `value`, or decode a symbol. Then update the model and return the symbol."""
         value = coder.symbol(self._counts, value)
         self._counts[value] += _INCREMENT

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jepamba.artifact import Artifact, load_artifact
+from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import apply_corrections, find_corrections
+from jepamba.compress.file_format import MAX_BYTES, CompressedFile
 from jepamba.compress.lanes import MAX_LANES, LaneLayout, lane_layout
-from jepamba.compress.packed import MAX_BYTES, CompressedFile
-from jepamba.compress.side import read_corrections, write_corrections
-from jepamba.compress.stream import read_stream, write_stream
+from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
 from jepamba.io import read_untrusted
@@ -83,8 +83,8 @@ class Compressor:
         """Compress `data`, whose tokens are `ids`, in the lanes of `layout`, even if that enlarges it."""
         tokenizer = self.artifact.tokenizer
         changes = find_corrections(to_bytes(tokenizer, ids), data)
-        side = write_corrections(changes, ids, byte_lengths(tokenizer, ids))
-        sections, probe, nats = write_stream(self.artifact, ids, layout, progress)
+        side = encode_corrections(changes, ids, byte_lengths(tokenizer, ids))
+        sections, probe, nats = encode_tokens(self.artifact, ids, layout, progress)
         packed = CompressedFile(
             len(data), _digest(data), self.sha256, layout.tokens, layout.lanes, probe, tuple(sections), side
         )
@@ -117,8 +117,8 @@ class Compressor:
     def _decode(self, packed: CompressedFile, progress: Report | None) -> bytes:
         tokenizer = self.artifact.tokenizer
         layout = LaneLayout(packed.tokens, packed.lanes)
-        ids = read_stream(self.artifact, packed.sections, layout, packed.probe, progress)
-        changes = read_corrections(packed.corrections, ids, byte_lengths(tokenizer, ids))
+        ids = decode_tokens(self.artifact, packed.sections, layout, packed.probe, progress)
+        changes = decode_corrections(packed.corrections, ids, byte_lengths(tokenizer, ids))
         return apply_corrections(to_bytes(tokenizer, ids), changes, packed.size)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jepamba.artifact.manifest import COLDEST, HOTTEST
+from jepamba.artifact.manifest import MAX_TEMPERATURE, MIN_TEMPERATURE
 from jepamba.data.tokens import Tokens
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
@@ -109,8 +109,8 @@ def scores(
         StoppedError: `stopped` returned True on some rank.
     """
     for temperature in temperatures:
-        if not COLDEST <= temperature <= HOTTEST:
-            raise UserError(f"temperature {temperature}: must be between {COLDEST:g} and {HOTTEST:g}")
+        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
     started = time.monotonic()
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0

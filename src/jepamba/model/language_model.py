@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Model, Quant
-from jepamba.model.head import Head
 from jepamba.model.layers import Mlp, QuantLinear, embedding_quantizer, mix_quantizer, vector_quantizer
 from jepamba.model.mixer import Mamba2, MixerState
+from jepamba.model.output_head import OutputHead
 from jepamba.ops.cross_entropy import Losses
 from jepamba.ops.norms import add_norm, mix_norm, rms
 from jepamba.quant import CachedWeights, IntQuantizer, QuantWeight, Streams
@@ -119,7 +119,7 @@ class LanguageModel(nn.Module):
             self.embed_proj = QuantLinear(config.embed_dim, config.d_model, quant)
         self.blocks = nn.ModuleList(Block(config, quant, i) for i in range(config.n_layer))
         self.skips = Skips(config, quant)
-        self.head = Head(config, quant)
+        self.head = OutputHead(config, quant)
         self.set_bit_allocation(quant.bits_by_name)
 
     def initial_state(self, batch: int) -> State:

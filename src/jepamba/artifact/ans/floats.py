@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jepamba.artifact.ans.coder import MAX_ALPHABET, AnsCoder, code_number, uniform
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
 from jepamba.artifact.ans.ordinals import Ordinals, matrix
+from jepamba.artifact.ans.rans import MAX_ALPHABET, AnsCoder, code_number, uniform
 from jepamba.artifact.streams import StreamSpec
 from jepamba.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jepamba.artifact.ans.coder import AnsCoder, Counts, Symbols, code_number, frequencies
+from jepamba.artifact.ans.rans import AnsCoder, Counts, Symbols, code_number, frequencies
 
 SHORTEST, LONGEST = 4, 1 << 13
 """Symbols that a context codes between two updates of its counts."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.artifact.ans.coder import AnsCoder, code_number
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
+from jepamba.artifact.ans.rans import AnsCoder, code_number
 
 LEVELS = 128
 FULL = 120

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepamba.artifact.ans.coder import AnsCoder, code_number
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
+from jepamba.artifact.ans.rans import AnsCoder, code_number
 
 STEPS = 14
 """A size of this many steps is the grid's largest value, or more."""

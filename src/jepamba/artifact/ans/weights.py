@@ -16,10 +16,10 @@ import numpy as np
 
 from jepamba.artifact.ans import levels as lv
 from jepamba.artifact.ans import prediction as pr
-from jepamba.artifact.ans.choice import Choices, choose
-from jepamba.artifact.ans.coder import AnsCoder, code_number
 from jepamba.artifact.ans.histograms import Contexts, Histograms
 from jepamba.artifact.ans.ordinals import Ordinals, largest, linear, low_bits, matrix, top, turned
+from jepamba.artifact.ans.parameter_search import Choices, choose
+from jepamba.artifact.ans.rans import AnsCoder, code_number
 from jepamba.artifact.streams import StreamSpec
 
 PIECE = 1 << 20

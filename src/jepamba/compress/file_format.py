@@ -6,12 +6,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from jepamba.compress.coder import SYMBOLS_PER_BYTE
 from jepamba.compress.lanes import MAX_LANES, LaneLayout
+from jepamba.compress.range_coder import SYMBOLS_PER_BYTE
 from jepamba.errors import UserError
 
 MAGIC = b"\x89JPC\r\n\x1a\n"
-"""Reveals a transfer that rewrites line ends or clears the eighth bit, like the magic of an artifact."""
+"""Reveals a transfer that rewrites line ends or clears the eighth bit, like the artifact's magic."""
 VERSION = 1
 MAX_BYTES = 1 << 28
 """Maximum size of the original file, which takes about a day."""
@@ -41,12 +41,12 @@ class CompressedFile:
 
     def to_bytes(self) -> bytes:
         """Serialize the file."""
-        head = _PREAMBLE.pack(
+        preamble = _PREAMBLE.pack(
             MAGIC, VERSION, self.lanes, self.tokens, self.size, len(self.corrections), self.probe, self.original,
             self.model,
         )  # fmt: skip
         sizes = [_SIZE.pack(len(section)) for section in self.sections] if self.tokens else []
-        content = b"".join([head, *sizes, *self.sections, self.corrections])
+        content = b"".join([preamble, *sizes, *self.sections, self.corrections])
         return content + _SIZE.pack(zlib.crc32(content))
 
     @classmethod
@@ -61,25 +61,25 @@ class CompressedFile:
             raise UserError(f"format version {version}; this program reads version {VERSION}")
         if zlib.crc32(content[: -_SIZE.size]) != _SIZE.unpack(content[-_SIZE.size :])[0]:
             raise UserError("its checksum does not match (cut short, or damaged in transfer or storage)")
-        rest = content[_PREAMBLE.size : -_SIZE.size]
+        body = content[_PREAMBLE.size : -_SIZE.size]
         if tokens == 0:
-            if lanes or changes or size != len(rest):
-                raise UserError(f"it declares {size:,} stored bytes but has {len(rest):,}")
-            return cls(size, original, model, 0, 0, probe, (rest,))
+            if lanes or changes or size != len(body):
+                raise UserError(f"it declares {size:,} stored bytes but has {len(body):,}")
+            return cls(size, original, model, 0, 0, probe, (body,))
         if not 1 <= lanes <= min(tokens, MAX_LANES):
             raise UserError(f"it declares {tokens:,} tokens in {lanes:,} lanes")
-        sections = _sections(rest, LaneLayout(tokens, lanes), changes)
+        sections = _sections(body, LaneLayout(tokens, lanes), changes)
         return cls(size, original, model, tokens, lanes, probe, sections[:-1], sections[-1])
 
 
-def _sections(rest: bytes, layout: LaneLayout, changes: int) -> tuple[bytes, ...]:
-    """Split `rest` into the sections of the batches and, last, the section of the corrections."""
+def _sections(body: bytes, layout: LaneLayout, changes: int) -> tuple[bytes, ...]:
+    """Split `body` into the sections of the batches and, last, the section of the corrections."""
     batches = layout.batches
     start = len(batches) * _SIZE.size
-    sizes = [size for (size,) in _SIZE.iter_unpack(rest[:start])] if len(rest) >= start else []
+    sizes = [size for (size,) in _SIZE.iter_unpack(body[:start])] if len(body) >= start else []
     sizes.append(changes)
-    if len(sizes) != len(batches) + 1 or start + sum(sizes) != len(rest):
-        raise UserError(f"the sizes of its sections do not add up to its {len(rest):,} bytes")
+    if len(sizes) != len(batches) + 1 or start + sum(sizes) != len(body):
+        raise UserError(f"the sizes of its sections do not add up to its {len(body):,} bytes")
     if any(size % 4 for size in sizes):
         raise UserError("a section is not a whole number of 32-bit words")
     for lanes, size in zip(batches, sizes, strict=False):
@@ -88,6 +88,6 @@ def _sections(rest: bytes, layout: LaneLayout, changes: int) -> tuple[bytes, ...
             raise UserError(f"it declares {tokens:,} tokens in {size:,} bytes, more than a section can hold")
     sections = []
     for size in sizes:
-        sections.append(rest[start : start + size])
+        sections.append(body[start : start + size])
         start += size
     return tuple(sections)

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from jepamba.artifact import Artifact
-from jepamba.compress.coder import SymbolCoder, SymbolDecoder, SymbolEncoder
 from jepamba.compress.lanes import LaneBatch, LaneLayout, levels, nats, probe, weights
+from jepamba.compress.range_coder import RangeCoder, RangeDecoder, RangeEncoder
 from jepamba.compress.tokens import Ids
 from jepamba.errors import UserError
 from jepamba.progress import Report
@@ -29,7 +29,7 @@ class _StoppedError(Exception):
     """Another batch failed, or the user interrupted."""
 
 
-def write_stream(
+def encode_tokens(
     artifact: Artifact, ids: Ids, layout: LaneLayout, progress: Report | None = None
 ) -> tuple[list[bytes], bytes, float]:
     """Encode the tokens (N,). Returns a section per batch of `layout`, the probe, and the model's cost in nats."""
@@ -38,9 +38,9 @@ def write_stream(
         ids_WT = np.zeros((len(lanes), layout.length(lanes[0])), dtype=np.int32)
         for row, lane in zip(ids_WT, lanes, strict=True):
             row[: layout.length(lane)] = ids[layout.start(lane) : layout.start(lane + 1)]
-        writer = SymbolEncoder()
-        cost = _code(writer, artifact, layout, lanes, ids_WT, tick)
-        return writer.finish(layout.start(lanes[-1] + 1) - layout.start(lanes[0])), cost
+        encoder = RangeEncoder()
+        cost = _code(encoder, artifact, layout, lanes, ids_WT, tick)
+        return encoder.finish(layout.start(lanes[-1] + 1) - layout.start(lanes[0])), cost
 
     with _one_thread() as threads:
         machine_probe = probe(artifact, max(len(lanes) for lanes in layout.batches))
@@ -48,7 +48,7 @@ def write_stream(
     return [section for section, _ in done], machine_probe, sum(cost for _, cost in done)
 
 
-def read_stream(
+def decode_tokens(
     artifact: Artifact, sections: Sequence[bytes], layout: LaneLayout, expected: bytes, progress: Report | None = None
 ) -> Ids:
     """Decode the tokens (N,) from `sections`, one per batch of `layout`.
@@ -58,7 +58,7 @@ def read_stream(
 
     def read(lanes: range, tick: Callable[[], None]) -> list[NDArray[np.int32]]:
         ids_WT = np.zeros((len(lanes), layout.length(lanes[0])), dtype=np.int32)
-        _code(SymbolDecoder(sections[layout.batches.index(lanes)]), artifact, layout, lanes, ids_WT, tick)
+        _code(RangeDecoder(sections[layout.batches.index(lanes)]), artifact, layout, lanes, ids_WT, tick)
         return [row[: layout.length(lane)] for row, lane in zip(ids_WT, lanes, strict=True)]
 
     with _one_thread() as threads:
@@ -72,7 +72,7 @@ def read_stream(
 
 
 def _code(
-    coder: SymbolCoder,
+    coder: RangeCoder,
     artifact: Artifact,
     layout: LaneLayout,
     lanes: range,

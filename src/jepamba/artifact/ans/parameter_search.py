@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.artifact.ans import regression
-from jepamba.artifact.ans.coder import Counts, Symbols
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.levels import FULL, LEVELS, OFF, Levels
 from jepamba.artifact.ans.ordinals import Ordinals, largest, linear, low_bits, turned
 from jepamba.artifact.ans.prediction import Prediction, lines, prediction_cost, sizes
+from jepamba.artifact.ans.rans import Counts, Symbols
 from jepamba.artifact.streams import StreamSpec
 
 

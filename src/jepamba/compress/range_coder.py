@@ -1,6 +1,6 @@
-"""The entropy coder, with one interface for both directions: an encoder takes the value, and both return it.
+"""A range coder with one interface for both directions: an encoder takes the value, and both return it.
 
-It is the range coder of constriction (Bamler 2022, "Understanding entropy coding"), with 24-bit probabilities.
+The arithmetic is that of constriction (Bamler 2022, "Understanding entropy coding"), with 24-bit probabilities.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SYMBOLS_PER_BYTE = 16
 
 
 @runtime_checkable
-class SymbolCoder(Protocol):
+class RangeCoder(Protocol):
     """Encodes values, or decodes them with the same calls in the same order. A decoder ignores `value`."""
 
     writing: bool
@@ -43,7 +43,7 @@ class SymbolCoder(Protocol):
         ...
 
 
-class SymbolEncoder:
+class RangeEncoder:
     """Encodes values into the section that `finish` returns."""
 
     writing = True
@@ -52,23 +52,23 @@ class SymbolEncoder:
         self._range = _queue.RangeEncoder()
 
     def bit(self, p_one: float, value: int = 0) -> int:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         self._range.encode(value, _models.Bernoulli(p_one, perfect=False))
         return value
 
     def symbol(self, weights: NDArray[np.float64], value: int = 0) -> int:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         self._range.encode(value, _models.Categorical(weights, perfect=False))
         return value
 
     def uniform(self, size: int, value: int = 0) -> int:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         if size > 1:
             self._range.encode(value, _models.Uniform(size))
         return value
 
     def rows(self, weights_NV: NDArray[np.float64], values_N: NDArray[np.int32]) -> NDArray[np.int32]:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         self._range.encode(values_N, _ROWS, weights_NV)
         return values_N
 
@@ -78,8 +78,8 @@ class SymbolEncoder:
         return words.ljust(-(-symbols // (4 * SYMBOLS_PER_BYTE)) * 4, b"\0")
 
 
-class SymbolDecoder:
-    """Decodes a section of `SymbolEncoder.finish`. Other bytes decode to arbitrary values or raise `UserError`."""
+class RangeDecoder:
+    """Decodes a section of `RangeEncoder.finish`. Other bytes decode to arbitrary values or raise `UserError`."""
 
     writing = False
 
@@ -87,19 +87,19 @@ class SymbolDecoder:
         self._range = _queue.RangeDecoder(np.frombuffer(section, dtype="<u4").astype(np.uint32))
 
     def bit(self, p_one: float, value: int = 0) -> int:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         return int(self._read(_models.Bernoulli(p_one, perfect=False)))
 
     def symbol(self, weights: NDArray[np.float64], value: int = 0) -> int:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         return int(self._read(_models.Categorical(weights, perfect=False)))
 
     def uniform(self, size: int, value: int = 0) -> int:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         return int(self._read(_models.Uniform(size))) if size > 1 else 0
 
     def rows(self, weights_NV: NDArray[np.float64], values_N: NDArray[np.int32]) -> NDArray[np.int32]:
-        """See `SymbolCoder`."""
+        """See `RangeCoder`."""
         symbols: NDArray[np.int32] = self._read(_ROWS, weights_NV)
         return symbols
 

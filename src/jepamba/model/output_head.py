@@ -1,4 +1,4 @@
-"""The head: soft-capped logits and their loss, with four ways to tie the output matrix to the embedding.
+"""The output head: soft-capped logits and their loss, with four ways to tie the output matrix to the embedding.
 
 Legend: D model width, E width of the features, V vocabulary, N tokens; E0 width of the embedding.
 """
@@ -16,7 +16,7 @@ from jepamba.ops.cross_entropy import Losses, capped_cross_entropy, softcap
 from jepamba.quant import QuantWeight
 
 
-class Head(nn.Module):
+class OutputHead(nn.Module):
     """Logits of the next token from the final latent.
 
     The output matrix depends on `tie`. 0: a separate matrix. 1: the embedding, after a linear projection d → e of the
@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.vocab_bias = QuantWeight(torch.zeros(config.vocab_size), vector_quantizer(quant))
         if self.tie == 0:
             self.separate = QuantLinear(config.d_model, config.vocab_size, quant)
-        # Tie mode 3 has its Linear at equal widths too: it is a layer there, not a change of width.
+        # Tie mode 3 always has the Linear, even if both widths are equal.
         elif self.tie == 3 or config.embed_dim != config.d_model:
             self.embed_proj_rev = QuantLinear(config.d_model, config.embed_dim, quant)
 

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepamba.artifact.ans.choice import EVERYTHING, Choices
-from jepamba.artifact.ans.coder import AnsCoder, AnsDecoder, AnsEncoder
 from jepamba.artifact.ans.floats import code_floats
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.ordinals import Ordinals, from_ordinals, to_ordinals
+from jepamba.artifact.ans.parameter_search import EVERYTHING, Choices
+from jepamba.artifact.ans.rans import AnsCoder, AnsDecoder, AnsEncoder
 from jepamba.artifact.ans.weights import Tables, code_weights
 from jepamba.artifact.streams import StreamSpec, Values
 
