@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.histograms import Histograms, integers_cost
 from jepamba.artifact.ans.levels import LEVELS, Levels
-from jepamba.artifact.ans.ordinals import largest, linear, low_bits, matrix, to_ordinals
-from jepamba.artifact.ans.parameter_search import OFF, Choices, choose
-from jepamba.artifact.ans.weights import Tables
+from jepamba.artifact.ans.ordinals import linear_values, low_bits, matrix_shape, max_magnitude, to_ordinals
+from jepamba.artifact.ans.parameter_search import OFF, SearchSpace, search_parameters
+from jepamba.artifact.ans.weights import HistogramSets
 from jepamba.artifact.codecs import CODECS, quick_bytes
 from jepamba.artifact.inspect import entropy
 from jepamba.artifact.store import open_artifact
@@ -98,11 +98,11 @@ def under(block: Block, context: Callable[[StreamSpec, Levels, Block], tuple[NDA
     Low bits of wide ordinals are counted as the codec codes them.
     """
     stream = block[0][0]
-    by_level, _, by_coarse = Tables(Choices()).of(stream)
+    by_level, _, by_coarse = HistogramSets(SearchSpace()).of(stream)
     bits = 0.0
     for stream, array in block:
-        ordinals_RC = to_ordinals(stream, array).reshape(matrix(stream))
-        finest, _ = choose(Choices((0,), (0,), False), stream, by_level, by_level, ordinals_RC)
+        ordinals_RC = to_ordinals(stream, array).reshape(matrix_shape(stream))
+        finest, _ = search_parameters(SearchSpace((0,), (0,), False), stream, by_level, by_level, ordinals_RC)
         context_RC, side = context(stream, finest, [(stream, array)])
         bits += side + learn(by_level, np.clip(context_RC, 0, LEVELS - 1), ordinals_RC >> low_bits(stream))
         if low_bits(stream):
@@ -121,7 +121,7 @@ def learn(histograms: Histograms, contexts: NDArray[np.int64], symbols: NDArray[
 
 
 def by_scale(scales: dict[str, Values]) -> Callable[[StreamSpec, Levels, Block], tuple[NDArray[np.int64], float]]:
-    """Row classes from the row's stored scale: free. Rows whose weights are alike differ by their scale only."""
+    """Row classes from the row's stored scale: free. Rows with equal distributions differ in their scale only."""
 
     def context(stream: StreamSpec, finest: Levels, _: Block) -> tuple[NDArray[np.int64], float]:
         scale = scales.get(stream.name.rpartition("/")[0] + "/scale")
@@ -138,8 +138,8 @@ def by_scale(scales: dict[str, Values]) -> Callable[[StreamSpec, Levels, Block],
 
 def beside_the_left(stream: StreamSpec, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
     """Levels in halves, and beside each the size of the left neighbour, in quarters of the largest value."""
-    magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream)))
-    quarter_RC = np.roll(4 * magnitude_RC // (largest(stream) + 1), 1, axis=1).clip(0, 3)
+    magnitude_RC = np.abs(linear_values(stream)[to_ordinals(*block[0])].reshape(matrix_shape(stream)))
+    quarter_RC = np.roll(4 * magnitude_RC // (max_magnitude(stream) + 1), 1, axis=1).clip(0, 3)
     rows, columns = (np.rint(classes / 4).astype(np.int64) for classes in (finest.rows_R, finest.columns_C))
     level_RC = np.clip(finest.base // 4 + rows[:, None] + columns[None], 0, LEVELS // 4 - 1)
     return 4 * level_RC + quarter_RC, integers_cost(rows, 8) + integers_cost(columns, 8)
@@ -149,9 +149,10 @@ def in_parts(parts: int) -> Callable[[StreamSpec, Levels, Block], tuple[NDArray[
     """Row classes in quarters, column classes in quarters, anew for each of `parts` parts of the rows."""
 
     def context(stream: StreamSpec, finest: Levels, block: Block) -> tuple[NDArray[np.int64], float]:
-        magnitude_RC = np.abs(linear(stream)[to_ordinals(*block[0])].reshape(matrix(stream))).astype(np.float64)
+        magnitude_RC = np.abs(linear_values(stream)[to_ordinals(*block[0])].astype(np.float64))
+        magnitude_RC = magnitude_RC.reshape(matrix_shape(stream))
         quarters = np.rint(finest.rows_R / 2).astype(np.int64)
-        expected_R1 = 2.0 ** ((finest.base - 120 + 2 * quarters[:, None]) / 8) * largest(stream)
+        expected_R1 = 2.0 ** ((finest.base - 120 + 2 * quarters[:, None]) / 8) * max_magnitude(stream)
         bits, levels = integers_cost(quarters, 8), []
         for rows in np.array_split(np.arange(len(quarters)), min(parts, len(quarters))):
             ratio_C = (magnitude_RC[rows] / expected_R1[rows]).mean(0)
@@ -170,15 +171,15 @@ def parametric(block: Block, tail: Callable[[NDArray[np.float64]], NDArray[np.fl
     """
     bits = 0.0
     for stream, array in block:
-        ordinals_RC = to_ordinals(stream, array).reshape(matrix(stream))
-        by_level, _, _ = Tables(Choices()).of(stream)
-        levels, _ = choose(Choices(EVERY, EVERY, False), stream, by_level, by_level, ordinals_RC)
+        ordinals_RC = to_ordinals(stream, array).reshape(matrix_shape(stream))
+        by_level, _, _ = HistogramSets(SearchSpace()).of(stream)
+        levels, _ = search_parameters(SearchSpace(EVERY, EVERY, False), stream, by_level, by_level, ordinals_RC)
         level_RC = levels.of_rows(0, len(ordinals_RC)).astype(np.int64)
-        numbers = linear(stream)
+        numbers = linear_values(stream)
         edges = np.concatenate(([-np.inf], (numbers[1:] + numbers[:-1]) / 2, [np.inf]))
         found = np.zeros((LEVELS, numbers.size))
         np.add.at(found, (level_RC, ordinals_RC), 1)
-        expected = 2.0 ** ((np.arange(LEVELS) - 120) / 8) * largest(stream)
+        expected = 2.0 ** ((np.arange(LEVELS) - 120) / 8) * max_magnitude(stream)
         p = np.diff(tail(edges[None] / (expected[:, None] * unit)), axis=1)
         bits += levels.cost - float((found * np.log2(np.maximum(p, 2.0**-24))).sum())
     return bits / 8
@@ -192,19 +193,19 @@ def laplace(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 0, np.exp(np.minimum(x, 0)) / 2, 1 - np.exp(-np.maximum(x, 0)) / 2)
 
 
-PLAIN = WeightCodec(Choices(NONE, NONE, False))
-LEVELS_ONLY = WeightCodec(Choices(EVERY, EVERY, False))
+PLAIN = WeightCodec(SearchSpace(NONE, NONE, False))
+LEVELS_ONLY = WeightCodec(SearchSpace(EVERY, EVERY, False))
 TRIED: dict[str, Callable[[Block], float]] = {
     "pooled entropy": pooled,
     "static histogram per tensor, stored": static,
     "learning histogram per tensor": lambda block: sum(encoded([one], PLAIN) for one in block),
     "learning histogram, shared": lambda block: encoded(block, PLAIN),
-    "row classes": lambda block: encoded(block, WeightCodec(Choices(EVERY, NONE, False))),
-    "column classes": lambda block: encoded(block, WeightCodec(Choices(NONE, EVERY, False))),
+    "row classes": lambda block: encoded(block, WeightCodec(SearchSpace(EVERY, NONE, False))),
+    "column classes": lambda block: encoded(block, WeightCodec(SearchSpace(NONE, EVERY, False))),
     "row and column classes": lambda block: encoded(block, LEVELS_ONLY),
-    "… in eighths only": lambda block: encoded(block, WeightCodec(Choices((0,), (0,), False))),
-    "… in quarters only": lambda block: encoded(block, WeightCodec(Choices((1,), (1,), False))),
-    "… in halves only": lambda block: encoded(block, WeightCodec(Choices((2,), (2,), False))),
+    "… in eighths only": lambda block: encoded(block, WeightCodec(SearchSpace((0,), (0,), False))),
+    "… in quarters only": lambda block: encoded(block, WeightCodec(SearchSpace((1,), (1,), False))),
+    "… in halves only": lambda block: encoded(block, WeightCodec(SearchSpace((2,), (2,), False))),
     "… histograms not shared": lambda block: sum(encoded([one], LEVELS_ONLY) for one in block),
     "… rows from their scales, free": lambda block: under(block, by_scale(SCALES)),
     "… in halves, beside the left neighbour's size": lambda block: under(block, beside_the_left),
@@ -212,7 +213,7 @@ TRIED: dict[str, Callable[[Block], float]] = {
     "… columns anew for 4 parts of the rows": lambda block: under(block, in_parts(4)),
     "… Gaussian instead of histograms": lambda block: parametric(block, gaussian, (np.pi / 2) ** 0.5),
     "… Laplace instead of histograms": lambda block: parametric(block, laplace, 1.0),
-    "row and column classes, lines foretold": encoded,
+    "row and column classes, predicted lines": encoded,
 }
 """What was tried on blocks of weights, in bytes."""
 

@@ -1,6 +1,6 @@
-"""A second reader of the codec `ans`, written from docs/artifact-format.md alone, in plain Python integers.
+"""An independent decoder of the codec `ans/2`, written from docs/artifact-format.md alone, with Python integers.
 
-Slow and without any check beyond what the page asks for: the oracle for what the package writes.
+It is slow and checks only what the page requires. The tests use it as the reference for the encoder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Table = dict[int, list[int]]
 
 
 def read(streams: list[StreamSpec], data: bytes) -> list[list[int]]:
-    """The bit patterns or integers of every stream, in the order of rows."""
-    return Reading(data).block(streams)
+    """Return the bit patterns or integers of every stream, row by row."""
+    return Decoder(data).block(streams)
 
 
-class Reading:
+class Decoder:
     def __init__(self, data: bytes) -> None:
         self.words = list(struct.unpack(f"<{len(data) // 4}I", data))
         self.x = self.words.pop()
@@ -45,11 +45,11 @@ class Reading:
     def number(self, bits: int) -> int:
         result = 0
         for at in range(0, bits, 8):
-            width = min(8, bits - at)
-            result += self.symbol([1 << 24 - width] * (1 << width)) << at
+            digit_bits = min(8, bits - at)
+            result += self.symbol([1 << 24 - digit_bits] * (1 << digit_bits)) << at
         return result
 
-    def learnt(self, contexts: list[int], table: Table, alphabet: int) -> list[int]:
+    def adaptive(self, contexts: list[int], table: Table, alphabet: int) -> list[int]:
         waiting = {c: [i for i, other in enumerate(contexts) if other == c] for c in sorted(set(contexts))}
         out = [0] * len(contexts)
         while any(waiting.values()):
@@ -70,7 +70,7 @@ class Reading:
         if least >> bits - 1:
             least -= 1 << bits
         alphabet = self.number(8) + 1
-        return [least + s for s in self.learnt([0] * count, {}, alphabet)]
+        return [least + s for s in self.adaptive([0] * count, {}, alphabet)]
 
     def block(self, streams: list[StreamSpec]) -> list[list[int]]:
         out = [self.stream(stream) for stream in streams]
@@ -84,7 +84,7 @@ class Reading:
         R = stream.shape[0] if len(stream.shape) > 1 else 1
         C = prod(stream.shape) // R
         if stream.kind == "u8":
-            return self.learnt([0] * C, {}, 256)
+            return self.adaptive([0] * C, {}, 256)
         if stream.kind == "int":
             return [o - sign + 1 for o in self.weights(stream, R, C, 2 * sign - 2, range(1 - sign, sign), sign - 1)]
         if stream.kind == "fp8":
@@ -100,19 +100,19 @@ class Reading:
         low = self.number(5)
         out = [o << low for o in self.integers(count, bits - low + 1)]
         for at in range(0, low, 8):
-            width = min(8, low - at)
-            out = [o + (self.symbol([1 << 24 - width] * (1 << width)) << at) for o in out]
+            digit_bits = min(8, low - at)
+            out = [o + (self.symbol([1 << 24 - digit_bits] * (1 << digit_bits)) << at) for o in out]
         return out
 
     def weights(self, stream: StreamSpec, R: int, C: int, top: int, numbers: Any, largest: int) -> list[int]:
         L, N = min(R, C), max(R, C)
         J = max(1, min(L // 32, (1 << 16) // N))
-        foretold = J < L <= 1024 and bool(self.number(1))
+        predicted = J < L <= 1024 and bool(self.number(1))
         base, p, q = self.number(7), self.number(2), self.number(2)
         r = self.integers(R, 8) if p < 3 else [0] * R
         c = self.integers(C, 8) if q < 3 else [0] * C
         level = [[max(0, min(127, base + (r[i] << p) + (c[j] << q))) for j in range(C)] for i in range(R)]
-        if not foretold:
+        if not predicted:
             out = []
             step = max(1, (1 << 20) // C)
             for start in range(0, R, step):
@@ -129,15 +129,15 @@ class Reading:
             at = [level[i][j] if R >= C else level[j][i] for j in panel for i in range(N)]
             size = [min(14, (28 * abs(e) + u) // (2 * u)) for e in m]
             coded = self.split(stream, top, 1, [128 * x + y for x, y in zip(size, at, strict=True)])
-            turned = [top - o if e < 0 else o for o, e in zip(coded, m, strict=True)]
-            lines += [turned[i * N : (i + 1) * N] for i in range(len(panel))]
+            flipped = [top - o if e < 0 else o for o, e in zip(coded, m, strict=True)]
+            lines += [flipped[i * N : (i + 1) * N] for i in range(len(panel))]
         return [lines[j][i] if R >= C else lines[i][j] for i in range(R) for j in range(C)]
 
     def split(self, stream: StreamSpec, top: int, which: int, contexts: list[int]) -> list[int]:
         low = max(0, stream.bits - 6)
         tables = [self.shared.setdefault((stream.kind, stream.bits, i), {}) for i in range(3)]
-        coarse = self.learnt(contexts, tables[which], (top >> low) + 1)
+        coarse = self.adaptive(contexts, tables[which], (top >> low) + 1)
         if not low:
             return coarse
-        fine = self.learnt(coarse, tables[2], 1 << low)
+        fine = self.adaptive(coarse, tables[2], 1 << low)
         return [(a << low) + b for a, b in zip(coarse, fine, strict=True)]

@@ -1,4 +1,4 @@
-"""The weight codec: lossless for anything, as documented to the bit, and near the entropy."""
+"""The weight codec: lossless for any values, as documented to the bit, and near the entropy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from examples import examples
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.histograms import Histograms, code_integers
-from jepamba.artifact.ans.parameter_search import OFF, Choices
-from jepamba.artifact.ans.prediction import Expectations, Prediction, allowed, earlier, panel
+from jepamba.artifact.ans.parameter_search import OFF, SearchSpace
+from jepamba.artifact.ans.prediction import LinearPredictor, PanelPrediction, earlier_lines, is_predictable, panel_lines
 from jepamba.artifact.ans.rans import AnsDecoder, AnsEncoder, code_number, frequencies
 from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
 from jepamba.artifact.inspect import entropy
@@ -82,8 +82,8 @@ HOW = ["constant", "uniform", "normal", "zero rows"]
     )
 )
 @settings(max_examples=examples(150), deadline=None)
-def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str, int]]) -> None:
-    """Empty streams, single values, equal values, rows of zeros, any mixture of kinds and widths in one block."""
+def test_any_block_round_trips(block: list[tuple[tuple[str, int], list[int], str, int]]) -> None:
+    """Empty streams, single values, equal values, rows of zeros, any mixture of kinds and bits in one block."""
     streams = [StreamSpec(f"s{i}", *kind, tuple(shape)) for i, (kind, shape, _, _) in enumerate(block)]
     values = [any_values(*kind, tuple(shape), how, seed) for kind, shape, how, seed in block]
     round_trip(streams, values)
@@ -91,14 +91,14 @@ def test_any_block_comes_back(block: list[tuple[tuple[str, int], list[int], str,
 
 @pytest.mark.parametrize(("kind", "bits"), KINDS)
 @pytest.mark.parametrize("how", HOW)
-def test_every_kind_comes_back_at_a_real_size(kind: str, bits: int, how: str) -> None:
+def test_every_kind_round_trips_at_a_realistic_size(kind: str, bits: int, how: str) -> None:
     shapes = [(90, 20), (20, 90), (2, 200), (400,), (8, 8, 9), ()]
     streams = [StreamSpec(f"s{i}", kind, bits, shape) for i, shape in enumerate(shapes)]
     round_trip(streams, [any_values(kind, bits, s.shape, how, i) for i, s in enumerate(streams)])
 
 
 @pytest.mark.parametrize("bits", STREAM_BITS["int"])
-def test_extremes_come_back(bits: int) -> None:
+def test_largest_integers_round_trip(bits: int) -> None:
     limit = 2 ** (bits - 1) - 1
     for fill in (-limit, limit):
         round_trip([StreamSpec("s", "int", bits, (3, 5))], [np.full((3, 5), fill, dtype=np.int8)])
@@ -107,7 +107,7 @@ def test_extremes_come_back(bits: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp32"])
-def test_every_extreme_of_floating_point_comes_back(kind: str) -> None:
+def test_extreme_floating_point_numbers_round_trip(kind: str) -> None:
     """Both zeros, both infinities, NaNs with any payload, the smallest and the largest."""
     bits = STREAM_BITS[kind][0]
     edge = np.array([0, 1, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1], dtype=np.uint64)
@@ -123,48 +123,50 @@ def embedding(R: int, C: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["int4", "int6", "fp8"])
 @pytest.mark.parametrize("wide", [False, True])
-def test_foretold_lines_come_back_and_save_bytes(kind: str, wide: bool) -> None:
+def test_predicted_lines_round_trip_and_save_bytes(kind: str, wide: bool) -> None:
     """The columns of a tall matrix, the rows of a wide one."""
     w = embedding(3000, 60).T.contiguous() if wide else embedding(3000, 60)
     if kind == "fp8":
         stream, array = StreamSpec("e/fp8", "fp8", 8, tuple(w.shape)), Fp8Quantizer().encode(w)["fp8"].numpy()
     else:
-        width = int(kind[3:])
-        stream, array = StreamSpec("e/q", "int", width, tuple(w.shape)), IntQuantizer(width).encode(w)["q"].numpy()
-    without = round_trip([stream], [array], WeightCodec(Choices(prediction=False)))
+        bits = int(kind[3:])
+        stream, array = StreamSpec("e/q", "int", bits, tuple(w.shape)), IntQuantizer(bits).encode(w)["q"].numpy()
+    without = round_trip([stream], [array], WeightCodec(SearchSpace(prediction=False)))
     assert len(round_trip([stream], [array])) < 0.98 * len(without)
 
 
-@pytest.mark.parametrize(("reach", "largest", "kind"), [(100, 100, np.float32), (2**15 + 255, 2**18, np.float64)])
-def test_what_is_foretold_is_exact_at_the_largest_sums(reach: int, largest: int, kind: Any) -> None:
-    """Coefficients and values as large as a file can make them, and as large as single precision allows."""
+@pytest.mark.parametrize(
+    ("max_coefficient", "max_value", "dtype"), [(100, 100, np.float32), (2**15 + 255, 2**18, np.float64)]
+)
+def test_predictions_are_exact_at_the_largest_sums(max_coefficient: int, max_value: int, dtype: Any) -> None:
+    """The largest coefficients and values of a valid file, and the largest that single precision allows."""
     L, N = 1024, 3000
-    assert panel(L, N) == 21
-    assert panel(60, N) == 1
-    assert allowed(L, N)
-    assert not allowed(L + 1, N)
-    assert not allowed(1, N)
+    assert panel_lines(L, N) == 21
+    assert panel_lines(60, N) == 1
+    assert is_predictable(L, N)
+    assert not is_predictable(L + 1, N)
+    assert not is_predictable(1, N)
     random = np.random.default_rng(0)
-    coefficients = random.integers(-reach, reach + 1, (L, L)) * earlier(L, N)
-    coefficients[-1, : L // 2] = reach
-    lines = random.integers(-largest, largest + 1, (L, N))
-    lines[: L // 2, 0] = largest
-    expectations = Expectations(Prediction(5, coefficients), N, largest)
-    assert expectations._known_LN.dtype == kind
-    for start in range(0, L, panel(L, N)):
-        part = slice(start, min(L, start + panel(L, N)))
-        found = expectations.of(part)
+    coefficients = random.integers(-max_coefficient, max_coefficient + 1, (L, L)) * earlier_lines(L, N)
+    coefficients[-1, : L // 2] = max_coefficient
+    lines = random.integers(-max_value, max_value + 1, (L, N))
+    lines[: L // 2, 0] = max_value
+    prediction = PanelPrediction(LinearPredictor(5, coefficients), N, max_value)
+    assert prediction._known_LN.dtype == dtype
+    for start in range(0, L, panel_lines(L, N)):
+        part = slice(start, min(L, start + panel_lines(L, N)))
+        found = prediction.predict(part)
         if start in (0, 21, 42) or part.stop == L:
             for i in (0, 1, N - 1):
                 for j in (part.start, part.stop - 1):
                     known = sum(int(coefficients[j, k]) * int(lines[k, i]) for k in range(start))
                     assert int(found[j - start, i]) == known
-        expectations.learn(part, lines[part])
+        prediction.update(part, lines[part])
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_the_documented_reader_reads_it(how: str) -> None:
-    """Every kind and width by a reader that was written from the description and shares no code."""
+def test_an_independent_decoder_reads_every_kind(how: str) -> None:
+    """Every kind and number of bits, with a decoder written from the specification that shares no code."""
     streams = [StreamSpec(f"s{i}", kind, bits, (23, 11)) for i, (kind, bits) in enumerate(KINDS)]
     streams += [
         StreamSpec("few", "bf16", 16, (2, 50)),
@@ -177,17 +179,17 @@ def test_the_documented_reader_reads_it(how: str) -> None:
     assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
 
 
-def test_the_documented_reader_reads_foretold_lines() -> None:
+def test_an_independent_decoder_reads_predicted_lines() -> None:
     w = embedding(1200, 60)
     streams = [StreamSpec("e/fp8", "fp8", 8, (1200, 60)), StreamSpec("w/q", "int", 4, (60, 1200))]
     values = [Fp8Quantizer().encode(w)["fp8"].numpy(), IntQuantizer(4).encode(w.T)["q"].numpy()]
     data = round_trip(streams, values)
-    assert len(data) < len(round_trip(streams, values, WeightCodec(Choices(prediction=False))))
+    assert len(data) < len(round_trip(streams, values, WeightCodec(SearchSpace(prediction=False))))
     assert read(streams, data) == [array.reshape(-1).tolist() for array in values]
 
 
-def test_data_written_once_are_read_for_ever() -> None:
-    """Bytes from the day on which the format was settled. Never change them: files like these are with users."""
+def test_blocks_of_earlier_versions_are_still_read() -> None:
+    """A block from the first version of the format. Never change it: users have such files."""
     data = bytes.fromhex((Path(__file__).parent / "files/ans-block.hex").read_text())
     i = np.arange(160)
     expected = [
@@ -209,14 +211,14 @@ def test_data_written_once_are_read_for_ever() -> None:
 
 
 def trained(R: int, C: int, seed: int) -> torch.Tensor:
-    """Rows and columns of different spread: what training makes of a matrix (docs/results/weight-codec.md)."""
+    """A matrix whose rows and columns differ in scale, as after training (docs/results/weight-codec.md)."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.randn(R, 1, generator=generator), torch.randn(1, C, generator=generator)
     return torch.randn(R, C, generator=generator) * (0.15 * rows + 0.2 * columns).exp()
 
 
 @pytest.mark.parametrize("bits", [4, 5])
-def test_weights_come_below_their_entropy_and_every_general_compressor(bits: int) -> None:
+def test_weights_take_less_than_their_entropy_and_every_general_compressor(bits: int) -> None:
     values = [IntQuantizer(bits).encode(trained(320, 320, seed))["q"].numpy() for seed in range(2)]
     streams = [StreamSpec(f"{i}/q", "int", bits, array.shape) for i, array in enumerate(values)]
     sizes = {name: len(data) for name, data in encode_all(streams, values).items()}
@@ -228,8 +230,8 @@ def test_weights_come_below_their_entropy_and_every_general_compressor(bits: int
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_where_there_is_nothing_to_find_it_costs_half_a_percent_at_most(bits: int) -> None:
-    """Independent values of one distribution: no model can do better than the entropy, model cost included."""
+def test_independent_values_cost_at_most_half_a_percent_more_than_their_entropy(bits: int) -> None:
+    """Identically distributed: no model can take less than the entropy."""
     random = np.random.default_rng(0)
     if bits == 4:
         array = np.rint(random.normal(0, 2.2, (512, 512))).clip(-7, 7).astype(np.int8)
@@ -246,11 +248,11 @@ def test_all_zero_weights_cost_nearly_nothing() -> None:
     assert len(round_trip(streams, [np.zeros((640, 640), dtype=np.int8)] * 3)) < 100
 
 
-def test_choices_bound_the_writer_only() -> None:
+def test_the_search_space_limits_the_encoder_only() -> None:
     array = IntQuantizer(4).encode(trained(300, 200, 0))["q"].numpy()
     stream = StreamSpec("w/q", "int", 4, array.shape)
     sizes = [
-        len(round_trip([stream], [array], WeightCodec(Choices(rows, columns, prediction=False))))
+        len(round_trip([stream], [array], WeightCodec(SearchSpace(rows, columns, prediction=False))))
         for rows, columns in (((OFF,), (OFF,)), ((1,), (OFF,)), ((OFF,), (1,)), ((1,), (1,)), ((0, 1, 2, OFF),) * 2)
     ]
     assert sizes[0] > sizes[1] > sizes[3] >= sizes[4]
@@ -268,44 +270,44 @@ def test_frequencies_are_exact(weights: list[int]) -> None:
 
 
 @given(st.integers(1, 64), st.data())
-def test_numbers_come_back(bits: int, data: st.DataObject) -> None:
-    writer = AnsEncoder()
+def test_numbers_round_trip(bits: int, data: st.DataObject) -> None:
+    encoder = AnsEncoder()
     number = data.draw(st.integers(0, 2**bits - 1))
-    code_number(writer, bits, number)
-    reader = AnsDecoder(writer.finish())
-    assert code_number(reader, bits, 0) == number
-    reader.finish()
+    code_number(encoder, bits, number)
+    decoder = AnsDecoder(encoder.finish())
+    assert code_number(decoder, bits, 0) == number
+    decoder.finish()
 
 
 @given(st.lists(st.integers(-40, 100), max_size=300))
 @settings(deadline=None)
-def test_integers_come_back(numbers: list[int]) -> None:
-    writer, array = AnsEncoder(), np.array(numbers, dtype=np.int64)
-    code_integers(writer, len(numbers), array, 8)
-    reader = AnsDecoder(writer.finish())
-    assert code_integers(reader, len(numbers), None, 8).tolist() == numbers
-    reader.finish()
+def test_integers_round_trip(numbers: list[int]) -> None:
+    encoder, array = AnsEncoder(), np.array(numbers, dtype=np.int64)
+    code_integers(encoder, len(numbers), array, 8)
+    decoder = AnsDecoder(encoder.finish())
+    assert code_integers(decoder, len(numbers), None, 8).tolist() == numbers
+    decoder.finish()
 
 
-def test_the_estimate_of_a_histogram_is_near_what_it_takes() -> None:
+def test_the_estimated_cost_of_a_histogram_is_near_its_actual_cost() -> None:
     random = np.random.default_rng(0)
     contexts = random.integers(0, 5, 20_000).astype(np.uint16)
     symbols = (random.integers(0, 4, 20_000) * (1 + contexts) // 2).astype(np.uint8)
-    histograms, writer = Histograms(5, 16), AnsEncoder()
+    histograms, encoder = Histograms(5, 16), AnsEncoder()
     found = np.zeros((5, 16), dtype=np.int64)
     np.add.at(found, (contexts, symbols), 1)
     estimate = histograms.cost(found)
-    histograms.code(writer, contexts, symbols)
-    assert abs(8 * len(writer.finish()) / estimate - 1) < 0.01
+    histograms.code(encoder, contexts, symbols)
+    assert abs(8 * len(encoder.finish()) / estimate - 1) < 0.01
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of codecs in the order in which they are asked to encode."""
-    asked: list[str] = []
+def record_encoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that receives the name of each codec that encodes a block."""
+    used: list[str] = []
 
     def watched(name: str, encode: Callable[..., bytes]) -> Callable[..., bytes]:
         def watch(*args: Any) -> bytes:
-            asked.append(name)
+            used.append(name)
             return encode(*args)
 
         return watch
@@ -313,27 +315,27 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, codec in CODECS.items():
         fake = type("Watched", (), {"name": name, "encode": staticmethod(watched(name, codec.encode))})
         monkeypatch.setitem(CODECS, name, fake())
-    return asked
+    return used
 
 
 def large(copies: int) -> tuple[list[StreamSpec], list[Values]]:
-    """A block of weights over the bound up to which everything is tried, of matrices that are alike or not."""
+    """A block above the size up to which every codec is tried. `copies` of its 4 matrices are equal."""
     arrays = [IntQuantizer(4).encode(trained(512, 320, min(seed, 4 - copies)))["q"].numpy() for seed in range(4)]
     return [StreamSpec(f"{i}/q", "int", 4, array.shape) for i, array in enumerate(arrays)], arrays
 
 
-def test_slow_compressors_are_left_out_where_they_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_compressors_are_not_tried_where_they_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
     streams, values = large(copies=1)
     found = encode_all(streams, values)
     best = min(found, key=lambda name: len(found[name]))
-    asked = counted(monkeypatch)
+    used = record_encoders(monkeypatch)
     assert encode_smallest(streams, values) == (best, found[best])
-    assert set(asked) == {"ans/2"}
+    assert set(used) == {"ans/2"}
     assert best == "ans/2"
 
 
 def test_slow_compressors_are_tried_where_they_can_win() -> None:
-    """Repeated matrices: no entropy coder sees them, so that the quick pass must."""
+    """Repeated matrices, which an entropy coder does not recognize but the quick pass does."""
     streams, values = large(copies=4)
     name, data = encode_smallest(streams, values)
     assert name.split("/")[0] in ("lzma", "zstd", "brotli")
@@ -342,7 +344,7 @@ def test_slow_compressors_are_tried_where_they_can_win() -> None:
     )
 
 
-def test_the_artifact_of_a_model_is_in_it(tmp_path: Path) -> None:
+def test_an_artifact_uses_the_weight_codec(tmp_path: Path) -> None:
     run = Run(
         data=Data(tokenizer="bytes", seq_len=8),
         model=Model(

@@ -1,4 +1,4 @@
-"""Hostile data for the weight codec, with no checksum before it: one line, no hang, no more memory than declared."""
+"""Hostile data for the weight codec alone, without a checksum: a one-line error, no hang, bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CODEC = WeightCodec()
 
 
 def block() -> tuple[list[StreamSpec], list[Values]]:
-    """Every kind of model: levels, low bits, and floating-point numbers of two widths."""
+    """A block with every kind of model: levels, low bits, and both floating-point kinds."""
     random = np.random.default_rng(0)
     streams = [
         StreamSpec("e/q", "int", 6, (150, 12)),
@@ -32,8 +32,8 @@ def block() -> tuple[list[StreamSpec], list[Values]]:
         StreamSpec("w/scale", "bf16", 16, (30,)),
         StreamSpec("d/value", "fp32", 32, (5,)),
     ]
-    alike = random.normal(0, 5, (150, 1)) @ random.normal(1, 1, (1, 12)) + random.normal(0, 2, (150, 12))
-    arrays = [np.rint(alike).clip(-31, 31), random.integers(0, 250, (30, 50)), 0x3F80 + random.integers(0, 99, 30)]
+    correlated = random.normal(0, 5, (150, 1)) @ random.normal(1, 1, (1, 12)) + random.normal(0, 2, (150, 12))
+    arrays = [np.rint(correlated).clip(-31, 31), random.integers(0, 250, (30, 50)), 0x3F80 + random.integers(0, 99, 30)]
     arrays.append(random.integers(0, 2**32, 5))
     return streams, [array.astype(DTYPES[stream.kind]) for stream, array in zip(streams, arrays, strict=True)]
 
@@ -52,7 +52,7 @@ def refused_or_of_the_declared_shape(streams: list[StreamSpec], data: bytes) -> 
 
 
 def test_flipped_bytes_and_every_truncation() -> None:
-    """The data must end in the state in which the writer began: most changes show, though some are other weights."""
+    """The data must end in the encoder's initial state, which reveals most changes. Others give other weights."""
     streams, values = block()
     data = CODEC.encode(streams, values)
     refused, places = 0, range(0, len(data), 61)
@@ -75,46 +75,44 @@ def test_garbage_is_refused_in_one_line(data: bytes, kind: tuple[str, int], shap
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2**32)), max_size=40), st.sampled_from(KINDS))
 @settings(max_examples=examples(200), deadline=None)
-def test_any_numbers_where_the_plan_stands_are_refused_or_read(
-    numbers: list[tuple[int, int]], kind: tuple[str, int]
-) -> None:
-    """Garbage that is well-formed as far as the coder goes: an attacker's bases, steps, classes and coefficients."""
-    writer = AnsEncoder()
+def test_arbitrary_parameters_are_refused_or_read(numbers: list[tuple[int, int]], kind: tuple[str, int]) -> None:
+    """Valid ANS data with arbitrary bases, steps, classes and coefficients."""
+    encoder = AnsEncoder()
     for bits, number in numbers:
-        code_number(writer, bits, number % 2**bits)
-    refused_or_of_the_declared_shape([StreamSpec("s", *kind, (30, 7))], writer.finish())
+        code_number(encoder, bits, number % 2**bits)
+    refused_or_of_the_declared_shape([StreamSpec("s", *kind, (30, 7))], encoder.finish())
 
 
-def test_a_value_off_the_grid_is_refused() -> None:
-    """A floating-point number of more bits than it has room for."""
-    writer = AnsEncoder()
-    code_number(writer, 5, 0)  # no low bits
-    code_number(writer, 17, 0x10000 - 5)
-    code_number(writer, 8, 9)
+def test_an_ordinal_out_of_range_is_refused() -> None:
+    """A floating-point number of more than 16 bits."""
+    encoder = AnsEncoder()
+    code_number(encoder, 5, 0)  # no low bits
+    code_number(encoder, 17, 0x10000 - 5)
+    code_number(encoder, 8, 9)
     symbols = np.full(4, 9, dtype=np.uint8)
-    Histograms(1, 10).code(writer, np.zeros(4, dtype=np.uint16), symbols)
+    Histograms(1, 10).code(encoder, np.zeros(4, dtype=np.uint16), symbols)
     with pytest.raises(UserError, match="outside"):
-        CODEC.decode([StreamSpec("s", "bf16", 16, (4,))], writer.finish())
+        CODEC.decode([StreamSpec("s", "bf16", 16, (4,))], encoder.finish())
 
 
 @pytest.mark.parametrize("low", [16, 31])
 def test_more_low_bits_than_bits_are_refused(low: int) -> None:
-    writer = AnsEncoder()
-    code_number(writer, 5, low)
+    encoder = AnsEncoder()
+    code_number(encoder, 5, low)
     with pytest.raises(UserError, match="low bits"):
-        CODEC.decode([StreamSpec("s", "bf16", 16, (4,))], writer.finish())
+        CODEC.decode([StreamSpec("s", "bf16", 16, (4,))], encoder.finish())
 
 
 def test_few_bytes_do_not_take_much_time_or_memory() -> None:
-    """The largest stream that is foretold, from data that are used up at once."""
-    writer = AnsEncoder()
-    code_number(writer, 1, 1)
+    """The largest stream with a predictor, from data that end at once."""
+    encoder = AnsEncoder()
+    code_number(encoder, 1, 1)
     stream = StreamSpec("s", "int", 4, (8192, 512))
     tracemalloc.start()
     start = time.process_time()
     try:
         with pytest.raises(UserError):
-            CODEC.decode([stream], writer.finish())
+            CODEC.decode([stream], encoder.finish())
         assert tracemalloc.get_traced_memory()[1] < 16 * stream.size  # lines in single precision, and what is decoded
     finally:
         tracemalloc.stop()
@@ -122,7 +120,7 @@ def test_few_bytes_do_not_take_much_time_or_memory() -> None:
 
 
 def test_a_panic_of_the_library_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """`PanicException` is no `Exception`: a real one, of a model that cannot be."""
+    """`PanicException` is not an `Exception`. An invalid model raises a real one."""
     streams, values = block()
     data = CODEC.encode(streams, values)
     broken = constriction.stream.model.QuantizedGaussian(-5, 5)
@@ -140,7 +138,7 @@ def test_a_panic_of_the_library_is_one_line(monkeypatch: pytest.MonkeyPatch, cap
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
-def test_an_interrupt_is_no_damage(monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]) -> None:
+def test_an_interrupt_is_not_reported_as_damage(monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]) -> None:
     class Interrupted:
         def __init__(self, words: Any) -> None:
             pass
@@ -155,6 +153,6 @@ def test_an_interrupt_is_no_damage(monkeypatch: pytest.MonkeyPatch, raised: type
         CODEC.decode(streams, data)
 
 
-def test_the_end_mark_is_no_number_that_empty_data_give() -> None:
+def test_empty_data_do_not_give_the_end_number() -> None:
     assert 0 < END < 2**END_BITS
     assert refused_or_of_the_declared_shape([StreamSpec("s", "int", 4, (7,))], b"")

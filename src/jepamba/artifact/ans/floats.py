@@ -1,6 +1,6 @@
-"""Floating-point numbers that are few: ordinals in two parts, a coarse one under a histogram and low bits as they are.
+"""Floating-point scales and vectors. A histogram models the high bits of an ordinal; its low bits are stored as is.
 
-A matrix of at most eight rows has a histogram for each row; everything else is one row.
+A matrix of at most 8 rows has one histogram per row, any other stream has one in all.
 """
 
 from __future__ import annotations
@@ -8,37 +8,38 @@ from __future__ import annotations
 import numpy as np
 
 from jepamba.artifact.ans.histograms import code_integers, integers_cost
-from jepamba.artifact.ans.ordinals import Ordinals, matrix
+from jepamba.artifact.ans.ordinals import Ordinals, matrix_shape
 from jepamba.artifact.ans.rans import MAX_ALPHABET, AnsCoder, code_number, uniform
 from jepamba.artifact.streams import StreamSpec
 from jepamba.errors import UserError
 
-FEW_ROWS = 8
-_WIDTH_BITS = 5
+MAX_SEPARATE_ROWS = 8
+_LOW_BITS_FIELD = 5
+"""Bits of the field that holds the number of low bits."""
 
 
 def code_floats(coder: AnsCoder, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
-    """The ordinals (N,) of a stream of `bf16` or `fp32`."""
-    R, _ = matrix(stream)
-    apart = R if R <= FEW_ROWS else 1
-    rows = [None] * apart if ordinals is None else list(ordinals.reshape(apart, -1))
-    return np.concatenate([_code_row(coder, stream, stream.size // apart, row) for row in rows])
+    """Encode or decode the ordinals (N,) of a `bf16` or `fp32` stream and return them."""
+    R, _ = matrix_shape(stream)
+    num_rows = R if R <= MAX_SEPARATE_ROWS else 1
+    rows = [None] * num_rows if ordinals is None else list(ordinals.reshape(num_rows, -1))
+    return np.concatenate([_code_row(coder, stream, stream.size // num_rows, row) for row in rows])
 
 
 def _code_row(coder: AnsCoder, stream: StreamSpec, count: int, ordinals: Ordinals | None) -> Ordinals:
-    low = code_number(coder, _WIDTH_BITS, 0 if ordinals is None else _width(stream, ordinals))
+    low = code_number(coder, _LOW_BITS_FIELD, 0 if ordinals is None else _best_low_bits(stream, ordinals))
     if low >= stream.bits:
         raise UserError(f"stream {stream.name} cannot have {low} low bits")
     coded = code_integers(coder, count, None if ordinals is None else ordinals >> low, stream.bits - low + 1) << low
     for start in range(0, low, 8):
-        width = min(8, low - start)
-        symbols = None if ordinals is None else (ordinals >> start & (1 << width) - 1).astype(np.uint8)
-        coded |= coder.symbols(uniform(width), count, symbols).astype(np.int64) << start
+        digit_bits = min(8, low - start)
+        digits = None if ordinals is None else (ordinals >> start & (1 << digit_bits) - 1).astype(np.uint8)
+        coded |= coder.code(uniform(digit_bits), count, digits).astype(np.int64) << start
     return coded
 
 
-def _width(stream: StreamSpec, ordinals: Ordinals) -> int:
-    """The number of low bits that makes the whole smallest."""
-    spans = [int((ordinals >> low).max() - (ordinals >> low).min()) for low in range(stream.bits)]
-    fitting = [low for low, span in enumerate(spans) if span < MAX_ALPHABET]
-    return min(fitting, key=lambda low: low * ordinals.size + integers_cost(ordinals >> low, stream.bits - low + 1))
+def _best_low_bits(stream: StreamSpec, ordinals: Ordinals) -> int:
+    """Return the number of low bits that minimizes the encoded size."""
+    ranges = [int((ordinals >> low).max() - (ordinals >> low).min()) for low in range(stream.bits)]
+    possible = [low for low, size in enumerate(ranges) if size < MAX_ALPHABET]
+    return min(possible, key=lambda low: low * ordinals.size + integers_cost(ordinals >> low, stream.bits - low + 1))

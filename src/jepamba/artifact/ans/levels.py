@@ -1,8 +1,9 @@
-"""How large a value is expected to be: a level for each row and each column of a matrix.
+"""Levels: the expected magnitudes of the values of a matrix, which are the contexts of their histograms.
 
-A grid scales each row to its largest value, so rows differ in how peaked they are, and so do columns. The expected
-magnitude of the value in row i and column j is taken as r_i·c_j. Its logarithm, base 2, in eighths is the value's
-level: base + class of the row + class of the column. Classes come in eighths, quarters or halves, or not at all.
+A quantizer scales each row to its largest value, so that the rows differ in how peaked they are, and so do the columns.
+The model of the expected magnitude in row i and column j is r_i·c_j. The level of a value is the base-2 logarithm of
+this magnitude in steps of 1/8: base + class of the row + class of the column. Classes have steps of 1/8, 1/4 or 1/2, or
+are absent.
 
 Shapes: R rows, C columns.
 """
@@ -18,16 +19,16 @@ from jepamba.artifact.ans.histograms import code_integers, integers_cost
 from jepamba.artifact.ans.rans import AnsCoder, code_number
 
 LEVELS = 128
-FULL = 120
-"""The level at which the grid's largest value is expected."""
+FULL_SCALE = 120
+"""The level of the quantizer's largest magnitude."""
 OFF = 3
-"""As a step: no classes."""
+"""The step that means: no classes."""
 _CLASS_BITS = 8
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Base and classes. A class counts 2^step eighths; with the step `OFF` all are 0."""
+    """Base and classes. A class has the unit 2^step / 8; with the step `OFF` all classes are 0."""
 
     base: int
     row_step: int
@@ -36,7 +37,7 @@ class Levels:
     columns_C: NDArray[np.int64]
 
     def of_rows(self, start: int, stop: int) -> NDArray[np.int16]:
-        """The levels of rows `start` to `stop`, (stop − start, C)."""
+        """Return the levels (stop − start, C) of the rows from `start` to `stop`."""
         rows = (self.base + (self.rows_R[start:stop] << self.row_step)).astype(np.int16)
         columns = (self.columns_C << self.column_step).astype(np.int16)
         levels: NDArray[np.int16] = np.clip(rows[:, None] + columns[None], 0, LEVELS - 1)
@@ -44,13 +45,13 @@ class Levels:
 
     @property
     def cost(self) -> float:
-        """Bits that `code_levels` takes, nearly."""
+        """The approximate bits that `code_levels` takes."""
         axes = ((self.row_step, self.rows_R), (self.column_step, self.columns_C))
         return sum(integers_cost(classes, _CLASS_BITS) for step, classes in axes if step != OFF)
 
 
 def code_levels(coder: AnsCoder, R: int, C: int, levels: Levels | None) -> Levels:
-    """Base, the two steps, and the classes of each axis that has some."""
+    """Encode or decode the base, both steps, and the classes of each axis that has them. Returns the levels."""
     base = code_number(coder, 7, levels.base if levels else 0)
     row_step = code_number(coder, 2, levels.row_step if levels else 0)
     column_step = code_number(coder, 2, levels.column_step if levels else 0)

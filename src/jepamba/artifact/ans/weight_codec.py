@@ -1,11 +1,10 @@
-"""The weight codec: every stream of a block in one run of ANS, under models that learn from what has been coded.
+"""The weight codec: all streams of a block in one sequence of ANS symbols, with adaptive models.
 
-One walk over the block serves both directions (see `coder`): it is given the values when writing and returns them when
-reading. What the writer chooses stands in the file before the values that it concerns. Which model a stream gets
-follows from its kind alone, so that a new grid needs nothing here:
+The same code serves both directions (see `rans.py`): it takes the values when encoding and returns them when decoding.
+The parameters that the encoder chooses precede the values that they concern. The kind of a stream determines its model:
 
-- weights on a grid (`int`, `fp8`): `weights`;
-- other floating-point numbers (`bf16`, `fp32`): `floats`;
+- quantized weights (`int`, `fp8`): `weights.py`;
+- other floating-point numbers (`bf16`, `fp32`): `floats.py`;
 - bytes (`u8`): one histogram.
 """
 
@@ -18,45 +17,45 @@ import numpy as np
 from jepamba.artifact.ans.floats import code_floats
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.ordinals import Ordinals, from_ordinals, to_ordinals
-from jepamba.artifact.ans.parameter_search import EVERYTHING, Choices
+from jepamba.artifact.ans.parameter_search import FULL_SEARCH, SearchSpace
 from jepamba.artifact.ans.rans import AnsCoder, AnsDecoder, AnsEncoder
-from jepamba.artifact.ans.weights import Tables, code_weights
+from jepamba.artifact.ans.weights import HistogramSets, code_weights
 from jepamba.artifact.streams import StreamSpec, Values
 
 
 class WeightCodec:
-    """The codec `ans/2`. `choices` bounds what the writer tries, for measurements; a reader reads any."""
+    """The codec `ans/2`. `search_space` limits the parameters that the encoder tries; a decoder accepts all of them."""
 
     name = "ans/2"
 
-    def __init__(self, choices: Choices = EVERYTHING) -> None:
-        self._choices = choices
+    def __init__(self, search_space: SearchSpace = FULL_SEARCH) -> None:
+        self._search_space = search_space
 
     def encode(self, streams: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
-        """The block in bytes. Raises `ValueError` for integers off their grid.
+        """Return the encoded block. Raises `ValueError` for integers out of range.
 
-        The same values give the same bytes on one machine. What is chosen (levels, coefficients) is found in floating
-        point, and on another machine it may come out otherwise; any reader reads either.
+        The same values give the same bytes on the same machine. The encoder finds its parameters (levels, coefficients)
+        in floating point, so that another machine may choose others; every decoder reads both.
         """
-        coder, tables = AnsEncoder(), Tables(self._choices)
+        encoder, histogram_sets = AnsEncoder(), HistogramSets(self._search_space)
         for stream, array in zip(streams, values, strict=True):
-            _code(coder, tables, stream, to_ordinals(stream, array))
-        return coder.finish()
+            _code(encoder, histogram_sets, stream, to_ordinals(stream, array))
+        return encoder.finish()
 
     def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
-        """The values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
-        coder, tables = AnsDecoder(data), Tables(self._choices)
-        values = [from_ordinals(stream, _code(coder, tables, stream, None)) for stream in streams]
-        coder.finish()
+        """Return the values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
+        decoder, histogram_sets = AnsDecoder(data), HistogramSets(self._search_space)
+        values = [from_ordinals(stream, _code(decoder, histogram_sets, stream, None)) for stream in streams]
+        decoder.finish()
         return values
 
 
-def _code(coder: AnsCoder, tables: Tables, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
-    """The ordinals of a stream, (N,)."""
+def _code(coder: AnsCoder, histogram_sets: HistogramSets, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
+    """Encode or decode the ordinals (N,) of a stream and return them."""
     if not stream.size:
         return np.zeros(0, dtype=np.uint8)
     if stream.kind in ("int", "fp8"):
-        return code_weights(coder, tables, stream, ordinals)
+        return code_weights(coder, histogram_sets, stream, ordinals)
     if stream.kind == "u8":
         return Histograms(1, 256).code(coder, np.zeros(stream.size, dtype=np.uint16), ordinals)
     return code_floats(coder, stream, ordinals)
