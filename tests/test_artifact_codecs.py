@@ -20,10 +20,10 @@ from jepamba.artifact.streams import (
     STREAM_BITS,
     StreamSpec,
     Values,
-    gather,
+    from_byte_planes,
     pack,
     pack_integers,
-    spread,
+    to_byte_planes,
     unpack,
     unpack_integers,
 )
@@ -46,15 +46,21 @@ def test_the_packed_layout_is_the_documented_one() -> None:
     assert pack_integers(np.array([1, -1, -15], dtype=np.int8), 5) == bytes([0b00001111, 0b11100010])
     assert pack_integers(np.array([1, -1, -31], dtype=np.int8), 6) == bytes([0b00000111, 0b11111000, 0b01000000])
     assert pack(StreamSpec("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2")) == b"\x80\x3f\x01\x00"
-    assert spread(StreamSpec("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2")) == b"\x80\x01\x3f\x00"
-    assert spread(StreamSpec("a", "int", 4, (3,)), np.array([-7, 0, 7], dtype=np.int8)) == bytes([0, 7, 14])
+    assert (
+        to_byte_planes(StreamSpec("a", "bf16", 16, (2,)), np.array([0x3F80, 0x0001], dtype="<u2"))
+        == b"\x80\x01\x3f\x00"
+    )
+    assert to_byte_planes(StreamSpec("a", "int", 4, (3,)), np.array([-7, 0, 7], dtype=np.int8)) == bytes([0, 7, 14])
 
 
 @given(st.sampled_from(KINDS), st.lists(st.integers(1, 9), max_size=3), st.integers(0, 2**32))
 def test_layouts_round_trip(kind: tuple[str, int], shape: list[int], seed: int) -> None:
     stream = StreamSpec("s", *kind, tuple(shape))
     values = random_values(*kind, stream.shape, seed)
-    for write, read, size in ((pack, unpack, stream.packed_bytes), (spread, gather, stream.plain_bytes)):
+    for write, read, size in (
+        (pack, unpack, stream.packed_bytes),
+        (to_byte_planes, from_byte_planes, stream.byte_plane_bytes),
+    ):
         data = write(stream, values)
         assert len(data) == size
         again = read(stream, data)
@@ -71,7 +77,7 @@ def test_layouts_round_trip(kind: tuple[str, int], shape: list[int], seed: int) 
 def test_packing_in_pieces_is_packing_at_once(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = random_values("int", bits, (1003,), 0)
     whole = pack_integers(values, bits)
-    monkeypatch.setattr(streams, "_PIECE", 8)
+    monkeypatch.setattr(streams, "_CHUNK", 8)
     assert pack_integers(values, bits) == whole
     assert (unpack_integers(whole, bits, 1003) == values).all()
 
@@ -80,13 +86,13 @@ def test_packing_in_pieces_is_packing_at_once(bits: int, monkeypatch: pytest.Mon
 def test_values_off_the_grid_are_refused_both_ways(bits: int) -> None:
     stream = StreamSpec("s", "int", bits, (8,))
     beyond = np.full(8, -(2 ** (bits - 1)), dtype=np.int8)
-    for write in (pack, spread):
+    for write in (pack, to_byte_planes):
         with pytest.raises(ValueError, match="outside"):
             write(stream, beyond)
     with pytest.raises(UserError, match="outside"):
         unpack(stream, pack_integers(beyond, bits))
     with pytest.raises(UserError, match="outside"):
-        gather(stream, bytes([255] * 8))
+        from_byte_planes(stream, bytes([255] * 8))
 
 
 def test_padding_bits_must_be_zero() -> None:

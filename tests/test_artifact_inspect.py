@@ -168,7 +168,7 @@ def test_one_more_layer_costs_what_it_costs(tmp_path: Path, n_layer: int, change
     grown = save_artifact(tmp_path / "b", shaken_model(deeper), deeper, ByteTokenizer()) - size
     found = inspect(tmp_path / "a")["costs"]
     assert found["one_more_layer"] == pytest.approx(grown, rel=0.05)
-    assert found["room"] == 16_000_000 - size
+    assert found["remaining_bytes"] == 16_000_000 - size
 
 
 def test_no_bit_can_be_added_to_eight_and_zeros_have_no_error(tmp_path: Path) -> None:

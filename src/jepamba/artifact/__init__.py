@@ -1,6 +1,6 @@
-"""The file that a trained model is kept in: container, codecs, export and load.
+"""The artifact, the file format of a trained model: container, codecs, save and load.
 
-Read `store.py` first, then `manifest.py`, `container.py` and `codecs.py`; docs/artifact-format.md describes the bytes.
+Read `store.py` first, then `manifest.py`, `container.py` and `codecs.py`; docs/artifact-format.md specifies the bytes.
 """
 
 from jepamba.artifact.inspect import inspect

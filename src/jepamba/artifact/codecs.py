@@ -1,12 +1,9 @@
-"""Codecs: what turns a block of streams into few bytes and back.
+"""Codecs, which compress a block of streams.
 
-The smallest result wins, and its name is written in the container's header. Every codec in `CODECS` is tried on every
-block that is small or no weights; on the rest the general compressors, which take minutes, are tried where a quick one
-finds that they might win (`encode_smallest`), or when asked for. A better codec joins by `register`: it gets the values
-themselves with their names, widths and shapes. A compressor that is not installed is an error at import, never skipped.
+Each block is stored with the codec that makes it smallest; the container's header names it. `encode_smallest` decides
+which codecs are tried. `register` adds a codec. A compressor that is not installed is an error at import.
 
-Reading trusts nothing: the decoded size is known from the stream table before decoding, and no decoder may produce, or
-ask memory for, more than that.
+Decoders do not trust the data. The stream table gives the decoded size, and no decoder may produce or allocate more.
 """
 
 from __future__ import annotations
@@ -22,13 +19,13 @@ import brotli
 import zstandard
 
 from jepamba.artifact.ans import WeightCodec
-from jepamba.artifact.streams import StreamSpec, Values, gather, pack, spread, unpack
+from jepamba.artifact.streams import StreamSpec, Values, from_byte_planes, pack, to_byte_planes, unpack
 from jepamba.errors import UserError
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """What a container asks of a codec. A block is a list of streams and, beside it, a list of their values."""
+    """Encodes and decodes blocks. A block is a list of streams and the list of their values."""
 
     @property
     def name(self) -> str:
@@ -36,39 +33,39 @@ class Codec(Protocol):
         ...
 
     def encode(self, streams: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
-        """The block in bytes. Deterministic."""
+        """Return the encoded block. The result is deterministic."""
         ...
 
     def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
-        """The values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
+        """Return the values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
         ...
 
 
 @dataclass(frozen=True)
 class ByteCodec:
-    """A general-purpose compressor on the concatenated bytes of a block, in one of the two layouts."""
+    """A general-purpose compressor of the concatenated bytes of a block, in one of the two layouts of `streams.py`."""
 
     compressor: str
     layout: Literal["packed", "bytes"]
     compress: Callable[[bytes], bytes]
     decompress: Callable[[bytes, int], bytes]
-    """Called with the data and the exact size to expect; must never produce more than a byte beyond it."""
+    """Takes the data and the expected size. It must not produce more than one byte beyond this size."""
 
     @property
     def name(self) -> str:
         return f"{self.compressor}/{self.layout}"
 
     def encode(self, streams: Sequence[StreamSpec], values: Sequence[Values]) -> bytes:
-        write = pack if self.layout == "packed" else spread
+        write = pack if self.layout == "packed" else to_byte_planes
         return self.compress(b"".join(write(stream, array) for stream, array in zip(streams, values, strict=True)))
 
     def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
-        read = unpack if self.layout == "packed" else gather
-        sizes = [stream.packed_bytes if self.layout == "packed" else stream.plain_bytes for stream in streams]
+        read = unpack if self.layout == "packed" else from_byte_planes
+        sizes = [stream.packed_bytes if self.layout == "packed" else stream.byte_plane_bytes for stream in streams]
         expected = sum(sizes)
         raw = self.decompress(data, expected)
         if len(raw) != expected:
-            raise UserError(f"{self.compressor} data hold {len(raw):,} bytes or more where {expected:,} are declared")
+            raise UserError(f"{self.compressor} data hold {len(raw):,} bytes or more, but {expected:,} are declared")
         decoded, start = [], 0
         for stream, size in zip(streams, sizes, strict=True):
             decoded.append(read(stream, raw[start : start + size]))
@@ -77,12 +74,15 @@ class ByteCodec:
 
 
 _LZMA_DICTIONARY = 16 << 20
-"""Largest distance that LZMA looks back, which bounds the memory that a hostile file can ask for."""
+"""Largest match distance of LZMA in bytes. It bounds the memory that a hostile file can require."""
 
 
 def _lzma_filters(size: int) -> list[dict[str, int]]:
-    """xz's preset 9e as a raw LZMA2 stream for `size` bytes: the .xz container's checks would repeat the artifact's own
-    checksum. Neither side looks back further than there are bytes, which bounds the memory of both."""
+    """Return the filters of a raw LZMA2 stream of `size` bytes at level 9e.
+
+    The stream is raw because the artifact has its own checksum. The dictionary is not larger than the data require,
+    which bounds the memory of encoder and decoder.
+    """
     dictionary = min(_LZMA_DICTIONARY, max(1 << 16, 1 << size.bit_length()))
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
 
@@ -95,7 +95,7 @@ def _lzma_decompress(data: bytes, size: int) -> bytes:
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(size))
     try:
         raw = decoder.decompress(data, max_length=size)
-        while not decoder.eof and len(raw) <= size:  # the end marker may still be due
+        while not decoder.eof and len(raw) <= size:  # the end marker may still follow
             more = decoder.decompress(b"", max_length=size + 1 - len(raw))
             if not more and decoder.needs_input:
                 break
@@ -108,7 +108,7 @@ def _lzma_decompress(data: bytes, size: int) -> bytes:
 
 
 _ZSTD_WINDOW = 27
-"""Largest window accepted on reading, log2 bytes: that of level 22."""
+"""Largest window that the decoder accepts, log2 bytes: the window of level 22."""
 
 
 def _zstd_compress(raw: bytes) -> bytes:
@@ -117,10 +117,10 @@ def _zstd_compress(raw: bytes) -> bytes:
 
 def _zstd_decompress(data: bytes, size: int) -> bytes:
     try:
-        # The frame states its size, and the decoder would allocate it: look first.
+        # The decoder allocates the size that the frame declares, so check it first.
         declared = zstandard.get_frame_parameters(data).content_size
         if declared != size:
-            raise UserError(f"zstd data state another size than the {size:,} declared bytes")
+            raise UserError(f"zstd data declare a size other than {size:,} bytes")
         decoder = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW)
         return decoder.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -128,12 +128,12 @@ def _zstd_decompress(data: bytes, size: int) -> bytes:
 
 
 def _brotli_window(size: int) -> int:
-    """How far brotli looks back in `size` bytes, log2."""
+    """Return the window of brotli for `size` bytes, log2 bytes."""
     return min(24, max(16, size.bit_length()))
 
 
-def _stated_window(data: bytes) -> int:
-    """The window that a brotli stream asks its reader to keep, log2 (RFC 7932, section 9.1); 25 if it is none."""
+def _declared_window(data: bytes) -> int:
+    """Return the window that a brotli stream declares, log2 bytes (RFC 7932, section 9.1); 25 if invalid."""
     head = data[0] if data else 0x11
     if head & 1 == 0:
         return 16
@@ -148,13 +148,13 @@ def _brotli_compress(raw: bytes) -> bytes:
 
 
 def _brotli_decompress(data: bytes, size: int) -> bytes:
-    if _stated_window(data) > _brotli_window(size):
-        raise UserError(f"brotli data ask for more memory than the {size:,} declared bytes need")
+    if _declared_window(data) > _brotli_window(size):
+        raise UserError(f"brotli data require more memory than {size:,} bytes need")
     decoder = brotli.Decompressor()
     pieces, total, pending = [], 0, data
     try:
         while not decoder.is_finished() and total <= size:
-            # The limit is a hint, kept to a block of the decoder's own; it stops a bomb within that block.
+            # The decoder may exceed the limit by one of its internal blocks. The loop ends after it.
             piece = decoder.process(pending, output_buffer_limit=max(1, min(size + 1 - total, 1 << 20)))
             if not piece and not pending and decoder.can_accept_more_data():
                 break
@@ -173,13 +173,13 @@ def _stored(raw: bytes, size: int = 0) -> bytes:
 
 
 CODECS: dict[str, Codec] = {}
-"""Every codec by name; the order decides between equal sizes."""
+"""All codecs by name. Of equal sizes, the first codec wins."""
 
 
 def register(codec: Codec) -> None:
-    """Let `codec` compete for every block from now on. Raises `ValueError` for a name that is taken."""
+    """Add `codec` to those that `encode_smallest` tries. Raises `ValueError` if the name exists."""
     if codec.name in CODECS:
-        raise ValueError(f"there is already a codec {codec.name}")
+        raise ValueError(f"the codec {codec.name} already exists")
     CODECS[codec.name] = codec
 
 
@@ -192,8 +192,8 @@ for _layout in ("packed", "bytes"):
 
 
 def encode_all(streams: Sequence[StreamSpec], values: Sequence[Values]) -> dict[str, bytes]:
-    """The block in the bytes of every codec, by codec name. The compressors run in threads, as they free the GIL."""
-    # Of 8-bit values the two layouts are the same bytes: once is enough.
+    """Return the block encoded with every codec, by name. The compressors run in threads, as they release the GIL."""
+    # Both layouts of 8-bit values are identical, so one is enough.
     same = all(stream.bits == 8 for stream in streams)
     codecs = [codec for name, codec in CODECS.items() if not (same and name.endswith("/bytes"))]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
@@ -202,29 +202,29 @@ def encode_all(streams: Sequence[StreamSpec], values: Sequence[Values]) -> dict[
 
 
 SMALL = 1 << 18
-"""Packed bytes of a block up to which every codec is tried."""
+"""Maximum packed bytes of a block for which every codec is tried."""
 
 
 def quick_bytes(streams: Sequence[StreamSpec], values: Sequence[Values]) -> int:
-    """Bytes of the block under a quick general compressor: Zstandard, level 1, looking back over all of it.
+    """Return the bytes of the block with a fast general compressor: Zstandard, level 1, in the smaller layout.
 
-    The shorter of the two layouts. Long repetitions are found wherever they are (long-distance matching); as for single
-    values, level 1 is within 2 % of what levels 22, LZMA 9e and Brotli 11 reach (docs/results/weight-codec.md).
+    Long-distance matching finds repetitions anywhere in the block. Without repetitions, level 1 is within 2 % of
+    Zstandard 22, LZMA 9e and Brotli 11 (docs/results/weight-codec.md).
     """
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
     layouts = (
         b"".join(write(stream, array) for stream, array in zip(streams, values, strict=True))
-        for write in (pack, spread)
+        for write in (pack, to_byte_planes)
     )
     return min(len(compressor.compress(raw)) for raw in layouts)
 
 
 def encode_smallest(streams: Sequence[StreamSpec], values: Sequence[Values]) -> tuple[str, bytes]:
-    """Name and bytes of the codec that makes the block smallest, the first registered among equals.
+    """Return the name of the codec that makes the block smallest, and the encoded block.
 
-    On a large block of weights the general compressors are left out unless a quick one comes within
-    1 % of the weight codec: on weights they win by repetitions only, and it finds those as they do.
+    The general compressors take minutes on a large block of weights, and win only if it has repetitions. They are not
+    tried there unless `quick_bytes`, which finds repetitions too, is within 1 % of the weight codec.
     """
     large = sum(stream.packed_bytes for stream in streams) > SMALL
     if large and all(stream.kind != "u8" for stream in streams):

@@ -1,4 +1,4 @@
-"""What is in an artifact: quantizer, cost and use of the quantizer for each parameter, and totals by part."""
+"""Description of an artifact: quantizer, bytes and rounding error of each parameter, and totals by model part."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepamba.artifact.manifest import Tensor, expected_tensors
-from jepamba.artifact.store import Opened, open_artifact, stored_streams
+from jepamba.artifact.manifest import StoredTensor, expected_tensors
+from jepamba.artifact.store import OpenedArtifact, open_artifact, stored_streams
 from jepamba.artifact.streams import StreamSpec, Values
 from jepamba.errors import UserError
 from jepamba.model import component_of
@@ -20,22 +20,28 @@ from jepamba.quant import MAX_BITS, IntQuantizer, Quantizer, Streams, quantizer_
 from jepamba.quant.entropy import entropy, entropy_bits
 
 LIMIT_BYTES = 16_000_000
-"""Of code and artifact together in a valid submission to the 16 MB challenge (openai/parameter-golf)."""
+"""Maximum bytes of code and artifact of a submission to the 16 MB challenge (openai/parameter-golf)."""
 
 Masters = Mapping[str, torch.Tensor]
-"""A checkpoint's tensors of a model: `NAME.master`, the master weight; `NAME.input_power`, its inputs' mean squares."""
+"""Tensors of a checkpoint: the master weight `NAME.master`, and `NAME.input_power`, the mean squares of its inputs."""
 
 
 def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
-    """A JSON-ready description of the artifact at `path`. Raises `UserError` if it is not sound.
+    """Return a JSON-ready description of the artifact at `path`.
 
-    `bytes` is the file's size and `compressed_bytes` that of the streams in it; `blocks` says which codec each group of
-    streams is in, `codecs` the distinct ones. `parameters` counts the model's; `tensors` has a row per parameter, see
-    `_row`. `parts` has the totals by part of the model; `bytes_by_part` their packed bytes, and those of the tokenizer,
-    which add up to `packed_bytes`. `costs` says what one more layer or bit would take, see `_costs`.
+    Arguments:
+        masters: The weights before rounding, for the measured rounding errors.
 
-    With `masters`, the weights before rounding, rows have the rounding's true error; `masters_are_its_own` says whether
-    rounding them gives this very artifact. Raises `UserError` for masters of another model.
+    Returns: a dictionary with these keys, among others:
+        bytes, compressed_bytes: Bytes of the file, and of the compressed streams in it.
+        blocks, codecs: The codec and the sizes of each block, and the distinct codecs.
+        parameters, tensors: Number of parameters, and a row for each parameter tensor (see `_row`).
+        parts, bytes_by_part: Totals by part of the model. The packed bytes of the parts and of the tokenizer sum to
+            `packed_bytes`.
+        costs: Bytes of one more layer, of one more bit, and those that remain (see `_costs`).
+        masters_are_its_own: Whether rounding `masters` gives exactly this artifact; None without masters.
+
+    Raises `UserError` for an invalid artifact, and for masters of another model.
     """
     opened = open_artifact(Path(path))
     container, manifest, streams = opened.container, opened.manifest, opened.streams
@@ -61,7 +67,7 @@ def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
         "packed_bytes": sum(stream.packed_bytes for stream in container.streams.values()),
         "codecs": sorted({block.codec for block in container.blocks}),
         "blocks": blocks,
-        "parameters": sum(tensor.values for tensor in manifest.tensors.values()),
+        "parameters": sum(tensor.numel for tensor in manifest.tensors.values()),
         "parts": (parts := _parts(tensors)),
         "bytes_by_part": {
             **{part: total["bytes_packed"] for part, total in parts.items()},
@@ -77,23 +83,23 @@ def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
     }
 
 
-def _check_masters(masters: Masters, tensors: Mapping[str, Tensor]) -> None:
+def _check_masters(masters: Masters, tensors: Mapping[str, StoredTensor]) -> None:
     for name, tensor in tensors.items():
         master = masters.get(f"{name}.master")
         if master is None or tuple(master.shape) != tensor.shape:
             raise UserError(
-                f"the checkpoint is not of the artifact's model: {name} is missing there or of another shape"
+                f"the checkpoint belongs to another model than the artifact: it has no {name} of the same shape"
             )
 
 
-def _shares(opened: Opened) -> dict[str, float]:
-    """Bytes of each stream in the file: its block's, by the order-0 entropy of the block's streams."""
+def _shares(opened: OpenedArtifact) -> dict[str, float]:
+    """Return the bytes of each stream in the file: those of its block, in proportion to the order-0 entropies."""
     shares: dict[str, float] = {}
     for block in opened.container.blocks:
-        # A constant stream has no entropy, but is not free either.
+        # A constant stream has zero entropy, but still takes some bytes.
         bits = {s.name: entropy_bits({"": _tensor(opened.streams[s.name])}) + 1.0 for s in block.streams}
         total = sum(bits.values())
-        shares |= {name: block.length * own / total for name, own in bits.items()}
+        shares |= {name: block.length * own_bits / total for name, own_bits in bits.items()}
     return shares
 
 
@@ -102,24 +108,26 @@ def _tensor(values: Values) -> torch.Tensor:
 
 
 def _row(
-    name: str, tensor: Tensor, streams: dict[str, Values], shares: dict[str, float], masters: Masters | None
+    name: str, tensor: StoredTensor, streams: dict[str, Values], shares: dict[str, float], masters: Masters | None
 ) -> dict[str, Any]:
-    """One parameter: name, part, shape, quantizer, `values`, and
+    """Return the row of one parameter: name, part, shape, quantizer, number of values, and
 
-    `bytes_packed`, scales included, before compression, and `bits_per_value` of that; `bytes_coded`, its share of the
-    compressed file, and `bits_coded` a value of that; `entropy` (order 0, bits per value, of the stored values: the
-    least that a codec without context needs, scales excluded); `zeros` (share of values that are 0) and `at_largest`
-    (share at the quantizer's largest magnitude, clipped or not; null for plain floating point).
-
-    `expected_error`: RMS of the rounding error over the RMS of the weights, if errors were spread evenly over each
-    step of the quantizer (step / √12); what clipping loses is not in it. `error`: the measured one; `clipped`, the
-    share of the weights that clipping moved by more than half a step (null for plain floating point);
-    and `one_more_bit`, the bytes that one more bit for its integers would take. They need the masters, without which
-    `error` and `clipped` are null and `one_more_bit` is what a step that much finer costs at high resolution.
+    - `bytes_packed`, `bits_per_value`: with scales, before compression;
+    - `bytes_coded`, `bits_coded`: its bytes in the compressed file, and these in bits per value;
+    - `entropy`: order-0 entropy of the stored values in bits per value, without scales;
+    - `zeros`: fraction of values that are 0;
+    - `at_largest`: fraction of values with the quantizer's largest magnitude; None for plain floating point;
+    - `expected_error`: RMS of the rounding error over the RMS of the weights, for errors that are uniform in each
+      quantizer step (step / √12) and without clipping;
+    - `error`: the measured error; None without masters;
+    - `clipped`: fraction of weights that clipping changed by more than half a step; None without masters or for plain
+      floating point;
+    - `one_more_bit`: bytes that one more bit for its integers would add, by the entropy of the masters. Without them,
+      log2 of the ratio of the steps is used, which holds at high resolution.
     """
     described = tensor.streams(name)
     packed = sum(stream.packed_bytes for stream in described.values())
-    role = next(part for part in ("q", "fp8", "value") if part in described)
+    role = next(role for role in ("q", "fp8", "value") if role in described)
     values = streams[f"{name}/{role}"]
     _, counts = np.unique(values, return_counts=True)
     coded = sum(shares[stream.name] for stream in described.values())
@@ -131,11 +139,11 @@ def _row(
         "part": component_of(name),
         "shape": list(tensor.shape),
         "quantizer": tensor.quantizer,
-        "values": tensor.values,
+        "values": tensor.numel,
         "bytes_packed": packed,
-        "bits_per_value": 8 * packed / tensor.values,
+        "bits_per_value": 8 * packed / tensor.numel,
         "bytes_coded": coded,
-        "bits_coded": 8 * coded / tensor.values,
+        "bits_coded": 8 * coded / tensor.numel,
         "entropy": entropy(counts),
         "zeros": _zeros(described[role], values),
         "at_largest": None if largest is None else float(largest.double().mean()),
@@ -150,20 +158,20 @@ def _row(
         if largest is not None:
             beyond = (master * weight.sign() - weight.abs() > steps / 2) & largest.reshape(weight.shape)
             row["clipped"] = float(beyond.double().mean())
-        again = quantizer.encode(master, importance)
-        row["same"] = all(torch.equal(again[part], value) for part, value in encoded.items())
+        reencoded = quantizer.encode(master, importance)
+        row["same"] = all(torch.equal(reencoded[role], value) for role, value in encoded.items())
     return row | {"one_more_bit": _one_more_bit(quantizer, encoded, coded, master, importance)}
 
 
 def _zeros(stream: StreamSpec, values: Values) -> float:
-    """The share of zeros."""
+    """Return the fraction of zeros."""
     if stream.kind == "int":
         return float((values == 0).mean())
     return float(((values & ((1 << (stream.bits - 1)) - 1)) == 0).mean())  # without the sign
 
 
 def _at_largest(stream: StreamSpec, values: Values) -> torch.Tensor | None:
-    """Which values have the quantizer's largest magnitude; None for plain floating point."""
+    """Return whether each value has the quantizer's largest magnitude; None for plain floating point."""
     if stream.kind == "int":
         return _tensor(np.abs(values) == 2 ** (stream.bits - 1) - 1)
     if stream.kind == "fp8":
@@ -172,11 +180,11 @@ def _at_largest(stream: StreamSpec, values: Values) -> torch.Tensor | None:
 
 
 _MANTISSA = {"fp8": 3, "fp8-row": 3, "bf16": 7, "fp32": 23}
-_SMALLEST_EXPONENT = {"fp8": -6, "fp8-row": -6, "bf16": -126, "fp32": -126}
+_MIN_EXPONENT = {"fp8": -6, "fp8-row": -6, "bf16": -126, "fp32": -126}
 
 
 def _steps(quantizer: Quantizer, streams: Streams, weight: torch.Tensor) -> torch.Tensor:
-    """The distance of neighbouring quantized values around each stored one, in the weight's shape."""
+    """Return the quantizer step at each stored value, in the shape of the weight."""
     if isinstance(quantizer, IntQuantizer):
         return quantizer.decode({**streams, "q": torch.ones_like(streams["q"])}, tuple(weight.shape))
     unit = weight.abs().double()
@@ -189,23 +197,23 @@ def _steps(quantizer: Quantizer, streams: Streams, weight: torch.Tensor) -> torc
         )
         unit = unit / torch.where(scale > 0, scale, 1.0)
     exponent = torch.frexp(unit).exponent - 1
-    exponent = torch.where(unit > 0, exponent, _SMALLEST_EXPONENT[quantizer.name]).clamp_min(
-        _SMALLEST_EXPONENT[quantizer.name]
-    )
+    exponent = torch.where(unit > 0, exponent, _MIN_EXPONENT[quantizer.name]).clamp_min(_MIN_EXPONENT[quantizer.name])
     return torch.ldexp(scale.expand(weight.shape), exponent - _MANTISSA[quantizer.name])
 
 
 def _relative(error: torch.Tensor, weight: torch.Tensor) -> float:
-    """Norm of the error over the norm of the weights; 0 where there is no error."""
-    size, lost = float(weight.double().norm()), float(error.double().norm())
-    return lost / size if size > 0 else float(lost > 0)
+    """Return the norm of the error over the norm of the weights; 0 without an error."""
+    weight_norm, error_norm = float(weight.double().norm()), float(error.double().norm())
+    return error_norm / weight_norm if weight_norm > 0 else float(error_norm > 0)
 
 
 def _one_more_bit(
     quantizer: Quantizer, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
 ) -> float | None:
-    """Bytes that one more bit takes: by the entropy of the masters with one bit more, coded as well as now; or, without
-    them, log2 of how much finer the step is for each value. None where no integer quantizer has more bits."""
+    """Return the bytes that one more bit per integer adds (see `_row`).
+
+    None for floating point, and for integers that already have the maximum of bits.
+    """
     if not isinstance(quantizer, IntQuantizer) or quantizer.bits == MAX_BITS:
         return None
     wider = replace(quantizer, bits=quantizer.bits + 1)
@@ -215,26 +223,31 @@ def _one_more_bit(
     return coded * (entropy_bits(wider.encode(master, importance)) / now - 1) if now > 0 else 0.0
 
 
-def _costs(opened: Opened, tensors: list[dict[str, Any]]) -> dict[str, float]:
-    """Bytes that the file would grow by: `one_more_layer`, a block like the mean of those that are there (of those
-    with an MLP, if the next one has one), and the skip that it may bring; `one_more_bit` for every integer tensor.
-    `room` is what is left of 16,000,000 bytes, less the code."""
+def _costs(opened: OpenedArtifact, tensors: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the bytes that a change would add to the file, and the bytes that remain.
+
+    - `one_more_layer`: another block, whose tensors take the mean bits per value of the same tensors in the present
+      blocks, and the skip that it may add;
+    - `one_more_bit`: one more bit for every integer tensor;
+    - `remaining_bytes`: 16,000,000 bytes minus the artifact, without the code.
+    """
     config = opened.manifest.run.model
     deeper = replace(config, n_layer=config.n_layer + 1)
     sizes = {row["name"]: row["bytes_coded"] / row["values"] for row in tensors}
     cost = 0.0
     for name, tensor in expected_tensors(deeper, replace(opened.manifest.run.quant, bit_allocation=())).items():
         if name in sizes:
-            grown = tensor.values - opened.manifest.tensors[name].values  # the skips
-            cost += grown * sizes[name]
+            added = tensor.numel - opened.manifest.tensors[name].numel  # the skips
+            cost += added * sizes[name]
         else:
             leaf = name.partition(".")[2].partition(".")[2]
-            alike = [
+            similar = [
                 size for other, size in sizes.items() if other.endswith(f".{leaf}") and other.startswith("blocks.")
             ]
-            cost += tensor.values * sum(alike) / len(alike) if alike else tensor.values * 2.0
+            cost += tensor.numel * sum(similar) / len(similar) if similar else tensor.numel * 2.0
     bits = sum(row["one_more_bit"] for row in tensors if row["one_more_bit"] is not None)
-    return {"one_more_layer": cost, "one_more_bit": bits, "room": float(LIMIT_BYTES - opened.container.file_bytes)}
+    remaining = float(LIMIT_BYTES - opened.container.file_bytes)
+    return {"one_more_layer": cost, "one_more_bit": bits, "remaining_bytes": remaining}
 
 
 def _parts(tensors: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -1,7 +1,6 @@
-"""Saving a trained model as an artifact, and loading it again: the logits of both are equal to the bit.
+"""Save a trained model as an artifact, and load it. The loaded model has bit-identical logits.
 
-An artifact holds what scoring and generation need (configuration, tokenizer, quantized weights, temperature) and
-nothing that training alone needs.
+An artifact holds what scoring and generation need: configuration, tokenizer, quantized weights and temperature.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepamba.artifact.container import Container, open_container, refusal, write_container
-from jepamba.artifact.manifest import TOKENIZER_STREAM, Manifest, Tensor, stored_run, tensors_of
+from jepamba.artifact.container import Container, invalid_artifact, open_container, write_container
+from jepamba.artifact.manifest import TOKENIZER_STREAM, Manifest, StoredTensor, stored_run, stored_tensors
 from jepamba.artifact.streams import DTYPES, StreamSpec, Values
 from jepamba.config import Run
 from jepamba.errors import UserError
@@ -23,21 +22,21 @@ from jepamba.quant import Streams, quantizer_named
 from jepamba.text import Tokenizer, load_tokenizer
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
-"""Integer dtype that shows a floating-point tensor's bits to NumPy, which knows no bfloat16."""
+"""Integer dtype for the bits of a floating-point tensor in NumPy, which lacks bfloat16."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded artifact: a model in evaluation mode, its tokenizer, and the settings to use it with."""
+    """A loaded artifact: the model in evaluation mode, its tokenizer and its settings."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     run: Run
-    """Settings of data, model and quant; those of training are at their defaults."""
+    """The settings of data, model and quant. Those of training have their defaults."""
     temperature: float
-    """Logits are divided by it when text is scored."""
+    """Divisor of the logits for scoring."""
     header: dict[str, Any]
-    """The manifest as plain values, `extra` included."""
+    """The manifest as JSON-ready values, including `extra`."""
 
 
 def save_artifact(
@@ -48,43 +47,46 @@ def save_artifact(
     temperature: float = 1.0,
     extra: dict[str, Any] | None = None,
 ) -> int:
-    """Write `model` and `tokenizer` to `path`, whole or not at all; return the file's bytes.
+    """Write `model` and `tokenizer` to `path` atomically, and return the size of the file in bytes.
 
-    Arguments: `run`, of which the settings of data that scoring needs are kept (those of the model are its own);
-    `temperature`, in (0.001, 1000); `extra`, JSON-ready notes.
-    Raises `UserError` for weights that are not finite, or a file that cannot be written.
+    Arguments:
+        run: Source of the settings of data. Those of model and quant are taken from `model`.
+        temperature: Divisor of the logits for scoring, in [0.001, 1000].
+        extra: JSON-ready notes.
+
+    Raises `UserError` for weights that are not finite, and for a file that cannot be written.
     """
     blob = tokenizer.serialize()
-    kept = stored_run(run, model.config, model.quant, tokenizer)
+    stored = stored_run(run, model.config, model.quant, tokenizer)
     manifest = Manifest(
-        kept, tokenizer.kind, len(blob), tokenizer.fingerprint, float(temperature), tensors_of(model), extra or {}
+        stored, tokenizer.kind, len(blob), tokenizer.fingerprint, float(temperature), stored_tensors(model), extra or {}
     )
-    Manifest.from_header(manifest.to_header())  # never write what would be refused
+    Manifest.from_header(manifest.to_header())  # never write a file that would be refused
     exported = model.export_weights()
     values: dict[str, Values] = {TOKENIZER_STREAM: np.frombuffer(blob, dtype=np.uint8)}
     for name, tensor in manifest.tensors.items():
         decoded = quantizer_named(tensor.quantizer).decode(exported[name], tensor.shape)
         if not bool(decoded.isfinite().all()):
             raise UserError(f"{path}: not written: the weights of {name} are not finite (training has diverged)")
-        for part, stream in tensor.streams(name).items():
-            values[stream.name] = _to_numpy(exported[name][part], stream)
+        for role, stream in tensor.streams(name).items():
+            values[stream.name] = _to_numpy(exported[name][role], stream)
     return write_container(path, manifest.to_header(), _groups(manifest, values))
 
 
 def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
-    """The artifact at `path`, ready to score and generate on `device`.
+    """Load the artifact at `path` for scoring and generation on `device`.
 
-    Nothing in the file is executed, and nothing is allocated before the file's declarations are found to agree with
-    each other and with the format's limits. Raises `UserError` for any fault: one line that names the file.
+    Nothing in the file is executed. Its declarations are checked against each other and against the limits of the
+    format before memory is allocated. Raises `UserError`, one line that names the file, if it is invalid.
     """
     path = Path(path)
     opened = open_artifact(path)
     try:
         weights = {name: _weight(name, tensor, opened.streams) for name, tensor in opened.manifest.tensors.items()}
     except UserError as error:
-        raise refusal(path, str(error)) from error
+        raise invalid_artifact(path, str(error)) from error
     manifest = opened.manifest
-    # Fresh weights are drawn and thrown away: the caller's random numbers must not notice.
+    # The random initial weights are replaced. Drawing them must not change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         model = LanguageModel(manifest.run.model, manifest.run.quant)
     model.load_weights(weights)
@@ -92,8 +94,8 @@ def load_artifact(path: Path, device: torch.device | str = "cpu") -> Artifact:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An artifact whose every declaration holds, decoded, but not yet a model."""
+class OpenedArtifact:
+    """The validated and decoded content of an artifact, without a model."""
 
     container: Container
     manifest: Manifest
@@ -101,28 +103,28 @@ class Opened:
     tokenizer: Tokenizer
 
 
-def open_artifact(path: Path) -> Opened:
-    """Read, check and decode the artifact at `path`. Raises `UserError` for any fault: one line that names the file."""
+def open_artifact(path: Path) -> OpenedArtifact:
+    """Read, check and decode the artifact at `path`. Raises `UserError`, which names the file, if it is invalid."""
     container = open_container(path)
     try:
         manifest = Manifest.from_header(container.header)
         if container.streams != manifest.streams():
             raise UserError("its streams are not those that its parameters and tokenizer need")
         streams = container.decode()
-        return Opened(container, manifest, streams, _tokenizer(manifest, streams))
+        return OpenedArtifact(container, manifest, streams, _tokenizer(manifest, streams))
     except UserError as error:
-        raise refusal(path, str(error)) from error
+        raise invalid_artifact(path, str(error)) from error
 
 
 def estimate_bytes(model: LanguageModel, tokenizer_bytes: int = 0) -> int:
-    """Bytes of `model` with every value packed to its bits, before entropy coding, and of the tokenizer."""
-    tensors = tensors_of(model)
+    """Return the bytes of `model` with packed values, without entropy coding, plus those of the tokenizer."""
+    tensors = stored_tensors(model)
     packed = sum(s.packed_bytes for name, tensor in tensors.items() for s in tensor.streams(name).values())
     return packed + tokenizer_bytes
 
 
 def _groups(manifest: Manifest, values: dict[str, Values]) -> list[list[tuple[StreamSpec, Values]]]:
-    """Streams of one kind and role together: like compresses with like, each in the codec that suits it."""
+    """Group the streams by kind, bits and role, since similar values compress best together."""
     groups: dict[tuple[str, int, str], list[tuple[StreamSpec, Values]]] = {}
     for name, stream in manifest.streams().items():
         role = name.rpartition("/")[2]
@@ -142,15 +144,15 @@ def _to_torch(values: Values, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(values.view(np.dtype(f"i{values.itemsize}")).copy()).view(dtype)
 
 
-def stored_streams(name: str, tensor: Tensor, streams: dict[str, Values]) -> Streams:
-    """The decoded streams of the parameter `name` as its quantizer names them."""
+def stored_streams(name: str, tensor: StoredTensor, streams: dict[str, Values]) -> Streams:
+    """Return the decoded streams of the parameter `name`, by the quantizer's names for them."""
     return {
-        part: _to_torch(streams[f"{name}/{part}"], dtype)
-        for part, (_, dtype) in quantizer_named(tensor.quantizer).streams(tensor.shape).items()
+        role: _to_torch(streams[f"{name}/{role}"], dtype)
+        for role, (_, dtype) in quantizer_named(tensor.quantizer).streams(tensor.shape).items()
     }
 
 
-def _weight(name: str, tensor: Tensor, streams: dict[str, Values]) -> torch.Tensor:
+def _weight(name: str, tensor: StoredTensor, streams: dict[str, Values]) -> torch.Tensor:
     weight = quantizer_named(tensor.quantizer).decode(stored_streams(name, tensor, streams), tensor.shape)
     if not bool(weight.isfinite().all()):
         raise UserError(f"parameter {name} holds values that are not finite")
@@ -162,9 +164,9 @@ def _tokenizer(manifest: Manifest, streams: dict[str, Values]) -> Tokenizer:
     separator = manifest.run.data.byte_separator == "yes"
     tokenizer = load_tokenizer(manifest.tokenizer_kind, blob, separator)
     if tokenizer.fingerprint != manifest.fingerprint:
-        raise UserError("its tokenizer is not the one that its header names")
+        raise UserError("its tokenizer does not have the fingerprint in its header")
     if (tokenizer.kind == "bytes") != (manifest.run.data.tokenizer == "bytes") or tokenizer.separator != separator:
-        raise UserError("its tokenizer is of another kind than its configuration says")
+        raise UserError("its tokenizer differs from its configuration")
     if tokenizer.vocab_size > manifest.run.model.vocab_size:
         raise UserError(
             f"its tokenizer has {tokenizer.vocab_size:,} symbols, its model {manifest.run.model.vocab_size:,}"

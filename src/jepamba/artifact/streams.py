@@ -1,12 +1,12 @@
-"""Streams: the named arrays of raw values that a container stores, and how their bits lie in bytes.
+"""Streams, the named arrays that a container stores, and their layouts in bytes.
 
-A stream holds integers of 2 to 8, 16 or 32 bits: quantized weights as signed integers, floating-point numbers as
-their raw bit patterns, a file (the tokenizer) as its bytes. Two layouts turn a stream into bytes:
+A stream holds values of 2 to 8, 16 or 32 bits: quantized weights as signed integers, floating-point numbers as bit
+patterns, and a file (the tokenizer) as bytes. It has two layouts:
 
-- `packed`: integers of 2 to 8 bits side by side, most significant bit first, the last byte filled with zero bits;
-  wider values little-endian. The smallest form before compression.
-- `bytes`: one byte for every value narrower than 8 bits, so that a byte-oriented compressor sees whole values; wider
-  values split into byte planes, all lowest bytes first, the highest bytes last.
+- `packed`: integers of 2 to 8 bits are adjacent, most significant bit first, with zero bits at the end; 16- and 32-bit
+  values are little-endian. It is the smallest layout without compression.
+- `bytes`: an integer of up to 8 bits takes one byte, so that a byte-oriented compressor sees whole values; 16- and
+  32-bit values are split into byte planes, from the lowest byte of all values to the highest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from jepamba.errors import UserError
 
 Values = NDArray[Any]
-"""The values of a stream in its dtype: int8 for `int`, else unsigned integers."""
+"""The values of a stream: int8 for the kind `int`, otherwise unsigned integers."""
 
 STREAM_BITS: dict[str, tuple[int, ...]] = {
     "int": (2, 3, 4, 5, 6, 7, 8),
@@ -31,15 +31,15 @@ STREAM_BITS: dict[str, tuple[int, ...]] = {
     "bf16": (16,),
     "fp32": (32,),
 }
-"""Widths in bits that each kind of stream can have."""
+"""Possible numbers of bits per value, by kind of stream."""
 
 DTYPES: dict[str, str] = {"int": "|i1", "u8": "|u1", "fp8": "|u1", "bf16": "<u2", "fp32": "<u4"}
-"""NumPy dtype of the values of each kind."""
+"""NumPy dtype of the values, by kind of stream."""
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """Name, kind, width and shape of a stream: all that is needed to know how many bytes it takes."""
+    """Name, kind, bits per value and shape of a stream. They determine its size in bytes."""
 
     name: str
     kind: str
@@ -57,13 +57,13 @@ class StreamSpec:
         return (self.size * self.bits + 7) // 8
 
     @property
-    def plain_bytes(self) -> int:
-        """Bytes of the `bytes` layout, which are also the bytes of the values in memory."""
+    def byte_plane_bytes(self) -> int:
+        """Bytes of the `bytes` layout and of the values in memory."""
         return self.size * max(1, self.bits // 8)
 
 
 def pack(stream: StreamSpec, values: Values) -> bytes:
-    """`values` in the packed layout. Raises `ValueError` for an integer that `stream.bits` cannot hold."""
+    """Return `values` in the layout `packed`. Raises `ValueError` for an integer out of range."""
     if stream.kind != "int":
         return values.astype(DTYPES[stream.kind], copy=False).tobytes()
     _check_range(stream, values, ValueError)
@@ -71,7 +71,7 @@ def pack(stream: StreamSpec, values: Values) -> bytes:
 
 
 def unpack(stream: StreamSpec, data: bytes) -> Values:
-    """The values that `pack` was given. Raises `UserError` for a wrong length, padding bits or a value off the grid."""
+    """Invert `pack`. Raises `UserError` for a wrong length, padding bits that are set, or an integer out of range."""
     if len(data) != stream.packed_bytes:
         raise UserError(f"stream {stream.name} has {len(data)} bytes, {stream.packed_bytes} expected")
     if stream.kind != "int":
@@ -81,64 +81,64 @@ def unpack(stream: StreamSpec, data: bytes) -> Values:
     return values
 
 
-def spread(stream: StreamSpec, values: Values) -> bytes:
-    """`values` in the `bytes` layout: integers offset to start at 0, wider values as byte planes."""
+def to_byte_planes(stream: StreamSpec, values: Values) -> bytes:
+    """Return `values` in the layout `bytes`. Integers have an offset, so that the smallest is 0."""
     if stream.kind == "int":
         _check_range(stream, values, ValueError)
-        return (values.astype(np.int16) + _limit(stream.bits)).astype(np.uint8).tobytes()
+        return (values.astype(np.int16) + _q_max(stream.bits)).astype(np.uint8).tobytes()
     raw = values.astype(DTYPES[stream.kind], copy=False).reshape(-1, 1).view(np.uint8)
     return raw.T.tobytes()
 
 
-def gather(stream: StreamSpec, data: bytes) -> Values:
-    """The values that `spread` was given. Raises `UserError` for a wrong length or a value off the grid."""
-    if len(data) != stream.plain_bytes:
-        raise UserError(f"stream {stream.name} has {len(data)} bytes, {stream.plain_bytes} expected")
+def from_byte_planes(stream: StreamSpec, data: bytes) -> Values:
+    """Invert `to_byte_planes`. Raises `UserError` for a wrong length or an integer out of range."""
+    if len(data) != stream.byte_plane_bytes:
+        raise UserError(f"stream {stream.name} has {len(data)} bytes, {stream.byte_plane_bytes} expected")
     raw = np.frombuffer(data, dtype=np.uint8)
     if stream.kind == "int":
-        values = raw.astype(np.int16) - _limit(stream.bits)
+        values = raw.astype(np.int16) - _q_max(stream.bits)
         _check_range(stream, values, UserError)
         return values.astype(np.int8).reshape(stream.shape)
     planes = raw.reshape(max(1, stream.bits // 8), stream.size)
     return np.ascontiguousarray(planes.T).reshape(-1).view(DTYPES[stream.kind]).reshape(stream.shape)
 
 
-_PIECE = 1 << 20
-"""Values that are packed at a time: a multiple of 8, so that every piece but the last fills its bytes."""
+_CHUNK = 1 << 20
+"""Values that are packed at a time. A multiple of 8, so that each chunk but the last ends with a whole byte."""
 
 
 def pack_integers(values: Values, bits: int) -> bytes:
-    """Signed integers as two's complement of `bits` bits each, most significant bit first, zero bits at the end."""
+    """Return signed integers in two's complement of `bits` bits each, most significant bit first."""
     flat = values.reshape(-1)
-    return b"".join(_pack_piece(flat[start : start + _PIECE], bits) for start in range(0, flat.size, _PIECE))
+    return b"".join(_pack_chunk(flat[start : start + _CHUNK], bits) for start in range(0, flat.size, _CHUNK))
 
 
-def _pack_piece(values: Values, bits: int) -> bytes:
+def _pack_chunk(values: Values, bits: int) -> bytes:
     fields = (values.astype(np.uint8) << (8 - bits)).astype(np.uint8)
     return np.packbits(np.unpackbits(fields[:, None], axis=1, count=bits)).tobytes()
 
 
 def unpack_integers(data: bytes, bits: int, count: int) -> NDArray[np.int8]:
-    """The `count` integers that `pack_integers` was given. Raises `UserError` where padding bits are set."""
+    """Invert `pack_integers` for `count` integers. Raises `UserError` if padding bits are set."""
     values = np.empty(count, dtype=np.int8)
     packed = np.frombuffer(data, dtype=np.uint8)
-    step = _PIECE * bits // 8
-    for piece, start in enumerate(range(0, count, _PIECE)):
-        target = values[start : start + _PIECE]
-        every_bit = np.unpackbits(packed[piece * step : (piece + 1) * step])
-        if every_bit[target.size * bits :].any():
+    step = _CHUNK * bits // 8
+    for chunk, start in enumerate(range(0, count, _CHUNK)):
+        target = values[start : start + _CHUNK]
+        unpacked = np.unpackbits(packed[chunk * step : (chunk + 1) * step])
+        if unpacked[target.size * bits :].any():
             raise UserError("bits are set after the last packed value")
-        fields = np.packbits(every_bit[: target.size * bits].reshape(target.size, bits), axis=1).reshape(target.size)
-        # The value sits in the upper bits; an arithmetic shift of the signed byte brings its sign along.
+        fields = np.packbits(unpacked[: target.size * bits].reshape(target.size, bits), axis=1).reshape(target.size)
+        # The value is in the upper bits. An arithmetic shift of the signed byte extends its sign.
         np.right_shift(fields.view(np.int8), np.int8(8 - bits), out=target)
     return values
 
 
-def _limit(bits: int) -> int:
+def _q_max(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
 def _check_range(stream: StreamSpec, values: Values, error: Callable[[str], Exception]) -> None:
-    limit = _limit(stream.bits)
-    if values.size and (int(values.min()) < -limit or int(values.max()) > limit):
-        raise error(f"stream {stream.name} holds a value outside ±{limit}")
+    q_max = _q_max(stream.bits)
+    if values.size and (int(values.min()) < -q_max or int(values.max()) > q_max):
+        raise error(f"stream {stream.name} holds a value outside ±{q_max}")

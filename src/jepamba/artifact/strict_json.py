@@ -1,4 +1,4 @@
-"""JSON that a stranger wrote: parsed strictly, and read with the types that are expected."""
+"""Strict parsing of untrusted JSON objects, and type-checked access to their fields."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from jepamba.errors import UserError
 T = TypeVar("T")
 
 
-def parse(text: bytes) -> dict[str, Any]:
-    """The JSON object in `text` (UTF-8). Raises `UserError` for anything else: bad UTF-8, a repeated key, NaN or
-    infinity, endless nesting, an integer of thousands of digits."""
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object in `text` (UTF-8).
+
+    Raises `UserError` for anything else, including invalid UTF-8, a repeated key, NaN, infinity, deep nesting, and an
+    integer of thousands of digits.
+    """
     try:
         value = json.loads(
             text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
         )
     except RecursionError as error:
         raise UserError("its JSON header is nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"its header is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError("its header is not a JSON object")
@@ -45,10 +48,10 @@ def _finite(digits: str) -> float:
     return value
 
 
-def take(values: dict[str, Any], key: str, kind: type[T], where: str = "header") -> T:
-    """`values[key]`, which must be of type `kind` (a bool is no int; an int will do for a float).
+def read_field(values: dict[str, Any], key: str, kind: type[T], where: str = "header") -> T:
+    """Return `values[key]`, which must have the type `kind`. A bool is not an int; an int is converted to a float.
 
-    Raises `UserError` naming `where` and the key.
+    Raises `UserError`, which names `where` and the key.
     """
     if key not in values:
         raise UserError(f"its {where} has no {key!r}")
@@ -61,9 +64,9 @@ def take(values: dict[str, Any], key: str, kind: type[T], where: str = "header")
     return checked
 
 
-def take_count(values: dict[str, Any], key: str, most: int, where: str = "header") -> int:
-    """`values[key]`, an integer from 0 to `most`. Raises `UserError` otherwise."""
-    value = take(values, key, int, where)
-    if not 0 <= value <= most:
-        raise UserError(f"its {where} has {key!r} = {str(value)[:24]}: outside 0 to {most:,}")
+def read_count(values: dict[str, Any], key: str, maximum: int, where: str = "header") -> int:
+    """Return `values[key]`, an integer from 0 to `maximum`. Raises `UserError` for any other value."""
+    value = read_field(values, key, int, where)
+    if not 0 <= value <= maximum:
+        raise UserError(f"its {where} has {key!r} = {str(value)[:24]}: outside 0 to {maximum:,}")
     return value

@@ -102,7 +102,7 @@ def _summary(found: dict[str, Any], checkpoint: Path | None) -> str:
         f"temperature {found['temperature']:.2f}; tokenizer: {found['tokenizer']['kind']}, "
         f"{found['tokenizer']['vocab']:,} tokens",
         f"one more layer would cost {costs['one_more_layer']:,.0f} bytes, one more bit per integer "
-        f"{costs['one_more_bit']:,.0f}; {costs['room']:,.0f} of {LIMIT_BYTES:,} bytes are left, without the code",
+        f"{costs['one_more_bit']:,.0f}; {costs['remaining_bytes']:,.0f} of {LIMIT_BYTES:,} bytes are left without code",
     ]
     if checkpoint is None:
         lines.append("expected error: step / √12, without clipping; give the folder of the run for the measured error")
