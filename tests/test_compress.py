@@ -155,6 +155,21 @@ def test_the_same_in_every_process_and_with_any_number_of_threads(folder: Path, 
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_output_to_standard_output_holds_the_data_alone(folder: Path, tmp_path: Path, to_file: bool) -> None:
+    model, source, redirected = folder / "bytes.jepa", tmp_path / "in", tmp_path / "redirected"
+    content = _opened(folder, "bytes").compress(TEXT[:300]).content
+    for command, data, expected in (("compress", TEXT[:300], content), ("decompress", content, TEXT[:300])):
+        source.write_bytes(data)
+        words = [sys.executable, "-m", "jepamba", command, source, "--model", model, "-o", "/dev/stdout", "--json"]
+        with redirected.open("wb") as file:
+            done = subprocess.run(
+                words, stdout=file if to_file else subprocess.PIPE, stderr=subprocess.PIPE, check=True
+            )
+        assert (redirected.read_bytes() if to_file else done.stdout) == expected
+        assert json.loads(done.stderr)["bytes"] == 300
+
+
 def test_the_command_s_files_and_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, source, out, back = folder / "normalising.jepa", tmp_path / "in", tmp_path / "out", tmp_path / "back"
     _opened(folder, "normalising")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -48,6 +50,7 @@ def compress(args: Namespace) -> int:
     started = time.monotonic()
     with Progress("compressing") as report:
         result = Compressor.open(args.model).compress(data, args.lanes, report)
+    summary = sys.stderr if _is_stdout(args.out) else sys.stdout
     atomic_write(args.out, result.content)
     seconds = time.monotonic() - started
     if args.json:
@@ -62,17 +65,21 @@ def compress(args: Namespace) -> int:
             "corrections_bytes": result.corrections_bytes,
             "seconds": seconds,
         }
-        print(json.dumps(fields))
+        print(json.dumps(fields), file=summary)
         return 0
-    print(f"{result.original_bytes:,} bytes compressed to {len(result.content):,}: {result.bpb:.4f} bits per byte")
+    print(
+        f"{result.original_bytes:,} bytes compressed to {len(result.content):,}: {result.bpb:.4f} bits per byte",
+        file=summary,
+    )
     if result.tokens:
         print(
             f"model alone: {result.model_bpb:.4f} bits per byte over {result.tokens:,} tokens in {result.lanes} lanes; "
             f"corrections of tokenizer losses: {result.corrections:,} in {result.corrections_bytes:,} bytes; "
-            f"time: {duration(seconds)}"
+            f"time: {duration(seconds)}",
+            file=summary,
         )
     else:
-        print("stored uncompressed: the model does not make this file smaller")
+        print("stored uncompressed: the model does not make this file smaller", file=summary)
     return 0
 
 
@@ -86,13 +93,22 @@ def decompress(args: Namespace) -> int:
     started = time.monotonic()
     with Progress("decompressing") as report:
         data = Compressor.open(args.model).decompress_file(args.file, report)
+    summary = sys.stderr if _is_stdout(args.out) else sys.stdout
     atomic_write(args.out, data)
     seconds = time.monotonic() - started
     if args.json:
-        print(json.dumps({"bytes": len(data), "seconds": seconds}))
+        print(json.dumps({"bytes": len(data), "seconds": seconds}), file=summary)
     else:
-        print(f"{len(data):,} bytes restored in {duration(seconds)}")
+        print(f"{len(data):,} bytes restored in {duration(seconds)}", file=summary)
     return 0
+
+
+def _is_stdout(path: Path) -> bool:
+    """Whether `path` is standard output (`/dev/stdout`). The summary must not mix with the data there."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
 
 
 def _check_output(args: Namespace) -> None:
