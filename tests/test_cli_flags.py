@@ -86,6 +86,7 @@ def test_the_rest_stays_in_order() -> None:
         (["--train.stps", "5"], r"unknown flag --train\.stps; did you mean --train\.steps\?"),
         (["--model.steps", "5"], r"did you mean --train\.steps\?"),
         (["--zzz.qqq", "5"], "--help lists all flags"),
+        (["--", "--train.steps", "5"], r"misplaced flag --train\.steps; flags go after the command and before any --$"),
         (["--train.steps"], r"--train\.steps: expected one argument"),
         (["--train.steps", "--data.train", "x"], r"--train\.steps: expected one argument"),
         (["--train.steps", "many"], r"--train\.steps.*many"),

@@ -23,7 +23,7 @@ from jepamba.cli import (
     train,
     watch,
 )
-from jepamba.cli.flags import normalize_flags, unknown_flag_message
+from jepamba.cli.flags import misplaced_flag_message, normalize_flags, unknown_flag_message
 from jepamba.cli.parser import Commands, Parser
 from jepamba.errors import UserError
 
@@ -81,8 +81,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         hint = f"did you mean `jepamba {close[0]}`?" if close else f"commands: {', '.join(commands)}"
         raise UserError(f"unknown command {first!r}; {hint}")
     args, extra = parser.parse_known_args(words, argparse.Namespace(json=False, on_interrupt="interrupted"))
-    if extra:
-        raise UserError(_unexpected_message(extra[0], args))
+    unexpected = next((word for word in extra if word != "--"), None)
+    if unexpected is not None:
+        raise UserError(_unexpected_message(unexpected, args))
     return args
 
 
@@ -105,6 +106,8 @@ def _unexpected_message(word: str, args: argparse.Namespace) -> str:
     flag = word.partition("=")[0]
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; see `{args.prog} --help`"
+    if flag in args.options:
+        return misplaced_flag_message(flag)
     if "." in flag and args.settings_error:
         return f"{flag}: {args.settings_error}"
     return unknown_flag_message(word, [option.removeprefix("--") for option in args.options if option.startswith("--")])

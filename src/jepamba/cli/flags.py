@@ -51,8 +51,9 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     parser = _SettingsParser(add_help=False, allow_abbrev=False)
     add_settings(parser)
     args, extra = parser.parse_known_args(normalize_flags(words))
-    if extra:
-        raise UserError(unknown_flag_message(extra[0], setting_types()))
+    unexpected = next((word for word in extra if word != "--"), None)
+    if unexpected is not None:
+        raise UserError(unknown_flag_message(unexpected, setting_types()))
     return settings_from_args(args)
 
 
@@ -83,13 +84,20 @@ def normalize_flags(words: Sequence[str]) -> list[str]:
 
 
 def unknown_flag_message(word: str, known: Collection[str]) -> str:
-    """Return the error message for the unknown flag `word`. It names the closest of `known`, by full or last name."""
+    """Return the error message for the unexpected flag `word`, with the closest of `known` by full or last name."""
     flag = word.partition("=")[0]
+    if flag.lstrip("-") in known:
+        return misplaced_flag_message(flag)
     name, tails = flag.lstrip("-"), {other.rpartition(".")[2]: other for other in reversed(list(known))}
     tail = name.rpartition(".")[2]
     close = [tails[tail]] if tail in tails else get_close_matches(name, list(known), 1, 0.6)
     close = close or [tails[other] for other in get_close_matches(tail, list(tails), 1, 0.75)]
     return f"unknown flag {flag}; " + (f"did you mean --{close[0]}?" if close else "--help lists all flags")
+
+
+def misplaced_flag_message(flag: str) -> str:
+    """Return the error message for a known flag before the command or after `--`."""
+    return f"misplaced flag {flag}; flags go after the command and before any --"
 
 
 class _SettingsParser(argparse.ArgumentParser):
