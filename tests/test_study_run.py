@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -94,6 +95,27 @@ def test_an_interrupt_leaves_everything_resumable(tmp_path: Path, trainer: Train
     outcomes = run_plan(plan(), tmp_path / "s")
     assert trainer.commands == [["resume", "b/seed-1"], ["train", "a/seed-2"], ["train", "b/seed-2"]]
     assert [outcome.state for outcome in outcomes] == ["skipped", "finished", "finished", "finished"]
+
+
+@pytest.mark.parametrize("name", ["plan.toml", "a/seed-1.toml"])
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    trainer.fail = {"a/seed-1"}
+    run_plan(plan(), tmp_path / "s")
+    file, replace = tmp_path / "s" / name, Path.replace
+    before = file.read_bytes()
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match=r"No space left on device"):
+        run_plan(plan(), tmp_path / "s")
+    assert file.read_bytes() == before
+    assert not list(file.parent.glob(".*.partial"))
 
 
 def test_a_broken_summary_is_no_finished_run(tmp_path: Path, trainer: Trainer) -> None:

@@ -26,6 +26,7 @@ import tomli_w
 
 from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
+from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
 from jepamba.report.records import read_summary
@@ -91,7 +92,7 @@ def run_plan(plan: Plan, out: Path) -> list[Outcome]:
         _check_settings(run)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out), _sigterm_as_interrupt():
-        (out / "plan.toml").write_text(tomli_w.dumps(plan.to_dict()), encoding="utf-8")
+        atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
         outcomes = []
         for index, run in enumerate(runs, 1):
             _log(f"[{index}/{len(runs)}] {run.name}, seed {run.seed}")
@@ -103,8 +104,7 @@ def run_plan(plan: Plan, out: Path) -> list[Outcome]:
 def _execute(run: PlannedRun) -> Outcome:
     if run.finished:
         return Outcome(run.name, run.seed, "skipped", 0.0)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    run.settings_file.write_text(dump_toml(run.settings), encoding="utf-8")
+    atomic_write(run.settings_file, dump_toml(run.settings).encode())
     has_begun = (run.folder / "config.toml").exists()
     words = ["resume", str(run.folder)] if has_begun else ["train", str(run.settings_file), "--out", str(run.folder)]
     started = time.monotonic()
