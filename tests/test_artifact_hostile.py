@@ -100,12 +100,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert "signature" in refused(tmp_path / "a", b"")
     with pytest.raises(UserError, match="cannot read"):
         load_artifact(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no ordinary file|cannot read"):
+    with pytest.raises(UserError, match=r"not a regular file|cannot read"):
         load_artifact(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no ordinary file"):
+    with pytest.raises(UserError, match="not a regular file"):
         load_artifact(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no ordinary file"):
+    with pytest.raises(UserError, match="not a regular file"):
         load_artifact(Path("/dev/zero"))
 
 
@@ -120,8 +120,8 @@ def test_a_huge_file_is_not_read(tmp_path: Path, sound: bytes) -> None:
 def test_another_version_is_named(tmp_path: Path, sound: bytes) -> None:
     header, payload = parts_of(sound)
     for version in (VERSION - 1, VERSION + 1):
-        said = refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload, version=version))
-        assert f"format version {version}; this program reads version {VERSION}" in said
+        message = refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload, version=version))
+        assert f"format version {version}; this program reads version {VERSION}" in message
 
 
 @pytest.mark.parametrize("sizes", [(2**32 - 1, 0), (0, 2**60), (2**32 - 1, 2**64 - 1), (0, 0)])

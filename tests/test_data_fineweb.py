@@ -151,9 +151,9 @@ def test_a_repeated_call_downloads_only_missing_files(hub: HubServer, tmp_path: 
     """A repeated call also keeps the recorded commit, even if a newer commit exists."""
     out, second = tmp_path / "out", f"{FOLDER}/fineweb_train_000001.bin"
     hub.broken.add(second)
-    said = refusal("sp8192", 2, out)
-    assert second in said
-    assert "answered 403" in said
+    message = refusal("sp8192", 2, out)
+    assert second in message
+    assert "answered 403" in message
     assert not (out / "meta.json").exists()
     came = dict(hub.sent)
     hub.broken.clear()
@@ -169,8 +169,8 @@ def test_a_repeated_call_downloads_only_missing_files(hub: HubServer, tmp_path: 
 def test_errors_name_missing_files(hub: HubServer, tmp_path: Path) -> None:
     out = tmp_path / "new"
     files = hub.data_sets[BPE]["main"]
-    said = refusal("sp8192", 4, out)
-    assert f"{BPE}: {FOLDER}/fineweb_train_000003.bin: there is no such file; the repository has 3 shards" in said
+    message = refusal("sp8192", 4, out)
+    assert f"{BPE}: {FOLDER}/fineweb_train_000003.bin: there is no such file; the repository has 3 shards" in message
     second = files.pop(f"{FOLDER}/fineweb_train_000001.bin")
     assert "fineweb_train_000001.bin: there is no such file" in refusal("sp8192", 2, out)
     files[f"{FOLDER}/fineweb_train_000001.bin"] = second
@@ -200,8 +200,8 @@ def test_a_damaged_shard_is_refused_by_name_and_not_kept(
 ) -> None:
     path = f"{FOLDER}/fineweb_train_000001.bin"
     hub.data_sets[BPE]["main"][path] = content
-    said = refusal("sp8192", 2, tmp_path / "out")
-    assert f"{BPE}: {path} is damaged in the repository: {complaint}" in said
+    message = refusal("sp8192", 2, tmp_path / "out")
+    assert f"{BPE}: {path} is damaged in the repository: {complaint}" in message
     assert not list((tmp_path / "out").rglob("*000001.bin"))
     assert len(list((tmp_path / "out").glob("*.bin"))) == 2
     assert not (tmp_path / "out" / "meta.json").exists()
@@ -219,9 +219,9 @@ def test_content_that_is_not_what_the_hub_lists_is_refused(
 ) -> None:
     path = f"{FOLDER}/fineweb_train_000001.bin"
     hub.swapped[path] = content
-    said = refusal("sp8192", 2, tmp_path / "out")
-    assert path in said
-    assert complaint in said
+    message = refusal("sp8192", 2, tmp_path / "out")
+    assert path in message
+    assert complaint in message
     assert not list((tmp_path / "out").rglob("*000001.bin"))
     hub.swapped.clear()
     assert fetch_fineweb("sp8192", 2, tmp_path / "out").splits["train"].tokens == 80_000
@@ -241,8 +241,8 @@ def test_room_on_the_disk_is_asked_for_first(hub: HubServer, tmp_path: Path, mon
     size = sum(len(hub.data_sets[BYTES]["main"][f"fineweb_{name}.bin"]) for name in ("train_000000", "val_000000"))
     disk = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda path: disk(10**12, 10**12, size - 1))
-    assert "2 files of" in (said := refusal("bytes", 1, tmp_path / "a" / "b"))
-    assert f"{tmp_path} has 0.00 GB free" in said
+    assert "2 files of" in (message := refusal("bytes", 1, tmp_path / "a" / "b"))
+    assert f"{tmp_path} has 0.00 GB free" in message
     assert not (tmp_path / "a").exists()
     assert not hub.sent
     # What huggingface_hub asks of each file's own disk is not this limit's business.

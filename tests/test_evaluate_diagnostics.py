@@ -33,7 +33,7 @@ def small_model() -> LanguageModel:
 
 
 class Fixed(nn.Module):
-    """A projector that says what it is told, whatever it reads."""
+    """A projector that says the configured values for any input."""
 
     def __init__(self, say: Any) -> None:
         super().__init__()

@@ -128,7 +128,7 @@ def test_a_false_claim_and_another_text_are_noticed(
     other = tmp_path / "other.txt"
     other.write_text("Some other text.\n" * 40)
     assert scored(tmp_path, monkeypatch, other) == 1
-    assert f"claimed of sliding-32, {claims['val_tokens']:,} targets" in capsys.readouterr().err
+    assert f"claimed for sliding-32, {claims['val_tokens']:,} targets" in capsys.readouterr().err
     (tmp_path / "submission.json").unlink()
     assert scored(tmp_path, monkeypatch, other) == 0  # nothing is claimed
     capsys.readouterr()
@@ -140,10 +140,10 @@ def test_a_false_claim_and_another_text_are_noticed(
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / "artifact.jepa").write_bytes(damaged)
     assert scored(tmp_path, monkeypatch, other) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("score.py: ")
-    assert said.count("\n") == 1
-    assert "checksum" in said
+    message = capsys.readouterr().err
+    assert message.startswith("score.py: ")
+    assert message.count("\n") == 1
+    assert "checksum" in message
 
 
 def test_packed_text_and_folders_of_shards_are_the_same_tokens(run_dir: Path, tmp_path: Path) -> None:
@@ -248,10 +248,10 @@ def test_too_many_bytes_are_refused_and_nothing_is_left(
     words = ["submission", str(run_dir), "-o", str(tmp_path / "out")]
     monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_total"] - 1)
     assert main(words) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "1 over the" in said
-    assert "--packed makes the code" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "1 over the limit" in message
+    assert "--packed makes the code" in message
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_model"] + 1000)
     assert main([*words, "--packed"]) == 2
@@ -279,9 +279,9 @@ def test_figures_of_another_artifact_are_refused(
     for written, key in ((summary, "artifact_sha256"), (older, "artifact_bytes"), (unknown, "artifact_bytes")):
         summary_file.write_text(json.dumps(written))
         assert main(["submission", str(copy), "-o", str(out)]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert f"its {key} is" in said
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert f"its {key} is" in message
         assert not out.exists()
     assert len(other) != len(own)
     artifact.write_bytes(own)
@@ -290,13 +290,13 @@ def test_figures_of_another_artifact_are_refused(
 
 
 def test_refusals(run_dir: Path, made: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is already there"):
+    with pytest.raises(UserError, match="already exists"):
         write_submission(run_dir, made, ABOUT)
     with pytest.raises(UserError, match="no finished run here"):
         write_submission(tmp_path, tmp_path / "out", ABOUT)
     broken = tmp_path / "run"
     shutil.copytree(run_dir, broken)
     (broken / "summary.json").write_text("{}")
-    with pytest.raises(UserError, match=r"summary\.json is not that of a finished run"):
+    with pytest.raises(UserError, match=r"summary\.json does not belong to a finished run"):
         write_submission(broken, tmp_path / "out", ABOUT)
     assert not (tmp_path / "out").exists()

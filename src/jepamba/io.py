@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read with care where a stranger may have made them."""
+"""Atomic writes, and bounded reads of untrusted files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jepamba.errors import UserError
 
 
 def atomic_write(path: Path, *parts: bytes) -> None:
-    """Write `parts`, one after the other, as the file `path`: whoever opens it finds the old content or the new.
+    """Write the concatenation of `parts` to `path` atomically: a reader sees either the old or the new content.
 
-    The content is on disk when this returns. A new file gets the permissions that the umask leaves, in a folder that
-    is made if need be; a file that is replaced hands on its own. A symbolic link stays, the file that it names is
-    written. A device, a pipe and `/dev/stdout` cannot be replaced: they are written to.
-    Raises `OSError` naming `path`; the old file is then as it was, and no other is left.
+    The content is on disk when this returns. Missing folders are created. A new file gets its permissions from the
+    umask; a replaced file keeps its permissions. A symbolic link is followed. A device, a pipe and `/dev/stdout` cannot
+    be replaced and are written directly. Raises `OSError`, which names `path`, and leaves the old file unchanged and no
+    other file.
     """
     try:
         try:
@@ -30,7 +30,7 @@ def atomic_write(path: Path, *parts: bytes) -> None:
         while target.is_symlink() and target.parent.resolve() != ours:
             target = target.parent / target.readlink()
         if target.is_symlink():
-            # /dev/stdout and its like. Opened by name, a file there would be overwritten from its start.
+            # For example /dev/stdout. Opening it by name would overwrite a redirected file from its start.
             _write(os.dup(int(target.name)), parts)
         elif status is not None and not stat.S_ISREG(status.st_mode):
             _write(os.open(target, os.O_WRONLY), parts)
@@ -41,7 +41,7 @@ def atomic_write(path: Path, *parts: bytes) -> None:
 
 
 def _replace(path: Path, parts: tuple[bytes, ...], mode: int | None) -> None:
-    """Write a new file beside `path`, with permissions `mode` (None: those that the umask leaves), and rename it."""
+    """Write a new file in the folder of `path`, with permissions `mode` (None: from the umask), and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{secrets.token_hex(8)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -68,7 +68,7 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
 
 
 def sync(path: Path) -> None:
-    """Have the file or folder `path` on disk before this returns."""
+    """Flush the file or folder `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,10 +77,9 @@ def sync(path: Path) -> None:
 
 
 def open_untrusted(path: Path, what: str, limit: int | None = None) -> BufferedReader:
-    """`path`, which is meant to be `what` ("the artifact"), open for reading.
+    """Open `path` for reading. Error messages call it `what` (for example "the artifact").
 
-    Raises `UserError` naming the file if it cannot be read, is a folder, a pipe or a device, or has more than `limit`
-    bytes.
+    Raises `UserError`, which names the file, if it cannot be read, is not a regular file, or exceeds `limit` bytes.
     """
     try:
         # Non-blocking: opening a named pipe must not wait for a writer.
@@ -92,12 +91,12 @@ def open_untrusted(path: Path, what: str, limit: int | None = None) -> BufferedR
         return os.fdopen(number, "rb")
     os.close(number)
     if limit is None or status.st_size <= limit:
-        raise UserError(f"{path}: cannot be {what}: it is no ordinary file")
+        raise UserError(f"{path}: cannot be {what}: it is not a regular file")
     raise UserError(f"{path}: cannot be {what}: {status.st_size:,} bytes, the format allows {limit:,}")
 
 
 def read_untrusted(path: Path, what: str, limit: int) -> bytes:
-    """The bytes of `path`; as `open_untrusted`."""
+    """Return the bytes of `path`; see `open_untrusted`."""
     with open_untrusted(path, what, limit) as file:
         try:
             return file.read()
@@ -106,6 +105,6 @@ def read_untrusted(path: Path, what: str, limit: int) -> bytes:
 
 
 def sha256_of(path: Path, what: str) -> str:
-    """The sha256 of `path`'s bytes, in hexadecimal digits; as `open_untrusted`."""
+    """Return the sha256 of `path` in hexadecimal; see `open_untrusted`."""
     with open_untrusted(path, what) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

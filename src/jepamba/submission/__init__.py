@@ -1,6 +1,7 @@
 """A finished run as a submission to the 16 MB challenge.
 
-Read `folder.py` first, then `scoring.py`, the program of its script, and `bundle.py`, which makes that one file.
+Read `folder.py` first, then `scoring.py`, the program of the scoring script, and `bundle.py`, which makes one file of
+it.
 """
 
 from jepamba.submission.folder import About, check, write_submission

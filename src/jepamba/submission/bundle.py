@@ -1,13 +1,12 @@
-"""One Python file out of a package: a function of it and all that this function needs, as readable source.
+"""Bundle a function of a package, and everything that it needs, into one readable Python file.
 
-The file is cut into sections, one a module. Its head runs the function and ends, so that Python never comes to the
-sections; when a module is imported, its section is compiled with the line numbers of the file. Tracebacks, `inspect`
-and Triton, which reads the source of its kernels, therefore work as in the package.
+The file has a section for each module. Its head runs the function and exits, so that Python does not execute the
+sections. When a module is imported, its section is compiled with the line numbers of the file, so that tracebacks,
+`inspect` and Triton, which reads the source of its kernels, work as in the package.
 
-Only what can be reached goes in: starting from the function, every top-level definition whose name is used by one that
-is in, and every statement at top level that is no definition. Docstrings are left out, comments within code stay.
-Annotations are never evaluated (PEP 563), and an import from this package, or of jaxtyping, that only they need is
-left out.
+The bundle contains the function, each top-level definition whose name a contained statement uses, and each top-level
+statement that is not a definition. Docstrings are omitted. Annotations are never evaluated (PEP 563); imports from this
+package or from jaxtyping that only annotations need are omitted.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ from pathlib import Path
 from typing import TypeGuard
 
 REQUIRED = frozenset({"torch", "numpy", "sentencepiece"})
-"""Third-party packages that a bundle always needs; others are imported if they are there (a codec that the artifact
-does not use may be missing)."""
+"""Third-party packages that a bundle always needs. Others may be missing, such as a codec that no block uses."""
 MARK = "# ==== "
-"""What a section starts with; the module's name follows."""
+"""Start of a section, before the name of the module."""
 
 _HEAD = '''\
 {comment}
@@ -44,7 +42,7 @@ from pathlib import Path
 
 
 class Missing:
-    """Stands for a package that is not there and that this artifact may not need."""
+    """Placeholder for a missing package, which this artifact may not need."""
 
     def __init__(self, name):
         self.name = name
@@ -106,10 +104,13 @@ _PACKED = """\
 
 
 def bundle(module: str, function: str, arguments: str = "", comment: str = "", packed: bool = False) -> str:
-    """The source of a program that is `sys.exit(function(arguments))`, with all of its package that it needs.
+    """Return the source of a program that executes `sys.exit(function(arguments))`.
 
-    Arguments: `module`, where `function` is defined; `arguments`, Python source; `comment`, lines that start with `#`;
-    `packed`, keep the sections compressed, in about a third of the bytes and no longer readable as they stand.
+    Arguments:
+        module: The module that defines `function`.
+        arguments: The arguments as Python source.
+        comment: Lines that start with `#`, for the top of the file.
+        packed: Compress the sections to about a third of their bytes. They are then not directly readable.
     """
     root = module.partition(".")[0]
     found = _reached(module, function, root)
@@ -127,13 +128,13 @@ def bundle(module: str, function: str, arguments: str = "", comment: str = "", p
 
 @dataclass
 class _Module:
-    """A module's source and what each of its top-level statements binds."""
+    """The source of a module, and its top-level statements by the names that they bind."""
 
     lines: list[str]
     body: list[ast.stmt]
     binds: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
     runs: list[ast.stmt] = field(default_factory=list)
-    """Statements that are no definition: they are always in."""
+    """Statements that are not definitions. A bundle contains all of them."""
 
 
 @cache
@@ -153,7 +154,7 @@ def _module(name: str) -> _Module:
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:
-    """The names that a definition, an assignment or an import binds; nothing for any other statement."""
+    """Yield the names that a definition, an assignment or an import binds."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
     elif isinstance(statement, ast.Import | ast.ImportFrom):
@@ -164,12 +165,12 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
 
 
 def _bound_by(alias: ast.alias) -> str:
-    """The name that one part of an import binds."""
+    """Return the name that an alias of an import binds."""
     return alias.asname or alias.name.partition(".")[0]
 
 
 def _reached(module: str, function: str, root: str) -> dict[str, set[str]]:
-    """The names that are needed, by module, from `function` on."""
+    """Return the names that `function` needs, directly or indirectly, by module."""
     found: dict[str, set[str]] = {}
     waiting = [_origin(module, function)]
     while waiting:
@@ -177,7 +178,7 @@ def _reached(module: str, function: str, root: str) -> dict[str, set[str]]:
         here = _module(where)
         new = [] if where in found else here.runs
         known = found.setdefault(where, set())
-        # A module that is imported as such: any of it may be used.
+        # An imported module: any of its names may be used.
         added = ({name} if name else here.binds.keys()) - known
         known |= added
         for statement in (*new, *(statement for each in added for statement in here.binds[each])):
@@ -212,7 +213,7 @@ def _aliased(statement: ast.ImportFrom, bound: str) -> str:
 
 @cache
 def _origin(module: str, name: str) -> tuple[str, str]:
-    """(module, name) of where `name`, importable from `module`, is defined; a submodule is defined in itself, as ""."""
+    """Return the (module, name) that defines `name` of `module`; (submodule, "") for a submodule."""
     here = _module(module)
     for statement in here.binds.get(name, []):
         if _own(statement, module.partition(".")[0]):
@@ -223,10 +224,12 @@ def _origin(module: str, name: str) -> tuple[str, str]:
 
 
 def _used(statement: ast.stmt) -> dict[str, bool]:
-    """Every name in `statement`, and whether it stands in annotations alone."""
+    """Return the names in `statement`, with whether only annotations use them."""
     nodes = list(ast.walk(statement))
     annotations = [getattr(node, field, None) for node in nodes for field in ("annotation", "returns")]
-    annotated = {id(node) for part in annotations if isinstance(part, ast.AST) for node in ast.walk(part)}
+    annotated = {
+        id(node) for annotation in annotations if isinstance(annotation, ast.AST) for node in ast.walk(annotation)
+    }
     names: dict[str, bool] = {}
     for node in nodes:
         if isinstance(node, ast.Name):
@@ -240,7 +243,7 @@ def _is_docstring(statement: ast.stmt) -> bool:
 
 
 def _section(module: _Module, names: set[str], root: str) -> str:
-    """The source of the needed statements of `module`, in order."""
+    """Return the source of the needed statements of `module`, in order."""
     imports, code = [], []
     for statement in module.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -251,7 +254,7 @@ def _section(module: _Module, names: set[str], root: str) -> str:
 
 
 def _imports(statement: ast.Import | ast.ImportFrom, names: set[str], root: str) -> list[str]:
-    """The import of what is needed, each name from the module that defines it."""
+    """Return the needed imports of `statement`, each from the module that defines the name."""
     wanted = [alias for alias in statement.names if _bound_by(alias) in names]
     if _own(statement, root):
         return [_import_of(statement.module or "", alias) for alias in wanted]
@@ -275,7 +278,7 @@ def _import_of(module: str, alias: ast.alias) -> str:
 
 
 def _source(statement: ast.stmt, lines: list[str], root: str) -> str:
-    """A statement as it is written, with the comment above it, without docstrings, its own imports resolved."""
+    """Return the source of a statement with the comment above it, without docstrings, with resolved imports."""
     first = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", []))) - 1
     while first > 0 and lines[first - 1].startswith("#"):
         first -= 1
@@ -294,5 +297,5 @@ def _source(statement: ast.stmt, lines: list[str], root: str) -> str:
                 changed[inner.lineno - 1] = "\n".join(" " * inner.col_offset + line for line in new)
     kept = (changed.get(number, lines[number]) for number in range(first, statement.end_lineno or first + 1))
     text = "\n".join(line for line in kept if line is not None)
-    # No blank line after one that opens a block, and none after a blank one.
+    # Remove blank lines at the start of a block, and repeated ones.
     return re.sub(r"\n\s*\n", "\n\n", re.sub(r":\n\s*\n", ":\n", text))

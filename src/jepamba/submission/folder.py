@@ -1,4 +1,4 @@
-"""The folder that a reviewer of the 16 MB challenge gets: figures, log, artifact, and the script that scores it."""
+"""The folder of a submission to the 16 MB challenge: results, log, artifact, and the script that scores it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from jepamba.submission.scoring import TOLERANCE
 
 SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
 PACKAGES = {"ans": "constriction", "brotli": "brotli", "zstd": "zstandard"}
-"""What decodes a codec that Python itself cannot."""
+"""Packages that decode the codecs that the standard library lacks."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What only the author knows."""
+    """Facts that only the author knows."""
 
     name: str = ""
     author: str = ""
@@ -43,18 +43,21 @@ class About:
 
 
 def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = False, validation: bool = False) -> Path:
-    """Make the folder `out` from the finished run in `run_dir`; the folder.
+    """Write the folder `out` from the finished run in `run_dir`, and return `out`.
 
-    Arguments: `packed`, keep the script's code compressed; `validation`, add the validation text's tokens as a shard.
-    Raises `UserError` for a run that is not finished, an artifact that is not the one that its summary is of, a folder
-    that is there already, or more than 16,000,000 bytes of code and model; nothing is left behind then.
+    Arguments:
+        packed: Compress the code of the script.
+        validation: Add the validation tokens as a shard.
+
+    Raises `UserError`, without a partial folder, for an unfinished run, an artifact that does not match the summary of
+    the run, an existing folder, and more than 16,000,000 bytes of code and model.
     """
     summary, metrics = read_summary(run_dir), read_metrics(run_dir / "metrics.jsonl")
     artifact = run_dir / "artifact.jepa"
     if summary is None or not artifact.exists():
         raise UserError(f"{run_dir}: no finished run here; `jepamba resume {run_dir}` finishes one")
     if out.exists():
-        raise UserError(f"{out} is already there; choose another -o, or delete it")
+        raise UserError(f"{out} already exists; choose another -o, or delete it")
     run = load_preset(str(run_dir / "config.toml"))
     headline = _headline(summary)
     _check_artifact(artifact, summary)
@@ -76,7 +79,7 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
             readme(claims, run, summary, packages, packed, VALIDATION if validation else ""), encoding="utf-8"
         )
         (building / "train.log").write_text(_log(metrics), encoding="utf-8")
-        (building / "config.toml").write_text(dump_toml(_without_places(run)), encoding="utf-8")
+        (building / "config.toml").write_text(dump_toml(_without_paths(run)), encoding="utf-8")
         if validation:
             write_validation(run, building / VALIDATION)
         building.rename(out)
@@ -84,9 +87,10 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
 
 
 def check(out: Path, run_dir: Path) -> dict[str, Any]:
-    """Run the script of the submission `out` in a process of its own, on the run's validation tokens; what it prints.
+    """Run the script of the submission `out` on the validation tokens of the run, and return its output.
 
-    The process sees neither this package nor the environment. Raises `UserError` where the figure is not reproduced.
+    The script runs in a separate process without this package and the environment variables. Raises `UserError` if it
+    does not reproduce the claimed score.
     """
     run = load_preset(str(run_dir / "config.toml"))
     with tempfile.TemporaryDirectory() as name, Progress("scoring with the submission's own script"):
@@ -97,22 +101,22 @@ def check(out: Path, run_dir: Path) -> dict[str, Any]:
         command = [sys.executable, "-I", str((out / SCRIPT).resolve()), "--data", str(shard.resolve())]
         done = subprocess.run(command, cwd=name, capture_output=True, text=True)
     if done.returncode != 0:
-        raise UserError(f"{out / SCRIPT} does not give the claimed figure: {' '.join(done.stderr.split())[-400:]}")
+        raise UserError(f"{out / SCRIPT} does not reproduce the claimed score: {' '.join(done.stderr.split())[-400:]}")
     found: dict[str, Any] = json.loads(done.stdout)
     return {**found, "within": TOLERANCE}
 
 
 def write_validation(run: Run, path: Path) -> None:
-    """The validation tokens of `run` as one shard at `path`."""
+    """Write the validation tokens of `run` as one shard at `path`."""
     with Progress("reading the text") as report:
         tokens: Tokens = corpus(run.data, progress=report).val
     write_shard(path, tokens.read(0, len(tokens)))
 
 
 def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The score that stands for the run: sliding windows if they saw all of the text, else plain ones; calibrated.
+    """Return the score to claim: sliding windows if they covered the whole text, else plain windows; calibrated.
 
-    By decoded bytes, as the challenge counts them: shards, from which `score.py` scores, do not know others.
+    It is in bits per decoded byte, as in the challenge, because `score.py` knows only the tokens.
     """
     try:
         calibrated, sliding = summary["bpb_calibrated"], summary["bpb_sliding"]
@@ -122,24 +126,24 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
             key: chosen[key] for key in ("bpb", "nats_per_token", "tokens", "bytes", "mode", "temperature", "seconds")
         }
     except (KeyError, TypeError):
-        raise UserError("summary.json is not that of a finished run; `jepamba resume` writes it again") from None
+        raise UserError("summary.json does not belong to a finished run; `jepamba resume` rewrites it") from None
 
 
 def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
-    """The figures must be this artifact's: by its sha256, or in a summary from before that was noted, by its size."""
+    """Raise `UserError` if the summary is of another artifact, by sha256, or by size in summaries without a sha256."""
     if "artifact_sha256" in summary:
         key, found = "artifact_sha256", sha256_of(artifact, "the artifact")
     else:
         key, found = "artifact_bytes", str(artifact.stat().st_size)
     if str(summary.get(key)) != found:
         raise UserError(
-            f"{artifact}: not the artifact that summary.json has figures of: its {key} is {found}, there it "
-            f"is {summary.get(key)}; put the run's own back (`jepamba resume` packs it anew from a checkpoint)"
+            f"{artifact}: summary.json describes another artifact: its {key} is {found}, that in summary.json is "
+            f"{summary.get(key)}; restore the artifact of the run (`jepamba resume` exports it from a checkpoint)"
         )
 
 
 def _packages(artifact: Path) -> list[str]:
-    """Packages that decode the artifact's blocks."""
+    """Return the packages that decode the blocks of the artifact."""
     codecs = {block.codec.partition("/")[0] for block in open_container(artifact).blocks}
     return sorted(PACKAGES[codec] for codec in codecs & PACKAGES.keys())
 
@@ -149,7 +153,7 @@ def _script(headline: Mapping[str, Any], packages: list[str], packed: bool) -> s
     needs = ", ".join(["torch", "numpy", "sentencepiece", *packages])
     comment = (
         f"# Scores artifact.jepa beside it in bits per byte: python {SCRIPT} --data FOLDER_OF_VALIDATION_SHARDS\n"
-        f"# Needs {needs}. Made by jepamba {__version__} from its own source, which is below, one section a module."
+        f"# Needs {needs}. Made by jepamba {__version__} from its own source, which follows, one section per module."
     )
     return bundle("jepamba.submission.scoring", "main", f"__file__, {stride}", comment, packed)
 
@@ -157,14 +161,14 @@ def _script(headline: Mapping[str, Any], packages: list[str], packed: bool) -> s
 def _too_large(headline: Mapping[str, Any], packages: list[str], model_bytes: int, packed: bool) -> str:
     code = len(_script(headline, packages, packed).encode("utf-8"))
     total = code + model_bytes
-    said = (
+    message = (
         f"the submission would have {total:,} bytes ({model_bytes:,} of model, {code:,} of code), "
-        f"{total - LIMIT_BYTES:,} over the {LIMIT_BYTES:,} that are allowed"
+        f"{total - LIMIT_BYTES:,} over the limit of {LIMIT_BYTES:,}"
     )
     smaller = len(_script(headline, packages, True).encode("utf-8"))
     if smaller + model_bytes <= LIMIT_BYTES:
-        return f"{said}; --packed makes the code {code - smaller:,} bytes smaller, which is enough"
-    return f"{said}; train with quant.budget_bytes = {LIMIT_BYTES - smaller:,} and use --packed"
+        return f"{message}; --packed makes the code {code - smaller:,} bytes smaller, which is enough"
+    return f"{message}; train with quant.budget_bytes = {LIMIT_BYTES - smaller:,} and use --packed"
 
 
 def _claims(
@@ -193,14 +197,14 @@ def _claims(
     }
 
 
-def _without_places(run: Run) -> Run:
-    """`run` with files by their names alone: where they lay on the author's machine helps nobody."""
+def _without_paths(run: Run) -> Run:
+    """Return `run` with file names in place of paths, which are private to the author's machine."""
     named = {f"data.{key}": getattr(run.data, key) for key in ("train", "val", "tokenizer")}
     return with_settings(run, {key: Path(value).name for key, value in named.items() if value} | {"data.cache": ""})
 
 
 def _log(metrics: Metrics) -> str:
-    """The log as text, in the order in which things happened."""
+    """Return the training log as text, in chronological order."""
     lines = []
     for record in sorted([*metrics.events, *metrics.steps, *metrics.vals], key=lambda record: record["step"]):
         kind, step = record["kind"], record["step"]

@@ -1,4 +1,4 @@
-"""README.md of a submission: the figures, how to get them again, and what the model is."""
+"""README.md of a submission: the scores, how to reproduce them, and the model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Objective: {objective}.
 
 
 def by_decoded_bytes(score: Mapping[str, Any]) -> dict[str, Any]:
-    """`score` with the figures by decoded bytes in the place of those by original ones (where it has both)."""
+    """Return `score` with bits per decoded byte in place of bits per original byte, if it has both."""
     renamed = {"bpb": "bpb_decoded", "bytes": "decoded_bytes"}
     return {**score, **{key: score[other] for key, other in renamed.items() if other in score}}
 
@@ -65,7 +65,12 @@ def readme(
     packed: bool,
     validation: str,
 ) -> str:
-    """The page, in Markdown. `claims` is submission.json; `validation` the name of a shard beside it, or nothing."""
+    """Return the page in Markdown.
+
+    Arguments:
+        claims: The content of submission.json.
+        validation: Name of the validation shard in the folder, or empty.
+    """
     model, quant, jepa = run.model, run.quant, run.jepa
     mixed = bool(quant.budget_bytes or quant.bit_allocation)
     latent = f"cross-entropy, latent prediction (weight {jepa.weight}) and SIGReg (λ {jepa.sigreg_weight})"

@@ -1,7 +1,6 @@
-"""The program of a submission's `score.py`: score the artifact beside it, and compare with what was claimed.
+"""The program of a submission's `score.py`: score the artifact in its folder and compare the score with the claim.
 
-It is bundled into one file (`bundle.py`), and so may import only what needs nothing but PyTorch, NumPy, SentencePiece
-and the artifact's codec.
+`bundle.py` makes one file of it, so it may import only modules that need PyTorch, NumPy, SentencePiece and codecs.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from jepamba.evaluate.windowed import score_plain, score_sliding
 from jepamba.text.protocol import Tokenizer, join_documents, utf8
 
 TOLERANCE = 1e-4
-"""Bits per byte by which the claim may be off: other hardware rounds otherwise."""
+"""Maximum difference from the claim in bits per byte, because rounding differs between machines."""
 
 
 def main(script: str, stride: int) -> int:
-    """Score the artifact beside `script` on `--data`, in sliding windows of `stride` (0: plain ones); the exit code.
+    """Score the artifact in the folder of `script` on `--data`, in sliding windows with `stride` (0: plain windows).
 
-    Prints one JSON object: the score, and the bytes of model and code. 0: the score is what submission.json claims, or
-    there is no claim; 1: it is not; 2: a mistake, with one line that says which.
+    Prints one JSON object with the score and the bytes of model and code. Returns the exit code. 0: the score equals
+    the claim in submission.json, or there is no claim; 1: it differs; 2: a user error, with one line that names it.
     """
     folder = Path(script).parent
     parser = argparse.ArgumentParser(description="Bits per byte of the artifact beside this script.")
@@ -51,7 +50,7 @@ def main(script: str, stride: int) -> int:
 
 
 def score_data(artifact: Path, data: list[Path], stride: int, batch: int = 0) -> Score:
-    """The score of `artifact` on `data` at its own temperature, on a GPU if there is one. Raises `UserError`."""
+    """Return the score of `artifact` on `data` at its temperature, on a GPU if available. Raises `UserError`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_artifact(artifact, device=device)
     tokens = read_tokens(data, loaded.tokenizer)
@@ -65,8 +64,10 @@ def score_data(artifact: Path, data: list[Path], stride: int, batch: int = 0) ->
 
 
 def read_tokens(paths: list[Path], tokenizer: Tokenizer) -> Tokens:
-    """The tokens of shards (files, or a folder's `*_val_*.bin`), or of UTF-8 text, as it is or packed as .xz, whose
-    documents a NUL separates."""
+    """Return the tokens of shards (files, or `*_val_*.bin` of a folder), or of UTF-8 text, possibly as .xz.
+
+    A NUL separates the documents of a text. Raises `UserError` for files that cannot be read.
+    """
     files = [file for path in paths for file in (sorted(path.glob("*_val_*.bin")) if path.is_dir() else [path])]
     if not files:
         raise UserError(f"{paths[0]}: no *_val_*.bin shard in it")
@@ -84,13 +85,13 @@ def read_tokens(paths: list[Path], tokenizer: Tokenizer) -> Tokens:
 
 
 def _compared(claims: Path, score: Score) -> int:
-    """The exit code for a score beside what was claimed, and a sentence about it."""
+    """Compare the score with the claim, print the result, and return the exit code."""
     if not claims.exists():
         return 0
     claim = json.loads(claims.read_text(encoding="utf-8"))
     if (claim["mode"], claim["val_tokens"], claim["val_bytes"]) != (score.mode, score.tokens, score.decoded_bytes):
         print(
-            f"score.py: claimed of {claim['mode']}, {claim['val_tokens']:,} targets, {claim['val_bytes']:,} bytes; "
+            f"score.py: claimed for {claim['mode']}, {claim['val_tokens']:,} targets, {claim['val_bytes']:,} bytes; "
             f"scored here: {score.mode}, {score.tokens:,} targets, {score.decoded_bytes:,} bytes",
             file=sys.stderr,
         )
