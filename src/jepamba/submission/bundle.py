@@ -4,9 +4,8 @@ The file has a section for each module. Its head runs the function and exits, so
 sections. When a module is imported, its section is compiled with the line numbers of the file, so that tracebacks,
 `inspect` and Triton, which reads the source of its kernels, work as in the package.
 
-The bundle contains the function, each top-level definition whose name a contained statement uses, and each top-level
-statement that is not a definition. Docstrings are omitted. Annotations are never evaluated (PEP 563); imports from this
-package or from jaxtyping that only annotations need are omitted.
+It contains each top-level definition that the function needs, and each top-level statement that is not a definition.
+Docstrings are omitted, and so are imports from this package or jaxtyping for annotations, which nothing evaluates.
 """
 
 from __future__ import annotations
@@ -227,9 +226,7 @@ def _used(statement: ast.stmt) -> dict[str, bool]:
     """Return the names in `statement`, with whether only annotations use them."""
     nodes = list(ast.walk(statement))
     annotations = [getattr(node, field, None) for node in nodes for field in ("annotation", "returns")]
-    annotated = {
-        id(node) for annotation in annotations if isinstance(annotation, ast.AST) for node in ast.walk(annotation)
-    }
+    annotated = {id(node) for tree in annotations if isinstance(tree, ast.AST) for node in ast.walk(tree)}
     names: dict[str, bool] = {}
     for node in nodes:
         if isinstance(node, ast.Name):
