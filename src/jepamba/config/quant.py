@@ -17,8 +17,8 @@ class Quant:
     bits: Literal[2, 3, 4, 5, 6, 7, 8, 32] = 4
     """Bits of the integers for large matrices; 32: no weight is quantized, for comparisons."""
     scale: Literal["absmax", "clip", "hessian"] = "absmax"
-    """Scale of the integers: `absmax` / q_max; `clip`, the scale of least squared error; `hessian`, the same with each
-    column weighted by the mean square of its input."""
+    """Scale of the integers: `absmax`, largest magnitude / largest integer; `clip`, that of least squared error;
+    `hessian`, the same with each column weighted by the mean square of its input."""
     group: int = 0
     """Columns that share an integer scale; 0: the whole row."""
     budget_bytes: int = 0
