@@ -27,23 +27,21 @@ HEAD = """# Configuration
 
 <!-- Written by docs/make_configuration.py from the docstrings in src/jepamba/config/. Do not edit by hand. -->
 
-A setting has a section and a name, and the same name everywhere: `optim.grad_clip` is the flag
-`--optim.grad_clip 1.0` of `jepamba train` and `jepamba study run`, the key `grad_clip` under `[optim]` in a preset or
-`config.toml`, and the key `"optim.grad_clip"` in a [plan](studies.md). Layers are merged in order: defaults, preset,
-overlays, plan, flags. A later layer that names a budget (`train.steps` or `train.seconds`) replaces the budget of an
-earlier one.
+A setting has the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of `jepamba train` and
+`jepamba study run`, the key `grad_clip` under `[optim]` in a preset or `config.toml`, and the key `"optim.grad_clip"`
+in a [plan](studies.md). Settings are merged in order: defaults, preset, overlays, plan, flags. A later budget
+(`train.steps` or `train.seconds`) replaces an earlier one.
 
-- Hyphens and underscores are the same in a flag, and `--train.steps=100` is `--train.steps 100`.
+- In a flag, hyphens and underscores are the same, and `--train.steps=100` is `--train.steps 100`.
 - A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,
   `--train.no-compile` no.
-- Invalid or unknown settings are refused before anything is read or built, with one line that names the setting, its
-  value and the remedy.
+- Invalid or unknown settings are refused before anything is read, with one line that names setting, value and remedy.
 """
 
 PRESETS = """## Presets
 
 `jepamba presets` lists the presets and `jepamba presets cpu` prints one with its comments. A TOML file with some of
-these keys is a preset too: `jepamba train mine.toml`. Overlays follow a name: `jepamba train cpu+sigreg-lewm`. The
+these keys is a preset too: `jepamba train mine.toml`. An overlay follows a preset: `jepamba train cpu+sigreg-lewm`. The
 files:
 """
 

@@ -49,8 +49,8 @@ def test_every_shipped_plan_builds_every_configuration(name: str) -> None:
 PUBLISHED = {
     "published-mlp": ("model.mlp_every", {1, 2}),
     "published-expand": ("model.expand", {1, 2}),
-    "published-n_layer": ("model.n_layer", {8, 10, 12, 13}),
-    "published-d_model": ("model.d_model", {512, 576, 640}),
+    "published-n-layer": ("model.n_layer", {8, 10, 12, 13}),
+    "published-d-model": ("model.d_model", {512, 576, 640}),
     "published-tie": ("model.tie", {1, 3}),
     "published-jepa-rollout-steps": ("jepa.rollout_steps", {1, 3}),
     "published-lambda": ("jepa.sigreg_weight", {1.0, 5.0}),

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         "Run every configuration of a plan with every seed; skip finished runs and resume interrupted ones.",
         [
             "jepamba study run quick-jepa",
-            "jepamba study run published-n_layer --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
+            "jepamba study run published-n-layer --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
             "jepamba study run mine.toml --out runs/mine",
         ],
     )

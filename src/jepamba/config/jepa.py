@@ -41,16 +41,16 @@ class Jepa:
     sigreg_projections: int = 1024
     """Number of random unit-norm directions."""
     sigreg_fixed: bool = False
-    """Sample the directions once, not at each step."""
+    """Draw the directions once, not for each sample."""
     sigreg_scale_n: bool = True
     """Multiply the statistic by the sample size N."""
     sigreg_sample: Literal["micro", "step"] = "micro"
-    """Sample over the concurrent micro-batches of all processes, or over the whole step. `step` costs one more forward
-    pass and does not depend on `train.tokens_per_micro` or the number of processes."""
+    """SIGReg's sample. `micro`: one pass, that is one micro-batch of each process. `step`: the whole step; it costs one
+    more forward pass and does not depend on `train.tokens_per_micro` or the number of processes."""
     sigreg_timesteps: int = 0
-    """Maximum timesteps per test (`timestep`), resampled at each step; 0: all."""
+    """Maximum timesteps of a sample (`timestep`), drawn anew for each; 0: all."""
     sigreg_samples: int = 0
-    """Approximate positions per test (pooled modes), resampled at each step; 0: all."""
+    """Approximate positions of a sample (pooled modes), drawn anew for each; 0: all."""
 
     @property
     def active(self) -> bool:

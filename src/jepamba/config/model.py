@@ -42,7 +42,7 @@ class Model:
     unet: bool = True
     """U-Net skips from the first half of the blocks to the second."""
     self_skip: bool = False
-    """The submission's first decoder skip, which adds the last encoder block's output to itself."""
+    """The published script's first decoder skip, which adds the last encoder block's output to itself."""
     softcap: Literal["poly", "tanh", "off"] = "poly"
     """Soft cap of the logits: degree-5 polynomial, tanh or none."""
     cap: float = 15.0

@@ -44,9 +44,9 @@ class Optim:
     ghost_keep_moments: bool = True
     """Keep the moments of the ghost warm-up and reset Adam's step counters, as published; off: restore all."""
     decay_ssm: bool = False
-    """Decay A_log, dt_bias and D too: the submission's defect 3, for measurements."""
+    """Decay A_log, dt_bias and D too: defect 3 of the published script."""
     train_conv: bool = True
-    """Off: do not train the convolutions, nor count them in the clip: the submission's defect 1, for measurements."""
+    """Off: do not train the convolutions, nor count them in the clip: defect 1 of the published script."""
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adam_lr", "muon_weight_decay", "adam_weight_decay", "grad_clip"):

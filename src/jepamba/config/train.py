@@ -27,10 +27,10 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of activations and matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
     masters: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the language model's master weights. `bf16`: the submission's defect 2, for measurements."""
+    """Precision of the language model's master weights. `bf16`: defect 2 of the published script."""
     carry_state: bool = False
-    """Start each window from the detached state at the end of the preceding window (truncated back-propagation through
-    time). Each row of a micro-batch reads one contiguous part of the text; requires `data.shuffle` off."""
+    """Start each window from the detached state of the preceding window (truncated back-propagation through time). It
+    requires `data.shuffle` off."""
     compile: bool = False
     """Compile the model's blocks with torch.compile; CPU only."""
     graph: bool = True

@@ -82,7 +82,7 @@ def vector_quantizer(quant: Quant) -> Quantizer:
 
 
 def mix_quantizer(quant: Quant) -> Quantizer:
-    """Quantizer of residual mixes and U-Net skips: that of vectors, or unscaled FP8 (defect 8 of the submission)."""
+    """Quantizer of residual mixes and U-Net skips: that of vectors, or unscaled FP8 (docs/defects.md, 8)."""
     return Fp8Quantizer(scaled=False) if quant.vectors == "fp8" and not quant.exact else vector_quantizer(quant)
 
 
