@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.histograms import Histograms, integers_cost
-from jepamba.artifact.ans.levels import LEVELS, Levels
+from jepamba.artifact.ans.levels import LEVELS, OFF, Levels
 from jepamba.artifact.ans.ordinals import linear_values, low_bits, matrix_shape, max_magnitude, to_ordinals
-from jepamba.artifact.ans.parameter_search import OFF, SearchSpace, search_parameters
+from jepamba.artifact.ans.parameter_search import SearchSpace, search_parameters
 from jepamba.artifact.ans.weights import HistogramSets
 from jepamba.artifact.codecs import CODECS, quick_bytes
-from jepamba.artifact.inspect import entropy
 from jepamba.artifact.store import open_artifact
 from jepamba.artifact.streams import StreamSpec, Values
+from jepamba.quant.entropy import entropy
 
 Block = list[tuple[StreamSpec, Values]]
 

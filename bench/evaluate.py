@@ -6,7 +6,7 @@ Runs on the GPU where there is one. Every way is run once untimed on a short par
 are medians, of elapsed time on a GPU, of processor time on a CPU, which other programs disturb less. Plain and
 carried scores are of the first `--tokens` targets. Sliding windows cost many times as much, so
 that they are run on the first `--sliding-tokens` targets alone: times are compared by the target, and bits per byte on
-that part, which the other two are scored on as well. `--sequence` changes the length of the windows (default: as
+that part, which the other two are scored on as well. `--seq-len` changes the length of the windows (default: as
 trained). Prints a table and, last, one JSON line.
 """
 
@@ -91,14 +91,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def options() -> argparse.ArgumentParser:
-    """What `measure` goes by."""
+    """The command-line options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokens", type=int, default=0, help="targets of plain and carried (0: all)")
     parser.add_argument("--sliding-tokens", type=int, default=16384, help="targets of sliding (0: as many)")
     parser.add_argument("--strides", default="16", help="strides, separated by commas")
-    parser.add_argument("--sequence", type=int, default=0, help="length of the windows (0: as trained)")
+    parser.add_argument("--seq-len", type=int, default=0, help="length of the windows (0: as trained)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens-per-batch", type=int, default=16384)
     return parser

@@ -1,10 +1,10 @@
 """Whether the loader keeps up with a GPU: its own speed, and how long a step waits for its batch.
 
-    python bench/loader.py [--sparse-gb 100] [--rate 1.5e6] [--sequence 1024] [--micro 65536] [--steps 40] [--pin]
+    python bench/loader.py [--sparse-gb 100] [--rate 1.5e6] [--seq-len 1024] [--micro 65536] [--steps 40] [--pin]
 
 The shards are sparse files: any apparent size, hardly any disk. The loader alone makes batches as fast as it can; then
-a step of `--micro` tokens is simulated that takes micro / rate seconds, and what counts is how long it waits for
-`Ahead.next`, and the CPU time that the batches took meanwhile. Memory is the peak of the resident set before the shards
+a step of `--micro` tokens is simulated that takes micro / rate seconds. Measured are the time that it waits for
+`Prefetcher.next`, and the CPU time of the batches meanwhile. Memory is the peak of the resident set before the shards
 are opened and after. The last line is JSON.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from jepamba.data import Loader, Prefetcher, Tokens, open_shard
-from jepamba.data.shards import HEADER_BYTES, SHARD_TOKENS, write_shard
+from jepamba.data.shards import HEADER_BYTES, SHARD_TOKENS, Shard, write_shard
 from jepamba.text import ByteTokenizer
 
 WARM_UP = 4
@@ -31,7 +31,7 @@ def sparse_shards(folder: Path, gigabytes: float) -> Tokens:
     """Shards of `gigabytes` in all: 100 M tokens each, of which the first 1 M are there, the rest are holes."""
     rng = np.random.default_rng(0)
     left = int(gigabytes * 1e9) // 2
-    shards = []
+    shards = list[Shard]()
     while left > 0:
         count = min(left, SHARD_TOKENS)
         file = folder / f"sparse_train_{len(shards):06d}.bin"
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sparse-gb", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1.5e6, help="tokens a second of the simulated GPU")
-    parser.add_argument("--sequence", type=int, default=1024)
+    parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--micro", type=int, default=65536, help="tokens of a batch")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--pin", action="store_true", help="into pinned memory; needs CUDA")

@@ -90,7 +90,7 @@ def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
         tokens_per_batch=run.eval.tokens_per_batch,
     )
     names = [name for name, weight in bit_allocation.adjustable_weights(state).items() if weight.matrix]
-    matrices = [loaded.model.weights()[name] for name in names]
+    matrices = [loaded.model.quant_weights()[name] for name in names]
     values = sum(matrix.master.numel() for matrix in matrices)
     stored = sum(matrix.quantizer.stored_bits(tuple(matrix.master.shape)) for matrix in matrices)
     bits = stored / values if values else 32.0

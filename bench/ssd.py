@@ -154,7 +154,7 @@ def copies(o: argparse.Namespace) -> dict[str, Callable[[], object]]:
     buffers = {
         what: torch.empty(bytes_ // 2, dtype=torch.int8, device="cuda").random_() for what, bytes_ in size.items()
     }
-    return {f"{what} device": captured(lambda b=b: b.clone()) for what, b in buffers.items()}
+    return {f"{what} device": captured(b.clone) for what, b in buffers.items()}
 
 
 def errors(operator: Operator, o: argparse.Namespace) -> dict[str, float]:
@@ -179,7 +179,7 @@ def kernels(inputs: list[Tensor], weights: list[Tensor]) -> None:
         torch.cuda.synchronize()
     times: dict[str, list[float]] = {}
     for event in profile.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             times.setdefault(event.name, []).append(event.device_time)
     for name, values in sorted(times.items(), key=lambda item: -sum(item[1])):
         print(f"  {name[:60]:60s} {statistics.median(values):8.1f} µs × {len(values) / 10:g}")

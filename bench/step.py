@@ -158,10 +158,10 @@ def _profile(trainer: Trainer) -> None:
         seconds = timed_step(trainer, True)
     totals: dict[str, tuple[float, int]] = {}
     spans: list[tuple[float, float]] = []
-    device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    device = "CUDA" if cuda else "CPU"
     for event in profiler.events():
         # Not the host's calls, which are recorded too: one of them waits for the whole step.
-        if event.device_type != device:
+        if event.device_type.name != device:
             continue
         span = event.self_device_time_total if cuda else event.self_cpu_time_total
         old = totals.get(event.name, (0.0, 0))

@@ -97,7 +97,7 @@ def begun(running: Running, folder: Path, size: int, life: int, count: int) -> N
 
 def newest(out: Path) -> int:
     """The step of the newest checkpoint, every one of which must be whole."""
-    steps = [load_checkpoint(path)[1]["progress"]["step"] for path in checkpoints(out / "checkpoints")]
+    steps = [load_checkpoint(path)[1]["counters"]["step"] for path in checkpoints(out / "checkpoints")]
     return max(steps, default=0)
 
 

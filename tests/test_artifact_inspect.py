@@ -76,7 +76,7 @@ def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant:
     assert blind["masters_are_its_own"] is None
     own = sum(block["bytes"] for block in found["blocks"] if block["kind"] != "u8")
     assert sum(row["bytes_coded"] for row in found["tensors"]) == pytest.approx(own)
-    weights = model.weights()
+    weights = model.quant_weights()
     for row, unseen in zip(found["tensors"], blind["tensors"], strict=True):
         master, quantizer = masters[f"{row['name']}.master"], weights[row["name"]].quantizer
         streams = weights[row["name"]].export()
@@ -115,7 +115,7 @@ def test_clipped_weights_are_counted(tmp_path: Path) -> None:
     for scale in ("clip", "absmax"):
         run = run_of(Quant(large=512, bits=2, scale=scale))
         model = shaken_model(run)
-        weight = model.weights()["embed_proj.weight"].master
+        weight = model.quant_weights()["embed_proj.weight"].master
         weight.data = weight.data.sign() + 0.01 * weight.data
         weight.data[:, 0] = 2.5
         save_artifact(tmp_path / scale, model, run, ByteTokenizer())

@@ -79,7 +79,7 @@ def test_live_and_loaded_logits_are_equal_to_the_bit(
     artifact = load_artifact(tmp_path / "a.jepa")
     assert not artifact.model.training
     assert {f"int{bits}", "fp8" if old else "fp8-row", "bf16", "fp32"} <= {
-        weight.quantizer.name for weight in artifact.model.weights().values()
+        weight.quantizer.name for weight in artifact.model.quant_weights().values()
     }
     assert torch.equal(logits_of(model, tokenizer.vocab_size), logits_of(artifact.model, tokenizer.vocab_size))
 
@@ -182,7 +182,7 @@ def test_inspection_adds_up(tmp_path: Path, bpe: SentencePieceTokenizer) -> None
     assert sum(block["bytes"] for block in found["blocks"]) == found["compressed_bytes"] < size
     assert found["temperature"] == 1.1
     assert found["tokenizer"]["vocab"] == bpe.vocab_size
-    weights = model.weights()
+    weights = model.quant_weights()
     for row in found["tensors"]:
         weight, quantizer = weights[row["name"]].master, weights[row["name"]].quantizer
         assert row["shape"] == list(weight.shape)

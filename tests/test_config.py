@@ -88,6 +88,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "fp8_scale": "none",
             "embedding": "int6",
             "vectors": "int8",
+            "large": 1000,
+            "budget_after": 0.25,
         }.items()
     ],
     *[

@@ -200,7 +200,7 @@ def test_the_model_is_left_as_it_was() -> None:
         score_plain(model, tokens, 32)
         calibrate(model, tokens, 32, 64)
         assert model.training is training
-        assert not any(weight.loaded for weight in model.weights().values())
+        assert not any(weight.loaded for weight in model.quant_weights().values())
         for name, value in model.named_parameters():
             assert value.data_ptr() == before[name][0]
             assert torch.equal(value.detach(), before[name][1])
@@ -213,7 +213,7 @@ def test_an_evaluation_sees_the_stored_weights() -> None:
     model, tokens = small_model(ByteTokenizer()), stream(ByteTokenizer(), 100)
     model.train()
     score = score_plain(model, tokens, 32)
-    for weight in model.weights().values():
+    for weight in model.quant_weights().values():
         weight.load(weight.quantizer.decode(weight.export(), tuple(weight.master.shape)))
     assert score_plain(model, tokens, 32).nats_per_token == score.nats_per_token
 

@@ -14,7 +14,7 @@ from jepamba.jepa import (
     JepaHeads,
     LossTerms,
     LossWeights,
-    objective,
+    compute_losses,
     prediction_error,
     sample_projections,
     sigreg,
@@ -182,7 +182,7 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     projections = sample_projections(config, MODEL.d_model, (3, 12), 7, step)
     whole = torch.tensor(1.0)
     weights = LossWeights(whole, torch.tensor(lam), whole)
-    terms, _ = objective(model, heads, config, tokens, targets, reset, weights, projections)
+    terms, _ = compute_losses(model, heads, config, tokens, targets, reset, weights, projections)
     return terms, (model, heads, tokens, targets, reset)
 
 

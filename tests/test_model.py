@@ -38,7 +38,7 @@ def small(**changes: Any) -> Model:
 
 
 def masters(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: weight.master for name, weight in model.weights().items()}
+    return {name: weight.master for name, weight in model.quant_weights().items()}
 
 
 def disturb(module: torch.nn.Module) -> None:
@@ -160,7 +160,7 @@ def test_mlp_formula_and_fresh_silence(kind: str) -> None:
 @pytest.mark.parametrize(("every", "with_mlp"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
 def test_mlp_schedule(every: int, with_mlp: list[int]) -> None:
     model = LanguageModel(small(n_layer=5, mlp_every=every), Quant())
-    names = model.weights()
+    names = model.quant_weights()
     assert [i for i in range(5) if f"blocks.{i}.mlp.down.weight" in names] == with_mlp
     assert [i for i in range(5) if f"blocks.{i}.mlp_scale" in names] == with_mlp
 
@@ -190,7 +190,7 @@ def test_skips_pair_decoder_with_encoder_blocks(n_layer: int, self_skip: bool, p
         assert (named["skips.skip_weight"] == 1).all()
     else:
         assert "skips.skip_weight" not in named
-    off = LanguageModel(small(n_layer=n_layer, unet=False), Quant()).weights()
+    off = LanguageModel(small(n_layer=n_layer, unet=False), Quant()).quant_weights()
     assert "skips.skip_weight" not in off
 
 

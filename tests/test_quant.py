@@ -274,7 +274,7 @@ def trained_looking(quant: Quant, **changes: Any) -> LanguageModel:
 def decoded(model: LanguageModel) -> dict[str, Tensor]:
     return {
         name: weight.quantizer.decode(weight.export(), tuple(weight.master.shape))
-        for name, weight in model.weights().items()
+        for name, weight in model.quant_weights().items()
     }
 
 
@@ -329,16 +329,16 @@ def test_the_live_model_in_evaluation_is_the_loaded_artifact_to_the_bit(changes:
 def test_periodic_validation_sees_the_stored_weights() -> None:
     """Defect 7: the submission validated unquantized masters, so its artifact seemed better than its model."""
     model = trained_looking(Quant(large=512))
-    assert not any(weight.fake_quantized for weight in model.weights().values())
+    assert not any(weight.fake_quantized for weight in model.quant_weights().values())
     model.eval()
     stored = decoded(model)
-    for name, weight in model.weights().items():
+    for name, weight in model.quant_weights().items():
         assert torch.equal(weight.effective_weight(), stored[name]), name
 
 
 def test_unquantized_training_sees_the_masters_and_quantized_training_updates_every_weight() -> None:
     model = trained_looking(Quant(large=512)).train()
-    for name, weight in model.weights().items():
+    for name, weight in model.quant_weights().items():
         assert torch.equal(weight.effective_weight(), weight.master), name
     model.set_fake_quantization(True)
     outputs(model).square().mean().backward()
@@ -361,12 +361,12 @@ def test_an_update_below_half_a_step_moves_the_master_and_not_the_quantized_weig
 def test_loaded_weights_are_used_as_they_are() -> None:
     """Rounded once, by the one who stored them: loading never rounds again."""
     model = trained_looking(Quant(large=1))
-    given = {name: torch.randn_like(weight.master) for name, weight in model.weights().items()}
+    given = {name: torch.randn_like(weight.master) for name, weight in model.quant_weights().items()}
     model.load_weights(given)
     for mode in (True, False):
         model.train(mode)
         model.set_fake_quantization(True)
-        for name, weight in model.weights().items():
+        for name, weight in model.quant_weights().items():
             assert torch.equal(weight.effective_weight(), given[name]), name
 
 
@@ -417,7 +417,7 @@ def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
 @pytest.mark.parametrize("tie", [0, 1, 2, 3])
 def test_every_parameter_has_the_quantizer_of_its_kind(tie: int, quant: Quant) -> None:
     model = LanguageModel(Model(**{**SMALL, "tie": tie, "mlp": "swiglu", "vocab_size": 300}), quant)
-    weights = model.weights()
+    weights = model.quant_weights()
     assert [name for name, _ in model.named_parameters()] == [f"{name}.master" for name in weights]
     for name, weight in weights.items():
         assert weight.quantizer.name == expected_quantizer(name, weight.master, quant), name
@@ -427,7 +427,7 @@ def test_every_parameter_has_the_quantizer_of_its_kind(tie: int, quant: Quant) -
 def test_large_means_at_least_so_many_values(large: int, quantizer: str) -> None:
     model = LanguageModel(Model(**SMALL), Quant(large=large))
     assert tuple(model.blocks[0].mixer.out_proj.weight.master.shape) == (32, 32)
-    assert model.weights()["blocks.0.mixer.out_proj.weight"].quantizer.name == quantizer
+    assert model.quant_weights()["blocks.0.mixer.out_proj.weight"].quantizer.name == quantizer
 
 
 def test_the_published_models_have_few_full_precision_values() -> None:
@@ -435,7 +435,7 @@ def test_the_published_models_have_few_full_precision_values() -> None:
     with torch.device("meta"):
         model = LanguageModel(run.model, run.quant)
     by_quantizer: dict[str, int] = {}
-    for weight in model.weights().values():
+    for weight in model.quant_weights().values():
         by_quantizer[weight.quantizer.name] = by_quantizer.get(weight.quantizer.name, 0) + weight.master.numel()
     assert by_quantizer["fp32"] == 360
     assert by_quantizer["int4"] > 0.98 * sum(by_quantizer.values())

@@ -19,7 +19,7 @@ Options = dict[str, list[Option]]
 
 
 def convex(names: str, seed: int) -> Options:
-    """Tensors of different sizes whose damage falls by four with each bit, as that of rounding does."""
+    """Tensors of different sizes whose loss increase falls by four with each bit, as that of rounding does."""
     random = np.random.default_rng(seed)
     found: Options = {}
     for name in names:
@@ -30,7 +30,7 @@ def convex(names: str, seed: int) -> Options:
 
 def total(options: Options, widths: dict[str, int]) -> tuple[float, float]:
     chosen = [next(o for o in options[name] if o.bits == width) for name, width in widths.items()]
-    return sum(o.bytes for o in chosen), sum(o.damage for o in chosen)
+    return sum(o.bytes for o in chosen), sum(o.loss_increase for o in chosen)
 
 
 @given(st.integers(0, 10**6), st.floats(0.05, 1.2))
@@ -40,16 +40,16 @@ def test_the_choice_fits_and_is_near_the_best_of_all(seed: int, share: float) ->
     least, most = (sum(given[end].bytes for given in options.values()) for end in (0, -1))
     budget = least + share * (most - least)
     widths = allocate_bits(options, budget)
-    size, damage = total(options, widths)
+    size, increase = total(options, widths)
     assert size <= budget
     every = (
         total(options, dict(zip(options, (o.bits for o in combination), strict=True)))
         for combination in itertools.product(*options.values())
     )
-    best = min(damage for size, damage in every if size <= budget)
+    best = min(increase for size, increase in every if size <= budget)
     # The greedy choice is the best one for the bytes that it takes; what is left over is less than one step.
-    step = max(after.damage / 1.0 for given in options.values() for after in given if after.bits == 2)
-    assert best <= damage <= best + step
+    step = max(after.loss_increase / 1.0 for given in options.values() for after in given if after.bits == 2)
+    assert best <= increase <= best + step
     cheaper = (
         d
         for s, d in (
@@ -57,7 +57,7 @@ def test_the_choice_fits_and_is_near_the_best_of_all(seed: int, share: float) ->
         )
         if s <= size
     )
-    assert damage <= min(cheaper) + step
+    assert increase <= min(cheaper) + step
 
 
 def test_bits_go_where_they_matter() -> None:
@@ -88,7 +88,7 @@ def test_ties_are_settled_by_name_and_order_of_listing_does_not_matter() -> None
     assert allocate_bits({"a": same, "b": same}, 50) == {"a": 3, "b": 2}
 
 
-def test_a_width_that_costs_more_and_does_more_damage_is_never_taken() -> None:
+def test_a_width_that_costs_more_and_does_more_increase_is_never_taken() -> None:
     options = {"a": [Option(2, 20, 0.5), Option(3, 30, 0.7), Option(4, 40, 0.5)]}
     assert allocate_bits(options, 100) == {"a": 2}
 

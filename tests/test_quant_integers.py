@@ -182,7 +182,7 @@ def test_a_model_records_its_inputs_only_while_calibrating_and_weighs_by_them() 
 def test_bits_of_single_tensors() -> None:
     quant = Quant(large=512, scale="clip", bit_allocation=("blocks.0.mixer.in_proj.weight=6", "embed_proj.weight=2"))
     model = LanguageModel(Model(**SMALL), quant)
-    names = {name: weight.quantizer.name for name, weight in model.weights().items()}
+    names = {name: weight.quantizer.name for name, weight in model.quant_weights().items()}
     assert names["blocks.0.mixer.in_proj.weight"] == "int6-clip"
     assert names["embed_proj.weight"] == "int2-clip"
     assert names["blocks.1.mixer.in_proj.weight"] == "int4-clip"
@@ -193,8 +193,8 @@ def test_bits_of_single_tensors() -> None:
         "embed_proj.weight": 3,
         "blocks.1.mixer.in_proj.weight": 8,
     }
-    again = LanguageModel(Model(**SMALL), model.quant).weights()
-    assert all(again[name].quantizer == weight.quantizer for name, weight in model.weights().items())
+    again = LanguageModel(Model(**SMALL), model.quant).quant_weights()
+    assert all(again[name].quantizer == weight.quantizer for name, weight in model.quant_weights().items())
     for path in ("token_embed", "blocks.0.mix", "blocks.7.mixer.in_proj.weight", "nothing"):
         with pytest.raises(ConfigError, match=f"no weight '{path}' with an integer quantizer"):
             LanguageModel(Model(**SMALL), Quant(large=512, bit_allocation=(f"{path}=4",)))
@@ -204,7 +204,7 @@ def test_bits_of_single_tensors() -> None:
 
 def test_without_rounding_every_tensor_is_kept_to_the_bit() -> None:
     model = LanguageModel(Model(**SMALL), Quant(bits=32))
-    assert {weight.quantizer.name for weight in model.weights().values()} == {"fp32"}
-    weights = model.weights()
+    assert {weight.quantizer.name for weight in model.quant_weights().values()} == {"fp32"}
+    weights = model.quant_weights()
     for name, streams in model.export_weights().items():
         assert torch.equal(streams["value"], weights[name].master)

@@ -51,11 +51,11 @@ def test_cached_values_are_the_effective_weights_and_keep_their_place() -> None:
             for master in model.parameters():
                 master.mul_(1.5)
         cache.compute()
-        expected = {name: weight.effective_weight().detach() for name, weight in model.weights().items()}
+        expected = {name: weight.effective_weight().detach() for name, weight in model.quant_weights().items()}
         with cache as leaves:
             with torch.autocast("cpu", torch.bfloat16):
                 backward(model, leaves, 0)
-            for (name, weight), leaf in zip(model.weights().items(), leaves, strict=True):
+            for (name, weight), leaf in zip(model.quant_weights().items(), leaves, strict=True):
                 assert weight.effective_weight() is leaf
                 dtype = torch.bfloat16 if name.endswith(".weight") else torch.float32
                 assert leaf.dtype == dtype, name
@@ -65,7 +65,7 @@ def test_cached_values_are_the_effective_weights_and_keep_their_place() -> None:
             places.add(tuple((leaf.data_ptr(), leaf.grad.data_ptr()) for leaf in leaves if leaf.grad is not None))
             model.eval()
             assert all(
-                torch.equal(weight.effective_weight(), expected[name]) for name, weight in model.weights().items()
+                torch.equal(weight.effective_weight(), expected[name]) for name, weight in model.quant_weights().items()
             )
             model.train()
     assert len(places) == 1
@@ -83,6 +83,6 @@ def test_an_error_inside_still_hands_the_gradients_on_and_ends_the_use_of_the_ca
 
     with pytest.raises(RuntimeError, match="stop"):
         broken()
-    for weight, leaf in zip(model.weights().values(), cache.leaves, strict=True):
+    for weight, leaf in zip(model.quant_weights().values(), cache.leaves, strict=True):
         assert weight.master.grad is leaf.grad is not None
         assert weight.effective_weight() is not leaf

@@ -20,6 +20,7 @@ from jepamba.artifact import load_artifact
 from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
 from jepamba.errors import UserError
+from jepamba.jepa import LossTerms
 from jepamba.presets import dump_toml, load_preset
 from jepamba.train import resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -276,6 +277,17 @@ def test_term_gradients_add_up(small: Run) -> None:
     assert norms["grad_ce"] == pytest.approx(Trainer(state).train_step(0.0)["grad_norm"], rel=1e-5)
 
 
+def test_the_logged_loss_is_the_differentiated_total(small: Run) -> None:
+    """With several micro-batches, and with weights that differ from 1 for every term."""
+    weights = {"jepa.ce_weight": 0.7, "jepa.weight": 0.3, "jepa.sigreg_weight": 0.2, "jepa.z_loss": 0.01}
+    small = with_settings(small, {**weights, "train.tokens_per_micro": 256, "train.tokens_per_step": 512})
+    text = corpus(small.data)
+    trainer = Trainer(TrainState(resolve(small, text), text, choose_device(small.train)))
+    record = trainer.train_step(0.0)
+    assert min(record[name] for name in ("ce", "z_loss", "jepa", "sigreg")) > 0
+    assert record["loss"] == pytest.approx(float(trainer.loss_sums[LossTerms._fields.index("total")]), rel=1e-6)
+
+
 def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:
     train(with_settings(small, {"train.steps": 80, "model.n_layer": 2}), tmp_path / "run")
     ce = [record["ce"] for record in records(tmp_path / "run")]
@@ -403,7 +415,7 @@ def test_a_checkpoint_of_the_right_checksum_and_wrong_content_is_refused(
     elif hurt == "odd section":
         tensors["other/x"] = torch.zeros(1)
     elif hurt == "wrong type":
-        state["progress"]["speed"] = 1
+        state["counters"]["speed"] = 1
     elif hurt == "no rng":
         del tensors["rng/cpu"]
     elif hurt == "foreign optimizer":

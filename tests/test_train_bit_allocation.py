@@ -1,4 +1,4 @@
-"""Bit allocation: chosen by measured damage, stored in checkpoint and artifact, restored on resume, in the budget."""
+"""Bit allocation: chosen by loss increase, stored in checkpoint and artifact, restored on resume, in the budget."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_run_chooses_bits_once_and_keeps_its_budget(whole: Path) -> None:
     assert trained == states["step-000000008"]
     assert all(f"{name} {bits}" in chosen[0][1] for name, bits in trained.items())
     artifact = load_artifact(whole / "artifact.jepa")
-    quantizers = {name: weight.quantizer for name, weight in artifact.model.weights().items()}
+    quantizers = {name: weight.quantizer for name, weight in artifact.model.quant_weights().items()}
     assert artifact.run.quant.bits_by_name == summary["bit_allocation"]
     for name, bits in summary["bit_allocation"].items():
         quantizer = quantizers[name]
@@ -138,8 +138,8 @@ def test_measuring_changes_no_state(small: Run) -> None:
     assert not any(p.grad is not None and p.grad.any() for p in state.parameters())
 
 
-def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
-    """With one weight rounded to 2 bits, the loss rises by about the predicted damage."""
+def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:
+    """With one weight rounded to 2 bits, the loss rises by about the predicted loss increase."""
     state = opened(
         with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
     )
@@ -147,8 +147,8 @@ def test_predicted_damage_is_the_rise_of_the_loss(small: Run) -> None:
     for _ in range(150):
         trainer.train_step(0.5)
     options = bit_allocation.measure_options(state, 0.5)
-    predicted = {name: given[0].damage for name, given in options.items()}
-    assert all(a.damage > b.damage for given in options.values() for a, b in itertools.pairwise(given))
+    predicted = {name: given[0].loss_increase for name, given in options.items()}
+    assert all(a.loss_increase > b.loss_increase for given in options.values() for a, b in itertools.pairwise(given))
     rise = {name: _loss(state, name) - _loss(state, "") for name in predicted}
     order = torch.tensor(list(predicted.values())).argsort().argsort().double()
     found = torch.tensor(list(rise.values())).argsort().argsort().double()

@@ -39,7 +39,7 @@ def newest(out: Path) -> int:
     found = checkpoints(out / "checkpoints")
     if not found:
         return 0
-    step: int = load_checkpoint(found[-1])[1]["progress"]["step"]
+    step: int = load_checkpoint(found[-1])[1]["counters"]["step"]
     return step
 
 

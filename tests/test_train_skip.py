@@ -99,7 +99,7 @@ def test_a_run_leaves_bad_steps_out_and_says_which(
     assert "on the 4 windows from window 12 of epoch 0 on" in said[0]
     assert "(2 skipped steps, train.skip_limit = 10)" in capsys.readouterr().err
     # None right after a bad step, whose reason may lie in the weights.
-    kept = [load_checkpoint(path)[1]["progress"] for path in checkpoints(tmp_path / "out" / "checkpoints")]
+    kept = [load_checkpoint(path)[1]["counters"] for path in checkpoints(tmp_path / "out" / "checkpoints")]
     assert [(progress["step"], progress["skipped"]) for progress in kept] == [
         (step, (step > 4) + (step > 8)) for step in range(1, 11) if step not in (4, 8)
     ]

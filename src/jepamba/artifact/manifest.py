@@ -211,7 +211,7 @@ def expected_tensors(config: Model, quant: Quant) -> dict[str, StoredTensor]:
 
 def stored_tensors(model: LanguageModel) -> dict[str, StoredTensor]:
     """Return quantizer and shape of every parameter of `model`, by name, in the model's order."""
-    weights = model.weights().items()
+    weights = model.quant_weights().items()
     return {name: StoredTensor(weight.quantizer.name, tuple(weight.master.shape)) for name, weight in weights}
 
 

@@ -55,10 +55,10 @@ class Quant:
             )
         for name, count in Counter(item.rpartition("=")[0] for item in self.bit_allocation).items():
             require(count == 1, f"quant.bit_allocation names the tensor {name!r} twice")
-        for name in ("scale", "group", "budget_bytes", "bit_allocation", "fp8_scale", "embedding", "vectors"):
+        for name, setting in type(self).__dataclass_fields__.items():
             value = getattr(self, name)
             require(
-                not self.exact or value == type(self).__dataclass_fields__[name].default,
+                not self.exact or name in ("bits", "qat_fraction") or value == setting.default,
                 f"quant.bits = 32 quantizes nothing, so quant.{name} = {value!r} has no effect: leave it out",
             )
 

@@ -34,7 +34,7 @@ class Train:
     compile: bool = False
     """Compile the model's blocks with torch.compile; CPU only."""
     graph: bool = True
-    """Capture the micro-batch and the optimizer step as CUDA graphs; GPU only."""
+    """Replay the work of a step (weights, micro-batches, clipping, update) as CUDA graphs; GPU only."""
     threads: int = 0
     """CPU threads; 0: PyTorch's default."""
     skip_limit: int = 10

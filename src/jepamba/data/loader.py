@@ -50,8 +50,7 @@ class Loader:
         shuffle: use a new permutation and a new window offset in each epoch. Otherwise read in order from token 0.
         reset: mark document starts in `Batch.reset_BT`.
         rows: number of parallel streams, only without `shuffle`. The token stream is divided into `rows` equal parts,
-        and
-            row i of each batch reads the next window of part i. The remainder at the end is not read.
+            and row i of each batch reads the next window of part i. The remainder at the end is not read.
 
     Raises `UserError` if the stream is too short for one window (per row, with `rows`) and its last target.
     """

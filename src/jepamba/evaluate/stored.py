@@ -16,7 +16,7 @@ def stored(model: LanguageModel) -> Iterator[LanguageModel]:
 
     Evaluation mode alone gives the same values, but it quantizes each weight at each use. Here that happens once.
     """
-    before = [(weight, weight.master.data, weight.loaded) for weight in model.weights().values()]
+    before = [(weight, weight.master.data, weight.loaded) for weight in model.quant_weights().values()]
     training = model.training
     model.eval()
     try:

@@ -4,20 +4,22 @@ Read `objective.py` first, then `heads.py` and `sigreg.py`.
 """
 
 from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error
-from jepamba.jepa.objective import LossTerms, LossWeights, objective, sigreg_lambda
+from jepamba.jepa.objective import WEIGHTED, LossTerms, LossWeights, compute_losses, sigreg_lambda, weighted_terms
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
 
 __all__ = [
+    "WEIGHTED",
     "JepaHeads",
     "LossTerms",
     "LossWeights",
     "Projections",
+    "compute_losses",
     "document_pairs",
     "num_samples",
-    "objective",
     "prediction_error",
     "sample_projections",
     "sigreg",
     "sigreg_lambda",
     "sigreg_sums",
+    "weighted_terms",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jepamba.config import Jepa
 from jepamba.distributed import SINGLE_PROCESS, World
+from jepamba.ops.dispatch import use_triton
 from jepamba.ops.predictor import bias_gelu, shifted_error
 
 
@@ -95,7 +96,7 @@ class JepaHeads(nn.Module):
 
     def step(self, z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
         """Predict the latents one token ahead of `z_BTE`, which holds latents or earlier predictions."""
-        if z_BTE.is_cuda:
+        if use_triton(z_BTE):
             hidden, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
             z_next_BTE = out(bias_gelu(F.linear(z_BTE, hidden.weight), hidden.bias))
         else:

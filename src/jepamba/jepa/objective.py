@@ -7,7 +7,7 @@ Legend: B batch, T time, D d_model, V vocabulary, S samples of SIGReg, K roll-ou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -52,14 +52,29 @@ class LossTerms(NamedTuple):
     sigreg: Tensor
 
 
-def sigreg_lambda(config: Jepa, progress: float) -> float:
-    """Return λ at `progress`, a fraction of the budget: linear from 0 up to `sigreg_ramp`, then `sigreg_weight`."""
+_Value = TypeVar("_Value", float, Tensor)
+
+
+def weighted_terms(config: Jepa, sigreg_lambda: _Value, token: _Value, jepa: _Value, sigreg: _Value) -> list[_Value]:
+    """Return the summands of the loss: cross-entropy with z-loss, latent prediction and SIGReg, each with its weight.
+
+    Training, the log and the gradient norms of the terms all use it. `WEIGHTED` has their names.
+    """
+    return [config.ce_weight * token, config.weight * jepa, sigreg_lambda * sigreg]
+
+
+WEIGHTED = ("ce", "jepa", "sigreg")
+"""The names of the `weighted_terms`."""
+
+
+def sigreg_lambda(config: Jepa, budget_fraction: float) -> float:
+    """Return λ at `budget_fraction` of the budget: linear from 0 up to `sigreg_ramp`, then `sigreg_weight`."""
     if config.sigreg_ramp == 0:
         return config.sigreg_weight
-    return config.sigreg_weight * min(1.0, progress / config.sigreg_ramp)
+    return config.sigreg_weight * min(1.0, budget_fraction / config.sigreg_ramp)
 
 
-def objective(
+def compute_losses(
     model: LanguageModel,
     heads: JepaHeads | None,
     config: Jepa,
@@ -102,5 +117,6 @@ def objective(
             statistic = sigreg(
                 z_BTE, config, projections, world=world, sample_size=weights.sample_size, sums_SK2M=sigreg_sums_SK2M
             )
-    total = config.ce_weight * losses.total + config.weight * jepa + weights.sigreg_lambda * statistic
+    ce_term, jepa_term, sigreg_term = weighted_terms(config, weights.sigreg_lambda, losses.total, jepa, statistic)
+    total = ce_term + jepa_term + sigreg_term
     return LossTerms(total, losses.total, losses.ce, losses.z, jepa, weights.sigreg_share * statistic), state

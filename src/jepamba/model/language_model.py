@@ -170,7 +170,7 @@ class LanguageModel(nn.Module):
         """Return the mean next-token losses in nats per token; see `Losses`."""
         return self.head.loss(h_BTD.flatten(0, 1), self.token_embed.effective_weight(), targets_BT.flatten(), z_weight)
 
-    def weights(self) -> dict[str, QuantWeight]:
+    def quant_weights(self) -> dict[str, QuantWeight]:
         """Return all weights by artifact name, such as `blocks.3.mixer.in_proj.weight`, in the order of `parameters`.
 
         The name of the parameter is the artifact name plus `.master`.
@@ -184,7 +184,7 @@ class LanguageModel(nn.Module):
 
     def set_fake_quantization(self, on: bool) -> None:
         """Use fake-quantized weights in training passes, or the masters. Evaluation always uses quantized weights."""
-        for weight in self.weights().values():
+        for weight in self.quant_weights().values():
             weight.fake_quantized = on
 
     def set_bit_allocation(self, bits: Mapping[str, int]) -> None:
@@ -196,7 +196,7 @@ class LanguageModel(nn.Module):
         self.quant = replace(
             self.quant, bit_allocation=tuple(f"{name}={number}" for name, number in allocation.items())
         )
-        weights = self.weights()
+        weights = self.quant_weights()
         for name, number in bits.items():
             quantizer = weights[name].quantizer if name in weights else None
             if not isinstance(quantizer, IntQuantizer):
@@ -207,7 +207,7 @@ class LanguageModel(nn.Module):
 
     def cached_weights(self, dtype: torch.dtype) -> CachedWeights:
         """Create the cache of the weights of a step, with matrices in `dtype`. Create it once per run."""
-        return CachedWeights(self.weights().values(), dtype)
+        return CachedWeights(self.quant_weights().values(), dtype)
 
     @contextmanager
     def calibrate_inputs(self) -> Iterator[None]:
@@ -223,14 +223,14 @@ class LanguageModel(nn.Module):
 
     def export_weights(self) -> dict[str, Streams]:
         """Encode all weights as the streams of an artifact."""
-        return {name: weight.export() for name, weight in self.weights().items()}
+        return {name: weight.export() for name, weight in self.quant_weights().items()}
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
         """Load decoded weights by artifact name; they are not quantized again.
 
         Raises `ValueError` for a missing or unknown name, and for another shape.
         """
-        weights = self.weights()
+        weights = self.quant_weights()
         if weights.keys() != values.keys():
             raise ValueError(f"weights do not fit the model: {sorted(weights.keys() ^ values.keys())[:3]}")
         for name, weight in weights.items():

@@ -7,27 +7,29 @@ from typing import NamedTuple
 
 
 class Option(NamedTuple):
-    """Size and damage of a tensor at one number of bits."""
+    """Size and loss increase of a tensor at one number of bits."""
 
     bits: int
     """Bits of the integers."""
     bytes: float
     """Bytes of the tensor in the artifact."""
-    damage: float
+    loss_increase: float
     """Expected rise of the loss in nats per token."""
 
 
 def allocate_bits(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, int]:
-    """Choose the bits of each tensor that minimize the total damage within `budget` bytes, greedily.
+    """Choose the bits of each tensor that minimize the total loss increase within `budget` bytes, greedily.
 
     Each tensor starts at its smallest option. Steps along the lower convex hull of its options follow in the order of
-    damage saved per byte (Shoham & Gersho 1988). A step that exceeds the budget ends the steps of its tensor. Ties are
+    loss saved per byte (Shoham & Gersho 1988). A step that exceeds the budget ends the steps of its tensor. Ties are
     resolved by name, so the result is deterministic.
 
     Arguments: `options`, the possible bits of each tensor by its name; `budget`, in bytes.
     Returns: bits by name; those of the smallest options if even these exceed the budget.
     """
-    chosen = {name: min(choices, key=lambda option: (option.bytes, option.damage)) for name, choices in options.items()}
+    chosen = {
+        name: min(choices, key=lambda option: (option.bytes, option.loss_increase)) for name, choices in options.items()
+    }
     spent = sum(option.bytes for option in chosen.values())
     steps = sorted(
         (-_gain(before, after), name, number, before, after)
@@ -45,11 +47,15 @@ def allocate_bits(options: Mapping[str, Sequence[Option]], budget: float) -> dic
 
 
 def _hull(start: Option, options: Sequence[Option]) -> list[tuple[Option, Option]]:
-    """Steps from `start` along the lower convex hull of (bytes, damage), by falling gain."""
+    """Steps from `start` along the lower convex hull of (bytes, loss increase), by falling gain."""
     steps: list[tuple[Option, Option]] = []
     current = start
     while True:
-        larger = [option for option in options if option.bytes > current.bytes and option.damage < current.damage]
+        larger = [
+            option
+            for option in options
+            if option.bytes > current.bytes and option.loss_increase < current.loss_increase
+        ]
         if not larger:
             return steps
         best = max(larger, key=lambda option: (_gain(current, option), option.bytes))
@@ -59,4 +65,4 @@ def _hull(start: Option, options: Sequence[Option]) -> list[tuple[Option, Option
 
 def _gain(before: Option, after: Option) -> float:
     """Damage saved per additional byte."""
-    return (before.damage - after.damage) / (after.bytes - before.bytes)
+    return (before.loss_increase - after.loss_increase) / (after.bytes - before.bytes)

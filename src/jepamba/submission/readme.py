@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jepamba.config import Run
+from jepamba.config import Quant, Run
 from jepamba.progress import duration
 
 _PAGE = """\
@@ -33,8 +33,8 @@ length of the text that they decode to before any figure is printed.{packed}
 ## The model
 
 A Mamba-2 language model of {parameters:,} parameters: {n_layer} blocks of width {d_model}, state {d_state} a channel,
-an MLP {mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are {matrix_format}, as the forward pass
-has seen them over {share} of training.
+an MLP {mlp_every}, {skips}a vocabulary of {vocab_size:,}. Large matrices are stored as {matrix_format}.
+{rounding}
 
 ## How it was trained
 
@@ -72,7 +72,6 @@ def readme(
         validation: Name of the validation shard in the folder, or empty.
     """
     model, quant, jepa = run.model, run.quant, run.jepa
-    mixed = bool(quant.budget_bytes or quant.bit_allocation)
     latent = f"cross-entropy, latent prediction (weight {jepa.weight}) and SIGReg (λ {jepa.sigreg_weight})"
     page = _PAGE.format(
         **{**claims, "blurb": f"\n{claims['blurb']}\n" if claims["blurb"] else ""},
@@ -85,11 +84,28 @@ def readme(
         **{key: getattr(model, key) for key in ("n_layer", "d_model", "d_state", "vocab_size")},
         mlp_every="in every block" if model.mlp_every == 1 else f"in one block of {model.mlp_every}",
         skips="U-Net skips, " if model.unet else "",
-        matrix_format="integers of 2 to 8 bits, chosen for each tensor" if mixed else f"{quant.bits}-bit integers",
-        share="the whole" if quant.qat_fraction == 1 else f"the last {quant.qat_fraction:.0%}",
+        matrix_format=_matrix_format(quant),
+        rounding=_rounding(quant),
         objective=latent if jepa.active else "next-token cross-entropy alone",
     )
     return page + (f"| `{validation}` | the validation text's tokens; not counted |\n" if validation else "")
+
+
+def _matrix_format(quant: Quant) -> str:
+    if quant.exact:
+        return "32-bit floating point"
+    mixed = quant.budget_bytes or quant.bit_allocation
+    return "integers of 2 to 8 bits, chosen for each tensor" if mixed else f"{quant.bits}-bit integers"
+
+
+def _rounding(quant: Quant) -> str:
+    """When the weights were rounded, as one sentence."""
+    if quant.exact:
+        return "No weight is rounded."
+    if quant.qat_fraction == 0:
+        return "They were rounded after training."
+    share = "the whole" if quant.qat_fraction == 1 else f"the last {quant.qat_fraction:.0%}"
+    return f"The forward pass used the rounded weights over {share} of training."
 
 
 def _scores(summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""Bit allocation: measure the damage of every number of bits for every weight, choose bits for a budget, and keep it.
+"""Bit allocation: measure what each number of bits costs in loss, choose bits for a budget in bytes, and keep it.
 
-The damage of rounding a weight is ½ Σ F·(w − ŵ)²: the second-order rise of the loss in nats per token, with the
+The loss increase by rounding a weight is ½ Σ F·(w − ŵ)²: the second-order rise of the loss in nats per token, with the
 empirical Fisher information F in place of the Hessian's diagonal (LeCun et al. 1990 has the expansion, Dong et al. 2020
 the use for choosing bits). F is the mean square of a token's gradient. It is estimated as N times the square of the
 mean gradient over N tokens: at a minimum, the tokens' gradients are like independent numbers of mean 0.
@@ -28,12 +28,14 @@ from jepamba.train.state import TrainState
 
 BATCHES = 8
 """Micro-batches of training text on which the gradients are measured."""
+TEMPERATURE_BYTES = 16
+"""Bytes kept free for the temperature, which is calibrated after the bits are chosen and is part of the header."""
 
 
-def is_due(state: TrainState, progress: float) -> bool:
-    """Whether the run must choose its bits now, at share `progress` of its budget."""
+def is_due(state: TrainState, budget_fraction: float) -> bool:
+    """Whether the run must choose its bits now, when `budget_fraction` of its budget is spent."""
     quant = state.run.quant
-    quantized = quant.qat_fraction > 0 and progress >= max(quant.budget_after, 1.0 - quant.qat_fraction)
+    quantized = quant.qat_fraction > 0 and budget_fraction >= max(quant.budget_after, 1.0 - quant.qat_fraction)
     return quant.budget_bytes > 0 and not state.model.quant.bit_allocation and quantized
 
 
@@ -60,13 +62,13 @@ def check_budget(state: TrainState) -> None:
             )
 
 
-def choose_bits(state: TrainState, progress: float) -> str:
+def choose_bits(state: TrainState, budget_fraction: float) -> str:
     """Choose the bits for the budget and set them in the model. Returns one sentence for the log.
 
     Entropy predicts what a bit adds or saves. The size of everything else, including what the codec saves beyond the
     entropy, is found by packing the present model.
     """
-    budget, options = state.run.quant.budget_bytes, measure_options(state, progress)
+    budget, options = state.run.quant.budget_bytes, measure_options(state, budget_fraction)
     with tempfile.TemporaryDirectory() as folder:
         size = _pack(state, Path(folder, "artifact.jepa"))
     now = _bits(state)
@@ -108,30 +110,30 @@ def adjustable_weights(state: TrainState) -> dict[str, QuantWeight]:
     """The weights whose bits can be chosen: those with an integer quantizer and at least `quant.large` values."""
     return {
         name: weight
-        for name, weight in state.model.weights().items()
+        for name, weight in state.model.quant_weights().items()
         if isinstance(weight.quantizer, IntQuantizer) and weight.master.numel() >= state.run.quant.large
     }
 
 
-def measure_options(state: TrainState, progress: float) -> dict[str, list[Option]]:
-    """For every adjustable weight, the size and the damage of each number of bits, fewest bits first."""
+def measure_options(state: TrainState, budget_fraction: float) -> dict[str, list[Option]]:
+    """For every adjustable weight, the size and the loss increase of each number of bits, fewest bits first."""
     weights = adjustable_weights(state)
     options: dict[str, list[Option]] = {name: [] for name in weights}
-    for name, information in fisher_information(state, progress, list(weights)).items():
+    for name, information in fisher_information(state, budget_fraction, list(weights)).items():
         for bits in range(MIN_BITS, MAX_BITS + 1):
             size, error = _size_and_error(weights[name], bits)
             options[name].append(Option(bits, size, 0.5 * float((information * error.square()).sum())))
     return options
 
 
-def fisher_information(state: TrainState, progress: float, names: Sequence[str]) -> dict[str, Tensor]:
+def fisher_information(state: TrainState, budget_fraction: float, names: Sequence[str]) -> dict[str, Tensor]:
     """The empirical Fisher information of a token's cross-entropy, for every value of the named weights.
 
     It is measured on the next `BATCHES` micro-batches. The data position is restored and no gradient is kept.
     """
     run, device, position = state.run, state.device, state.loader.state()
-    state.set_training_mode(progress)
-    weights = state.model.weights()
+    state.set_training_mode(budget_fraction)
+    weights = state.model.quant_weights()
     masters = {name: weights[name].master for name in names}
     sums = {name: torch.zeros_like(master, dtype=torch.float32) for name, master in masters.items()}
     for _ in range(BATCHES):
@@ -163,9 +165,9 @@ def _bits(state: TrainState) -> dict[str, int]:
 
 
 def _pack(state: TrainState, path: Path) -> int:
-    """Write the artifact of the present model to `path`. Returns its size in bytes."""
+    """Write the artifact of the present model to `path`. Returns the bytes that it needs with any temperature."""
     with Progress("packing, for the budget"):
-        return save_artifact(path, state.model, state.run, state.corpus.tokenizer)
+        return save_artifact(path, state.model, state.run, state.corpus.tokenizer) + TEMPERATURE_BYTES
 
 
 def _listed(bits: Mapping[str, int]) -> str:

@@ -107,8 +107,8 @@ class Loop:
         counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
         self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=True)
 
-    def share(self) -> float:
-        """The share of the budget that is spent: the larger of the shares of steps and of seconds."""
+    def budget_fraction(self) -> float:
+        """The fraction of the budget that is spent: the larger of the fractions of steps and of seconds."""
         budget, counters = self.run.train, self.state.counters
         by_steps = counters.step / budget.steps if budget.steps > 0 else 0.0
         by_seconds = counters.seconds / budget.seconds if budget.seconds > 0 else 0.0
@@ -119,16 +119,16 @@ class Loop:
         if self._validation_was_missed():
             self._stop_on(self._validate(stop))
         clock = saved = time.perf_counter()
-        while (share := self.share()) < 1.0:
+        while (fraction := self.budget_fraction()) < 1.0:
             if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
-                self.metrics.append("terms", counters.step, **term_gradients(self.state, share))
-            if bit_allocation.is_due(self.state, share):
-                self._choose_bits(share)
+                self.metrics.append("terms", counters.step, **term_gradients(self.state, fraction))
+            if bit_allocation.is_due(self.state, fraction):
+                self._choose_bits(fraction)
                 self._stop_on(self._synchronized(0.0, stop)[1])
             before = counters.tokens
             record, problem = dict[str, float](), ""
             try:
-                record = self.trainer.train_step(share)
+                record = self.trainer.train_step(fraction)
             except NotFiniteError as error:
                 problem = str(error)
             now = time.perf_counter()
@@ -174,7 +174,7 @@ class Loop:
             tokens_per_s=tokens / elapsed,
             memory_mb=self.state.device_config.memory_mb(),
         )
-        report(self.share(), 1.0, self._caption(record))
+        report(self.budget_fraction(), 1.0, self._caption(record))
 
     def _note_skip(self, report: Progress, problem: str) -> None:
         """Log a skipped step. Raises `UserError` if there are more than `train.skip_limit` in the run."""
@@ -187,11 +187,11 @@ class Loop:
                 "optim.adam_lr, or check the data of these steps, and start again"
             )
 
-    def _choose_bits(self, share: float) -> None:
+    def _choose_bits(self, budget_fraction: float) -> None:
         """Choose the bits of each weight on rank 0 and set them on all ranks."""
         model = self.state.model
         message, chosen = self.world.on_rank_zero(
-            lambda: (bit_allocation.choose_bits(self.state, share), model.quant.bits_by_name)
+            lambda: (bit_allocation.choose_bits(self.state, budget_fraction), model.quant.bits_by_name)
         )
         if not self.world.is_rank_zero:
             model.set_bit_allocation(chosen)
@@ -246,7 +246,7 @@ class Loop:
 
     def _validation_due(self) -> bool:
         every, step = self.run.train.val_every, self.state.counters.step
-        return every > 0 and step > 0 and step % every == 0 and self.share() < 1.0
+        return every > 0 and step > 0 and step % every == 0 and self.budget_fraction() < 1.0
 
     def _validation_was_missed(self) -> bool:
         """Whether the run was stopped before the end of the validation that was due at its present step."""
@@ -286,7 +286,7 @@ class Loop:
             except NotFiniteError as error:
                 self._note_skip(report, f"ghost {error}")
         moments = {name: value.clone() for name, value in state.optimizers.state().items()}
-        metadata["progress"]["skipped"] = state.counters.skipped
+        metadata["counters"]["skipped"] = state.counters.skipped
         state.modules.zero_grad(set_to_none=False)
         state.restore(tensors, metadata)
         if self.run.optim.ghost_keep_moments:

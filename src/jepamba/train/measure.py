@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepamba.jepa import sigreg_lambda
+from jepamba.jepa import WEIGHTED, sigreg_lambda, weighted_terms
 from jepamba.train.microbatch import MicroBatches, loss_terms, to_device
 from jepamba.train.state import TrainState
 
@@ -30,26 +30,22 @@ def calibrate_inputs(state: TrainState) -> None:
     state.world.broadcast_(model.buffers())
 
 
-def term_gradients(state: TrainState, progress: float) -> dict[str, float]:
+def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float]:
     """The gradient norm of each weighted loss term with respect to the kept parameters.
 
     It is measured on the first pass of the next step (a micro-batch on each rank). The data position does not move, and
     no gradient is kept.
     """
     run = state.run
-    state.set_training_mode(progress)
-    lam = sigreg_lambda(run.jepa, progress)
+    state.set_training_mode(budget_fraction)
+    lam = sigreg_lambda(run.jepa, budget_fraction)
     buffers = {name: value.clone() for name, value in state.modules.named_buffers()}
     (micro,) = MicroBatches(state, state.peek_windows(), lam, passes=1)
     if not micro.continues:
         state.carry(None)
     terms, _ = loss_terms(state, micro.to(state.device))
-    weighted = {
-        "grad_ce": run.jepa.ce_weight * terms.token,
-        "grad_jepa": run.jepa.weight * terms.jepa,
-        "grad_sigreg": lam * terms.sigreg,
-    }
-    norms = {name: _gradient_norm(state, term) for name, term in weighted.items()}
+    weighted = weighted_terms(run.jepa, terms.sigreg.new_tensor(lam), terms.token, terms.jepa, terms.sigreg)
+    norms = {f"grad_{name}": _gradient_norm(state, term) for name, term in zip(WEIGHTED, weighted, strict=True)}
     for name, value in state.modules.named_buffers():
         value.copy_(buffers[name])
     return norms

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from jepamba.data import Batch
-from jepamba.jepa import LossTerms, LossWeights, Projections, document_pairs, num_samples, objective, sample_projections
+from jepamba.jepa import (
+    LossTerms,
+    LossWeights,
+    Projections,
+    compute_losses,
+    document_pairs,
+    num_samples,
+    sample_projections,
+)
 from jepamba.model import State
 from jepamba.train.state import TrainState
 
@@ -155,7 +163,7 @@ class MicroBatches:
 def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | None = None) -> tuple[LossTerms, State]:
     """The loss terms of a micro-batch that is on the state's device, and the model state after it."""
     with state.device_config.autocast():
-        return objective(
+        return compute_losses(
             state.model,
             state.heads,
             state.run.jepa,

@@ -41,7 +41,7 @@ class Counters:
         for name, start in asdict(cls()).items():
             value = getattr(counters, name)
             if type(value) is not type(start) or not 0 <= value < 2**63:
-                raise ValueError(f"progress.{name} = {str(value)[:40]}")
+                raise ValueError(f"counters.{name} = {str(value)[:40]}")
         return counters
 
 
@@ -90,11 +90,11 @@ class TrainState:
             for block in self.model.blocks:
                 block.compile()
 
-    def set_training_mode(self, progress: float) -> None:
+    def set_training_mode(self, budget_fraction: float) -> None:
         """Set training mode, and fake-quantize the weights over the last `quant.qat_fraction` of the budget."""
         fraction = self.run.quant.qat_fraction
         self.model.train()
-        self.model.set_fake_quantization(fraction > 0 and progress >= 1.0 - fraction)
+        self.model.set_fake_quantization(fraction > 0 and budget_fraction >= 1.0 - fraction)
 
     def next_windows(self) -> Batch:
         """This rank's windows of the next step, those of its first micro-batch first."""
@@ -135,7 +135,7 @@ class TrainState:
     def metadata(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON: counters, data position, corpus fingerprint, bit allocation."""
         return {
-            "progress": asdict(self.counters),
+            "counters": asdict(self.counters),
             "loader": self.loader.state(),
             "data": self.corpus_fingerprint,
             "bit_allocation": self.model.quant.bits_by_name,
@@ -149,7 +149,7 @@ class TrainState:
             for name, value in tensors.items():
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
-            counters = Counters.from_json(metadata["progress"])
+            counters = Counters.from_json(metadata["counters"])
             self.model.set_bit_allocation(metadata["bit_allocation"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
@@ -170,8 +170,8 @@ class TrainState:
     def _check_data(self, metadata: dict[str, Any]) -> None:
         """Raise `UserError` if the corpus fingerprint differs from the checkpoint's."""
         before = metadata.get("data")
-        if not isinstance(before, dict):
-            raise UserError("the checkpoint has no corpus fingerprint; an older version wrote it")
+        if not isinstance(before, dict) or "counters" not in metadata:
+            raise UserError("the checkpoint has no corpus fingerprint or no counters; an older version wrote it")
         for name, here in self.corpus_fingerprint.items():
             there = before.get(name)
             if there != here:

@@ -14,7 +14,7 @@ from torch import Tensor
 from jepamba.data import Batch
 from jepamba.distributed import wait_time_limit
 from jepamba.errors import UserError
-from jepamba.jepa import LossTerms, sigreg_lambda, sigreg_sums
+from jepamba.jepa import LossTerms, sigreg_lambda, sigreg_sums, weighted_terms
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.cuda_graph import CUDAGraph, GraphedMicrobatch
 from jepamba.train.measure import CALIBRATE_EVERY, calibrate_inputs
@@ -55,20 +55,20 @@ class Trainer:
         self.add_sigreg_sums = GraphedMicrobatch(self._add_sigreg_sums, device, self.graphs, pool)
         self.clip_gradients = CUDAGraph(self._clip_gradients, self.graphs)
         self.update = CUDAGraph(state.optimizers.step, self.graphs)
-        self.weights = state.model.cached_weights(state.device_config.dtype)
+        self.weight_cache = state.model.cached_weights(state.device_config.dtype)
         """The weights that the passes of a step use, computed once a step."""
         self._compute_weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
         trained = [
-            leaf for p, leaf in zip(state.model.parameters(), self.weights.leaves, strict=True) if p.requires_grad
+            leaf for p, leaf in zip(state.model.parameters(), self.weight_cache.leaves, strict=True) if p.requires_grad
         ]
         self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
         """The tensors with respect to which the passes take gradients."""
 
-    def train_step(self, progress: float) -> dict[str, float]:
+    def train_step(self, budget_fraction: float) -> dict[str, float]:
         """Train on the next `tokens_per_step` tokens. All ranks must call it.
 
         Arguments:
-            progress: the share of the budget that is spent, from 0 to 1.
+            budget_fraction: the fraction of the budget that is spent, from 0 to 1.
 
         Returns:
             The record for the log. Losses are means over the step on all ranks, `ce` in nats per token.
@@ -78,10 +78,10 @@ class Trainer:
                 position have then changed.
         """
         state, run, world = self.state, self.state.run, self.state.world
-        lr_scale = learning_rate_scale(run.optim, progress)
+        lr_scale = learning_rate_scale(run.optim, budget_fraction)
         momentum = muon_momentum(run.optim, state.counters.step)
-        lam = sigreg_lambda(run.jepa, progress)
-        state.set_training_mode(progress)
+        lam = sigreg_lambda(run.jepa, budget_fraction)
+        state.set_training_mode(budget_fraction)
         # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
         buffers, position = {name: b.clone() for name, b in state.modules.named_buffers()}, state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
@@ -94,7 +94,7 @@ class Trainer:
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
-        loss = run.jepa.ce_weight * losses["token"] + run.jepa.weight * losses["jepa"] + lam * losses["sigreg"]
+        loss = sum(weighted_terms(run.jepa, lam, losses["token"], losses["jepa"], losses["sigreg"]))
 
         state.counters.step += 1
         state.counters.tokens += state.layout.windows * run.data.seq_len
@@ -129,13 +129,13 @@ class Trainer:
         """
         key = self.state.model.fake_quantized, self.state.model.quant.bit_allocation
         if key not in self._compute_weights:
-            self._compute_weights[key] = CUDAGraph(self.weights.compute, self.graphs)
+            self._compute_weights[key] = CUDAGraph(self.weight_cache.compute, self.graphs)
         self._compute_weights[key]()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
         """Run every micro-batch of this rank's windows forward and backward."""
         self.loss_sums.zero_()
-        with self.weights:
+        with self.weight_cache:
             micro_batches = MicroBatches(self.state, batch, lam)
             if self.sigreg_sums_SK2M is not None:
                 self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
