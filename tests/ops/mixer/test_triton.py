@@ -1,14 +1,10 @@
-"""Tests of the fused mixer against PyTorch in float64: output, state and all gradients.
-
-They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
-"""
+"""Tests of the fused mixer against PyTorch in float64: output, state and all gradients."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from norms_interpreted import DEVICE, DTYPES, compare
 from torch import Tensor
 
 from jepamba.config import Model, Quant
@@ -16,6 +12,7 @@ from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.ops.mixer import fused as fused_mixer
 from jepamba.ops.mixer.fused import FusedMixer
 from jepamba.ops.ssd.triton_segments import num_segments
+from ops.compare import DEVICE, DTYPES, compare
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
 

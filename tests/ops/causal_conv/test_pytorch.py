@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from jepamba.ops.causal_conv import conv_silu
+from jepamba.ops.causal_conv.pytorch import causal_conv
 from jepamba.ops.causal_conv.reference import conv_silu_reference
 
 
@@ -29,3 +30,26 @@ def test_plain_pytorch_equals_the_definition(taps: int, length: int, resets: flo
     for ours, truth in zip(*found, strict=True):
         ours, truth = (torch.zeros(()) if value is None else value for value in (ours, truth))
         assert torch.allclose(ours, truth.to(ours.dtype), rtol=1e-12, atol=1e-12)
+
+
+def test_convolution_by_hand() -> None:
+    x = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
+    kernel, bias = torch.tensor([[0.5, 2.0, 3.0]]), torch.tensor([7.0])
+    history = torch.tensor([[[4.0, 5.0]]])
+    y, after = causal_conv(x, history, kernel, bias, None)
+    assert y.flatten().tolist() == [
+        7 + 0.5 * 4 + 2 * 5 + 3 * 1,
+        7 + 0.5 * 5 + 2 * 1 + 3 * 10,
+        7 + 0.5 * 1 + 2 * 10 + 3 * 100,
+        7 + 0.5 * 10 + 2 * 100 + 3 * 1000,
+    ]
+    assert after.flatten().tolist() == [100, 1000]
+    reset = torch.tensor([[False, False, True, False]])
+    y, after = causal_conv(x, history, kernel, bias, reset)
+    assert y.flatten().tolist() == [22, 7 + 2.5 + 2 + 30, 7 + 300, 7 + 200 + 3000]
+    assert after.flatten().tolist() == [100, 1000]
+    _, after = causal_conv(x, history, kernel, bias, torch.tensor([[False, False, False, True]]))
+    assert after.flatten().tolist() == [0, 1000]
+    y, after = causal_conv(x[:, :1], history, kernel, bias, torch.tensor([[True]]))
+    assert y.flatten().tolist() == [10]
+    assert after.flatten().tolist() == [0, 1]
