@@ -11,9 +11,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Without a GPU, Triton's interpreter runs the kernels. It has no bfloat16 products."""
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
 """Each dtype with its bound of a relative error."""
-ROUNDING = 2.0**-22
-"""Bound of the error of a sum in fp32, relative to the sum of its absolute terms: four times half the unit in the last
-place. A sum whose terms cancel has no bound relative to its value."""
+ROUNDING = 2.0**-24
+"""The rounding error of fp32, relative to the value. That of a sum is relative to the sum of its absolute terms, also
+where the terms cancel."""
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int) -> Tensor:
