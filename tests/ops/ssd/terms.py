@@ -41,8 +41,8 @@ def absolute_terms(args: list[Tensor], reset: Tensor | None, weights: list[Tenso
     pulls = [weight.double().abs() for weight in weights]
     dx, dB, dC, dD, dinitial, by_input, by_decay = torch.autograd.grad(results, [*leaves, input_BTH, decay_BTH], pulls)
     by_decay = by_decay.abs()
-    # A chunk multiplies by exp(total_i − total_j), where total is the cumulative sum of dt·A. Each input adds its term to
-    # the gradient of total_i and subtracts it from that of total_j. Its rounding is left, times the steps of the chunk.
+    # A chunk multiplies by exp(total_i − total_j), where total is the cumulative sum of dt·A. Each input adds its term
+    # to the gradient of total_i and subtracts it from that of total_j: its rounding is left, times the chunk's steps.
     steps_BH = torch.stack([part.sum(1) for part in dt.split(chunk_size, 1)]).amax(0)
     dA = (by_decay.sum(1) / A.abs() + by_input.sum(1) * steps_BH).sum(0)
     return Terms(
