@@ -18,8 +18,6 @@ from jepamba.model import LanguageModel, component_of
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
 from jepamba.model.mixer import Mamba2
-from jepamba.ops.causal_conv.pytorch import causal_conv
-from jepamba.ops.norms import rms
 
 SMALL: dict[str, Any] = {
     "vocab_size": 37,
@@ -358,22 +356,6 @@ def test_a_reset_hides_the_past(at: int) -> None:
             assert torch.allclose(a, d, atol=2e-5)
 
 
-def test_a_reset_hides_the_past_of_the_convolution_exactly() -> None:
-    x, kernel, bias = torch.randn(1, 12, 5), torch.randn(5, 4), torch.randn(5)
-    reset = torch.zeros(1, 12, dtype=torch.bool)
-    reset[0, 5] = reset[0, 10] = True
-    changed = x.clone()
-    changed[:, :5] += 100
-    changed[:, 8:10] -= 100
-    y, after = causal_conv(x, torch.randn(1, 5, 3), kernel, bias, reset)
-    y_changed, after_changed = causal_conv(changed, torch.full((1, 5, 3), 1e6), kernel, bias, reset)
-    for kept in (slice(5, 8), slice(10, 12)):
-        assert torch.equal(y[:, kept], y_changed[:, kept])
-    assert torch.equal(after, after_changed)
-    assert (after[:, :, 0] == 0).all()  # the token before the last reset is gone
-    assert not torch.equal(y[:, 8:10], y_changed[:, 8:10])
-
-
 def test_no_gradient_crosses_a_reset() -> None:
     config = small(n_layer=3)
     model = disturbed(config)
@@ -441,29 +423,6 @@ def test_a_document_is_the_same_wherever_it_lies_in_a_batch() -> None:
             assert torch.allclose(model(tokens[b : b + 1], reset[b : b + 1])[0][0], whole[b], atol=1e-5)
 
 
-def test_convolution_by_hand() -> None:
-    x = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
-    kernel, bias = torch.tensor([[0.5, 2.0, 3.0]]), torch.tensor([7.0])
-    history = torch.tensor([[[4.0, 5.0]]])
-    y, after = causal_conv(x, history, kernel, bias, None)
-    assert y.flatten().tolist() == [
-        7 + 0.5 * 4 + 2 * 5 + 3 * 1,
-        7 + 0.5 * 5 + 2 * 1 + 3 * 10,
-        7 + 0.5 * 1 + 2 * 10 + 3 * 100,
-        7 + 0.5 * 10 + 2 * 100 + 3 * 1000,
-    ]
-    assert after.flatten().tolist() == [100, 1000]
-    reset = torch.tensor([[False, False, True, False]])
-    y, after = causal_conv(x, history, kernel, bias, reset)
-    assert y.flatten().tolist() == [22, 7 + 2.5 + 2 + 30, 7 + 300, 7 + 200 + 3000]
-    assert after.flatten().tolist() == [100, 1000]
-    _, after = causal_conv(x, history, kernel, bias, torch.tensor([[False, False, False, True]]))
-    assert after.flatten().tolist() == [0, 1000]
-    y, after = causal_conv(x[:, :1], history, kernel, bias, torch.tensor([[True]]))
-    assert y.flatten().tolist() == [10]
-    assert after.flatten().tolist() == [0, 1]
-
-
 @pytest.mark.parametrize("softcap", ["poly", "tanh"])
 def test_logits_are_capped_and_finite_at_any_scale(softcap: str) -> None:
     config = small(softcap=softcap)
@@ -475,13 +434,6 @@ def test_logits_are_capped_and_finite_at_any_scale(softcap: str) -> None:
     assert logits.abs().max() <= 15.0
     assert logits.min() < -14.99
     assert logits.max() > 14.99
-
-
-def test_rms_has_its_epsilon_and_no_weight() -> None:
-    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-3, -1e-3]], dtype=torch.float64)
-    expected = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()
-    assert torch.allclose(rms(x), expected, rtol=1e-12)
-    assert rms(x)[2, 0].item() == pytest.approx(1 / math.sqrt(2), rel=1e-6)
 
 
 @pytest.mark.parametrize("embed_dim", [12, 16])

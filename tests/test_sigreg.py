@@ -83,30 +83,6 @@ def test_the_statistic_is_the_epps_pulley_integral(mean: float, spread: float) -
     assert coarse == pytest.approx(inside, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "config", [SUBMISSION, LEWM, Jepa(sigreg_t_min=1.0, sigreg_knots=2)], ids=["sub", "lewm", "two"]
-)
-def test_value_and_gradient_equal_plain_autograd(config: Jepa) -> None:
-    x = torch.randn(3, 20, 5, dtype=torch.float64) * torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1).double() + 0.3
-    t, w = (value.double() for value in knots(config, CPU))
-    pull = torch.randn(3, 5, dtype=torch.float64)
-    ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
-    value, expected = epps_pulley(ours, t, w), epps_pulley_reference(truth, t, w)
-    # The knots are evenly spaced up to fp32 rounding, which the rotation from knot to knot adds up.
-    assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7)
-    (grad,) = torch.autograd.grad((value * pull).sum(), ours)
-    (true_grad,) = torch.autograd.grad((expected * pull).sum(), truth)
-    assert (grad - true_grad).norm() < 1e-5 * true_grad.norm()
-    assert (grad - true_grad).abs().max() < 1e-5 * true_grad.abs().max()
-
-
-def test_gradcheck() -> None:
-    x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
-    t = torch.linspace(0.2, 4.0, 17, dtype=torch.float64)
-    w = torch.rand(17, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda value: epps_pulley(value, t, w), (x,))
-
-
 def test_exact_cases() -> None:
     t, w = knots(jepa(), CPU)
     phi = torch.exp(-(t**2) / 2)

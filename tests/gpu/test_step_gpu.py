@@ -1,14 +1,17 @@
 """The training step on a GPU: kernels against plain PyTorch, the captured graph against the same work launched."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from small import small_run
+from torch import Tensor
 
-from jepamba.config import Run, with_settings
+from jepamba.config import Model, Quant, Run, with_settings
 from jepamba.data import Corpus, corpus
+from jepamba.model import LanguageModel
 from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train import resolve
@@ -107,3 +110,24 @@ def test_a_restored_state_goes_on_with_its_graphs(small: tuple[Run, Corpus]) -> 
 def test_the_same_run_twice_is_the_same(small: tuple[Run, Corpus], tmp_path: Path) -> None:
     run, text = small
     assert steps(run, text, True, 4) == steps(run, text, True, 4)
+
+
+@pytest.mark.parametrize("embed_dim", [48, 64])
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_residual_stream_is_in_the_compute_dtype(embed_dim: int, cached: bool) -> None:
+    torch.manual_seed(0)
+    config = Model(vocab_size=50, embed_dim=embed_dim, d_model=64, n_layer=4, headdim=32, d_state=16, chunk_size=16)
+    model = LanguageModel(config, Quant(large=64)).cuda().train()
+    tokens = torch.randint(50, (2, 100), device="cuda")
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.extend((args[0], args[1], *out[0])))
+    truth, _ = model(tokens)
+    assert {value.dtype for value in (*seen, truth)} == {torch.float32}
+    seen.clear()
+    cache = model.cached_weights(torch.bfloat16)
+    cache.compute()
+    with cache if cached else contextlib.nullcontext(), torch.autocast("cuda", torch.bfloat16):
+        h, _ = model(tokens)
+    assert {value.dtype for value in (*seen, h)} == {torch.bfloat16}
+    assert (h - truth).norm() < 0.03 * truth.norm()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
 from jepamba.ops.dispatch import use_triton
+from jepamba.ops.linear.pytorch import linear_torch, scales_weights
 from jepamba.ops.norms import relu2_norm, rms
 from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer, QuantWeight
 
@@ -34,25 +35,16 @@ class QuantLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
     ) -> Float[Tensor, "*batch padded"]:
-        """Return scale · (x Wᵀ), padded with zeros to `rows` outputs if `rows` is larger.
-
-        The scale multiplies the smaller tensor: the outputs for few tokens, the weights for many.
-        """
+        """Return scale · (x Wᵀ), padded with zeros to `rows` outputs if `rows` is larger."""
         if self.calibrating:
             self.weight.record_inputs(x)
         w = self.weight.effective_weight()
-        scales_weights = x.numel() // x.shape[-1] > w.shape[1]
         cached = self.training and self.weight.cached is not None
-        if cached and use_triton(x) and x.dtype == w.dtype and (scale is None or scales_weights):
+        if cached and use_triton(x) and x.dtype == w.dtype and (scale is None or scales_weights(x, w)):
             from jepamba.ops.linear.triton import cached_linear
 
             return cached_linear(x, w, scale, rows)
-        if scale is not None and scales_weights:
-            w, scale = (scale.unsqueeze(1) * w).to(w.dtype), None
-        if rows > w.shape[0]:
-            w = F.pad(w, (0, 0, 0, rows - w.shape[0]))
-        out = F.linear(x, w)
-        return out if scale is None else (scale * out).to(out.dtype)
+        return linear_torch(x, w, scale, rows)
 
 
 def matrix_quantizer(shape: tuple[int, int], quant: Quant) -> Quantizer:

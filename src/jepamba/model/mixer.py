@@ -10,17 +10,15 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepamba.config import Model, Quant
 from jepamba.model.layers import QuantLinear, exact_quantizer, small_quantizer, vector_quantizer
-from jepamba.ops.causal_conv import conv_history, conv_silu
+from jepamba.ops.causal_conv import conv_history
 from jepamba.ops.dispatch import use_triton
+from jepamba.ops.mixer.pytorch import mixer_torch
 from jepamba.ops.mixer.sizes import MixerSizes
-from jepamba.ops.norms import gated_norm
-from jepamba.ops.ssd import ssd
 from jepamba.quant import QuantWeight
 
 
@@ -96,18 +94,7 @@ class Mamba2(nn.Module):
 
         history_BCW, ssm_BHPN = (None, None) if state is None else state
         normed_BTI, ssm_BHPN = FusedMixer.apply(  # type: ignore[no-untyped-call]
-            projected_BTS,
-            self.conv_weight.effective_weight(),
-            self.conv_bias.effective_weight(),
-            self.dt_bias.effective_weight(),
-            self.A_log.effective_weight(),
-            self.D.effective_weight(),
-            self.norm_weight.effective_weight(),
-            history_BCW,
-            ssm_BHPN,
-            reset_BT,
-            self.sizes,
-            torch.is_grad_enabled(),
+            projected_BTS, *self._weights(), history_BCW, ssm_BHPN, reset_BT, self.sizes, torch.is_grad_enabled()
         )
         history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
@@ -116,21 +103,17 @@ class Mamba2(nn.Module):
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
     ) -> tuple[Tensor, MixerState]:
         history_BCW, ssm_BHPN = self.initial_state(len(projected_BTS)) if state is None else state
-        z_BTI, xBC_BTC, dt_BTH = self.sizes.split(projected_BTS)
-        xBC_BTC, history_BCW = conv_silu(
-            xBC_BTC, history_BCW, self.conv_weight.effective_weight(), self.conv_bias.effective_weight(), reset_BT
+        normed_BTI, history_BCW, ssm_BHPN = mixer_torch(
+            projected_BTS, *self._weights(), history_BCW, ssm_BHPN, reset_BT, self.sizes
         )
-        x_BTHP, B_BTGN, C_BTGN = self.sizes.operands(xBC_BTC)
-        y_BTHP, ssm_BHPN = ssd(
-            x_BTHP,
-            F.softplus(dt_BTH.float() + self.dt_bias.effective_weight()),
-            -torch.exp(self.A_log.effective_weight()),
-            B_BTGN,
-            C_BTGN,
-            self.D.effective_weight(),
-            ssm_BHPN,
-            reset_BT,
-            chunk_size=self.sizes.chunk_size,
-        )
-        normed_BTI = gated_norm(y_BTHP.flatten(-2), z_BTI, self.norm_weight.effective_weight())
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return (
+            self.conv_weight.effective_weight(),
+            self.conv_bias.effective_weight(),
+            self.dt_bias.effective_weight(),
+            self.A_log.effective_weight(),
+            self.D.effective_weight(),
+            self.norm_weight.effective_weight(),
+        )

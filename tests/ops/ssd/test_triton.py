@@ -1,6 +1,6 @@
 """Tests of the Triton SSD in fp32 in the Triton interpreter against the float64 recurrence.
 
-The interpreter has no bfloat16 products; test_ssd_gpu.py tests them. `tests/test_triton.py` runs this file.
+The interpreter has no bfloat16 products; test_gpu.py tests them.
 """
 
 import math
@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ssd_cases import Case, errors, inputs, relative, run
 from torch.utils.checkpoint import checkpoint
 
 from jepamba.errors import UserError
@@ -18,8 +17,8 @@ from jepamba.ops.ssd.triton import ssd_triton
 from jepamba.ops.ssd.triton_launch import decay_tensors, tiles
 from jepamba.ops.ssd.triton_passes import run_backward, run_forward
 from jepamba.ops.ssd.triton_segments import num_segments
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from ops.compare import DEVICE, beyond, relative
+from ops.ssd.cases import Case, errors, inputs, run
 
 CASES = [
     Case(1, 20, 2, 32, 1, 16, 16),
@@ -39,7 +38,7 @@ CASES = [
     ids=str,
 )
 def test_outputs_and_gradients_equal_the_recurrence(case: Case) -> None:
-    assert {k: v for k, v in errors(case, torch.float32, DEVICE).items() if not v < 1e-5} == {}
+    assert beyond(errors(case, torch.float32, DEVICE), 1e-5) == {}
 
 
 def test_slices_of_anything_are_read_right() -> None:
@@ -82,7 +81,7 @@ def test_random_shapes_and_resets(
     case = Case(batch, tokens, per_group * groups, 32, groups, 16, chunk_size, resets, initial, keep)
     worst = errors(case, torch.float32, DEVICE, seed)
     # What is a tiny remainder of large terms (few tokens, everything reset) is held to those terms' rounding instead.
-    assert {k: v for k, v in worst.items() if not v < 2e-5} == {}
+    assert beyond(worst, 2e-5) == {}
 
 
 def test_when_sequences_are_cut() -> None:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jepamba.ops.ssd import ssd_reference, ssd_torch
+from ops.compare import beyond, relative
+from ops.ssd.terms import absolute_terms
 
 SHAPES = [
     # B, T, H, P, G, N, chunk
@@ -15,7 +17,23 @@ SHAPES = [
     (3, 77, 4, 8, 4, 16, 32),
     (2, 130, 2, 16, 1, 8, 64),
 ]
-NAMES = ["x", "dt", "A", "B", "C", "D", "initial_state"]
+
+
+def errors(
+    args: list[torch.Tensor], reset: torch.Tensor | None, g: torch.Generator, chunk_size: int
+) -> dict[str, float]:
+    """Return the relative errors of outputs and gradients for random gradients of the outputs.
+
+    The rounding of the terms is not counted, because a gradient, such as that of A, may be what is left of many terms.
+    """
+    ours, truth = ssd_torch(*args, reset, chunk_size=chunk_size), ssd_reference(*args, reset)
+    weights = [torch.randn(value.shape, generator=g) for value in ours]
+    terms = absolute_terms(args, reset, weights, chunk_size)
+    ours, truth = (
+        [*outputs, *torch.autograd.grad((outputs[0] * weights[0]).sum() + (outputs[1] * weights[1]).sum(), args)]
+        for outputs in (ours, truth)
+    )
+    return {n: relative(*values) for n, *values in zip(terms._fields, ours, truth, terms, strict=True)}
 
 
 def inputs(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -37,10 +55,6 @@ def inputs(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
     return [value.to(dtype).requires_grad_() for value in values]
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
-
-
 @pytest.mark.parametrize("resets", ["none", "some", "first"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_chunked_equals_recurrence_in_outputs_and_gradients(shape: tuple[int, ...], resets: str) -> None:
@@ -50,15 +64,9 @@ def test_chunked_equals_recurrence_in_outputs_and_gradients(shape: tuple[int, ..
     reset = None if resets == "none" else torch.rand(B, T, generator=g) < 0.08
     if resets == "first" and reset is not None:
         reset[:, 0] = True
-    y, state = ssd_torch(*args, reset, chunk_size=shape[-1])
-    y_true, state_true = ssd_reference(*args, reset)
-    weight_y, weight_state = torch.randn(y.shape, generator=g), torch.randn(state.shape, generator=g)
-    grads = torch.autograd.grad((y * weight_y).sum() + (state * weight_state).sum(), args)
-    grads_true = torch.autograd.grad((y_true * weight_y).sum() + (state_true * weight_state).sum(), args)
-    assert relative(y, y_true) < 1e-5
-    assert relative(state, state_true) < 1e-5
-    for name, ours, truth in zip(NAMES, grads, grads_true, strict=True):
-        assert relative(ours, truth) < 2e-5, name
+    worst = errors(args, reset, g, shape[-1])
+    assert beyond(worst, 2e-5) == {}
+    assert beyond({name: worst[name] for name in ("y", "state")}, 1e-5) == {}
 
 
 @settings(max_examples=25, deadline=None)
@@ -73,6 +81,10 @@ def test_chunked_equals_recurrence_in_outputs_and_gradients(shape: tuple[int, ..
     density=st.sampled_from([0.0, 0.05, 0.5]),
     seed=st.integers(0, 2**31),
 )
+# Gradients of A that cancel: 0.005 as the sum of terms of 177 in all; the third is 0.
+@example(batch=3, length=8, heads=1, groups=1, width=3, state=8, chunk_size=2, density=0.05, seed=1)
+@example(batch=1, length=13, heads=1, groups=1, width=2, state=4, chunk_size=27, density=0.5, seed=1537420073)
+@example(batch=1, length=3, heads=3, groups=2, width=1, state=4, chunk_size=2, density=0.5, seed=105641600)
 def test_random_shapes_and_resets(
     batch: int,
     length: int,
@@ -87,15 +99,9 @@ def test_random_shapes_and_resets(
     args = inputs((batch, length, heads * groups, width, groups, state, chunk_size), seed)
     g = torch.Generator().manual_seed(seed)
     reset = torch.rand(batch, length, generator=g) < density
-    ours, truth = ssd_torch(*args, reset, chunk_size=chunk_size), ssd_reference(*args, reset)
-    weights = [torch.randn(value.shape, generator=g) for value in ours]
-    grads = [
-        torch.autograd.grad((y * weights[0]).sum() + (final * weights[1]).sum(), args) for y, final in (ours, truth)
-    ]
-    for name, value, exact in zip(NAMES, *grads, strict=True):
-        assert ((value.double() - exact.double()).norm() <= 3e-5 * exact.double().norm() + 1e-6).item(), name
-    for value, exact in zip(ours, truth, strict=True):
-        assert ((value.double() - exact).norm() <= 1e-5 * exact.norm() + 1e-6).item()
+    worst = errors(args, reset, g, chunk_size)
+    assert beyond(worst, 3e-5) == {}
+    assert beyond({name: worst[name] for name in ("y", "state")}, 1e-5) == {}
 
 
 def test_gradcheck_with_reset_and_state() -> None:

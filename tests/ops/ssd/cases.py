@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jepamba.ops.ssd import ssd_reference
 from jepamba.ops.ssd.triton import ssd_triton
+from ops.compare import relative
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial")
 
@@ -27,11 +28,6 @@ class Case:
     resets: float = 0.0
     initial: bool = False
     keep: bool = True
-
-
-def relative(ours: Tensor, truth: Tensor) -> float:
-    """Return ‖ours − truth‖ / ‖truth‖."""
-    return ((ours.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30)).item()
 
 
 def inputs(

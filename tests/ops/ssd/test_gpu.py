@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from ssd_cases import Case, errors, inputs, relative, run
 from torch.utils.checkpoint import checkpoint
 
 from jepamba.ops.ssd import ssd_torch
 from jepamba.ops.ssd.triton import ssd_triton
+from ops.compare import beyond, relative
+from ops.ssd.cases import Case, errors, inputs, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,12 +32,12 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bf16_equals_recurrence(case: Case) -> None:
-    assert {k: v for k, v in errors(case, torch.bfloat16, "cuda").items() if not v < 1e-2} == {}
+    assert beyond(errors(case, torch.bfloat16, "cuda"), 1e-2) == {}
 
 
 @pytest.mark.parametrize("case", [CASES[i] for i in (1, 3, 4, 7)], ids=str)
 def test_fp32_equals_recurrence(case: Case) -> None:
-    assert {k: v for k, v in errors(case, torch.float32, "cuda").items() if not v < 1e-5} == {}
+    assert beyond(errors(case, torch.float32, "cuda"), 1e-5) == {}
 
 
 def test_twice_the_same_bits() -> None:

@@ -1,7 +1,4 @@
-"""Tests of the product with a cached matrix against PyTorch in float64: output and all gradients.
-
-They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
-"""
+"""Tests of the product with a cached matrix against PyTorch in float64: output and all gradients."""
 
 from __future__ import annotations
 
@@ -12,13 +9,7 @@ from torch import Tensor
 
 from jepamba.ops.linear.products import Projected, projected
 from jepamba.ops.linear.triton import cached_linear
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+from ops.compare import DTYPES, random
 
 
 def plain(x: Tensor, w: Tensor, scale: Tensor | None, rows: int) -> Tensor:

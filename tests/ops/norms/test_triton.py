@@ -1,7 +1,4 @@
-"""Tests of the norm kernels against PyTorch in float64: outputs and all gradients.
-
-They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
-"""
+"""Tests of the norm kernels against PyTorch in float64: outputs and all gradients."""
 
 from collections.abc import Callable
 
@@ -11,47 +8,13 @@ from torch import Tensor
 
 from jepamba.ops import norms
 from jepamba.ops.norms.triton import AddNorm, GatedNorm, MixNorm, Relu2Norm
+from ops.compare import DEVICE, DTYPES, compare, random
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)] if DEVICE == "cuda" else [(torch.float32, 1e-5)]
 SHAPES = [
     (1, 3, 200),
     *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(3, 5, 24), (1, 1, 64), (2, 9, 40)]),
     *([(4, 700, 640), (2, 33, 2560)] if DEVICE == "cuda" else []),
 ]
-
-
-def compare(
-    kernels: Callable[..., object],
-    plain: Callable[..., object],
-    inputs: list[Tensor],
-    tolerance: float,
-    used: tuple[int, ...] | None = None,
-) -> None:
-    """Compare outputs, and the gradients for random output weights, by relative RMS."""
-
-    def run(function: Callable[..., object], values: list[Tensor]) -> list[Tensor]:
-        leaves = [value.detach().clone().requires_grad_() for value in values]
-        result = function(*leaves)
-        outputs = list(result) if isinstance(result, tuple) else [result]
-        chosen = [outputs[i] for i in used] if used is not None else outputs
-        generator = torch.Generator().manual_seed(1)
-        loss = sum((o.double() * torch.randn(o.shape, generator=generator).to(o.device)).sum() for o in chosen)
-        assert isinstance(loss, Tensor)
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        return [*chosen, *grads]
-
-    ours = run(kernels, inputs)
-    truth = run(plain, [value.double() for value in inputs])
-    for index, (a, b) in enumerate(zip(ours, truth, strict=True)):
-        error = (a.double() - b).norm() / b.norm().clamp_min(1e-30)
-        nothing = b.norm() < 1e-12 and a.double().norm() < 1e-6
-        assert error < tolerance or nothing, f"value {index}: {error:.2e}"
-
-
-def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -66,7 +29,7 @@ class TestEqualPlain:
     def test_mix_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
         D = shape[-1]
         x, x0, skip = (random(*shape, dtype=dtype, seed=s) for s in range(3))
-        mix, weight = random(2, D, dtype=torch.float32, seed=3), random(D, dtype=torch.float32, seed=4)
+        mix, weight = random(2, D, seed=3), random(D, seed=4)
 
         def kernels(*v: Tensor) -> object:
             with_skip = v if len(v) == 5 else (*v, None, None)
@@ -78,7 +41,7 @@ class TestEqualPlain:
 
     def test_mix_norm_of_slices(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
         both = random(*shape, 2, dtype=dtype, seed=0)
-        mix = random(2, shape[-1], dtype=torch.float32, seed=3)
+        mix = random(2, shape[-1], seed=3)
 
         def kernels(both: Tensor, mix: Tensor) -> object:
             return MixNorm.apply(both[..., 0], both[..., 1], mix, None, None, norms.RMS_EPS)
@@ -93,7 +56,7 @@ class TestEqualPlain:
     ) -> None:
         D = shape[-1]
         x, x0 = (random(*shape, dtype=dtype, seed=s) for s in range(2))
-        mix = random(2, D, dtype=torch.float32, seed=3)
+        mix = random(2, D, seed=3)
 
         def twice(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
             def run(x: Tensor, x0: Tensor, mix: Tensor) -> Tensor:
@@ -111,7 +74,7 @@ class TestEqualPlain:
 
     def test_gated_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
         y, z = (random(*shape, dtype=dtype, seed=s) for s in range(2))
-        weight = random(shape[-1], dtype=torch.float32, seed=2)
+        weight = random(shape[-1], seed=2)
         compare(lambda *v: GatedNorm.apply(*v, norms.GATED_NORM_EPS), norms.gated_norm, [y, z, weight], tolerance)
 
     def test_relu2_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
@@ -127,7 +90,7 @@ def test_a_row_of_zeros_has_finite_gradients() -> None:
 
 def test_a_broken_value_breaks_its_row() -> None:
     """NaN propagates as in PyTorch, also through the squared ReLU, where a comparison could drop it."""
-    whole, other = (random(3, 40, dtype=torch.float32, seed=s) for s in range(2))
+    whole, other = (random(3, 40, seed=s) for s in range(2))
     broken = whole.clone()
     broken[1, 7] = float("nan")
     weight, mix = torch.ones(40, device=DEVICE), torch.ones(2, 40, device=DEVICE)
@@ -146,8 +109,8 @@ def test_a_broken_value_breaks_its_row() -> None:
 
 
 def test_rows_that_lie_apart_are_read_where_they_are() -> None:
-    y, weight = random(4, 3, 40, dtype=torch.float32, seed=0), random(40, dtype=torch.float32, seed=2)
-    wide = random(4, 3, 100, dtype=torch.float32, seed=1)
+    y, weight = random(4, 3, 40, seed=0), random(40, seed=2)
+    wide = random(4, 3, 100, seed=1)
 
     def kernels(y: Tensor, wide: Tensor, weight: Tensor) -> Tensor:
         return GatedNorm.apply(y, wide[..., 20:60], weight, norms.GATED_NORM_EPS)

@@ -1,34 +1,20 @@
-"""Tests of the fused mixer against PyTorch in float64: output, state and all gradients.
+"""Tests of the fused mixer against PyTorch in float64: output, state and all gradients."""
 
-They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
-"""
-
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from norms_interpreted import DEVICE, DTYPES, compare
 from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.ops.mixer import fused as fused_mixer
 from jepamba.ops.mixer.fused import FusedMixer
+from jepamba.ops.mixer.pytorch import mixer_torch
 from jepamba.ops.ssd.triton_segments import num_segments
+from ops.compare import DEVICE, DTYPES, compare
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
-
-
-def in_float64(
-    mixer: Mamba2, rows: Tensor, values: Sequence[Tensor], state: MixerState | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What `FusedMixer` gives, by the plain path with these float64 rows and parameters."""
-    for name, value in zip(NAMES, values, strict=True):
-        getattr(mixer, name).cached = value
-    before = mixer.initial_state(len(rows)) if state is None else state
-    normed, after = mixer._forward_plain(rows, reset, MixerState(*(value.double() for value in before)))
-    return normed, after.ssm_BHPN
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -56,7 +42,8 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
         return FusedMixer.apply(rows, *values, *(state or (None, None)), reset, mixer.sizes, torch.is_grad_enabled())
 
     def plain(rows: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        return in_float64(mixer, rows, values, state, reset)
+        normed, _, final = mixer_torch(rows, *values, *(state or (None, None)), reset, mixer.sizes)
+        return normed, final
 
     compare(fused, plain, [projected, *weights], tolerance)
     with torch.no_grad():
@@ -78,7 +65,7 @@ def test_single_tokens_of_several_groups() -> None:
         return FusedMixer.apply(rows, *values, None, None, None, mixer.sizes, torch.is_grad_enabled())[0]
 
     def plain(rows: Tensor, *values: Tensor) -> Tensor:
-        return in_float64(mixer, rows, values, None, None)[0]
+        return mixer_torch(rows, *values, None, None, None, mixer.sizes)[0]
 
     compare(fused, plain, [projected, *weights], 1e-5)
 
@@ -109,7 +96,7 @@ def test_steps_of_every_size(resets: bool) -> None:
         if fused:
             out = FusedMixer.apply(*leaves, None, None, reset, mixer.sizes, True)[0]
         else:
-            out = in_float64(mixer, leaves[0], leaves[1:], None, reset)[0]
+            out = mixer_torch(*leaves, None, None, reset, mixer.sizes)[0]
         grads = torch.autograd.grad(out, leaves, pull.to(out.dtype))
         return dict(zip(("projected", *NAMES), grads, strict=True))
 
@@ -142,8 +129,8 @@ def test_a_long_stream_is_read_in_segments() -> None:
     with torch.no_grad():
         ours = mixer._forward_fused(projected, reset, state)
         weights = [getattr(mixer, name).effective_weight().double() for name in NAMES]
-        truth = in_float64(mixer, projected.double(), weights, state, reset)
-    for a, b in zip((ours[0], ours[1].ssm_BHPN), truth, strict=True):
+        normed, _, final = mixer_torch(projected.double(), *weights, *state, reset, mixer.sizes)
+    for a, b in zip((ours[0], ours[1].ssm_BHPN), (normed, final), strict=True):
         assert (a - b).norm() < 1e-5 * b.norm()
 
 

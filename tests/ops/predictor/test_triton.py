@@ -1,25 +1,22 @@
-"""Tests of the predictor's kernels against PyTorch in float64: outputs and all gradients.
-
-They use the Triton interpreter, or a GPU if there is one. `tests/test_triton.py` runs this file in a separate process.
-"""
+"""Tests of the predictor's kernels against PyTorch in float64: outputs and all gradients."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from norms_interpreted import DEVICE, DTYPES, compare, random
 from torch import Tensor
 
-from jepamba.ops import predictor as latents
+from jepamba.ops import predictor
 from jepamba.ops.predictor.triton import BiasGelu, ShiftedError
+from ops.compare import DEVICE, DTYPES, compare, random
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("shape", [(3, 5, 24), (1, 1, 700), (2, 9, 40)], ids=str)
 def test_bias_gelu(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
-    u, bias = random(*shape, dtype=dtype, seed=0), random(shape[-1], dtype=torch.float32, seed=1)
-    compare(BiasGelu.apply, latents.bias_gelu, [u, bias], tolerance)
+    u, bias = random(*shape, dtype=dtype, seed=0), random(shape[-1], seed=1)
+    compare(BiasGelu.apply, predictor.bias_gelu, [u, bias], tolerance)
 
 
 def test_gelu_far_out() -> None:
@@ -33,7 +30,7 @@ def test_gelu_far_out() -> None:
 @pytest.mark.parametrize(("shape", "k"), [((3, 7, 24), 1), ((2, 9, 40), 3), ((1, 4, 16), 3)], ids=str)
 def test_shifted_error(shape: tuple[int, int, int], k: int, dtype: torch.dtype, tolerance: float) -> None:
     prediction, target = (random(*shape, dtype=dtype, seed=s) for s in range(2))
-    weight = random(*shape[:2], dtype=torch.float32, seed=2).abs()
+    weight = random(*shape[:2], seed=2).abs()
     weight[:, -k:] = 0
     weight[0, 0] = 0
 
@@ -46,7 +43,7 @@ def test_shifted_error(shape: tuple[int, int, int], k: int, dtype: torch.dtype, 
 
         return run
 
-    kernels, plain = twice(ShiftedError.apply, weight), twice(latents.shifted_error, weight.double())
+    kernels, plain = twice(ShiftedError.apply, weight), twice(predictor.shifted_error, weight.double())
     for used in (None, (0,), (1, 2)):
         compare(kernels, plain, [prediction, target], tolerance, used)
     detached = target.detach()

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from jepamba.ops.cross_entropy import capped_cross_entropy, sliced, softcap
+from jepamba.ops.cross_entropy.pytorch import row_losses_torch
 from jepamba.ops.cross_entropy.reference import capped_cross_entropy_reference
+from ops.compare import relative
 
 
 def test_poly_cap_by_its_definition() -> None:
@@ -49,3 +53,23 @@ def test_no_gradient_is_computed_for_an_evaluation() -> None:
         )
     assert losses.ce.item() == pytest.approx(torch.log(torch.tensor(5.0)).item(), rel=1e-6)
     assert not losses.total.requires_grad
+
+
+def autograd_truth(raw: Tensor, bias: Tensor, targets: Tensor, kind: str, cap: float) -> list[Tensor]:
+    """The gradients of ce + 0.01·lse², summed and times 0.7, by autograd."""
+    leaves = [raw.clone().requires_grad_(), bias.clone().requires_grad_()]
+    logits = softcap(leaves[0] + leaves[1], kind, cap)
+    loss = F.cross_entropy(logits, targets, reduction="sum") + 1e-2 * logits.logsumexp(1).square().sum()
+    return list(torch.autograd.grad(0.7 * loss, leaves))
+
+
+@pytest.mark.parametrize("kind", ["poly", "tanh", "off"])
+def test_the_gradient_of_the_rows_is_that_of_autograd(kind: str) -> None:
+    raw, bias = torch.randn(9, 40, dtype=torch.float64) * 20, torch.randn(40, dtype=torch.float64)
+    targets = torch.randint(0, 40, (9,))
+    truth = autograd_truth(raw, bias, targets, kind, 15.0)
+    ours = row_losses_torch(raw.clone(), bias, targets, kind, 15.0, z_weight=1e-2, scale=0.7)
+    assert ours.grad_nV is not None
+    assert ours.grad_bias_V is not None
+    assert relative(ours.grad_nV, truth[0]) < 1e-12
+    assert relative(ours.grad_bias_V, truth[1]) < 1e-12
