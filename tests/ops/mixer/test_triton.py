@@ -11,7 +11,7 @@ from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.ops.mixer import fused as fused_mixer
 from jepamba.ops.mixer.fused import FusedMixer
 from jepamba.ops.mixer.pytorch import mixer_torch
-from jepamba.ops.ssd.triton_segments import num_segments
+from jepamba.ops.ssd import triton_segments
 from ops.compare import DEVICE, DTYPES, compare
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
@@ -127,13 +127,14 @@ def test_steps_of_every_size(resets: bool) -> None:
         assert ours[name].is_contiguous()
 
 
-def test_a_long_stream_is_read_in_segments() -> None:
-    config = Model(vocab_size=16, d_model=32, headdim=32, d_state=16, chunk_size=16, n_layer=1)
+def test_a_long_stream_is_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_segments, "MIN_CHUNKS", 2)
+    config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
-    T = 512
-    assert num_segments(mixer.sizes.heads, T, 16) > 1
+    T = 128
+    assert triton_segments.num_segments(mixer.sizes.heads, T, 16) > 1
     projected = torch.randn(1, T, mixer.row_width, device=DEVICE)
-    reset = torch.rand(1, T, device=DEVICE) < 0.008
+    reset = torch.rand(1, T, device=DEVICE) < 0.03
     state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(1)))
     with torch.no_grad():
         ours = mixer._forward_fused(projected, reset, state)
