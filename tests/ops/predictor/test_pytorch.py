@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepamba.ops.predictor import bias_gelu, shifted_error
+from jepamba.ops.predictor.pytorch import bias_gelu_torch, shifted_error_torch
 from ops.compare import compare, random
 
 
@@ -14,7 +14,7 @@ def test_bias_gelu() -> None:
     def formula(u: Tensor, bias: Tensor) -> Tensor:
         return (u + bias) * (1 + torch.special.erf((u + bias) / math.sqrt(2))) / 2
 
-    compare(bias_gelu, formula, [random(2, 9, 40, seed=0), random(40, seed=1)], 1e-6)
+    compare(bias_gelu_torch, formula, [random(2, 9, 40, seed=0), random(40, seed=1)], 1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -32,5 +32,8 @@ def test_shifted_error(k: int) -> None:
         return error, prediction, target
 
     compare(
-        lambda p, z: shifted_error(p, z, weight, k), formula, [random(2, 9, 40, seed=0), random(2, 9, 40, seed=1)], 1e-6
+        lambda p, z: shifted_error_torch(p, z, weight, k),
+        formula,
+        [random(2, 9, 40, seed=0), random(2, 9, 40, seed=1)],
+        1e-6,
     )
