@@ -31,9 +31,5 @@ def test_shifted_error(k: int) -> None:
         assert isinstance(error, Tensor)
         return error, prediction, target
 
-    compare(
-        lambda p, z: shifted_error_torch(p, z, weight, k),
-        formula,
-        [random(2, 9, 40, seed=0), random(2, 9, 40, seed=1)],
-        1e-6,
-    )
+    inputs = [random(2, 9, 40, seed=s) for s in range(2)]
+    compare(lambda p, z: shifted_error_torch(p, z, weight, k), formula, inputs, 1e-6)
