@@ -11,7 +11,7 @@ from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.ops.mixer import fused as fused_mixer
 from jepamba.ops.mixer.fused import FusedMixer
 from jepamba.ops.mixer.pytorch import mixer_torch
-from jepamba.ops.ssd.triton_segments import num_segments
+from jepamba.ops.ssd import triton_segments
 from ops.compare import DEVICE, DTYPES, compare
 
 NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
@@ -74,6 +74,10 @@ def test_single_tokens_of_several_groups() -> None:
 def test_steps_of_every_size(resets: bool) -> None:
     """Each head has a dt from 1e-18 to 30, and its gradient is compared at its own scale.
 
+    The gradients of dt_bias and A_log are sums over tokens: the error of each term is bounded by its own size. A term
+    has a few factors dt and exp(dt·A). On a GPU, the kernel's dt has a relative error up to 2e-5 (`decay_tensors` is
+    tested with that bound); the interpreter's exp is exact.
+
     New memory is filled with NaN, so the test also detects reads of unwritten memory and an unwritten padding gradient.
     """
     torch.manual_seed(5)
@@ -81,14 +85,14 @@ def test_steps_of_every_size(resets: bool) -> None:
     mixer = Mamba2(config, Quant()).to(DEVICE)
     heads, end = mixer.sizes.heads, mixer.sizes.inner + mixer.channels
     B, T = 1, 21
-    projected = torch.randn(B, T, mixer.row_width, device=DEVICE)
+    projected = torch.randn(B, T, mixer.row_width).to(DEVICE)
     projected[..., end + heads :] = 0
-    reset = (torch.rand(B, T, device=DEVICE) < 0.1) if resets else None
+    reset = (torch.rand(B, T) < 0.1).to(DEVICE) if resets else None
     values = [getattr(mixer, name).master.detach() for name in NAMES]
     values[2] = torch.tensor([-40.0, -20.0, -8.0, -3.0, -1.0, 1.0, 5.0, 30.0], device=DEVICE)
     # Where every step forgets all before it, nothing is left of the gradients of its decays.
     values[3] = -values[2].clamp_min(0.2).log()
-    pull = torch.randn(B, T, mixer.sizes.inner, device=DEVICE)
+    pull = torch.randn(B, T, mixer.sizes.inner).to(DEVICE)
 
     def gradients(fused: bool) -> dict[str, Tensor]:
         width = torch.float32 if fused else torch.float64
@@ -109,22 +113,28 @@ def test_steps_of_every_size(resets: bool) -> None:
     assert mixer.row_width > end + heads
     assert not ours["projected"][..., end + heads :].any()
     ours["raw_dt"], truth["raw_dt"] = (of["projected"][..., end : end + heads] for of in (ours, truth))
+    dt = torch.nn.functional.softplus((projected[..., end : end + heads] + values[2]).double())
+    # softplus' = 1 − e^(−dt). The gradient of A_log has the part of dt·ddt that comes from decays.
+    terms = {"dt_bias": truth["raw_dt"], "A_log": truth["raw_dt"] * dt / -torch.expm1(-dt)}
+    tolerance = 5 * 2e-5 if DEVICE == "cuda" else 1e-5
     for name in ("raw_dt", "dt_bias", "A_log", "D"):
         assert ours[name].dtype == torch.float32
         for h in range(heads):
             a, b = ours[name][..., h].double(), truth[name][..., h]
-            assert (a - b).norm() <= 1e-4 * b.norm() + 1e-30, f"{name} of head {h}: {a.norm():.3e}, {b.norm():.3e}"
+            size = max(b.norm(), terms[name][..., h].abs().sum()) if name in terms else b.norm()
+            assert (a - b).norm() <= tolerance * size + 1e-30, f"{name} of head {h}: {a.norm():.3e}, {b.norm():.3e}"
     for name in NAMES:
         assert ours[name].is_contiguous()
 
 
-def test_a_long_stream_is_read_in_segments() -> None:
+def test_a_long_stream_is_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_segments, "MIN_CHUNKS", 2)
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
-    T = 512
-    assert num_segments(mixer.sizes.heads, T, 16) > 1
+    T = 128
+    assert triton_segments.num_segments(mixer.sizes.heads, T, 16) > 1
     projected = torch.randn(1, T, mixer.row_width, device=DEVICE)
-    reset = torch.rand(1, T, device=DEVICE) < 0.008
+    reset = torch.rand(1, T, device=DEVICE) < 0.03
     state = MixerState(*(torch.randn_like(value) for value in mixer.initial_state(1)))
     with torch.no_grad():
         ours = mixer._forward_fused(projected, reset, state)

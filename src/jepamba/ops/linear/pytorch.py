@@ -20,7 +20,8 @@ def linear_torch(
     if scale_R is not None and scales_weights(x, w_RK):
         w_RK, scale_R = (scale_R.unsqueeze(1) * w_RK).to(w_RK.dtype), None
     if rows > w_RK.shape[0]:
-        w_RK = F.pad(w_RK, (0, 0, 0, rows - w_RK.shape[0]))
+        padding = rows - w_RK.shape[0]
+        w_RK, scale_R = F.pad(w_RK, (0, 0, 0, padding)), None if scale_R is None else F.pad(scale_R, (0, padding))
     out = F.linear(x, w_RK)
     return out if scale_R is None else (scale_R * out).to(out.dtype)
 
