@@ -20,6 +20,7 @@ from jepamba.ops.ssd.triton_segments import num_segments
 from ops.compare import DEVICE, beyond, relative
 from ops.ssd.cases import Case, errors, inputs, run
 
+SMALL = Case(1, 20, 2, 32, 2, 16, 16, resets=0.1, initial=True)
 CASES = [
     Case(1, 20, 2, 32, 1, 16, 16),
     Case(2, 37, 4, 32, 2, 16, 16, resets=0.1, initial=True),
@@ -144,7 +145,7 @@ def test_gradients_of_what_a_mixer_has_for_dt() -> None:
 
 
 def test_only_one_output_used() -> None:
-    args, reset, weights = inputs(CASES[1], torch.float32, DEVICE)
+    args, reset, weights = inputs(SMALL, torch.float32, DEVICE)
     for which in (0, 1):
         ours = torch.autograd.grad(
             ssd_triton(*args, reset, chunk_size=16)[which], args, weights[which], allow_unused=True
@@ -157,7 +158,7 @@ def test_only_one_output_used() -> None:
 
 
 def test_twice_the_same_bits_and_checkpointed_too() -> None:
-    args, reset, weights = inputs(CASES[1], torch.float32, DEVICE)
+    args, reset, weights = inputs(SMALL, torch.float32, DEVICE)
 
     def saved(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         result: tuple[torch.Tensor, torch.Tensor] = checkpoint(ssd_triton, *values, use_reentrant=False)
@@ -170,7 +171,7 @@ def test_twice_the_same_bits_and_checkpointed_too() -> None:
 
 
 def test_operator_is_registered_as_torch_compile_needs_it() -> None:
-    args, reset, _ = inputs(CASES[1], torch.float32, DEVICE)
+    args, reset, _ = inputs(SMALL, torch.float32, DEVICE)
     torch.library.opcheck(
         torch.ops.jepamba.ssd_forward.default,
         (*args, reset, 16, True),
@@ -179,7 +180,7 @@ def test_operator_is_registered_as_torch_compile_needs_it() -> None:
 
 
 def test_operator_equals_the_eager_path() -> None:
-    args, reset, weights = inputs(CASES[1], torch.float32, DEVICE)
+    args, reset, weights = inputs(SMALL, torch.float32, DEVICE)
 
     def operator(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y, final, *_ = torch.ops.jepamba.ssd_forward(*values, 64, True)
