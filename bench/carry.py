@@ -61,21 +61,21 @@ def measure(base: Run, text: Corpus, training: str, seed: int, args: argparse.Na
 def tables(found: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Means, and differences from the first training; of sliding windows on the part of the text that they were on."""
     first, *others = found
-    ways = {way: "bpb" for way in next(iter(found[first].values()))["ways"] if not way.startswith("sliding")}
-    ways |= {way: "bpb_on_part" for way in next(iter(found[first].values()))["ways"] if way not in ways}
+    modes = {mode: "bpb" for mode in next(iter(found[first].values()))["modes"] if not mode.startswith("sliding")}
+    modes |= {mode: "bpb_on_part" for mode in next(iter(found[first].values()))["modes"] if mode not in modes}
 
-    def values(training: str, way: str) -> dict[int, float]:
-        return {seed: run["ways"][way][ways[way]] for seed, run in found[training].items()}
+    def values(training: str, mode: str) -> dict[int, float]:
+        return {seed: run["modes"][mode][modes[mode]] for seed, run in found[training].items()}
 
-    lines = [f"| trained on | {' | '.join(ways)} |", f"|---|{'---:|' * len(ways)}"]
+    lines = [f"| trained on | {' | '.join(modes)} |", f"|---|{'---:|' * len(modes)}"]
     for training in found:
-        means = [f"{statistics.mean(values(training, way).values()):.4f}" for way in ways]
+        means = [f"{statistics.mean(values(training, mode).values()):.4f}" for mode in modes]
         lines.append(f"| {training} | {' | '.join(means)} |")
-    lines += ["", f"| less {first} | {' | '.join(ways)} |", f"|---|{'---:|' * len(ways)}"]
+    lines += ["", f"| less {first} | {' | '.join(modes)} |", f"|---|{'---:|' * len(modes)}"]
     for training in others:
         cells = []
-        for way in ways:
-            difference = paired_difference(values(training, way), values(first, way))
+        for mode in modes:
+            difference = paired_difference(values(training, mode), values(first, mode))
             assert difference is not None
             spread = "" if difference.n < 2 else f" ({difference.low:+.4f} to {difference.high:+.4f})"
             cells.append(f"{difference.mean:+.4f}{spread}")

@@ -2,8 +2,8 @@
 
     python bench/evaluate.py runs/mine/artifact.jepa --data val.txt --tokens 200000 --sliding-tokens 16384
 
-Runs on the GPU where there is one. Every way is run once untimed on a short part, then `--rounds` times, in turn; times
-are medians, of elapsed time on a GPU, of processor time on a CPU, which other programs disturb less. Plain and
+Runs on the GPU where there is one. Every mode is run once untimed on a short part, then `--rounds` times, in turn;
+times are medians, of elapsed time on a GPU, of processor time on a CPU, which other programs disturb less. Plain and
 carried scores are of the first `--tokens` targets. Sliding windows cost many times as much, so
 that they are run on the first `--sliding-tokens` targets alone: times are compared by the target, and bits per byte on
 that part, which the other two are scored on as well. `--seq-len` changes the length of the windows (default: as
@@ -26,12 +26,12 @@ from jepamba.artifact import load_artifact
 from jepamba.data import load_tokens
 from jepamba.evaluate import Score, score_carried, score_plain, score_sliding
 
-Way = Callable[[int], Score]
+Mode = Callable[[int], Score]
 """An evaluation of the first so many targets."""
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """A row for each way of scoring."""
+    """A row for each mode of scoring."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     artifact = load_artifact(args.artifact, device=device)
     data = artifact.run.data
@@ -41,23 +41,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     part = min(args.sliding_tokens or whole, whole)
     common = {"temperature": artifact.temperature, "tokens_per_batch": args.tokens_per_batch}
 
-    def way(score: Callable[..., Score], **settings: Any) -> Way:
+    def mode(score: Callable[..., Score], **settings: Any) -> Mode:
         return lambda limit: score(artifact.model, tokens, seq_len, limit=limit, **(common | settings))
 
     strides = [int(stride) for stride in args.strides.split(",")]
-    ways: dict[str, tuple[Way, int]] = {
-        "plain": (way(score_plain, reset=data.reset), whole),
-        "carried": (way(score_carried, reset=data.reset), whole),
+    modes: dict[str, tuple[Mode, int]] = {
+        "plain": (mode(score_plain, reset=data.reset), whole),
+        "carried": (mode(score_carried, reset=data.reset), whole),
     }
     if data.reset:
-        ways["carried, not reset at documents"] = (way(score_carried, reset=False), whole)
-    ways |= {f"sliding, stride {s}": (way(score_sliding, reset=data.reset, stride=s), part) for s in strides}
-    on_part = {name: score(part) for name, (score, _) in ways.items()}
+        modes["carried, not reset at documents"] = (mode(score_carried, reset=False), whole)
+    modes |= {f"sliding, stride {s}": (mode(score_sliding, reset=data.reset, stride=s), part) for s in strides}
+    on_part = {name: score(part) for name, (score, _) in modes.items()}
     clock = time.perf_counter if device == "cuda" else time.process_time
     found: dict[str, Score] = {}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in modes}
     for _ in range(args.rounds):
-        for name, (score, limit) in ways.items():
+        for name, (score, limit) in modes.items():
             started = clock()
             found[name] = score(limit)
             times[name].append(clock() - started)
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_batch": args.tokens_per_batch,
         "part": part,
         "rounds": args.rounds,
-        "ways": rows,
+        "modes": rows,
     }
 
 
@@ -114,7 +114,7 @@ def main() -> None:
         f"| evaluation | targets | BPB | by decoded bytes | BPB, first {result['part']:,} | s | µs a target | × plain |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name, row in result["ways"].items():
+    for name, row in result["modes"].items():
         print(
             f"| {name} | {row['targets']:,} | {row['bpb']:.4f} | {row['bpb_decoded']:.4f} | {row['bpb_on_part']:.4f} "
             f"| {row['seconds']:.1f} | {row['us_per_target']:.1f} | {row['times_plain']:.2f} |"

@@ -42,10 +42,10 @@ def passes(
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     out = operator(*leaves)
     outputs = (out,) if isinstance(out, Tensor) else out
-    pulls = [torch.randn_like(output) for output in outputs]
+    grads_out = [torch.randn_like(output) for output in outputs]
     return {
         f"{name} forward": (lambda: operator(*leaves), sizes[0]),
-        f"{name} backward": (lambda: torch.autograd.grad(outputs, leaves, pulls, retain_graph=True), sizes[1]),
+        f"{name} backward": (lambda: torch.autograd.grad(outputs, leaves, grads_out, retain_graph=True), sizes[1]),
     }
 
 

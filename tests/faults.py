@@ -91,7 +91,7 @@ def begun(running: Running, folder: Path, size: int, life: int, count: int) -> N
     for rank in range(size):
         deadline = time.monotonic() + 60
         while steps_of(folder / f"seen-{rank}.txt") < count:
-            assert time.monotonic() < deadline, running.said(rank)
+            assert time.monotonic() < deadline, running.output(rank)
             time.sleep(0.01)
 
 

@@ -101,8 +101,8 @@ def terminated_while_packing() -> None:
 def fast_clock_on_rank_1() -> None:
     """The clock of rank 1 is a hundred times faster."""
     if os.environ["RANK"] == "1":
-        honest = time.perf_counter
-        time.perf_counter = lambda: 100 * honest()
+        original = time.perf_counter
+        time.perf_counter = lambda: 100 * original()
 
 
 def folder_of_its_own() -> None:

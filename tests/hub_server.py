@@ -25,7 +25,7 @@ LARGE = 64
 class HubServer:
     """A context that serves `data_sets`: by name and revision ("main"), the content of each path.
 
-    `sent` counts the bytes of content that went out, by path; `asked` lists the requests, `resumed`
+    `sent` counts the bytes of content that went out, by path; `requests` lists the requests, `resumed`
     those for a part, with its first byte. Faults: `cut[path]`, how many
     bytes go out before the connection breaks, once for each number in the list; `swapped[path]`, content that goes out
     in place of what is listed; `broken`, paths that are answered with 403; `gone`, paths that are listed but not there;
@@ -35,7 +35,7 @@ class HubServer:
     def __init__(self, data_sets: dict[str, dict[str, dict[str, bytes]]]) -> None:
         self.data_sets = data_sets
         self.sent: Counter[str] = Counter()
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self.resumed: list[tuple[str, int]] = []
         self.cut: dict[str, list[int]] = {}
         self.swapped: dict[str, bytes] = {}
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        self.server_of.asked.append((self.command, path))
+        self.server_of.requests.append((self.command, path))
         if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path):
             self._describe(*match.groups(), parse_qs(parts.query))
         elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

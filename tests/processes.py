@@ -88,7 +88,7 @@ class Running:
             self.signal(signal.SIGUSR1, *late)
             time.sleep(1)
             self.signal(signal.SIGKILL)
-        assert not late, f"ranks {late} still ran after {seconds:.0f} s: {[self.said(rank) for rank in late]}"
+        assert not late, f"ranks {late} still ran after {seconds:.0f} s: {[self.output(rank) for rank in late]}"
         return [process.exitcode or 0 for process in self.processes]
 
     def wait_for(self, path: Path, lines: int = 1) -> None:
@@ -97,7 +97,7 @@ class Running:
         while not path.exists() or path.read_bytes().count(b"\n") < lines:
             if time.monotonic() > deadline or all(process.exitcode is not None for process in self.processes):
                 self.signal(signal.SIGKILL)
-                raise AssertionError(f"{path} has no {lines} lines: {self.said()}")
+                raise AssertionError(f"{path} has no {lines} lines: {self.output()}")
             time.sleep(0.005)
 
     def signal(self, number: signal.Signals, *ranks: int) -> None:
@@ -106,14 +106,14 @@ class Running:
             if process.exitcode is None and process.pid is not None:
                 os.kill(process.pid, number)
 
-    def said(self, rank: int = 0) -> str:
+    def output(self, rank: int = 0) -> str:
         """What a rank wrote to standard output and standard error, in all its lives."""
-        return (self.folder / f"said-{rank}.txt").read_text()
+        return (self.folder / f"output-{rank}.txt").read_text()
 
     def last_words(self, rank: int = 0) -> str:
         """The last line of a rank that is jepamba's own; libraries may say more after it."""
-        ours = [line for line in self.said(rank).splitlines() if line.startswith("jepamba: ")]
-        assert ours, self.said(rank)
+        ours = [line for line in self.output(rank).splitlines() if line.startswith("jepamba: ")]
+        assert ours, self.output(rank)
         return ours[-1]
 
 
@@ -172,9 +172,9 @@ def _steps(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _main(words: list[str], folder: Path, rank: int, environment: dict[str, str], setup: str) -> None:
     os.environ.update(environment)
-    said = os.open(folder / f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    log = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     faulthandler.register(signal.SIGUSR1)
     import torch
 

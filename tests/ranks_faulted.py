@@ -25,7 +25,7 @@ def kill_one(running: Running, out: Path, dead: int, lines: int, *, in_graphs: b
     # A minute is what is promised.
     codes = running.wait(60)
     assert codes[dead] == -signal.SIGKILL
-    assert codes[1 - dead] == 2, running.said(1 - dead)
+    assert codes[1 - dead] == 2, running.output(1 - dead)
     assert running.last_words(1 - dead).startswith("jepamba: another rank failed, was killed or does not answer")
 
 
@@ -38,15 +38,15 @@ def stop_one(running: Running, out: Path, still: int, lines: int, seconds: float
     running.signal(signal.SIGKILL)
     running.wait()
     # A collective's time-out, the watchdog of NCCL, or the time limit of a wait, whichever comes first.
-    assert ended not in (None, 0), running.said(1 - still)
+    assert ended not in (None, 0), running.output(1 - still)
     reasons = ("another rank failed, was killed or does not answer", "Watchdog caught", "Timeout (")
-    assert any(reason in running.said(1 - still) for reason in reasons), running.said(1 - still)
+    assert any(reason in running.output(1 - still) for reason in reasons), running.output(1 - still)
 
 
-def terminate_one(running: Running, out: Path, told: int, lines: int) -> None:
-    """SIGTERM to rank `told`: both end after the same step, of which there is a checkpoint."""
+def terminate_one(running: Running, out: Path, signaled: int, lines: int) -> None:
+    """SIGTERM to rank `signaled`: both end after the same step, of which there is a checkpoint."""
     running.wait_for(out / "metrics.jsonl", lines)
-    running.signal(signal.SIGTERM, told)
-    assert running.wait(60) == [143, 143], [running.said(rank) for rank in range(2)]
+    running.signal(signal.SIGTERM, signaled)
+    assert running.wait(60) == [143, 143], [running.output(rank) for rank in range(2)]
     done = records(out)[-1]["step"]
     assert checkpoints(out / "checkpoints")[-1].name == f"step-{done:09d}"

@@ -29,7 +29,7 @@ from jepamba.model import LanguageModel
 from jepamba.quant.quantizers import Fp8Quantizer, IntQuantizer
 from jepamba.text import ByteTokenizer
 
-KINDS = [(kind, bits) for kind, widths in STREAM_BITS.items() for bits in widths]
+KINDS = [(kind, bits) for kind, choices in STREAM_BITS.items() for bits in choices]
 CODEC = WeightCodec()
 
 

@@ -19,7 +19,7 @@ from jepamba.artifact.ans.rans import END, END_BITS, AnsEncoder, code_number
 from jepamba.artifact.streams import DTYPES, STREAM_BITS, StreamSpec, Values
 from jepamba.errors import UserError
 
-KINDS = [(kind, bits) for kind, widths in STREAM_BITS.items() for bits in widths]
+KINDS = [(kind, bits) for kind, choices in STREAM_BITS.items() for bits in choices]
 CODEC = WeightCodec()
 
 

@@ -29,7 +29,7 @@ from jepamba.artifact.streams import (
 )
 from jepamba.errors import UserError
 
-KINDS = [(kind, bits) for kind, widths in STREAM_BITS.items() for bits in widths]
+KINDS = [(kind, bits) for kind, choices in STREAM_BITS.items() for bits in choices]
 
 
 def random_values(kind: str, bits: int, shape: tuple[int, ...], seed: int) -> Values:

@@ -19,12 +19,12 @@ from jepamba.compress.tokens import byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
 
 anything = st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass"))
-alike = st.text(alphabet="ab \n\t…ﬁ", max_size=60).map(str.encode)
+similar = st.text(alphabet="ab \n\t…ﬁ", max_size=60).map(str.encode)
 
 
 @pytest.mark.parametrize("name", KINDS)
 @settings(max_examples=examples(60), deadline=None)
-@given(data=anything | alike)
+@given(data=anything | similar)
 @example(b"")
 @example(b"\0" * 30)
 @example(TEXT[:2000])
@@ -49,7 +49,7 @@ def test_odd_bytes(name: str) -> None:
 
 
 @settings(max_examples=examples(300), deadline=None)
-@given(ours=alike | anything, wanted=alike | anything)
+@given(ours=similar | anything, wanted=similar | anything)
 @example(b"a" * 2000, b"")
 @example(b"", b"a" * 2000)
 @example(b"x" * 1000 + b"end", b"y" * 1000 + b"end")

@@ -102,8 +102,8 @@ def test_shards_and_their_tokenizer_come_and_are_data(hub: HubServer, tmp_path: 
         "variant": "sp8192",
         "endpoint": hub.url,
     }
-    # Everything was asked for at the one commit, and nothing came twice.
-    assert {path.split("/")[5] for _, path in hub.asked if "/resolve/" in path} == {commit(files)}
+    # Everything was requested at the one commit, and nothing came twice.
+    assert {path.split("/")[5] for _, path in hub.requests if "/resolve/" in path} == {commit(files)}
     size = sum(len(files[path]) for path in hub.sent)
     assert (sum(hub.sent.values()), heard[-1]) == (size, (size, size))
     found = corpus(Data(train=str(out)))
@@ -246,8 +246,8 @@ def test_room_on_the_disk_is_asked_for_first(hub: HubServer, tmp_path: Path, mon
     assert not (tmp_path / "a").exists()
     assert not hub.sent
     # What huggingface_hub asks of each file's own disk is not this limit's business.
-    room = iter([disk(10**12, 10**12, size)])
-    monkeypatch.setattr("shutil.disk_usage", lambda path: next(room, disk(10**12, 0, 10**12)))
+    free = iter([disk(10**12, 10**12, size)])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: next(free, disk(10**12, 0, 10**12)))
     assert fetch_fineweb("bytes", 1, tmp_path / "a" / "b").splits["train"].tokens == 40_000
 
 

@@ -70,9 +70,9 @@ def maker() -> ModuleType:
 def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
     page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     assert page == maker.page(), "run .venv/bin/python docs/make_configuration.py"
-    for room, cls in get_type_hints(Run).items():
+    for section, cls in get_type_hints(Run).items():
         for key in get_type_hints(cls):
-            assert f"| `{room}.{key}` |" in page
+            assert f"| `{section}.{key}` |" in page
 
 
 @pytest.mark.parametrize(("page", "command", "span"), shown_commands())
@@ -170,13 +170,13 @@ def test_no_page_names_a_place_on_a_machine(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_settings_that_a_page_names_exist(page: Path) -> None:
-    rooms = get_type_hints(Run)
+    sections = get_type_hints(Run)
     text = prose(page)
-    for room, key in re.findall(
+    for section, key in re.findall(
         r"`(?:--)?(data|model|jepa|quant|optim|train|eval)\.([a-z_0-9]+)(?=`| [=/><*]|=)", text
     ):
-        if (room, key) not in (("train", "jsonl"), ("train", "toml"), ("train", "log")):
-            assert key in get_type_hints(rooms[room]), f"{name(page)} names {room}.{key}"
+        if (section, key) not in (("train", "jsonl"), ("train", "toml"), ("train", "log")):
+            assert key in get_type_hints(sections[section]), f"{name(page)} names {section}.{key}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -240,11 +240,11 @@ def test_the_page_of_metrics_is_whole(small_run: Path) -> None:
     for key in [*summary["bpb_plain"], *summary["parameters"], *summary["environment"]]:
         assert f"`{key}`" in described["summary.json"]
     evaluation = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
-    for room, found in summary["diagnostics"].items():
+    for section, found in summary["diagnostics"].items():
         inner = found[0] if isinstance(found, list) else found
         for key in inner if isinstance(inner, dict) else []:
-            assert f"`{room}.{key}`" in evaluation or f"`{key}`" in evaluation or key == "step", f"{room}.{key}"
-        assert f"`{room}" in evaluation
+            assert f"`{section}.{key}`" in evaluation or f"`{key}`" in evaluation or key == "step", f"{section}.{key}"
+        assert f"`{section}" in evaluation
 
 
 def test_the_example_of_the_readme_runs(

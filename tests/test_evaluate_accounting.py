@@ -221,23 +221,23 @@ def test_published_byte_shards_and_our_own(tmp_path: Path) -> None:
 @given(st.data())
 def test_the_first_wrong_piece_is_named(data: st.DataObject) -> None:
     """One piece that counts one byte too many or too few, as a "▁" has done elsewhere, and as a lost one has."""
-    honest = tokenizer_of(data.draw(st.sampled_from(["ours", "prefix, nfkc, fallback", "bytes"])))
-    tokens = stream(["the first document, and of the", "second"], honest)
+    original = tokenizer_of(data.draw(st.sampled_from(["ours", "prefix, nfkc, fallback", "bytes"])))
+    tokens = stream(["the first document, and of the", "second"], original)
     ids = tokens.read(0, len(tokens)).tolist()
     wrong, by = data.draw(st.sampled_from(ids[1:])), data.draw(st.sampled_from([-1, 1]))
     first = ids.index(wrong, 1)
 
-    class Wrong(type(honest)):  # type: ignore[misc]
+    class Wrong(type(original)):  # type: ignore[misc]
         def target_bytes(self, previous: Any, targets: Any) -> Any:
             return super().target_bytes(previous, targets) + by * (np.asarray(targets) == wrong)
 
     liar = Wrong.__new__(Wrong)
-    liar.__dict__.update(honest.__dict__)
+    liar.__dict__.update(original.__dict__)
     lying = Tokens([tokens.read(0, len(tokens))], liar)
-    has = len(honest.decode([wrong], previous=ids[first - 1]))
+    has = len(original.decode([wrong], previous=ids[first - 1]))
     for evaluation in (score_plain, score_carried, functools.partial(score_sliding, stride=4)):
         with pytest.raises(UserError, match=f"position {first} of the stream on: token {wrong}, ") as caught:
-            evaluation(tiny(honest.vocab_size), lying, 8)
+            evaluation(tiny(original.vocab_size), lying, 8)
         assert str(caught.value).endswith(f"counts {has + by} bytes and has {has}")
     # Where the piece does not come yet, nothing is wrong.
     assert first == 1 or counted_bytes(lying, first - 1) == counted_bytes(tokens, first - 1)
@@ -246,15 +246,15 @@ def test_the_first_wrong_piece_is_named(data: st.DataObject) -> None:
 @pytest.mark.parametrize("kind", ["prefix, nfkc, fallback", "no prefix, identity", "unigram, own symbols"])
 def test_a_wrong_table_of_lengths_is_noticed(kind: str) -> None:
     """What is decoded comes from the library, not from the table that is counted by."""
-    honest = tokenizer_of(kind)
-    tokens = stream([" the first document, and of the", "second 漢"], honest)
+    original = tokenizer_of(kind)
+    tokens = stream([" the first document, and of the", "second 漢"], original)
     ids = tokens.read(0, len(tokens))
-    assert text_bytes(Tokens([ids], honest), len(ids) - 1).decoded == len(tokens.text())
-    leads, lengths = honest._leads, honest._lengths  # type: ignore[union-attr]
+    assert text_bytes(Tokens([ids], original), len(ids) - 1).decoded == len(tokens.text())
+    leads, lengths = original._leads, original._lengths  # type: ignore[union-attr]
     never, twice = np.zeros_like(leads), lengths + leads
     for wrong in ({"_leads": never}, {"_lengths": twice}):
         liar = SentencePieceTokenizer.__new__(SentencePieceTokenizer)
-        liar.__dict__.update(honest.__dict__ | wrong)
+        liar.__dict__.update(original.__dict__ | wrong)
         with pytest.raises(UserError, match="byte accounting is wrong from position 1 "):
             counted_bytes(Tokens([ids], liar), len(ids) - 1)
 

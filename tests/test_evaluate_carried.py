@@ -159,10 +159,10 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_progress_is_told() -> None:
-    said: list[tuple[float, float]] = []
+    reports: list[tuple[float, float]] = []
 
     def report(done: float, total: float, note: str = "") -> None:
-        said.append((done, total))
+        reports.append((done, total))
 
     score_carried(MODEL, stream([100]), 8, reset=False, tokens_per_batch=32, progress=report)
-    assert said == [(32, 100), (64, 100), (96, 100), (100, 100)]
+    assert reports == [(32, 100), (64, 100), (96, 100), (100, 100)]

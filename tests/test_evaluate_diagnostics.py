@@ -240,7 +240,7 @@ def test_a_history_that_says_it_all_makes_the_text_nearly_free() -> None:
 
 
 def test_compressors_report_progress() -> None:
-    said: list[str] = []
-    compressors(b"some text", progress=lambda done, total, note="": said.append(f"{done}/{total} {note}"))
-    assert said[0] == "0/5 gzip -9"
-    assert said[-1].startswith("5/5")
+    reports: list[str] = []
+    compressors(b"some text", progress=lambda done, total, note="": reports.append(f"{done}/{total} {note}"))
+    assert reports[0] == "0/5 gzip -9"
+    assert reports[-1].startswith("5/5")

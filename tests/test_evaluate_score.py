@@ -176,12 +176,12 @@ def test_wrong_byte_accounting_is_refused_by_piece(
 ) -> None:
     tokens, model = stream(bpe, 300), small_model(bpe)
     # A "▁" that counts even after a control token is what the rule of the spec is about.
-    honest = bpe.target_bytes
+    original = bpe.target_bytes
     wrong = int(tokens.read(120, 121)[0])
     first = next(i for i in range(1, 300) if int(tokens.read(i, i + 1)[0]) == wrong)
 
     def target_bytes(previous: Any, targets: Any) -> Any:
-        return honest(previous, targets) + (np.asarray(targets) == wrong)
+        return original(previous, targets) + (np.asarray(targets) == wrong)
 
     monkeypatch.setattr(bpe, "target_bytes", target_bytes)
     with pytest.raises(UserError, match=f"position {first} of the stream") as caught:
@@ -269,10 +269,10 @@ def test_calibration_finds_the_grid_s_best() -> None:
 
 
 def test_progress_is_told() -> None:
-    said: list[tuple[float, float]] = []
+    reports: list[tuple[float, float]] = []
 
     def report(done: float, total: float, note: str = "") -> None:
-        said.append((done, total))
+        reports.append((done, total))
 
     score_plain(small_model(ByteTokenizer()), stream(ByteTokenizer(), 100), 32, tokens_per_batch=32, progress=report)
-    assert said == [(32, 99), (64, 99), (96, 99), (99, 99)]
+    assert reports == [(32, 99), (64, 99), (96, 99), (99, 99)]

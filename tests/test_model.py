@@ -477,8 +477,8 @@ def test_a_block_is_the_formula() -> None:
     x, x0 = torch.randn(1, 11, 16), torch.randn(1, 11, 16)
     reset = torch.zeros(1, 11, dtype=torch.bool)
     reset[0, 4] = True
-    (y, *handed), _ = block(x, x0, None, reset, None)
-    assert torch.equal(handed[0], x0)
-    assert torch.equal(handed[1], x)
+    (y, *skipped), _ = block(x, x0, None, reset, None)
+    assert torch.equal(skipped[0], x0)
+    assert torch.equal(skipped[1], x)
     truth = oracle.block(x[0].double(), x0[0].double(), oracle.weights_of(block), config, 0, reset[0].tolist())
     assert torch.allclose(y[0].double(), truth, atol=1e-5)

@@ -202,11 +202,11 @@ def test_bf16_and_fp32_by_their_bits() -> None:
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)
 def test_the_gradient_goes_straight_through(quantizer: Quantizer) -> None:
     w = torch.randn(5, 12).requires_grad_()
-    pull = torch.randn(5, 12)
+    grad_out = torch.randn(5, 12)
     seen = fake_quantize(w, quantizer)
     assert torch.equal(seen, through(w, quantizer))
-    (grad,) = torch.autograd.grad((seen * pull).sum(), w)
-    assert torch.equal(grad, pull)
+    (grad,) = torch.autograd.grad((seen * grad_out).sum(), w)
+    assert torch.equal(grad, grad_out)
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)

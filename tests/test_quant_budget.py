@@ -1,4 +1,4 @@
-"""Choosing widths under a budget: against every combination, and the entropy against SciPy's."""
+"""Choosing bits under a budget: against every combination, and the entropy against SciPy's."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def convex(names: str, seed: int) -> Options:
     return found
 
 
-def total(options: Options, widths: dict[str, int]) -> tuple[float, float]:
-    chosen = [next(o for o in options[name] if o.bits == width) for name, width in widths.items()]
+def total(options: Options, bits: dict[str, int]) -> tuple[float, float]:
+    chosen = [next(o for o in options[name] if o.bits == width) for name, width in bits.items()]
     return sum(o.bytes for o in chosen), sum(o.loss_increase for o in chosen)
 
 
@@ -39,8 +39,8 @@ def test_the_choice_fits_and_is_near_the_best_of_all(seed: int, share: float) ->
     options = convex("abcd", seed)
     least, most = (sum(given[end].bytes for given in options.values()) for end in (0, -1))
     budget = least + share * (most - least)
-    widths = allocate_bits(options, budget)
-    size, increase = total(options, widths)
+    bits = allocate_bits(options, budget)
+    size, increase = total(options, bits)
     assert size <= budget
     every = (
         total(options, dict(zip(options, (o.bits for o in combination), strict=True)))
@@ -66,14 +66,14 @@ def test_bits_go_where_they_matter() -> None:
         "vital": [Option(width, 100.0 * width, 1000.0 * 4.0**-width) for width in steps],
         "idle": [Option(width, 100.0 * width, 0.001 * 4.0**-width) for width in steps],
     }
-    widths = allocate_bits(options, 1000.0)
-    assert widths == {"vital": 8, "idle": 2}
+    bits = allocate_bits(options, 1000.0)
+    assert bits == {"vital": 8, "idle": 2}
     assert allocate_bits(options, 1e9) == {"vital": 8, "idle": 8}
     assert allocate_bits(options, 0.0) == {"vital": 2, "idle": 2}
 
 
 def test_a_step_that_is_worth_little_is_leapt_over() -> None:
-    """3 bits save hardly anything, 4 bits much: the step is from 2 to 4, when there is room for it."""
+    """3 bits save hardly anything, 4 bits much: the step is from 2 to 4, when it fits."""
     options = {
         "a": [Option(2, 20, 1.0), Option(3, 30, 0.99), Option(4, 40, 0.1)],
         "b": [Option(2, 20, 0.5), Option(3, 30, 0.3)],

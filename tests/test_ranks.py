@@ -31,9 +31,9 @@ def concert(world: World) -> dict[str, Any]:
     taken = torch.full((3,), float(rank))
     world.broadcast_([taken])
     found["taken over"] = taken.tolist()
-    handed = world.broadcast_tensors({"a/b": torch.eye(2), "n": torch.tensor(7)} if world.is_rank_zero else {})
-    found["handed out"] = {name: value.tolist() for name, value in handed.items()}
-    found["told"] = world.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
+    received = world.broadcast_tensors({"a/b": torch.eye(2), "n": torch.tensor(7)} if world.is_rank_zero else {})
+    found["received out"] = {name: value.tolist() for name, value in received.items()}
+    found["gathered"] = world.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
     found["shared"] = world.broadcast_object([rank, None, "x" * 700])
     found["chiefly"] = world.on_rank_zero(lambda: {"by": rank})
     turns: list[int] = []
@@ -83,8 +83,8 @@ def test_what_ranks_do_in_concert(size: int) -> None:
         assert found["summed gradient"] == [2 * weights * value for value in total]
         assert found["gathered"] == [[[r, r + 1.0], [r + 2.0, r + 3.0]] for r in range(size)]
         assert found["taken over"] == [0.0] * 3
-        assert found["handed out"] == {"a/b": [[1.0, 0.0], [0.0, 1.0]], "n": 7}
-        assert found["told"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
+        assert found["received out"] == {"a/b": [[1.0, 0.0], [0.0, 1.0]], "n": 7}
+        assert found["gathered"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
         assert found["shared"] == [0, None, "x" * 700]
         assert found["chiefly"] == {"by": 0}
         assert found["machine"] == rank
@@ -111,7 +111,7 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE = 0"),
         ({"RANK": "2"}, "RANK = 2 and WORLD_SIZE = 2"),
@@ -122,7 +122,7 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_an_incomplete_environment_is_a_mistake_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
 ) -> None:
     whole = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in (whole | settings).items():
@@ -130,6 +130,6 @@ def test_an_incomplete_environment_is_a_mistake_in_one_line(
             monkeypatch.setenv(name, value)
         else:
             monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=said) as raised, process_group():
+    with pytest.raises(UserError, match=message) as raised, process_group():
         pass
     assert "\n" not in str(raised.value)

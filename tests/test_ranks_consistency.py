@@ -40,7 +40,7 @@ def test_ranks_with_other_settings_are_refused(text: Path, tmp_path: Path) -> No
     running = started(tmp_path, one, another)
     assert running.wait() == [2, 2]
     for rank in range(2):
-        last = running.said(rank).splitlines()[-1]
+        last = running.output(rank).splitlines()[-1]
         assert "rank 1 has optim.muon_lr = 0.01 where rank 0 has 0.02; start all with the same flags" in last
     assert not (tmp_path / "out").exists()
 
@@ -51,7 +51,7 @@ def test_each_machine_may_have_its_own_paths(text: Path, tmp_path: Path) -> None
     elsewhere.mkdir()
     moved = tiny(text_file(elsewhere), train__steps=2, train__threads=2)
     running = started(tmp_path, tiny(text, train__steps=2), moved)
-    assert running.wait() == [0, 0], running.said(1)
+    assert running.wait() == [0, 0], running.output(1)
     assert len(records(tmp_path / "out")) == 2
 
 
@@ -66,14 +66,14 @@ def test_a_resume_can_name_the_paths_of_each_machine(text: Path, tmp_path: Path)
     own = {1: ["--data.train", "place.txt", "--train.threads", "2"]}
     words = ["train", "tiny.toml", "--out", str(out)]
     running = Running(words, tmp_path / "first", 2, environment, setup, own=own)
-    assert running.wait() == [0, 0], running.said(1)
+    assert running.wait() == [0, 0], running.output(1)
     whole, words = losses(out), ["resume", str(out)]
     shutil.rmtree(checkpoints(out / "checkpoints")[-1])
     running = Running(words, tmp_path / "without", 2, environment, setup)
     assert running.wait() == [2, 2]
     assert running.last_words(0) == "jepamba: rank 1: text.txt: no such file or folder"
     running = Running(words, tmp_path / "with", 2, environment, setup, own=own)
-    assert running.wait() == [0, 0], running.said(1)
+    assert running.wait() == [0, 0], running.output(1)
     assert losses(out) == whole
     for rank in range(2):
         (tmp_path / str(rank) / "other.txt").write_bytes(text.read_bytes().replace(b"the", b"thE", 1))

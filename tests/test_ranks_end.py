@@ -20,7 +20,7 @@ def test_a_script_that_catches_the_error_ends_as_it_likes(words: list[str], tmp_
     """Python shuts such processes down. No thread may be inside PyTorch at that time."""
     setup = "faulty:a_script_of_ones_own"
     with Running([*words, str(tmp_path / "out")], tmp_path, 3, setup=setup, fresh=True) as running:
-        assert running.wait(60) == [3, 3, 3], [running.said(rank) for rank in range(3)]
+        assert running.wait(60) == [3, 3, 3], [running.output(rank) for rank in range(3)]
 
 
 def test_ranks_that_are_done_do_not_wait_for_the_last(words: list[str], tmp_path: Path) -> None:
@@ -32,12 +32,12 @@ def test_ranks_that_are_done_do_not_wait_for_the_last(words: list[str], tmp_path
         running.processes[1].join(15)
         codes = [process.exitcode for process in running.processes]
         done.touch()
-        assert running.wait(30) == [0, 0], running.said()
+        assert running.wait(30) == [0, 0], running.output()
         assert codes == [None, 0]
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("raised", "code", "message"),
     [
         ("SystemExit(143)", 143, ""),
         ("SystemExit()", 0, ""),
@@ -47,7 +47,7 @@ def test_ranks_that_are_done_do_not_wait_for_the_last(words: list[str], tmp_path
         ("ValueError('a mistake of ours')", 1, "ValueError: a mistake of ours"),
     ],
 )
-def test_a_rank_ends_at_once_whatever_ends_it(tmp_path: Path, raised: str, code: int, said: str) -> None:
+def test_a_rank_ends_at_once_whatever_ends_it(tmp_path: Path, raised: str, code: int, message: str) -> None:
     with Running([], tmp_path, environment={"RAISED": raised}, setup="faulty:ends_with_raised_error") as running:
-        assert running.wait(30) == [code], running.said()
-        assert (running.said().splitlines() or [""])[-1] == said
+        assert running.wait(30) == [code], running.output()
+        assert (running.output().splitlines() or [""])[-1] == message

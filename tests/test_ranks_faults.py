@@ -64,12 +64,12 @@ def test_a_rank_that_fails_says_why_and_ends_the_other(whole: Path, tmp_path: Pa
     assert running.last_words(1 - bad).startswith("jepamba: another rank failed, was killed or does not answer")
 
 
-@pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, told: int) -> None:
+@pytest.mark.parametrize("signaled", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, signaled: int) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
-    terminate_one(running, out, told, lines=6)
-    if told == 1:
+    terminate_one(running, out, signaled, lines=6)
+    if signaled == 1:
         assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
         assert losses(out) == losses(whole / "out")
         assert seen(tmp_path) == seen(whole)

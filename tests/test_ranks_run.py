@@ -49,7 +49,7 @@ def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one process, with its run in `run`."""
     folder = tmp_path_factory.mktemp("alone")
     started = Running(["train", preset(folder, run), "--out", str(folder / "run"), "--json"], folder)
-    assert started.wait() == [0], started.said()
+    assert started.wait() == [0], started.output()
     return folder
 
 
@@ -105,24 +105,24 @@ def test_a_run_of_two_resumes_on_another_number_with_the_same_data(
     shutil.rmtree(checkpoints(tmp_path / "run" / "checkpoints")[-1])
     before = [record for record in records(tmp_path / "run") if record["step"] <= 3]
     started = Running(["resume", str(tmp_path / "run")], tmp_path, size)
-    assert started.wait() == [0] * size, started.said()
+    assert started.wait() == [0] * size, started.output()
     assert records(tmp_path / "run")[:3] == before
     same(records(tmp_path / "run"), records(two / "run"))
     # The very windows of each step, whoever read them.
     ours, theirs = seen(tmp_path), seen(alone)
     for step in (4, 5, 6):
         assert set(theirs[step]) == set(ours[step])
-    assert all(started.said(rank) == "" for rank in range(1, size))
+    assert all(started.output(rank) == "" for rank in range(1, size))
 
 
 def test_a_mistake_ends_all_processes_with_its_line(run: Run, two: Path, tmp_path: Path) -> None:
     started = Running(["train", preset(tmp_path, run), "--out", str(two / "run")], tmp_path, 2)
     assert started.wait() == [2, 2]
-    assert "already holds a run" in started.said(0)
+    assert "already holds a run" in started.output(0)
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         (
             "data.train",
@@ -131,7 +131,7 @@ def test_a_mistake_ends_all_processes_with_its_line(run: Run, two: Path, tmp_pat
         ("data.val", r"rank 1 has another validation text than rank 0: every process must read the same text"),
     ],
 )
-def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, setting: str, said: str) -> None:
+def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, setting: str, message: str) -> None:
     """Two folders, as on two machines, each with a file of the same name."""
     text = Path(run.data.train).read_text()
     # Cut short, and of the same length: a word in the middle is another.
@@ -145,7 +145,7 @@ def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, se
     started = Running(words, tmp_path, 2, environment={"FOLDERS": str(tmp_path)}, setup="faulty:folder_of_its_own")
     assert started.wait() == [2, 2]
     for rank in range(2):
-        assert re.search(said, started.said(rank)), started.said(rank)
+        assert re.search(message, started.output(rank)), started.output(rank)
     assert not (tmp_path / "out").exists()
 
 
@@ -161,4 +161,4 @@ def test_a_run_is_not_resumed_on_different_text(run: Run, two: Path, tmp_path: P
     words = ["resume", str(tmp_path / "run")]
     started = Running(words, tmp_path, 2, environment={"FOLDERS": str(tmp_path)}, setup="faulty:folder_of_its_own")
     assert started.wait() == [2, 2]
-    assert "rank 1 has another training text than rank 0: " in started.said(0)
+    assert "rank 1 has another training text than rank 0: " in started.output(0)

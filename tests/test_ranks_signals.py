@@ -19,7 +19,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("when", "told", "by"),
+    ("when", "signaled", "by"),
     [
         ("scoring", 0, signal.SIGTERM),
         pytest.param("scoring", 1, signal.SIGTERM, marks=pytest.mark.slow),
@@ -28,16 +28,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_rank_that_is_terminated_after_the_steps_says_so(
-    text: Path, tmp_path: Path, when: str, told: int, by: signal.Signals
+    text: Path, tmp_path: Path, when: str, signaled: int, by: signal.Signals
 ) -> None:
     words = ["train", preset(tmp_path, tiny(text)), "--out", str(tmp_path / "out")]
-    signaled = {"SIGNALED_RANK": str(told), "SIGNAL": by.name}
-    running = Running(words, tmp_path, 2, environment=signaled, setup=f"faulty:signal_while_{when}", agent=True)
+    environment = {"SIGNALED_RANK": str(signaled), "SIGNAL": by.name}
+    running = Running(words, tmp_path, 2, environment=environment, setup=f"faulty:signal_while_{when}", agent=True)
     codes = running.wait(50)
-    assert (codes[told], codes[1 - told]) == (128 + by, 2)
+    assert (codes[signaled], codes[1 - signaled]) == (128 + by, 2)
     reason = "it was sent SIGTERM" if by == signal.SIGTERM else "it was interrupted"
     expected = f"rank 0 ended: {reason}" if when == "packing" else "another rank failed, was killed"
-    assert running.last_words(1 - told).startswith(f"jepamba: {expected}")
+    assert running.last_words(1 - signaled).startswith(f"jepamba: {expected}")
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -254,17 +254,17 @@ def test_every_truncation_is_refused_or_a_smaller_model() -> None:
 
 def test_damaged_bytes_are_refused_or_another_model() -> None:
     """Changed bytes give another model, no model, or a model whose pieces are not text."""
-    blob, random, said = trained(300).serialize(), np.random.default_rng(0), set()
+    blob, random, errors = trained(300).serialize(), np.random.default_rng(0), set()
     for _ in range(600):
         damaged = np.frombuffer(blob, dtype=np.uint8).copy()
         damaged[random.integers(len(blob), size=2)] = random.integers(256, size=2)
         try:
             SentencePieceTokenizer(damaged.tobytes())
         except UserError as error:
-            said.add(str(error))
-    assert not any("\n" in line for line in said)
-    assert any("not a SentencePiece model, or damaged" in line for line in said)
-    assert any("a piece that is not UTF-8" in line for line in said)
+            errors.add(str(error))
+    assert not any("\n" in line for line in errors)
+    assert any("not a SentencePiece model, or damaged" in line for line in errors)
+    assert any("a piece that is not UTF-8" in line for line in errors)
 
 
 def test_unknown_kind_and_missing_file_are_refused(tmp_path: Path) -> None:

@@ -236,11 +236,11 @@ def test_accumulation_does_not_change_the_token_loss_or_its_gradient(small: Run)
 def test_gradients_laid_out_otherwise_are_added_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """And in the layout of what they are added to, without which no pair is added in one launch with the others."""
     leaves = [torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)]
-    factors, honest, pairs = (torch.randn(5, 3), torch.randn(5)), torch._foreach_add_, list[tuple[Any, Any]]()
+    factors, original, pairs = (torch.randn(5, 3), torch.randn(5)), torch._foreach_add_, list[tuple[Any, Any]]()
 
     def noted(there: list[torch.Tensor], fresh: list[torch.Tensor]) -> None:
         pairs.extend((a.stride(), b.stride()) for a, b in zip(there, fresh, strict=True))
-        honest(there, fresh)
+        original(there, fresh)
 
     monkeypatch.setattr(torch, "_foreach_add_", noted)
     for times in (1, 2, 3):
@@ -304,8 +304,8 @@ from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
-honest = torch.nn.Module.compile
-torch.nn.Module.compile = lambda self: honest(self, backend="aot_eager", fullgraph=True)
+original = torch.nn.Module.compile
+torch.nn.Module.compile = lambda self: original(self, backend="aot_eager", fullgraph=True)
 run = load_preset(sys.argv[1])
 text = corpus(run.data)
 for compiled in (False, True):

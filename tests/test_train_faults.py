@@ -122,16 +122,16 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_alone(
     ballast = fill(small_disk)
     kept = newest(out)
     deadline = time.monotonic() + 60
-    while "cannot write the checkpoint (No space left on device)" not in running.said():
-        assert time.monotonic() < deadline, running.said()
+    while "cannot write the checkpoint (No space left on device)" not in running.output():
+        assert time.monotonic() < deadline, running.output()
         time.sleep(0.01)
     assert newest(out) >= kept >= 4
     ballast.unlink()
-    assert running.wait() == [0], running.said()
+    assert running.wait() == [0], running.output()
     # Not a step and not a record is missing.
     assert losses(out) == losses(whole / "out")
-    said = [record["what"] for record in records(out, "event")]
-    assert any("cannot write the checkpoint (No space left on device); training continues" in line for line in said)
+    events = [record["what"] for record in records(out, "event")]
+    assert any("cannot write the checkpoint (No space left on device); training continues" in line for line in events)
     assert newest(out) == STEPS
 
 
@@ -143,7 +143,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_line(
     running.wait_for(out / "metrics.jsonl", lines=6)
     ballast = fill(small_disk)
     assert running.wait() == [2]
-    last = running.said().splitlines()[-1]
+    last = running.output().splitlines()[-1]
     assert last.startswith("jepamba: ")
     assert "No space left on device" in last
     assert newest(out) >= 4
@@ -161,7 +161,7 @@ def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_dis
     fill(small_disk)
     running.signal(signal.SIGTERM)
     assert running.wait() == [2]
-    assert running.said().splitlines()[-1].endswith("the run stops on SIGTERM, there is no checkpoint yet")
+    assert running.output().splitlines()[-1].endswith("the run stops on SIGTERM, there is no checkpoint yet")
 
 
 @pytest.fixture
@@ -185,13 +185,13 @@ def test_a_shard_that_is_damaged_in_the_middle_ends_the_run_with_its_name(
     else:
         shard.write_bytes(good[:5000] + bytes(len(good) - 5000))
     assert running.wait() == [2]
-    last = running.said().splitlines()[-1]
+    last = running.output().splitlines()[-1]
     assert f"{shard}: the shard was changed while it was in use" in last
     # What was trained until then is kept, and with the shard put back it goes on.
     assert newest(out) >= 2
     shard.write_bytes(good)
     (out / "config.toml").write_text((out / "config.toml").read_text().replace("steps = 100000", "steps = 12"))
-    assert Running(["resume", str(out)], tmp_path).wait() == [0], running.said()
+    assert Running(["resume", str(out)], tmp_path).wait() == [0], running.output()
 
 
 def test_a_shard_that_is_deleted_in_the_middle_is_read_to_the_end(text: Path, shards: Path, tmp_path: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_shard_that_is_deleted_in_the_middle_is_read_to_the_end(text: Path, sh
     running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
     running.wait_for(out / "metrics.jsonl", lines=5)
     (shards / "text_train_000000.bin").unlink()
-    assert running.wait() == [0], running.said()
+    assert running.wait() == [0], running.output()
     # Who starts or resumes without it is told.
     (out / "summary.json").unlink()
     assert Running(["resume", str(out)], tmp_path).wait() == [2]
-    assert "text_train_000000.bin" in running.said().splitlines()[-1]
+    assert "text_train_000000.bin" in running.output().splitlines()[-1]

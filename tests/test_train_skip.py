@@ -30,12 +30,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Make λ, and with it the loss and all gradients, NaN in these steps of every state, counted from 1."""
-    honest, calls = Trainer.train_step, {"step": 0}
+    original, calls = Trainer.train_step, {"step": 0}
     weight = step_module.sigreg_lambda
 
     def stepped(trainer: Trainer, progress: float) -> dict[str, float]:
         calls["step"] = trainer.state.counters.step + 1
-        return honest(trainer, progress)
+        return original(trainer, progress)
 
     monkeypatch.setattr(Trainer, "train_step", stepped)
     monkeypatch.setattr(

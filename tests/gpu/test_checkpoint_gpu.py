@@ -21,14 +21,14 @@ def state_of_a_run(value: float) -> dict[str, Tensor]:
     return tensors | {"half": torch.full((99,), value, device=here, dtype=torch.bfloat16), "rng": torch.arange(5)}
 
 
-@pytest.mark.parametrize("room", [True, False], ids=["copied beside", "no room beside"])
+@pytest.mark.parametrize("memory", [True, False], ids=["copied beside", "no memory beside"])
 def test_what_is_computed_after_the_call_is_not_in_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bool
 ) -> None:
-    if not room:
+    if not memory:
 
         def full(value: Tensor, *arguments: object, **options: object) -> Tensor:
-            raise torch.cuda.OutOfMemoryError("no room")
+            raise torch.cuda.OutOfMemoryError("no memory")
 
         monkeypatch.setattr(Tensor, "clone", full)
     tensors = state_of_a_run(1.0)

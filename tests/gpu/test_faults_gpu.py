@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus(run.data)
     words = ["train", preset(folder, run), "--out", str(folder / "out")]
     with Running(words, folder, 2, fresh=True) as running:
-        assert running.wait(150) == [0, 0], [running.said(rank) for rank in range(2)]
+        assert running.wait(150) == [0, 0], [running.output(rank) for rank in range(2)]
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_one_gpu_goes_on(whole: Path, t
     reached = records(out)[-1]["step"]
     assert 0 < newest <= reached < STEPS
     with Running(["resume", str(out)], tmp_path / "alone", fresh=True) as running:
-        assert running.wait(150) == [0], running.said()
+        assert running.wait(150) == [0], running.output()
 
     # The very windows of each step, whoever read them, and none of another step.
     truth, before, after = seen(whole), seen(tmp_path), seen(tmp_path / "alone")

@@ -29,8 +29,8 @@ def conv_errors(
     if history:
         values["history"] = torch.randn(batch, channels, taps - 1, generator=g).to(dtype)
     reset = torch.rand(batch, length, generator=g) < resets if resets else None
-    pull = torch.randn(batch, length, channels, generator=g).to(dtype)
-    pull_after = torch.randn(batch, channels, taps - 1, generator=g).to(dtype)
+    grad_out = torch.randn(batch, length, channels, generator=g).to(dtype)
+    grad_after = torch.randn(batch, channels, taps - 1, generator=g).to(dtype)
 
     def run(fused: bool) -> list[Tensor]:
         place, width = (device, None) if fused else ("cpu", torch.float64)
@@ -39,8 +39,8 @@ def conv_errors(
         rest = (leaves["kernel"], leaves["bias"], flags)
         y, after = (conv_silu if fused else conv_silu_reference)(x, leaves.get("history"), *rest)
         assert not fused or "ConvSilu" in type(y.grad_fn).__name__
-        pulls = [pull.to(place, y.dtype), pull_after.to(place, y.dtype)]
-        return [y, after, *torch.autograd.grad([y, after], list(leaves.values()), pulls)]
+        grads_out = [grad_out.to(place, y.dtype), grad_after.to(place, y.dtype)]
+        return [y, after, *torch.autograd.grad([y, after], list(leaves.values()), grads_out)]
 
     names = ("y", "after", *values)
     return {n: relative(a, b) for n, a, b in zip(names, run(True), run(False), strict=True)}

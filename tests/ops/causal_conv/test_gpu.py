@@ -49,11 +49,11 @@ def test_captured_in_a_graph_and_twice_the_same_bits() -> None:
     x = torch.randn(4, 512, 768, device="cuda", generator=g).bfloat16().requires_grad_()
     kernel = torch.randn(768, 4, device="cuda", generator=g).requires_grad_()
     bias = torch.randn(768, device="cuda", generator=g).requires_grad_()
-    pull = torch.randn(4, 512, 768, device="cuda", generator=g).bfloat16()
+    grad_out = torch.randn(4, 512, 768, device="cuda", generator=g).bfloat16()
     reset = torch.rand(4, 512, device="cuda", generator=g) < 0.01
 
     def call() -> list[Tensor]:
         y, after = conv_silu(x, None, kernel, bias, reset)
-        return [y, after, *torch.autograd.grad(y, [x, kernel, bias], pull)]
+        return [y, after, *torch.autograd.grad(y, [x, kernel, bias], grad_out)]
 
     check_captured(call)

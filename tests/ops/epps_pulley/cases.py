@@ -17,14 +17,14 @@ def epps_pulley_errors(
     x = torch.randn(samples, draws, directions, generator=g) * 1.3 + 0.2
     t = torch.linspace(first, 4.0, knots)
     w = torch.rand(knots, generator=g)
-    pull = torch.randn(samples, directions, generator=g)
+    grad_out = torch.randn(samples, directions, generator=g)
 
     leaf = x.to(device).requires_grad_()
     value = epps_pulley(leaf, t.to(device), w.to(device))
-    (grad,) = torch.autograd.grad(value, leaf, pull.to(device))
+    (grad,) = torch.autograd.grad(value, leaf, grad_out.to(device))
     # Knots are evenly spaced in fp32 up to rounding; the reference gets the same ones.
     even = t[0].double() + (t[1] - t[0]).double() * torch.arange(knots)
     wide = x.double().requires_grad_()
     truth = epps_pulley_reference(wide, even, w)
-    (true_grad,) = torch.autograd.grad(truth, wide, pull.double())
+    (true_grad,) = torch.autograd.grad(truth, wide, grad_out.double())
     return {"value": relative(value, truth), "x": relative(grad, true_grad)}

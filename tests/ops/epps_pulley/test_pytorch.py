@@ -19,13 +19,13 @@ SUBMISSION, LEWM = (load_preset(name).jepa for name in ("submission-bpe", "cpu+s
 def test_value_and_gradient_equal_the_definition(config: Jepa) -> None:
     x = torch.randn(3, 20, 5, dtype=torch.float64) * torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1).double() + 0.3
     t, w = (value.double() for value in knots(config, CPU))
-    pull = torch.randn(3, 5, dtype=torch.float64)
+    grad_out = torch.randn(3, 5, dtype=torch.float64)
     ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
     value, expected = epps_pulley(ours, t, w), epps_pulley_reference(truth, t, w)
     # The knots are evenly spaced up to fp32 rounding, which the rotation from knot to knot adds up.
     assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7)
-    (grad,) = torch.autograd.grad((value * pull).sum(), ours)
-    (true_grad,) = torch.autograd.grad((expected * pull).sum(), truth)
+    (grad,) = torch.autograd.grad((value * grad_out).sum(), ours)
+    (true_grad,) = torch.autograd.grad((expected * grad_out).sum(), truth)
     assert (grad - true_grad).norm() < 1e-5 * true_grad.norm()
     assert (grad - true_grad).abs().max() < 1e-5 * true_grad.abs().max()
 

@@ -78,15 +78,15 @@ def test_projected(shape: tuple[int, int, int, int]) -> None:
     """
     S, N, E, M = shape
     x = random(N, S, E, seed=0).bfloat16().transpose(0, 1).requires_grad_()
-    directions, pull = F.normalize(random(E, M, seed=1), dim=0), random(S, N, M, seed=2)
+    directions, grad_out = F.normalize(random(E, M, seed=1), dim=0), random(S, N, M, seed=2)
     ours = Projected.apply(x, directions)
     truth = x.detach().double().requires_grad_()
     exact = truth @ directions.double()
     assert ours.dtype == torch.float32
     K = 3 * E
     assert relative(ours, exact) < max(K**0.5, K / 16 if DEVICE == "cuda" else 0.0) * 2.0**-24
-    ours.backward(pull)
-    exact.backward(pull.double())
+    ours.backward(grad_out)
+    exact.backward(grad_out.double())
     assert x.grad is not None
     assert truth.grad is not None
     assert x.grad.dtype == torch.bfloat16

@@ -92,7 +92,7 @@ def test_steps_of_every_size(resets: bool) -> None:
     values[2] = torch.tensor([-40.0, -20.0, -8.0, -3.0, -1.0, 1.0, 5.0, 30.0], device=DEVICE)
     # Where every step forgets all before it, nothing is left of the gradients of its decays.
     values[3] = -values[2].clamp_min(0.2).log()
-    pull = torch.randn(B, T, mixer.sizes.inner).to(DEVICE)
+    grad_out = torch.randn(B, T, mixer.sizes.inner).to(DEVICE)
 
     def gradients(fused: bool) -> dict[str, Tensor]:
         width = torch.float32 if fused else torch.float64
@@ -101,7 +101,7 @@ def test_steps_of_every_size(resets: bool) -> None:
             out = FusedMixer.apply(*leaves, None, None, reset, mixer.sizes, True)[0]
         else:
             out = mixer_torch(*leaves, None, None, reset, mixer.sizes)[0]
-        grads = torch.autograd.grad(out, leaves, pull.to(out.dtype))
+        grads = torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
         return dict(zip(("projected", *NAMES), grads, strict=True))
 
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -149,11 +149,11 @@ def test_what_the_backward_pass_needs_is_kept_where_there_is_one(monkeypatch: py
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
     kept: list[bool] = []
-    honest = fused_mixer.run_forward
+    original = fused_mixer.run_forward
 
     def noted(*given: Any) -> Any:
         kept.append(given[9])
-        return honest(*given)
+        return original(*given)
 
     monkeypatch.setattr(fused_mixer, "run_forward", noted)
     projected = torch.randn(1, 20, mixer.row_width, device=DEVICE)

@@ -38,8 +38,10 @@ def absolute_terms(args: list[Tensor], reset: Tensor | None, weights: list[Tenso
     # The recurrence multiplies dt and B in the input: a factor of dt that B loses again is one of the decay alone.
     B_BTHN = B_BTHN * (input_BTH / decay_BTH).unsqueeze(-1)
     results = ssd_reference(leaves[0], dt * decay_BTH, A, B_BTHN, C_BTHN, leaves[3], leaves[4], reset)
-    pulls = [weight.double().abs() for weight in weights]
-    dx, dB, dC, dD, dinitial, by_input, by_decay = torch.autograd.grad(results, [*leaves, input_BTH, decay_BTH], pulls)
+    grads_out = [weight.double().abs() for weight in weights]
+    dx, dB, dC, dD, dinitial, by_input, by_decay = torch.autograd.grad(
+        results, [*leaves, input_BTH, decay_BTH], grads_out
+    )
     by_decay = by_decay.abs()
     # A chunk multiplies by exp(total_i − total_j), where total is the cumulative sum of dt·A. Each input adds its term
     # to the gradient of total_i and subtracts it from that of total_j: its rounding is left, times the chunk's steps.
