@@ -30,7 +30,7 @@ HEAD = """# Configuration
 A setting has the same name everywhere: `optim.grad_clip` is the flag `--optim.grad_clip 1.0` of `jepamba train` and
 `jepamba study run`, the key `grad_clip` under `[optim]` in a preset or `config.toml`, and the key `"optim.grad_clip"`
 in a [plan](studies.md). Settings are merged in order: defaults, preset, overlays, plan, flags. A later budget
-(`train.steps` or `train.seconds`) replaces an earlier one.
+(`train.steps`, `train.seconds` or `train.tokens`) replaces all earlier ones.
 
 - In a flag, hyphens and underscores are the same, and `--train.steps=100` is `--train.steps 100`.
 - A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,

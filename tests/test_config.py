@@ -109,7 +109,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train.steps": -1}, "not be negative"),
     ({"train.seconds": -1.0}, "not be negative"),
     ({"train.seconds": NAN}, "not be negative"),
-    ({"train.seconds": 0.0, "train.steps": 0}, "set train.steps or train.seconds"),
+    ({"train.tokens": -1}, "not be negative"),
+    ({"train.seconds": 0.0, "train.steps": 0}, "set train.steps, train.seconds or train.tokens"),
     ({"train.tokens_per_micro": 0}, "at least 1"),
     ({"train.tokens_per_micro": 65536, "train.tokens_per_step": 100000}, "multiple of train.tokens_per_micro"),
     ({"train.tokens_per_step": 0}, "at least 1"),
@@ -219,6 +220,7 @@ def test_a_layer_with_a_budget_drops_the_budgets_below_it() -> None:
         "train.seed": 3,
         "train.steps": 5,
     }
+    assert merge(both, {"train.tokens": 7}) == {"train.tokens": 7}
     assert both == {"train.steps": 5, "train.seconds": 9.0}
     assert (with_settings(Run(), seconds).train.steps, with_settings(Run(), seconds).train.seconds) == (0, 9.0)
 
@@ -237,6 +239,7 @@ SETTINGS = st.fixed_dictionaries(
         "jepa.rollout_steps": st.integers(1, 9),
         "optim.adam_eps": st.floats(1e-300, 1),
         "train.seconds": st.floats(0, 1e9),
+        "train.tokens": st.integers(0, 10**12),
         "eval.prompts": st.lists(st.text(max_size=9), max_size=4),
     },
 )

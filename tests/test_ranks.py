@@ -12,7 +12,7 @@ from jepamba.errors import UserError
 from spawn import together
 
 
-def concert(world: World) -> dict[str, Any]:
+def collectives(world: World) -> dict[str, Any]:
     """Call every collective once and return the results."""
     rank, size = world.rank, world.world_size
     found: dict[str, Any] = {"who": (rank, size, world.local_rank, world.is_rank_zero)}
@@ -33,7 +33,7 @@ def concert(world: World) -> dict[str, Any]:
     found["taken over"] = taken.tolist()
     received = world.broadcast_tensors({"a/b": torch.eye(2), "n": torch.tensor(7)} if world.is_rank_zero else {})
     found["received out"] = {name: value.tolist() for name, value in received.items()}
-    found["gathered"] = world.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
+    found["gathered objects"] = world.all_gather_object({"rank": rank, "text": "é" * (500 * rank)})
     found["shared"] = world.broadcast_object([rank, None, "x" * 700])
     found["chiefly"] = world.on_rank_zero(lambda: {"by": rank})
     turns: list[int] = []
@@ -67,8 +67,8 @@ def mistakes(world: World) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_what_ranks_do_in_concert(size: int) -> None:
-    results = together(size, concert)
+def test_collectives(size: int) -> None:
+    results = together(size, collectives)
     total = [sum(i + r for r in range(size)) for i in range(4)]
     weights = sum((r + 1) ** 2 for r in range(size))
     ranks = sum(range(1, size + 1))
@@ -84,7 +84,7 @@ def test_what_ranks_do_in_concert(size: int) -> None:
         assert found["gathered"] == [[[r, r + 1.0], [r + 2.0, r + 3.0]] for r in range(size)]
         assert found["taken over"] == [0.0] * 3
         assert found["received out"] == {"a/b": [[1.0, 0.0], [0.0, 1.0]], "n": 7}
-        assert found["gathered"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
+        assert found["gathered objects"] == [{"rank": r, "text": "é" * (500 * r)} for r in range(size)]
         assert found["shared"] == [0, None, "x" * 700]
         assert found["chiefly"] == {"by": 0}
         assert found["machine"] == rank

@@ -177,6 +177,17 @@ def test_resume_equals_the_uninterrupted_run(small: Run, tmp_path: Path, setting
     assert (out / "artifact.jepa").read_bytes() == (tmp_path / "whole" / "artifact.jepa").read_bytes()
 
 
+def test_a_budget_in_tokens_ends_with_the_step_that_reaches_it(small: Run, tmp_path: Path) -> None:
+    """The learning rate falls over the tokens."""
+    settings = {"train.tokens": 5 * small.train.tokens_per_step - 1, "optim.warmdown": 1.0}
+    small = with_settings(small, settings)
+    summary = train(small, tmp_path / "run")
+    assert summary["tokens"] == 5 * small.train.tokens_per_step
+    found = records(tmp_path / "run")
+    tokens = [record["tokens"] - small.train.tokens_per_step for record in found]
+    assert [record["lr_scale"] for record in found] == pytest.approx([1 - n / small.train.tokens for n in tokens])
+
+
 def test_a_budget_in_seconds_is_kept_and_warms_down(small: Run, tmp_path: Path) -> None:
     small = with_settings(small, {"train.steps": 0, "train.seconds": 1.5, "optim.warmdown": 0.5})
     summary = train(small, tmp_path / "run")

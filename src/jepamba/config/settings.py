@@ -18,7 +18,7 @@ from typing import Any, Literal, get_type_hints
 from jepamba.config.checks import require
 from jepamba.config.run import Run
 
-BUDGETS = ("train.steps", "train.seconds")
+BUDGETS = ("train.steps", "train.seconds", "train.tokens")
 """The budgets of training; 0: no limit."""
 
 
@@ -26,7 +26,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `layers` of dotted settings; a later layer overrides an earlier one.
 
     A layer that sets a budget removes the budgets of earlier layers: `train.steps = 1000` over a preset of 20 minutes
-    means 1,000 steps, not as many as fit into 20 minutes. A layer may set both budgets.
+    means 1,000 steps, not as many as fit into 20 minutes. A layer may set several budgets.
     """
     merged: dict[str, Any] = {}
     for layer in layers:

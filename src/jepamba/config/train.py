@@ -15,7 +15,9 @@ class Train:
     steps: int = 0
     """Budget in optimizer steps; 0: none."""
     seconds: float = 0.0
-    """Budget in seconds of training; 0: none. With both budgets, the first reached ends training."""
+    """Budget in seconds of training; 0: none. With several budgets, the first reached ends training."""
+    tokens: int = 0
+    """Budget in target tokens, over all processes; 0: none."""
     tokens_per_step: int = 524288
     """Tokens per optimizer step, over all processes."""
     tokens_per_micro: int = 65536
@@ -59,6 +61,7 @@ class Train:
         for name in (
             "steps",
             "seconds",
+            "tokens",
             "threads",
             "skip_limit",
             "terms_every",
@@ -69,9 +72,9 @@ class Train:
         ):
             require(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must not be negative")
         require(
-            self.steps > 0 or self.seconds > 0,
-            f"train.steps = {self.steps} and train.seconds = {self.seconds}: no budget; set train.steps or "
-            "train.seconds",
+            self.steps > 0 or self.seconds > 0 or self.tokens > 0,
+            f"train.steps = {self.steps}, train.seconds = {self.seconds} and train.tokens = {self.tokens}: no budget; "
+            "set train.steps, train.seconds or train.tokens",
         )
         for name in ("tokens_per_micro", "tokens_per_step", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")

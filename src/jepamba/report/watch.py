@@ -160,7 +160,7 @@ def _budget_share(metrics: Metrics, config: Record | None) -> float | None:
     if not isinstance(settings, dict):
         return None
     shares = []
-    for budget, progress in (("steps", "step"), ("seconds", "seconds")):
+    for budget, progress in (("steps", "step"), ("seconds", "seconds"), ("tokens", "tokens")):
         budgeted, spent = number(settings.get(budget)), number(last.get(progress))
         if budgeted and spent is not None:
             shares.append(min(spent / budgeted, 1.0))

@@ -108,11 +108,12 @@ class Loop:
         self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=True)
 
     def budget_fraction(self) -> float:
-        """The fraction of the budget that is spent: the larger of the fractions of steps and of seconds."""
+        """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
         budget, counters = self.run.train, self.state.counters
         by_steps = counters.step / budget.steps if budget.steps > 0 else 0.0
         by_seconds = counters.seconds / budget.seconds if budget.seconds > 0 else 0.0
-        return max(by_steps, by_seconds)
+        by_tokens = counters.tokens / budget.tokens if budget.tokens > 0 else 0.0
+        return max(by_steps, by_seconds, by_tokens)
 
     def _loop(self, stop: StopRequest, report: Progress) -> None:
         counters, budget = self.state.counters, self.run.train
