@@ -1,6 +1,6 @@
-"""Runs as real processes that real signals meet: forked from a server that has imported everything once.
+"""Runs in real processes, for tests of signals and ranks. A server that has imported everything once forks them.
 
-Each process writes down the windows that it trains on, step by step, so that a test can compare what was seen.
+Each process records the windows that it trains on, step by step, so that a test can compare them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from typing import Any
 from torch.distributed import TCPStore
 
 SECONDS = 90.0
-"""How long anything may take."""
+"""Time limit of every wait."""
 PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.report.html", "torch._dynamo"]
-"""What the server imports, once for all processes."""
+"""Modules that the server imports once for all processes."""
 
 
 class Running:
-    """`jepamba WORDS` in `size` processes as torchrun would start them, each saying what it says into `folder`.
+    """`jepamba WORDS` in `size` processes with the environment of torchrun. The output of each is a file in `folder`.
 
-    Arguments: `environment`, to be set in each; `setup`, the path of a Python function `module:function` that is called
-    first in each, to prepare a fault; `fresh`, to start each from nothing rather than forked, so that it can have a GPU
-    and ends as Python ends; `agent`, to keep the store by which they find each other here, where torchrun would, rather
-    than in rank 0; `own`, more words for single ranks. As a context: none of the processes outlives it.
+    The exit of this context manager kills the processes.
+
+    Arguments:
+        environment: variables of every process.
+        setup: a function `module:function` that every process calls first, to prepare a fault.
+        fresh: start each process anew and not by a fork, so that it can use a GPU and ends as Python does.
+        agent: keep the rendezvous store in this process, as torchrun does, and not in rank 0.
+        own: more words for single ranks.
     """
 
     def __init__(
@@ -78,13 +82,13 @@ class Running:
             process.join(10)
 
     def wait(self, seconds: float = SECONDS) -> list[int]:
-        """The exit codes, by rank; minus the signal's number where one ended a process."""
+        """The exit codes by rank; minus the signal's number if a signal ended the process."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         late = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
         if late:
-            # Each says where it is.
+            # Each prints its stack.
             self.signal(signal.SIGUSR1, *late)
             time.sleep(1)
             self.signal(signal.SIGKILL)
@@ -92,7 +96,7 @@ class Running:
         return [process.exitcode or 0 for process in self.processes]
 
     def wait_for(self, path: Path, lines: int = 1) -> None:
-        """Until `path` has so many lines."""
+        """Wait until `path` has `lines` lines."""
         deadline = time.monotonic() + SECONDS
         while not path.exists() or path.read_bytes().count(b"\n") < lines:
             if time.monotonic() > deadline or all(process.exitcode is not None for process in self.processes):
@@ -101,24 +105,24 @@ class Running:
             time.sleep(0.005)
 
     def signal(self, number: signal.Signals, *ranks: int) -> None:
-        """Send a signal to some ranks, or to all that live."""
+        """Send a signal to the given ranks, or to all living ones."""
         for process in [self.processes[rank] for rank in ranks] or self.processes:
             if process.exitcode is None and process.pid is not None:
                 os.kill(process.pid, number)
 
     def output(self, rank: int = 0) -> str:
-        """What a rank wrote to standard output and standard error, in all its lives."""
+        """What a rank wrote to standard output and standard error, over all its starts."""
         return (self.folder / f"output-{rank}.txt").read_text()
 
     def last_words(self, rank: int = 0) -> str:
-        """The last line of a rank that is jepamba's own; libraries may say more after it."""
+        """The last line that jepamba itself wrote in a rank; libraries may write more after it."""
         ours = [line for line in self.output(rank).splitlines() if line.startswith("jepamba: ")]
         assert ours, self.output(rank)
         return ours[-1]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -159,7 +159,13 @@ def test_one_more_bit_costs_what_it_costs(tmp_path: Path, bits: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_layer", "changes"), [(3, {}), (4, {}), (3, {"mlp_every": 1}), (1, {}), (4, {"unet": False})]
+    ("n_layer", "changes"),
+    [
+        (4, {}),
+        (3, {"mlp_every": 1}),
+        (1, {}),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(3, {}), (4, {"unet": False})]),
+    ],
 )
 def test_one_more_layer_costs_what_it_costs(tmp_path: Path, n_layer: int, changes: dict[str, Any]) -> None:
     run = run_of(QUANTS[0], n_layer=n_layer, **changes)

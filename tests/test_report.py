@@ -208,7 +208,12 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "summary", ["", "{", "[]", '{"bpb_plain": 3, "samples": 7, "parameters": [], "baselines": {}}']
+    "summary",
+    [
+        "{",
+        '{"bpb_plain": 3, "samples": 7, "parameters": [], "baselines": {}}',
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ("", "[]")),
+    ],
 )
 def test_a_broken_summary_breaks_nothing(tmp_path: Path, summary: str) -> None:
     run = write_run(tmp_path / "run")
