@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -136,6 +137,18 @@ def test_measuring_changes_no_state(small: Run) -> None:
     assert json.dumps(state.metadata()) == metadata
     assert all(torch.equal(value, tensors[name]) for name, value in state.tensors().items())
     assert not any(p.grad is not None and p.grad.any() for p in state.parameters())
+
+
+def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = bit_allocation.choose_bits
+
+    def slowly(state: TrainState, budget_fraction: float) -> str:
+        time.sleep(2)
+        return chosen(state, budget_fraction)
+
+    monkeypatch.setattr(bit_allocation, "choose_bits", slowly)
+    settings = {"train.steps": 4, "quant.budget_bytes": 10**6, "quant.budget_after": 0.5}
+    assert train(with_settings(small, settings), tmp_path / "run")["seconds"] < 2
 
 
 def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:

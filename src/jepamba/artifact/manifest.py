@@ -19,7 +19,7 @@ from jepamba.artifact.strict_json import read_count, read_field
 from jepamba.config import Model, Quant, Run, from_dict, to_dict
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
-from jepamba.quant import FloatQuantizer, IntQuantizer, Quantizer, quantizer_named
+from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer, quantizer_named
 from jepamba.text import Tokenizer
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
@@ -64,10 +64,13 @@ class StoredTensor:
 def _stream(name: str, quantizer: Quantizer, shape: tuple[int, ...], dtype: torch.dtype) -> StreamSpec:
     if isinstance(quantizer, IntQuantizer) and dtype == torch.int8:
         return StreamSpec(name, "int", quantizer.bits, shape)
-    if dtype == torch.uint8:
+    if isinstance(quantizer, Fp8Quantizer) and dtype == torch.uint8:
         return StreamSpec(name, "fp8", 8, shape)
-    kind = FloatQuantizer(dtype).name
-    return StreamSpec(name, kind, STREAM_BITS[kind][0], shape)
+    # Values, and the scales of integers and of FP8.
+    if dtype in (torch.bfloat16, torch.float32):
+        kind = FloatQuantizer(dtype).name
+        return StreamSpec(name, kind, STREAM_BITS[kind][0], shape)
+    raise TypeError(f"{name}: the artifact has no kind of stream for {dtype} of {quantizer.name}")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class LossWeights(NamedTuple):
     all ranks. Scalars on the model's device."""
 
     tokens: Tensor
-    """Targets of the micro-batch, as a fraction of the step's."""
+    """The micro-batch's fraction of the step's targets, with which its means are multiplied."""
     sigreg_lambda: Tensor
     """λ of the micro-batch's loss. It includes the factor `sigreg_share`, unless SIGReg's sample is the whole step."""
     sigreg_share: Tensor
@@ -38,7 +38,7 @@ class LossWeights(NamedTuple):
 
 class LossTerms(NamedTuple):
     """The loss terms of a micro-batch. Their sums over the micro-batches of all ranks are the step's terms, except that
-    `sigreg` already has the same, global value on each rank."""
+    `sigreg`, and its part of `total`, already has the global value on each rank."""
 
     total: Tensor
     """The weighted sum, to be differentiated."""

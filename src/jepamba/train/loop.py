@@ -126,6 +126,7 @@ class Loop:
             if bit_allocation.is_due(self.state, fraction):
                 self._choose_bits(fraction)
                 self._stop_on(self._synchronized(0.0, stop)[1])
+                clock = time.perf_counter()
             before = counters.tokens
             record, problem = dict[str, float](), ""
             try:

@@ -24,9 +24,9 @@ class Counters:
     """How far a run has got."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Steps taken, skipped ones included."""
     seconds: float = 0.0
-    """Seconds of training, without validations."""
+    """Seconds of training, without validations and the choice of bits."""
     tokens: int = 0
     """Target tokens trained on."""
     bytes: int = 0

@@ -29,8 +29,8 @@ class NotFiniteError(UserError):
 class Trainer:
     """Takes training steps on `state`.
 
-    `forward_backward`, `add_sigreg_sums` and `clip_gradients` call the methods of the same names with an underscore. On
-    a GPU they and `update` replay CUDA graphs.
+    `_forward_backward`, `_add_sigreg_sums` and `_clip_gradients` do the work. The attributes of the same names without
+    the underscore, and `update`, run it, on a GPU as CUDA graphs.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -57,7 +57,7 @@ class Trainer:
         self.update = CUDAGraph(state.optimizers.step, self.graphs)
         self.weight_cache = state.model.cached_weights(state.device_config.dtype)
         """The weights that the passes of a step use, computed once a step."""
-        self._compute_weights: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+        self._weight_graphs: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
         trained = [
             leaf for p, leaf in zip(state.model.parameters(), self.weight_cache.leaves, strict=True) if p.requires_grad
         ]
@@ -74,8 +74,8 @@ class Trainer:
             The record for the log. Losses are means over the step on all ranks, `ce` in nats per token.
 
         Raises:
-            NotFiniteError: on all ranks, if the loss or its gradient is not finite. Only the counters and the data
-                position have then changed.
+            NotFiniteError: on all ranks, if the loss or its gradient is not finite. Then only the counters and the data
+                position have changed, and a carried state is empty.
         """
         state, run, world = self.state, self.state.run, self.state.world
         lr_scale = learning_rate_scale(run.optim, budget_fraction)
@@ -128,9 +128,9 @@ class Trainer:
         The computation depends on whether they are fake-quantized and to how many bits, so each case has its own graph.
         """
         key = self.state.model.fake_quantized, self.state.model.quant.bit_allocation
-        if key not in self._compute_weights:
-            self._compute_weights[key] = CUDAGraph(self.weight_cache.compute, self.graphs)
-        self._compute_weights[key]()
+        if key not in self._weight_graphs:
+            self._weight_graphs[key] = CUDAGraph(self.weight_cache.compute, self.graphs)
+        self._weight_graphs[key]()
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
         """Run every micro-batch of this rank's windows forward and backward."""
@@ -205,7 +205,7 @@ class Trainer:
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
-        for graph in (self.clip_gradients, self.update, *self._compute_weights.values()):
+        for graph in (self.clip_gradients, self.update, *self._weight_graphs.values()):
             graph.release()
         self.forward_backward.release()
         self.add_sigreg_sums.release()
