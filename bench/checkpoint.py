@@ -74,7 +74,7 @@ class Bench:
     def run(self, count: int) -> dict[str, object]:
         """Medians and worst cases over `count` checkpoints of each kind."""
         plain, during, at_once = list[float](), list[float](), list[float]()
-        writer_module.__dict__["save_checkpoint"] = self.save
+        writer_module.save_checkpoint = self.save  # type: ignore[assignment, attr-defined]
         with CheckpointWriter(self.folder, 2, self.device) as writer:
             for _ in range(3):
                 self.step()

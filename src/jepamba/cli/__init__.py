@@ -23,7 +23,7 @@ from jepamba.cli import (
     train,
     watch,
 )
-from jepamba.cli.flags import misplaced_flag_message, normalize_flags, unknown_flag_message
+from jepamba.cli.flags import misplaced_flag_message, normalize_flags, unknown_flag_message, without_separator
 from jepamba.cli.parser import Commands, Parser
 from jepamba.errors import UserError
 
@@ -81,9 +81,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         hint = f"did you mean `jepamba {close[0]}`?" if close else f"commands: {', '.join(commands)}"
         raise UserError(f"unknown command {first!r}; {hint}")
     args, extra = parser.parse_known_args(words, argparse.Namespace(json=False, on_interrupt="interrupted"))
-    unexpected = next((word for word in extra if word != "--"), None)
-    if unexpected is not None:
-        raise UserError(_unexpected_message(unexpected, args))
+    unexpected = without_separator(extra)
+    if unexpected:
+        raise UserError(_unexpected_message(unexpected[0], args))
     return args
 
 

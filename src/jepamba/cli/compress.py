@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import TextIO
 
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
@@ -50,7 +51,7 @@ def compress(args: Namespace) -> int:
     started = time.monotonic()
     with Progress("compressing") as report:
         result = Compressor.open(args.model).compress(data, args.lanes, report)
-    summary = sys.stderr if _is_stdout(args.out) else sys.stdout
+    summary = _summary_stream(args.out)
     atomic_write(args.out, result.content)
     seconds = time.monotonic() - started
     if args.json:
@@ -93,7 +94,7 @@ def decompress(args: Namespace) -> int:
     started = time.monotonic()
     with Progress("decompressing") as report:
         data = Compressor.open(args.model).decompress_file(args.file, report)
-    summary = sys.stderr if _is_stdout(args.out) else sys.stdout
+    summary = _summary_stream(args.out)
     atomic_write(args.out, data)
     seconds = time.monotonic() - started
     if args.json:
@@ -103,12 +104,13 @@ def decompress(args: Namespace) -> int:
     return 0
 
 
-def _is_stdout(path: Path) -> bool:
-    """Whether `path` is standard output (`/dev/stdout`). The summary must not mix with the data there."""
+def _summary_stream(out: Path) -> TextIO:
+    """Return the stream for the summary: standard error if the data go to standard output (`/dev/stdout`)."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(1))
+        is_stdout = os.path.samestat(out.stat(), os.fstat(1))
     except OSError:
-        return False
+        is_stdout = False
+    return sys.stderr if is_stdout else sys.stdout
 
 
 def _check_output(args: Namespace) -> None:

@@ -51,9 +51,9 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     parser = _SettingsParser(add_help=False, allow_abbrev=False)
     add_settings(parser)
     args, extra = parser.parse_known_args(normalize_flags(words))
-    unexpected = next((word for word in extra if word != "--"), None)
-    if unexpected is not None:
-        raise UserError(unknown_flag_message(unexpected, setting_types()))
+    unexpected = without_separator(extra)
+    if unexpected:
+        raise UserError(unknown_flag_message(unexpected[0], setting_types()))
     return settings_from_args(args)
 
 
@@ -81,6 +81,11 @@ def normalize_flags(words: Sequence[str]) -> list[str]:
             value = remaining.pop(0)
         normalized.append(f"--{name}" if value is None else f"--{name}={value}")
     return normalized
+
+
+def without_separator(words: Sequence[str]) -> list[str]:
+    """Return `words` without `--`, which argparse leaves among those that it does not know."""
+    return [word for word in words if word != "--"]
 
 
 def unknown_flag_message(word: str, known: Collection[str]) -> str:

@@ -23,9 +23,10 @@ from jepamba.config.settings import (
     to_dict,
     with_settings,
 )
-from jepamba.config.train import Train
+from jepamba.config.train import BUDGETS, Train
 
 __all__ = [
+    "BUDGETS",
     "MACHINE_SETTINGS",
     "ConfigError",
     "Data",

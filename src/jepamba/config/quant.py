@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from jepamba.config.checks import require
@@ -55,11 +55,11 @@ class Quant:
             )
         for name, count in Counter(item.rpartition("=")[0] for item in self.bit_allocation).items():
             require(count == 1, f"quant.bit_allocation names the tensor {name!r} twice")
-        for name, setting in type(self).__dataclass_fields__.items():
-            value = getattr(self, name)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
             require(
-                not self.exact or name in ("bits", "qat_fraction") or value == setting.default,
-                f"quant.bits = 32 quantizes nothing, so quant.{name} = {value!r} has no effect: leave it out",
+                not self.exact or setting.name in ("bits", "qat_fraction") or value == setting.default,
+                f"quant.bits = 32 quantizes nothing, so quant.{setting.name} = {value!r} has no effect: leave it out",
             )
 
     @property

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_type_hints
 
 from jepamba.config.checks import require
 from jepamba.config.run import Run
+from jepamba.config.train import BUDGETS
 
-BUDGETS = ("train.steps", "train.seconds", "train.tokens")
-"""The budgets of training; 0: no limit."""
+_BUDGET_SETTINGS = [f"train.{name}" for name in BUDGETS]
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        if any(layer.get(name) for name in BUDGETS):
-            merged = {name: value for name, value in merged.items() if name not in BUDGETS}
+        if any(layer.get(name) for name in _BUDGET_SETTINGS):
+            merged = {name: value for name, value in merged.items() if name not in _BUDGET_SETTINGS}
         merged.update(layer)
     return merged
 

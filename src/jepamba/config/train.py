@@ -7,6 +7,9 @@ from typing import Literal
 
 from jepamba.config.checks import require
 
+BUDGETS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
+"""The budgets of a run, each with the counter that it limits; 0: no limit."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -72,7 +75,7 @@ class Train:
         ):
             require(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must not be negative")
         require(
-            self.steps > 0 or self.seconds > 0 or self.tokens > 0,
+            any(getattr(self, name) > 0 for name in BUDGETS),
             f"train.steps = {self.steps}, train.seconds = {self.seconds} and train.tokens = {self.tokens}: no budget; "
             "set train.steps, train.seconds or train.tokens",
         )

@@ -4,11 +4,10 @@ Read `objective.py` first, then `heads.py` and `sigreg.py`.
 """
 
 from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error
-from jepamba.jepa.objective import WEIGHTED, LossTerms, LossWeights, compute_losses, sigreg_lambda, weighted_terms
+from jepamba.jepa.objective import LossTerms, LossWeights, compute_losses, sigreg_lambda, weighted_terms
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
 
 __all__ = [
-    "WEIGHTED",
     "JepaHeads",
     "LossTerms",
     "LossWeights",

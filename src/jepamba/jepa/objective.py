@@ -7,6 +7,8 @@ Legend: B batch, T time, D d_model, V vocabulary, S samples of SIGReg, K roll-ou
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Int
@@ -55,16 +57,14 @@ class LossTerms(NamedTuple):
 _Value = TypeVar("_Value", float, Tensor)
 
 
-def weighted_terms(config: Jepa, sigreg_lambda: _Value, token: _Value, jepa: _Value, sigreg: _Value) -> list[_Value]:
+def weighted_terms(
+    config: Jepa, sigreg_lambda: _Value, token: _Value, jepa: _Value, sigreg: _Value
+) -> dict[str, _Value]:
     """Return the summands of the loss: cross-entropy with z-loss, latent prediction and SIGReg, each with its weight.
 
-    Training, the log and the gradient norms of the terms all use it. `WEIGHTED` has their names.
+    Training, the log and the gradient norms of the terms all use it.
     """
-    return [config.ce_weight * token, config.weight * jepa, sigreg_lambda * sigreg]
-
-
-WEIGHTED = ("ce", "jepa", "sigreg")
-"""The names of the `weighted_terms`."""
+    return {"ce": config.ce_weight * token, "jepa": config.weight * jepa, "sigreg": sigreg_lambda * sigreg}
 
 
 def sigreg_lambda(config: Jepa, budget_fraction: float) -> float:
@@ -117,6 +117,5 @@ def compute_losses(
             statistic = sigreg(
                 z_BTE, config, projections, world=world, sample_size=weights.sample_size, sums_SK2M=sigreg_sums_SK2M
             )
-    ce_term, jepa_term, sigreg_term = weighted_terms(config, weights.sigreg_lambda, losses.total, jepa, statistic)
-    total = ce_term + jepa_term + sigreg_term
+    total = reduce(add, weighted_terms(config, weights.sigreg_lambda, losses.total, jepa, statistic).values())
     return LossTerms(total, losses.total, losses.ce, losses.z, jepa, weights.sigreg_share * statistic), state

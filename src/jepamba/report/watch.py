@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from jepamba.config import BUDGETS
 from jepamba.errors import UserError
 from jepamba.progress import duration
 from jepamba.report.records import (
@@ -160,8 +161,8 @@ def _budget_share(metrics: Metrics, config: Record | None) -> float | None:
     if not isinstance(settings, dict):
         return None
     shares = []
-    for budget, progress in (("steps", "step"), ("seconds", "seconds"), ("tokens", "tokens")):
-        budgeted, spent = number(settings.get(budget)), number(last.get(progress))
+    for budget, counter in BUDGETS.items():
+        budgeted, spent = number(settings.get(budget)), number(last.get(counter))
         if budgeted and spent is not None:
             shares.append(min(spent / budgeted, 1.0))
     return max(shares, default=None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jepamba.config import Run
+from jepamba.config import BUDGETS, Run
 from jepamba.data import Corpus
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
@@ -110,10 +110,8 @@ class Loop:
     def budget_fraction(self) -> float:
         """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
         budget, counters = self.run.train, self.state.counters
-        by_steps = counters.step / budget.steps if budget.steps > 0 else 0.0
-        by_seconds = counters.seconds / budget.seconds if budget.seconds > 0 else 0.0
-        by_tokens = counters.tokens / budget.tokens if budget.tokens > 0 else 0.0
-        return max(by_steps, by_seconds, by_tokens)
+        limits: dict[str, float] = {counter: getattr(budget, name) for name, counter in BUDGETS.items()}
+        return max(float(getattr(counters, counter) / limit) for counter, limit in limits.items() if limit > 0)
 
     def _loop(self, stop: StopRequest, report: Progress) -> None:
         counters, budget = self.state.counters, self.run.train

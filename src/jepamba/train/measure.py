@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepamba.jepa import WEIGHTED, sigreg_lambda, weighted_terms
+from jepamba.jepa import sigreg_lambda, weighted_terms
 from jepamba.train.microbatch import MicroBatches, loss_terms, to_device
 from jepamba.train.state import TrainState
 
@@ -45,7 +45,7 @@ def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float
         state.carry(None)
     terms, _ = loss_terms(state, micro.to(state.device))
     weighted = weighted_terms(run.jepa, terms.sigreg.new_tensor(lam), terms.token, terms.jepa, terms.sigreg)
-    norms = {f"grad_{name}": _gradient_norm(state, term) for name, term in zip(WEIGHTED, weighted, strict=True)}
+    norms = {f"grad_{name}": _gradient_norm(state, term) for name, term in weighted.items()}
     for name, value in state.modules.named_buffers():
         value.copy_(buffers[name])
     return norms

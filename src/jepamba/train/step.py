@@ -94,7 +94,7 @@ class Trainer:
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
-        loss = sum(weighted_terms(run.jepa, lam, losses["token"], losses["jepa"], losses["sigreg"]))
+        loss = sum(weighted_terms(run.jepa, lam, losses["token"], losses["jepa"], losses["sigreg"]).values())
 
         state.counters.step += 1
         state.counters.tokens += state.layout.windows * run.data.seq_len
