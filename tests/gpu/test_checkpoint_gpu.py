@@ -10,8 +10,9 @@ from torch import Tensor
 
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.writer import CheckpointWriter
+from needs_gpus import needs_gpus
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = needs_gpus()
 
 
 def state_of_a_run(value: float) -> dict[str, Tensor]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from small import small_run
 
 from jepamba.data import corpus
 from jepamba.train.checkpoint import checkpoints
+from needs_gpus import needs_gpus
 from processes import Running, records, seen
 from ranks_faulted import kill_one, stop_one, terminate_one
 from tiny import preset
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
+    *needs_gpus(2),
     pytest.mark.filterwarnings("default"),
 ]
 

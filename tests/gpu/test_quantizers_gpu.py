@@ -15,10 +15,10 @@ from jepamba.train import resolve, train
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
+from needs_gpus import needs_gpus
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    *needs_gpus(),
     pytest.mark.filterwarnings("default"),
 ]
 

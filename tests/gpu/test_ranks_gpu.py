@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from ranks_cases import CASES, EVEN, stepped
 from small import small_run
 
 from jepamba.config import Run
 from jepamba.data import corpus
+from needs_gpus import needs_gpus
 from spawn import together
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs"),
+    *needs_gpus(2),
     pytest.mark.filterwarnings("default"),
 ]
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from jepamba.ops.causal_conv import conv_silu
+from needs_gpus import needs_gpus
 from ops.causal_conv.cases import conv_errors
 from ops.compare import DTYPES, beyond, check_captured
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    *needs_gpus(),
     # Warnings of the compiler's own making are not this package's.
     pytest.mark.filterwarnings("default"),
 ]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from jepamba.ops.cross_entropy import capped_cross_entropy
 from jepamba.ops.cross_entropy.triton import row_losses_triton
+from needs_gpus import needs_gpus
 from ops.compare import DTYPES, beyond, check_captured, relative
 from ops.cross_entropy.cases import cross_entropy_errors
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    *needs_gpus(),
     # Warnings of the compiler's own making are not this package's.
     pytest.mark.filterwarnings("default"),
 ]

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from jepamba.config import Jepa
 from jepamba.jepa import Projections, sample_projections, sigreg
+from needs_gpus import needs_gpus
 from ops.compare import beyond, check_captured
 from ops.epps_pulley.cases import epps_pulley_errors
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    *needs_gpus(),
     # Warnings of the compiler's own making are not this package's.
     pytest.mark.filterwarnings("default"),
 ]

@@ -6,12 +6,12 @@ from torch.utils.checkpoint import checkpoint
 
 from jepamba.ops.ssd import ssd_torch
 from jepamba.ops.ssd.triton import ssd_triton
+from needs_gpus import needs_gpus
 from ops.compare import beyond, relative
 from ops.ssd.cases import Case, errors, inputs, run
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    *needs_gpus(),
     # Warnings of the compiler's own making (deprecations, precision advice) are not this package's.
     pytest.mark.filterwarnings("default"),
 ]
