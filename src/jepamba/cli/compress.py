@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
@@ -51,7 +52,7 @@ def compress(args: Namespace) -> int:
     started = time.monotonic()
     with Progress("compressing") as report:
         result = Compressor.open(args.model).compress(data, args.lanes, report)
-    summary = _summary_stream(args.out)
+    print_summary = _summary_printer(args.out)
     atomic_write(args.out, result.content)
     seconds = time.monotonic() - started
     if args.json:
@@ -66,21 +67,19 @@ def compress(args: Namespace) -> int:
             "corrections_bytes": result.corrections_bytes,
             "seconds": seconds,
         }
-        print(json.dumps(fields), file=summary)
+        print_summary(json.dumps(fields))
         return 0
-    print(
+    print_summary(
         f"{result.original_bytes:,} bytes compressed to {len(result.content):,}: {result.bpb:.4f} bits per byte",
-        file=summary,
     )
     if result.tokens:
-        print(
+        print_summary(
             f"model alone: {result.model_bpb:.4f} bits per byte over {result.tokens:,} tokens in {result.lanes} lanes; "
             f"corrections of tokenizer losses: {result.corrections:,} in {result.corrections_bytes:,} bytes; "
             f"time: {duration(seconds)}",
-            file=summary,
         )
     else:
-        print("stored uncompressed: the model does not make this file smaller", file=summary)
+        print_summary("stored uncompressed: the model does not make this file smaller")
     return 0
 
 
@@ -94,23 +93,23 @@ def decompress(args: Namespace) -> int:
     started = time.monotonic()
     with Progress("decompressing") as report:
         data = Compressor.open(args.model).decompress_file(args.file, report)
-    summary = _summary_stream(args.out)
+    print_summary = _summary_printer(args.out)
     atomic_write(args.out, data)
     seconds = time.monotonic() - started
     if args.json:
-        print(json.dumps({"bytes": len(data), "seconds": seconds}), file=summary)
+        print_summary(json.dumps({"bytes": len(data), "seconds": seconds}))
     else:
-        print(f"{len(data):,} bytes restored in {duration(seconds)}", file=summary)
+        print_summary(f"{len(data):,} bytes restored in {duration(seconds)}")
     return 0
 
 
-def _summary_stream(out: Path) -> TextIO:
-    """Return the stream for the summary: standard error if the data go to standard output (`/dev/stdout`)."""
+def _summary_printer(out: Path) -> Callable[[str], None]:
+    """Return a function that prints to standard output, or to standard error if `out` is standard output itself."""
     try:
         is_stdout = os.path.samestat(out.stat(), os.fstat(1))
     except OSError:
         is_stdout = False
-    return sys.stderr if is_stdout else sys.stdout
+    return partial(print, file=sys.stderr if is_stdout else sys.stdout)
 
 
 def _check_output(args: Namespace) -> None:
