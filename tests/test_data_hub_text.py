@@ -92,7 +92,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     ],
 )
 def test_names_choose_files(hub: HubServer, name: str, column: str, expected: list[str]) -> None:
-    assert [text for _, text in Source(name, column).documents()] == expected
+    assert [text for _, text in Source((name,), column).documents()] == expected
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_files_are_downloaded_on_demand_and_once(hub: HubServer) -> None:
     """The first document is yielded before the second file is downloaded. The second pass reads the cache."""
     files = hub.data_sets["some/books"]["main"]
     first, second = (f"data/train-0000{i}-of-00002.parquet" for i in range(2))
-    source = Source("hf://some/books", "text")
+    source = Source(("hf://some/books",), "text")
     documents = source.documents()
     next(documents)
     assert set(hub.sent) == {first}
@@ -130,16 +130,16 @@ def test_files_are_downloaded_on_demand_and_once(hub: HubServer) -> None:
 
 
 def test_download_errors_are_reported(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = Source("hf://some/books", "body")
+    source = Source(("hf://some/books",), "body")
     with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet: .*body"):
         list(source.documents())
     hub.gone.add("data/train-00001-of-00002.parquet")
     with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: there is no such file"):
-        list(Source("hf://some/books", "text").documents())
+        list(Source(("hf://some/books",), "text").documents())
     disk = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda path: disk(10**12, 10**12, 10))
     with pytest.raises(UserError, match=r"1 files of .*some/books need 0\.00 GB"):
-        list(Source("hf://some/books", "text").documents())
+        list(Source(("hf://some/books",), "text").documents())
 
 
 def test_a_corpus_of_the_hub_is_cached_by_its_commit(hub: HubServer, tmp_path: Path) -> None:

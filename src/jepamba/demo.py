@@ -28,7 +28,7 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
 
     Arguments: `seconds`, the training time (default: the preset's).
     Returns: a dictionary with `model` (`bpb` at the calibrated temperature, `bytes` of text scored, `artifact_bytes`),
-    `baselines` (rows of `evaluate.compressors` on the same bytes), `sample` and `out`.
+    `overlap` (see `HeldOut`), `baselines` (rows of `evaluate.compressors` on the same bytes), `sample` and `out`.
     Raises: `UserError` if training or scoring fails.
     """
     run = with_settings(load_preset(PRESET), {} if seconds is None else {"train.seconds": seconds})
@@ -49,6 +49,7 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
     write_report(out)
     return {
         "model": {"bpb": score["bpb"], "bytes": score["bytes"], "artifact_bytes": artifact.stat().st_size},
+        "overlap": summary["val_overlap"],
         "baselines": baselines,
         "sample": sample["prompt"] + sample["text"],
         "out": str(out),
@@ -58,7 +59,7 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
 def _documents(data: Data) -> dict[str, list[bytes]]:
     """Return the documents of each split as UTF-8, in the order of training and scoring."""
     splits: dict[str, list[bytes]] = {"train": [], "val": []}
-    for split, text in Source(data.train, data.column, "train", data.holdout).documents():
+    for split, text in Source((data.train,), data.column, "train", data.holdout).documents():
         splits[split].append(text.encode())
     return splits
 

@@ -82,20 +82,19 @@ def data_build(args: Namespace) -> int:
         if path and is_shards(path):
             raise UserError(f"{path}: these are shards already; build needs text")
     holdout = 0.0 if args.val else checked.holdout
-    sources = [Source(path, args.column, "train", holdout) for path in args.paths]
+    source = Source(tuple(args.paths), args.column, "train", holdout)
     tokenizer: Tokenizer
     if args.tokenizer == "bytes":
         tokenizer = ByteTokenizer()
     elif args.tokenizer == "bpe":
         with Progress("training the tokenizer") as report:
-            documents = chain.from_iterable(source.documents(report) for source in sources)
-            tokenizer = train_bpe((text for split, text in documents if split == "train"), args.vocab)
+            tokenizer = train_bpe((text for split, text in source.documents(report) if split == "train"), args.vocab)
     else:
         tokenizer = read_tokenizer(args.tokenizer)
-    if args.val:
-        sources.append(Source(args.val, args.column, "val"))
+    sources = [source, Source((args.val,), args.column, "val")] if args.val else [source]
     with Progress("tokenizing") as report, FolderWriter(args.out, tokenizer) as writer:
-        writer.write(chain.from_iterable(source.documents(report) for source in sources))
+        overlap = source.held_out(report).overlap if holdout else None
+        writer.write(chain.from_iterable(source.documents(report) for source in sources), overlap)
     args.dir = args.out
     return data_info(args)
 
@@ -140,6 +139,8 @@ def data_fineweb(args: Namespace) -> int:
 
 def _print_folder(folder: TokenFolder, as_json: bool) -> int:
     """Print the tokenizer and the splits of `folder`."""
+    from jepamba.text.near_duplicates import overlap_in_words
+
     kind, size = folder.tokenizer.kind, folder.tokenizer.vocab_size
     if as_json:
         tokenizer = {"kind": kind, "vocab_size": size, "fingerprint": folder.tokenizer.fingerprint}
@@ -157,5 +158,8 @@ def _print_folder(folder: TokenFolder, as_json: bool) -> int:
         for name, split in folder.splits.items()
     ]
     print(columns([["split", "documents", "bytes", "tokens", "bytes per token"], *rows]))
+    for name, split in folder.splits.items():
+        if split.overlap is not None:
+            print(f"\n{name}: held out, {overlap_in_words(split.overlap)}")
     print(f"\ntokenizer: {kind}, {size:,} tokens, fingerprint {folder.tokenizer.fingerprint[:12]}")
     return 0

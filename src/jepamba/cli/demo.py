@@ -37,16 +37,20 @@ def demo(args: Namespace) -> int:
 
 def demo_table(result: Mapping[str, Any]) -> str:
     """Format the result of `run_demo` for a terminal."""
+    from jepamba.text.near_duplicates import overlap_in_words
+
     model, baselines = result["model"], result["baselines"]
     rows = [["", "BPB", "BPB, training text as history"]]
     rows += [[f"jepamba ({model['artifact_bytes']:,} bytes artifact)", f"{model['bpb']:.3f}", ""]]
     rows += [[row["compressor"], f"{row['bpb']:.3f}", f"{row['bpb_with_history']:.3f}"] for row in baselines]
     best = min(baselines, key=lambda row: row["bpb"])
+    overlap = overlap_in_words(result["overlap"])
     return (
         f"\nBits per byte (BPB) of {model['bytes']:,} bytes of held-out text; lower is better:\n\n"
         f"{columns(rows)}\n\n"
         f"The model needs {model['bpb']:.2f} bits per byte; {best['compressor']} alone needs {best['bpb']:.2f}. "
-        "In the last column the compressors have the model's training text as history.\n\n"
+        "In the last column the compressors have the model's training text as history. Of the held-out bytes, "
+        f"{overlap}.\n\n"
         f"Sample: {result['sample']}\n\n"
         f"Report: {Path(result['out']) / 'report.html'}"
     )

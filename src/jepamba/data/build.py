@@ -18,7 +18,7 @@ from jepamba.io import atomic_write
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Increment this when the same settings and text give different tokens than before."""
 
 
@@ -32,6 +32,8 @@ class Corpus:
     val_text_bytes: int
     """Bytes of the original validation text, or `val.decoded_bytes` if the shards do not record it. The two differ if
     the tokenizer normalises text."""
+    overlap: float | None = None
+    """Share of the passages of held-out text that occur in the training text; None with `data.val` or if unknown."""
 
 
 def build(
@@ -68,7 +70,7 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
 
     `config.train` and `config.val` are text (see `read_documents`), a folder of shards, or a shard. Without
     `config.val`, validation is the `val` split of the folder of shards, or the fraction `config.holdout` of the
-    documents, selected by a hash of their text. A "bpe" tokenizer is trained on the training documents only. The cache
+    documents, as `hold_out` selects them. A "bpe" tokenizer is trained on the training documents only. The cache
     key contains path, size and modification time of the files, the relevant settings, and the tokenizer.
 
     Runs with different seeds share their data and split. Raises `UserError` with the file name for text, shards or
@@ -78,13 +80,16 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
         tokenizer = _shard_tokenizer(config)
         train = load_tokens(config.train, tokenizer, config, "train", progress)
         val = load_tokens(config.val or config.train, tokenizer, config, "val", progress)
+        built = _folder_of(Path(config.train))
+        splits = built.splits if built is not None else {}
     else:
         source = _train_source(config)
         tokenizer = _text_tokenizer(config, source, progress)
         folder = _cached_folder(source, tokenizer, config, progress)
-        train = folder.tokens("train")
+        train, splits = folder.tokens("train"), folder.splits
         val = load_tokens(config.val, tokenizer, config, "val", progress) if config.val else folder.tokens("val")
-    return Corpus(train, val, tokenizer, val.decoded_bytes if val.text_bytes is None else val.text_bytes)
+    overlap = splits["val"].overlap if "val" in splits and not config.val else None
+    return Corpus(train, val, tokenizer, val.decoded_bytes if val.text_bytes is None else val.text_bytes, overlap)
 
 
 def load_tokens(
@@ -96,7 +101,7 @@ def load_tokens(
     without a `meta.json`; "auto" means no. Raises `UserError` as `corpus` does, and for shards of another tokenizer.
     """
     if not is_shards(path):
-        return _cached_folder(Source(str(path), config.column, split), tokenizer, config, progress).tokens(split)
+        return _cached_folder(Source((str(path),), config.column, split), tokenizer, config, progress).tokens(split)
     folder = _folder_of(Path(path))
     if folder is not None:
         if folder.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -168,7 +173,7 @@ def _tokenizer_name(tokenizer: Tokenizer) -> str:
 
 
 def _train_source(config: Data) -> Source:
-    return Source(config.train, config.column, "train", 0.0 if config.val else config.holdout)
+    return Source((config.train,), config.column, "train", 0.0 if config.val else config.holdout)
 
 
 def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> Tokenizer:
@@ -202,9 +207,11 @@ def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress:
             return folder
         except UserError:
             shutil.rmtree(out)
+    report = _with_note(progress, "tokenizing")
+    overlap = source.held_out(report).overlap if source.holdout else None
     try:
         with FolderWriter(out, tokenizer) as writer:
-            writer.write(source.documents(_with_note(progress, "tokenizing")))
+            writer.write(source.documents(report), overlap)
     except UserError:
         # Another process may have written the same folder first.
         if not is_folder(out):

@@ -36,6 +36,8 @@ class Split:
     tokens: int
     """Tokens, including one BOS per document."""
     shards: tuple[str, ...]
+    overlap: float | None = None
+    """Of a split that was held out, the share of its passages that occur in the training text; see `HeldOut`."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ def _split(values: Mapping[str, Any]) -> Split:
         if (value is None and key != "tokens") or (type(value) is int and value >= 0):
             continue
         raise ValueError(f"{key} = {value!r}")
-    return Split(**counts, shards=names)
+    overlap = values.get("overlap")
+    if overlap is not None and not (isinstance(overlap, float) and 0.0 <= overlap <= 1.0):
+        raise ValueError(f"overlap = {overlap!r}")
+    return Split(**counts, shards=names, overlap=overlap)
 
 
 def _string(value: Any) -> str:

@@ -6,64 +6,58 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jepamba.data.hub_text import HUB, hub_text
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.documents import STDLIB, read_documents, source_files
 from jepamba.text.embedded import stdlib_identity
-from jepamba.text.protocol import utf8
+from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, hold_out
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
-    """The documents of a path, in one split or divided into train and val.
+    """The documents of one or more paths, in one split or divided into train and val.
 
-    Arguments: `path`: a local path (see `read_documents`) or `hf://…` (see `HubText`); `column`: the text column;
+    Arguments: `paths`: local paths (see `read_documents`) or `hf://…` (see `HubText`); `column`: the text column;
     `split`: the split of all documents if `holdout` is 0; `holdout`: fraction of the documents in val.
     """
 
-    path: str
+    paths: tuple[str, ...]
     column: str
     split: str = "train"
     holdout: float = 0.0
+    _held_out: HeldOut | None = field(default=None, init=False, repr=False, compare=False)
 
     def documents(self, progress: Report | None = None) -> Iterator[tuple[str, str]]:
         """Iterate over (split, text) of every document, in order.
 
-        The validation documents are the fraction `holdout` of the distinct documents with the smallest hashes. The
-        split depends only on the text, so runs with different seeds are comparable, and copies of a document share a
-        split. Raises `UserError` if reading fails, or if there is only one distinct document to split.
+        The validation documents are those that `held_out` selects. Raises `UserError` if reading fails.
         """
-        if not self.holdout:
-            for text in self._texts(progress):
-                yield self.split, text
-            return
-        threshold = self._holdout_threshold(progress)
+        held_out = self.held_out(progress) if self.holdout else None
         for text in self._texts(progress):
-            yield ("val" if _holdout_hash(text) <= threshold else "train"), text
+            yield self.split if held_out is None else "val" if text in held_out else "train", text
+
+    def held_out(self, progress: Report | None = None) -> HeldOut:
+        """Select the validation documents; see `hold_out`. The first call reads all documents."""
+        if self._held_out is None:
+            try:
+                self._held_out = hold_out(self._texts(progress), self.holdout)
+            except NothingHeldOutError as error:
+                raise UserError(
+                    f"{', '.join(self.paths)}: {error}; set data.val, add files, or separate documents by NUL bytes"
+                ) from None
+        return self._held_out
 
     def _texts(self, progress: Report | None) -> Iterator[str]:
-        if self.path.startswith(HUB):
-            return hub_text(self.path).documents(self.column, progress)
-        return read_documents(self.path, self.column, progress)
-
-    def _holdout_threshold(self, progress: Report | None) -> int:
-        """Return the largest hash of a validation document."""
-        hashes = np.fromiter((_holdout_hash(text) for text in self._texts(progress)), dtype=np.uint64)
-        distinct = np.unique(hashes)
-        if distinct.size < 2:
-            raise UserError(
-                f"{self.path}: only one document, none can be held out for validation; set data.val, add files, or "
-                "separate documents by NUL bytes"
-            )
-        held = min(max(round(self.holdout * distinct.size), 1), distinct.size - 1)
-        return int(distinct[held - 1])
+        for path in self.paths:
+            if path.startswith(HUB):
+                yield from hub_text(path).documents(self.column, progress)
+            else:
+                yield from read_documents(path, self.column, progress)
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the documents and their split.
@@ -71,19 +65,16 @@ class Source:
         This is path, size and modification time of each file (on the hub: repository, commit and paths), and the
         settings.
         """
-        if self.path == STDLIB:
-            files: list[Any] = [stdlib_identity()]
-        elif self.path.startswith(HUB):
-            files = hub_text(self.path).identity()
-        else:
-            files = [
-                [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(self.path)
-            ]
+        files: list[Any] = []
+        for path in self.paths:
+            if path == STDLIB:
+                files.append(stdlib_identity())
+            elif path.startswith(HUB):
+                files += hub_text(path).identity()
+            else:
+                found = source_files(path)
+                files += [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in found]
         return {"files": files, "column": self.column, "split": self.split, "holdout": self.holdout}
-
-
-def _holdout_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(utf8(text), digest_size=8, key=b"jepamba holdout").digest(), "big")
 
 
 def cache_folder(setting: str) -> Path:

@@ -55,10 +55,11 @@ class FolderWriter:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
 
-    def write(self, documents: Iterable[tuple[str, str]]) -> None:
+    def write(self, documents: Iterable[tuple[str, str]], val_overlap: float | None = None) -> None:
         """Encode `documents`, pairs of (split, text), with BOS before each if the tokenizer has a separator.
 
-        A NUL ends a document. Raises `UserError` if the folder already has the split.
+        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split. Raises `UserError` if the
+        folder already has the split.
         """
         with ExitStack() as stack:
             writers: dict[str, ShardWriter] = {}
@@ -73,7 +74,8 @@ class FolderWriter:
                     writers[split].append(tokens)
                     self._count(split, [batch[index][1] for index in of_split], tokens)
         for split, writer in writers.items():
-            self._new[split] = replace(self._new[split], shards=tuple(name for name, _ in writer.files))
+            shards, overlap = tuple(name for name, _ in writer.files), val_overlap if split == "val" else None
+            self._new[split] = replace(self._new[split], shards=shards, overlap=overlap)
 
     def _start_split(self, split: str) -> None:
         if split in self._old or split in self._new:

@@ -24,6 +24,7 @@ from jepamba.report.records import (
     series,
     with_train_bpb,
 )
+from jepamba.text.near_duplicates import overlap_in_words
 
 _TRAINING_ONLY = {"projector", "predictor", "predictor projection"}
 _TERMS = {
@@ -164,6 +165,9 @@ def _baselines(summary: Record) -> str:
         return ""
     own_row = ["this model", number(_mapping(summary, "bpb_calibrated").get("bpb")), None, None]
     caption = "Bits per byte of the same held-out text. The compressors' history is the training text of the model."
+    overlap = summary.get("val_overlap")
+    if isinstance(overlap, float):
+        caption += f" Of the held-out bytes, {overlap_in_words(overlap)}."
     return page.table(caption, ["", "BPB", "BPB, training text as history", "bytes"], [own_row, *rows], highlight=0)
 
 

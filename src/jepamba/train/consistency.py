@@ -14,6 +14,7 @@ from jepamba.data import Corpus, Tokens, corpus
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.progress import Progress
+from jepamba.text.near_duplicates import overlap_in_words
 
 WINDOWS, WINDOW_TOKENS = 64, 4096
 """Number and length of the windows of a token stream that its fingerprint samples. A shorter stream is hashed whole."""
@@ -89,7 +90,10 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _read(run: Run) -> Corpus:
     with Progress("reading the text") as report:
-        return corpus(run.data, progress=report)
+        text = corpus(run.data, progress=report)
+        if text.overlap is not None:
+            report.say(f"jepamba: {text.val_text_bytes:,} bytes are held out, {overlap_in_words(text.overlap)}")
+        return text
 
 
 def _sampled_hash(tokens: Tokens) -> str:

@@ -84,6 +84,7 @@ def _summarize(
         "seconds": state.counters.seconds,
         "tokens": state.counters.tokens,
         **scores,
+        "val_overlap": text.overlap,
         "temperature": temperature,
         "artifact_bytes": artifact_bytes,
         "artifact_sha256": sha256_of(out / ARTIFACT, "the artifact"),
