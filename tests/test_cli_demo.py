@@ -42,7 +42,8 @@ def test_the_demo_ends_with_its_table(
 
     monkeypatch.setattr(demo, "load_preset", small)
     assert main(["demo", "--json", "--out", str(out)]) == 0
-    found = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
     # Three of twelve documents are held out, and scored to the last byte.
     assert found["model"]["bytes"] == (out / "held-out.txt").stat().st_size - 2
     summary = json.loads((out / "summary.json").read_text())
@@ -54,7 +55,12 @@ def test_the_demo_ends_with_its_table(
     assert found["sample"].startswith("The ")
     assert summary["baselines"] == found["baselines"]
     assert "brotli" in (out / "report.html").read_text()
+    assert summary["val_overlap"] == found["overlap"] <= 0.01
     table = demo_table(found)
+    share = f"{found['overlap']:.2%} of their 50-byte strings are in the training text"
+    assert f"{found['model']['bytes']:,} bytes are held out, {share}" in captured.err
+    assert share in table
+    assert share in (out / "report.html").read_text()
     assert f"{found['model']['bpb']:.3f}" in table
     for row in found["baselines"]:
         assert f"{row['bpb']:.3f}" in table

@@ -196,6 +196,8 @@ def test_stdlib_corpus() -> None:
     assert 0.05 < found.val_text_bytes / sum(len(text.encode()) for text in texts) < 0.2
     assert found.tokenizer.vocab_size == 1024
     assert len(found.train) < 0.5 * found.train.decoded_bytes
+    assert found.overlap is not None
+    assert 0 < found.overlap <= 0.01
 
 
 def test_own_tokenizer_is_trained_on_the_training_documents_only(tmp_path: Path, text: Path) -> None:
@@ -297,6 +299,27 @@ def test_the_build_command_makes_what_corpus_sees(
     assert both.tokens("val").text() == b"validation"
 
 
+def test_the_build_command_divides_all_its_paths_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Every document of `first` has a near-duplicate in `second`.
+    texts = DOCUMENTS[:20]
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_bytes("\0".join(texts).encode())
+    second.write_bytes("\0".join(f"Once more. {text}" for text in texts).encode())
+    out = tmp_path / "out"
+    assert main(["data", "build", str(first), str(second), "--out", str(out), "--tokenizer", "bytes"]) == 0
+    folder = open_folder(out)
+    held = {document.removeprefix("Once more. ") for document in documents_of(folder.tokens("val"))}
+    assert held
+    assert not held & {document.removeprefix("Once more. ") for document in documents_of(folder.tokens("train"))}
+    overlap = folder.splits["val"].overlap
+    assert overlap is not None
+    assert overlap <= 0.01
+    assert f"val: held out, {overlap:.2%} of their 50-byte strings are in the training text" in capsys.readouterr().out
+    assert folder.splits["train"].overlap is None
+    assert corpus(settings(out)).overlap == overlap
+    assert corpus(settings(out, val=str(first))).overlap is None
+
+
 def test_shards_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path, text: Path) -> None:
     pieces = built(text, tmp_path / "pieces", "--vocab", "400")
     plain = built(text, tmp_path / "plain", "--tokenizer", "bytes")
@@ -377,6 +400,7 @@ def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": "1", "shards": []}}},
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": ["../a"]}}},
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": [7]}}},
+        {"splits": {"val": dict.fromkeys(("documents", "tokens"), 1) | {"shards": [], "overlap": 1.5}}},
         {"tokenizer": {"kind": "words", "fingerprint": "x"}},
         {"tokenizer": {"kind": "bytes"}},
         {"tokenizer": {"kind": "bytes", "fingerprint": "0" * 64}},

@@ -51,10 +51,11 @@ class HeldOut:
 def hold_out(documents: Iterable[str], share: float) -> HeldOut:
     """Select about the fraction `share` of the distinct `documents`, and at least one of them.
 
-    Documents that share more than the first of `LIMITS` of the passages of the smaller one form a group. Groups are
-    held out in the order of their smallest document hash, if they share at most that limit of their passages with other
-    groups and fit into `share`; if none fits, the smallest is held out. The next limit is tried only if no group
-    qualifies. The result depends only on the text, not on the order of the documents, and copies share a side.
+    Documents that share more than the first of `LIMITS` of the passages of the smaller one form a group. Groups that
+    share at most that limit of their passages with other groups are held out, in the order of size and then of their
+    smallest document hash, so that the held-out text repeats itself as little as possible. The next limit is tried only
+    if no group qualifies. The result depends only on the text, not on the order of the documents, and copies share a
+    side.
 
     Raises `NothingHeldOutError` if there is only one distinct document, or if no group qualifies at any limit.
     """
@@ -89,18 +90,13 @@ def overlap_in_words(overlap: float) -> str:
 
 
 def _choose(group_D: NDArray[np.int32], apart_G: NDArray[np.bool_], held: int) -> NDArray[np.bool_]:
-    """Choose groups of together at most `held` documents, or else the smallest group. Returns (G,)."""
+    """Choose the smallest groups, of together at most `held` documents but at least one group. Returns (G,)."""
     # Documents are sorted by hash, so the first document of a group has its smallest hash.
     groups, first_G, size_G = np.unique(group_D, return_index=True, return_counts=True)
-    chosen_G, total = np.zeros(groups.size, dtype=np.bool_), 0
-    candidates = np.flatnonzero(apart_G)
-    for group in candidates[np.argsort(first_G[candidates])]:
-        if total + size_G[group] <= held:
-            chosen_G[group] = True
-            total += size_G[group]
-    if not total:
-        chosen_G[candidates[np.lexsort((first_G[candidates], size_G[candidates]))[0]]] = True
-    return chosen_G
+    order = np.lexsort((first_G, size_G))
+    order = order[apart_G[order]]
+    fitting = max(int(np.count_nonzero(np.cumsum(size_G[order]) <= held)), 1)
+    return np.isin(groups, order[:fitting])
 
 
 def _pairs(

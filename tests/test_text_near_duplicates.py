@@ -1,0 +1,125 @@
+"""Tests of the selection of held-out documents: what they share with the training text, counted string by string."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from jepamba.errors import UserError
+from jepamba.text import near_duplicates, stdlib_documents
+from jepamba.text.near_duplicates import hold_out
+
+STDLIB = [text for _, text in stdlib_documents()]
+
+
+def exact_overlap(documents: Sequence[str], held: Sequence[bool]) -> float:
+    """Share of the 50-byte strings of the held-out documents that are in another document."""
+    strings = [[data[at : at + 50] for at in range(len(data) - 49)] for data in (text.encode() for text in documents)]
+    training = {string for found, out in zip(strings, held, strict=True) if not out for string in found}
+    tested = [string in training for found, out in zip(strings, held, strict=True) if out for string in found]
+    return sum(tested) / len(tested)
+
+
+def words(seed: int, count: int) -> str:
+    """Random words, `count` times four bytes."""
+    letters = random.Random(seed)
+    return "".join(f"{''.join(letters.choices('abcdefghij', k=3))} " for _ in range(count))
+
+
+def test_the_held_out_standard_library_shares_at_most_one_percent() -> None:
+    found = hold_out(STDLIB, 0.1)
+    held = [text in found for text in STDLIB]
+    assert sum(held) == round(0.1 * len(STDLIB))
+    overlap = exact_overlap(STDLIB, held)
+    assert overlap <= 0.01
+    assert found.overlap == pytest.approx(overlap, abs=1e-12)
+    # Documents taken without regard to what they share do share a lot.
+    assert exact_overlap(STDLIB, [index % 10 == 0 for index in range(len(STDLIB))]) > 0.05
+
+
+@pytest.mark.parametrize("samples", [1 << 23, 200_000])
+def test_the_order_of_the_documents_does_not_matter(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    monkeypatch.setattr(near_duplicates, "MAX_SAMPLES", samples)
+    found = hold_out(STDLIB, 0.1)
+    assert hold_out(STDLIB, 0.1) == found
+    assert hold_out(STDLIB[::-1], 0.1) == found
+    assert hold_out(random.Random(0).sample(STDLIB, len(STDLIB)), 0.1) == found
+    assert hold_out(STDLIB, 0.2) != found
+
+
+def test_a_sample_of_the_passages_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "MAX_SAMPLES", 200_000)
+    found = hold_out(STDLIB, 0.1)
+    overlap = exact_overlap(STDLIB, [text in found for text in STDLIB])
+    assert overlap <= 0.01
+    assert found.overlap == pytest.approx(overlap, abs=0.002)
+
+
+def test_passages_across_blocks_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = hold_out(STDLIB[:100], 0.2)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 4096)
+    assert hold_out(STDLIB[:100], 0.2) == whole
+
+
+@pytest.mark.parametrize("documents", [["only one " * 20], ["only one " * 20] * 5, ["short"], []])
+def test_one_document_cannot_be_divided(documents: list[str]) -> None:
+    with pytest.raises(UserError, match="only one document"):
+        hold_out(documents, 0.1)
+
+
+def test_near_duplicates_alone_cannot_be_divided() -> None:
+    text = words(0, 1000)
+    with pytest.raises(UserError, match="all documents are near-duplicates"):
+        hold_out([f"{text}{words(seed, 20)}" for seed in range(1, 9)], 0.1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+def test_near_duplicates_are_on_one_side(share: float) -> None:
+    families = [[f"{words(family, 200)}{words(100 * family + n, 20)}" for n in range(1, 4)] for family in range(1, 11)]
+    found = hold_out([text for family in families for text in family], share)
+    sides = [{text in found for text in family} for family in families]
+    assert all(len(side) == 1 for side in sides)
+    assert sides.count({True}) == round(share * 30) // 3
+    assert found.overlap == 0.0
+
+
+def test_a_group_larger_than_the_share_is_held_out_if_no_other_fits() -> None:
+    families = [[f"{words(family, 200)}{words(100 * family + n, 20)}" for n in range(3)] for family in (1, 2)]
+    found = hold_out([text for family in families for text in family], 0.1)
+    assert sorted(sum(text in found for text in family) for family in families) == [0, 3]
+
+
+def test_documents_without_near_duplicates_are_held_out_first() -> None:
+    family = [f"{words(0, 200)}{words(seed, 20)}" for seed in range(1, 9)]
+    others = [words(seed, 200) for seed in range(101, 113)]
+    found = hold_out(family + others, 0.5)
+    assert [text in found for text in family] == [False] * 8
+    assert sum(text in found for text in others) == 10
+
+
+def test_a_passage_in_every_document_is_counted_and_reported() -> None:
+    header = words(0, 60)
+    documents = [f"{header}{words(seed, 940)}" for seed in range(1, 41)]
+    found = hold_out(documents, 0.1)
+    held = [text in found for text in documents]
+    assert sum(held) == 4
+    assert found.overlap == pytest.approx(exact_overlap(documents, held), abs=1e-12)
+    assert 0.04 < found.overlap < 0.06
+
+
+def test_what_shares_a_passage_is_left_to_training_while_other_text_can_be_held_out() -> None:
+    header = words(0, 60)
+    documents = [f"{header}{words(seed, 940)}" for seed in range(1, 41)]
+    others = [words(seed, 1000) for seed in range(101, 104)]
+    found = hold_out(documents + others, 0.5)
+    assert [text in found for text in documents + others] == [False] * 40 + [True] * 3
+    assert found.overlap == 0.0
+
+
+def test_documents_shorter_than_a_passage_are_divided() -> None:
+    documents = [f"document {index}" for index in range(20)]
+    found = hold_out(documents * 3, 0.1)
+    assert sum(text in found for text in documents) == 2
+    assert found.overlap == 0.0
