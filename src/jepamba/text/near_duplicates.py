@@ -42,7 +42,8 @@ class HeldOut:
 
     document_hashes: frozenset[int]
     overlap: float
-    """Share of the held-out passages that occur in the training text; estimated beyond `MAX_SAMPLES` passages."""
+    """Share of the held-out passages that occur in the training text. Beyond `MAX_SAMPLES` passages it is an estimate
+    from the sample that also selects the documents, and so a little low."""
 
     def __contains__(self, text: str) -> bool:
         return _document_hash(utf8(text)) in self.document_hashes
