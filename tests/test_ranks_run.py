@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return with_settings(
         small,
         {
+            "train.precision": "fp32",  # sums in another order agree closely
             "train.steps": 6,
             "train.tokens_per_step": 32 * 5,
             "train.tokens_per_micro": 32 * 5,

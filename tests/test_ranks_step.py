@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "jepa": {"rollout_steps": 2, "weight": 0.3, "sigreg_weight": 0.2, "sigreg_projections": 8}
             | {"sigreg_scale_n": False},
             "quant": {"qat_fraction": 0.0},
-            "train": {"steps": 9, "threads": 1, "tokens_per_step": 168, "tokens_per_micro": 168},
+            "train": {"steps": 9, "threads": 1, "precision": "fp32", "tokens_per_step": 168, "tokens_per_micro": 168},
         }
     )
     corpus(tiny.data)

@@ -41,7 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "jepa": {"weight": 0.0, "sigreg_weight": 0.0},
             "optim": {"grad_clip": 0.0},
             "quant": {"qat_fraction": 0.0},
-            "train": {"steps": 9, "tokens_per_step": 192, "tokens_per_micro": 64, "carry_state": True, "threads": 1},
+            "train": {"steps": 9, "tokens_per_step": 192, "tokens_per_micro": 64, "carry_state": True, "threads": 1}
+            | {"precision": "fp32"},
         }
     )
 

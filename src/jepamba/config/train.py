@@ -30,7 +30,7 @@ class Train:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; `auto`: a GPU if present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of activations and matrix products; `auto`: bf16 on a GPU, fp32 on a CPU."""
+    """Precision of activations and matrix products; `auto`: bf16 on a GPU and on a CPU with AVX512-BF16, else fp32."""
     masters: Literal["fp32", "bf16"] = "fp32"
     """Precision of the language model's master weights. `bf16`: defect 2 of the published script."""
     carry_state: bool = False

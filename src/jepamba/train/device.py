@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -33,7 +35,6 @@ class DeviceConfig:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
         import resource
-        import sys
 
         # Linux counts in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -66,14 +67,34 @@ def choose_device(config: Train) -> DeviceConfig:
             "train.compile = true: on a GPU the blocks already are fused kernels in CUDA graphs; use "
             "--train.compile false, or --train.device cpu"
         )
-    chosen = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "fp32")
+    if not on_gpu:
+        keep_freed_memory()
+    chosen, reason = config.precision, "set by train.precision"
+    if chosen == "auto" and on_gpu:
+        chosen, reason = "bf16", "tensor cores"
+    elif chosen == "auto":
+        fast = has_bf16_products()
+        chosen, reason = ("bf16", "AVX512-BF16") if fast else ("fp32", "no AVX512-BF16")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    reason = (
-        "set by train.precision"
-        if config.precision != "auto"
-        else ("tensor cores" if on_gpu else "exact and resumable")
-    )
     return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )
+
+
+def has_bf16_products() -> bool:
+    """Whether this CPU has instructions for products of bf16 (AVX512-BF16, which every CPU with AMX has too)."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory in the process instead of returning it to the system.
+
+    By default each large tensor is mapped and unmapped, and the page faults take up to a fifth of a training step
+    (docs/results/cpu-step-2026-11-29.md). Other C libraries have no such options.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, most = -1, -3, (1 << 31) - 1
+        mallopt(m_trim_threshold, most)
+        mallopt(m_mmap_threshold, most)
