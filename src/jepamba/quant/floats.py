@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jepamba.quant.protocol import Streams, divisor, rows
+from jepamba.quant.protocol import Streams, absmax_scale, divisor, rows
 
 FP8_MAX = 448.0
 """Largest finite value of FP8 e4m3 (OCP 8-bit floating point specification, 2023)."""
@@ -32,7 +32,7 @@ class Fp8Quantizer:
         w_RC = w.detach().float().reshape(rows(tuple(w.shape)))
         if not self.scaled:
             return {"fp8": w_RC.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8)}
-        scale_R1 = (w_RC.abs().amax(dim=1, keepdim=True) / FP8_MAX).to(torch.bfloat16)
+        scale_R1 = absmax_scale(w_RC, FP8_MAX)
         unit_RC = (w_RC / divisor(scale_R1.float())).clamp(-FP8_MAX, FP8_MAX)
         return {"fp8": unit_RC.to(torch.float8_e4m3fn).view(torch.uint8), "scale": scale_R1.squeeze(1)}
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepamba.quant.protocol import Streams, divisor, rows
+from jepamba.quant.protocol import Streams, absmax_scale, divisor, rows
 
 Scale = Literal["absmax", "clip", "hessian"]
 
@@ -68,7 +68,7 @@ class IntQuantizer:
         """
         R, C = rows(tuple(w.shape))
         w_NK = self._split(w.detach().float().reshape(R, C))
-        scale_N1 = (w_NK.abs().amax(dim=1, keepdim=True) / self.q_max).to(torch.bfloat16)
+        scale_N1 = absmax_scale(w_NK, self.q_max)
         if self.scale != "absmax":
             scale_N1 = self._search_scales(w_NK, scale_N1, importance_C if self.scale == "hessian" else None)
         q_NK = (w_NK / divisor(scale_N1.float())).round_().clamp_(-self.q_max, self.q_max).to(torch.int8)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.quant.protocol import Quantizer, Streams
-from jepamba.quant.quantizers import fake_quantize
+from jepamba.quant.quantizers import fake_quantize, fake_quantize_into
 
 
 class QuantWeight(nn.Module):
@@ -49,9 +49,12 @@ class QuantWeight(nn.Module):
         if self.training and self.cached is not None:
             return self.cached
         master = self.master.float()
-        if self.loaded or (self.training and not self.fake_quantized):
-            return master
-        return fake_quantize(master, self.quantizer, self.input_power)
+        return fake_quantize(master, self.quantizer, self.input_power) if self.quantizes else master
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether passes use the quantized master, not the master itself."""
+        return not self.loaded and (self.fake_quantized or not self.training)
 
     def export(self) -> Streams:
         """Encode the master as the streams of an artifact."""
@@ -87,7 +90,10 @@ class CachedWeights:
     def compute(self) -> None:
         """Fill the cache from the masters. It can be captured as a CUDA graph."""
         for weight, leaf in zip(self.weights, self.leaves, strict=True):
-            leaf.copy_(weight.effective_weight())
+            if weight.quantizes:
+                fake_quantize_into(leaf, weight.master, weight.quantizer, weight.input_power)
+            else:
+                leaf.copy_(weight.master)
 
     def __enter__(self) -> list[Tensor]:
         for weight, leaf in zip(self.weights, self.leaves, strict=True):

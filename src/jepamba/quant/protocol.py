@@ -56,3 +56,12 @@ def rows(shape: tuple[int, ...]) -> tuple[int, int]:
 def divisor(scale: Tensor) -> Tensor:
     """Return `scale` with 1 in place of 0, the scale of a row of zeros."""
     return torch.where(scale > 0, scale, 1.0)
+
+
+def absmax_scale(w_NK: Tensor, largest: float) -> Tensor:
+    """Return the largest magnitude of each row / `largest`, in BF16 (N, 1), the same on every device.
+
+    It divides by a tensor, because on a GPU PyTorch replaces division by a number by a product with its reciprocal.
+    """
+    absmax_N1 = w_NK.abs().amax(dim=1, keepdim=True)
+    return (absmax_N1 / torch.full_like(absmax_N1, largest)).to(torch.bfloat16)

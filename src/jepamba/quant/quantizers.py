@@ -11,9 +11,10 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
+from jepamba.ops.dispatch import use_triton
+from jepamba.quant.floats import FP8_MAX, FloatQuantizer, Fp8Quantizer
 from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer, Scale
-from jepamba.quant.protocol import Quantizer
+from jepamba.quant.protocol import Quantizer, rows
 
 _FLOATS: dict[str, Quantizer] = {
     quantizer.name: quantizer
@@ -55,3 +56,22 @@ class _StraightThrough(torch.autograd.Function):
 def fake_quantize(w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> Tensor:
     """Quantize and decode `w` to fp32, with the gradient of the identity."""
     return cast(Tensor, _StraightThrough.apply(w, quantizer, importance_C))  # type: ignore[no-untyped-call]
+
+
+def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> None:
+    """Write the fake-quantized fp32 `w` to `out`, of its shape, in the dtype of `out` and without a gradient.
+
+    On a GPU, formats without a search for the scale have kernels, which give the bits of `encode` and `decode`.
+    """
+    if use_triton(w) and w.is_contiguous() and out.is_contiguous():
+        from jepamba.ops.fake_quantize.triton import fake_quantize_absmax, fake_quantize_bf16
+
+        out_RC, w_RC = out.view(rows(tuple(w.shape))), w.view(rows(tuple(w.shape)))
+        match quantizer:
+            case IntQuantizer(scale="absmax"):
+                return fake_quantize_absmax(out_RC, w_RC, quantizer.q_max, group=quantizer.group)
+            case Fp8Quantizer(scaled=True):
+                return fake_quantize_absmax(out_RC, w_RC, FP8_MAX, fp8=True)
+            case FloatQuantizer(torch.bfloat16):
+                return fake_quantize_bf16(out_RC, w_RC)
+    out.copy_(quantizer.decode(quantizer.encode(w, importance_C), tuple(w.shape)))

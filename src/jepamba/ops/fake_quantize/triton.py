@@ -1,0 +1,41 @@
+"""Fake quantization with Triton kernels."""
+
+from __future__ import annotations
+
+import triton
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from jepamba.ops.dispatch import num_warps, on_device
+from jepamba.ops.fake_quantize.triton_kernels import absmax_kernel, bf16_kernel
+
+MAX_BLOCK = 4096
+"""Maximum columns of a group in registers at once."""
+VALUES = 1024
+"""Minimum values of a program: short groups share a program."""
+
+
+def fake_quantize_absmax(
+    out_RC: Float[Tensor, "R C"], w_RC: Float32[Tensor, "R C"], largest: float, *, group: int = 0, fp8: bool = False
+) -> None:
+    """Write round(w / s) · s to `out_RC`, in its dtype, with a BF16 scale s = max |w| / `largest`. Both are contiguous.
+
+    Arguments: `largest`: largest rounded magnitude; `group`: columns that share a scale, 0: the whole row; `fp8`: round
+    to FP8 e4m3, not to integers.
+    """
+    R, C = w_RC.shape
+    K = min(group, C) if group else C
+    N = R * triton.cdiv(C, K)
+    block = min(triton.next_power_of_2(K), MAX_BLOCK)
+    groups = max(1, VALUES // block)
+    with on_device(w_RC):
+        absmax_kernel[(triton.cdiv(N, groups),)](
+            w_RC, out_RC, float(largest), N,
+            C=C, K=K, FP8=fp8, GROUPS=groups, BLOCK=block, num_warps=num_warps(groups * block),
+        )  # fmt: skip
+
+
+def fake_quantize_bf16(out: Float[Tensor, "..."], w: Float32[Tensor, "..."]) -> None:
+    """Write `w`, rounded to BF16, to `out` in its dtype. Both are contiguous and have the same shape."""
+    with on_device(w):
+        bf16_kernel[(triton.cdiv(w.numel(), VALUES),)](w, out, w.numel(), BLOCK=VALUES)
