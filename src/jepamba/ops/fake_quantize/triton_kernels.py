@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
 """Triton kernels of fake quantization: they read each weight once from memory and write each quantized weight once.
 
-Every operation is rounded as in PyTorch, so the results are equal to the bit. Adding and then subtracting a power of
-two whose last bit is worth one step rounds to multiples of the step, half to even, and turns −0 into 0, as integers do.
+Every operation is rounded as in PyTorch, so the results are equal to the bit. Adding and then subtracting a number
+whose last bit is worth one step rounds to multiples of the step, half to even, and turns −0 into 0, as integers do.
 
 Legend: R rows of C values, each row with G groups of K columns; N = R·G groups, n of them in a program.
 """
