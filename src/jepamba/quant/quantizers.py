@@ -59,11 +59,12 @@ def fake_quantize(w: Tensor, quantizer: Quantizer, importance_C: Tensor | None =
 
 
 def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> None:
-    """Write the fake-quantized fp32 `w` to `out`, of its shape, in the dtype of `out` and without a gradient.
+    """Write the fake-quantized `w` to `out`, of its shape, in the dtype of `out` and without a gradient.
 
-    On a GPU, formats without a search for the scale have kernels, which give the bits of `encode` and `decode`.
+    On a GPU, fp32 weights in formats without a search for the scale have kernels, which give the bits of `encode` and
+    `decode`.
     """
-    if use_triton(w) and w.is_contiguous() and out.is_contiguous():
+    if use_triton(w) and w.dtype == torch.float32 and w.is_contiguous() and out.is_contiguous():
         from jepamba.ops.fake_quantize.triton import fake_quantize_absmax, fake_quantize_bf16
 
         out_RC, w_RC = out.view(rows(tuple(w.shape))), w.view(rows(tuple(w.shape)))
