@@ -1,7 +1,7 @@
 """Muon for matrices, AdamW for all other parameters, and their schedules."""
 
 from jepamba.optim.groups import Groups, Optimizers, group_parameters
-from jepamba.optim.muon import Muon, orthogonalize
+from jepamba.optim.muon import Muon
 from jepamba.optim.schedule import learning_rate_scale, muon_momentum
 
 __all__ = [
@@ -11,5 +11,4 @@ __all__ = [
     "group_parameters",
     "learning_rate_scale",
     "muon_momentum",
-    "orthogonalize",
 ]

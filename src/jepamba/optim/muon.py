@@ -1,8 +1,6 @@
 """Muon (Jordan et al. 2024): each update is the momentum matrix, approximately orthogonalized.
 
 `torch.optim.Muon` is the same optimizer without row normalization and batching; the tests compare with it.
-
-Legend: R rows, C columns, S matrices of one shape.
 """
 
 from __future__ import annotations
@@ -12,28 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.distributed import SINGLE_PROCESS, World
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic Newton–Schulz coefficients of Jordan et al. They bring singular values near 1 fast, but not exactly to 1."""
-EPS = 1e-7
-
-
-def orthogonalize(g_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S R C"]:
-    """Bring all singular values near 1 with `steps` Newton–Schulz iterations, in the dtype of g."""
-    a, b, c = COEFFICIENTS
-    tall = g_SRC.shape[1] > g_SRC.shape[2]
-    x = g_SRC.transpose(1, 2) if tall else g_SRC
-    # The iteration converges for singular values up to 1, and the Frobenius norm is at least the largest.
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(EPS)
-    for _ in range(steps):
-        gram = x @ x.transpose(1, 2)
-        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    out: Tensor = x.transpose(1, 2) if tall else x
-    return out
+from jepamba.ops.muon import apply_updates, nesterov_updates, orthogonalize
 
 
 class Muon(torch.optim.Optimizer):
@@ -79,44 +59,38 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            updates = self._nesterov_updates(params, group["momentum"])
             shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.world.world_size)
-            own = self._orthogonalized(updates, shares[self.world.rank], group)
+            own = self._own_directions(params, shares[self.world.rank], group)
             directions = own if self.world.world_size == 1 else self._all_gathered(params, own, shares)
-            lr = group["lr"]
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             for same in _by_shape(params, range(len(params))):
-                rows, columns = params[same[0]].shape
-                scaled = torch._foreach_mul([directions[i] for i in same], lr * max(1.0, rows / columns) ** 0.5)
-                torch._foreach_sub_([params[i] for i in same], scaled)
+                apply_updates(
+                    [params[i] for i in same], [directions[i] for i in same], group["lr"], group["weight_decay"]
+                )
 
-    def _nesterov_updates(self, params: list[Tensor], momentum: float | Tensor) -> list[Tensor]:
-        """Add the gradients to the momentum buffers and return the Nesterov updates."""
-        buffers = [self._buffer(p) for p in params]
-        updates = torch._foreach_mul([p.grad for p in params if p.grad is not None], 1 - momentum)
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, updates)
-        torch._foreach_add_(updates, torch._foreach_mul(buffers, momentum))
-        return list(updates)
+    def _own_directions(self, params: list[Tensor], share: Sequence[int], group: dict[str, Any]) -> dict[int, Tensor]:
+        """Update the momentum of all parameters, and orthogonalize the updates of those with the indices `share`.
 
-    def _orthogonalized(self, updates: list[Tensor], share: Sequence[int], group: dict[str, Any]) -> dict[int, Tensor]:
-        """Orthogonalize the updates with the indices `share`. Returns them by index, in their own dtypes."""
-        result: dict[int, Tensor] = {}
-        for same in _by_shape(updates, share):
-            update_SRC = torch.stack([updates[i] for i in same]).to(self.compute_dtype)
-            if group["row_norm"]:
-                update_SRC = update_SRC / update_SRC.square().mean(2, keepdim=True).sqrt().clamp_min(EPS)
-            update_SRC = orthogonalize(update_SRC, group["steps"])
-            result |= zip(same, update_SRC.to(updates[same[0]].dtype).unbind(), strict=True)
-        return result
+        Returns the directions by index, in `compute_dtype`.
+        """
+        own: dict[int, Tensor] = {}
+        others = [i for i in range(len(params)) if i not in share]
+        for same in _by_shape(params, [*share, *others]):
+            grads = [grad for i in same if (grad := params[i].grad) is not None]
+            buffers = [self._buffer(params[i]) for i in same]
+            update_SRC = nesterov_updates(grads, buffers, group["momentum"], group["row_norm"], self.compute_dtype)
+            # Those of this rank are the first of their shape.
+            chosen = [i for i in same if i in share]
+            if chosen:
+                own |= zip(chosen, orthogonalize(update_SRC[: len(chosen)], group["steps"]).unbind(), strict=True)
+        return own
 
     def _all_gathered(
         self, params: list[Tensor], own: dict[int, Tensor], shares: Sequence[Sequence[int]]
     ) -> dict[int, Tensor]:
-        """Exchange the updates of all ranks in one all-gather, in `compute_dtype`."""
+        """Exchange the directions of all ranks in one all-gather, in `compute_dtype`."""
         longest = max(sum(params[i].numel() for i in share) for share in shares)
         sent = torch.zeros(longest, dtype=self.compute_dtype, device=params[0].device)
-        pieces = [own[i].reshape(-1).to(self.compute_dtype) for i in shares[self.world.rank]]
+        pieces = [own[i].reshape(-1) for i in shares[self.world.rank]]
         if pieces:
             flat = torch.cat(pieces)
             sent[: len(flat)] = flat
@@ -124,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         for share, row in zip(shares, self.world.all_gather(sent), strict=True):
             sizes = [params[i].numel() for i in share]
             for i, piece in zip(share, row[: sum(sizes)].split(sizes), strict=True):
-                result[i] = piece.view(params[i].shape).to(params[i].dtype)
+                result[i] = piece.view(params[i].shape)
         return result
 
     def _buffer(self, p: Tensor) -> Tensor:
