@@ -51,7 +51,7 @@ def orthogonalize_fused(update_SRC: Float[Tensor, "S R C"], steps: int) -> Float
     """`orthogonalize_torch` with two products and no other pass over x per iteration. Returns a contiguous tensor.
 
     a·x is a part of the product, as a·I in its other factor: `torch.baddbmm(x, polynomial, x, beta=a)` would first copy
-    x into its result. In bf16 this is closer to float64 than `orthogonalize_torch`. In fp32 only rounding differs.
+    x into its result. In bf16 on a GPU this is closer to float64 than `orthogonalize_torch`, which rounds more often.
     """
     a, b, c = COEFFICIENTS
     tall = update_SRC.shape[1] > update_SRC.shape[2]
@@ -77,8 +77,8 @@ def apply_updates_torch(
     torch._foreach_sub_(list(params), scaled)
 
 
-def _normalized(update_SRC: Tensor) -> Tensor:
+def _normalized(x: Tensor) -> Tensor:
     """Divide each matrix by its Frobenius norm, which is at least its largest singular value: the iteration converges
     for singular values up to 1."""
-    norm_S11: Tensor = update_SRC.norm(dim=(1, 2), keepdim=True)
-    return update_SRC / norm_S11.clamp_min(EPS)
+    norm_S11: Tensor = x.norm(dim=(1, 2), keepdim=True)
+    return x / norm_S11.clamp_min(EPS)
