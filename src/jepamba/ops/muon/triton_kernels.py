@@ -57,10 +57,11 @@ def nesterov_updates_kernel(
 
 @triton.jit
 @no_type_check
-def apply_updates_kernel(params, directions, lr, weight_decay, scale, size, BLOCK: tl.constexpr):
+def apply_updates_kernel(parameters, directions, lr, weight_decay, scale, size, BLOCK: tl.constexpr):
     """param = param·(1 − lr·weight_decay) − lr·scale·direction: BLOCK values of one matrix of `size` values."""
+    # The first argument is not `params`, which is a variable of Triton's launcher.
     matrix = tl.program_id(1)
-    param, direction = _select(params, matrix), _select(directions, matrix)
+    param, direction = _select(parameters, matrix), _select(directions, matrix)
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     rate = tl.load(lr)
