@@ -90,7 +90,7 @@ def test_every_other_preset_builds(name: str) -> None:
     vocab = run.model.vocab_size or (256 if run.data.tokenizer == "bytes" else run.data.vocab)
     model = LanguageModel(dataclasses.replace(run.model, vocab_size=vocab), run.quant)
     assert sum(count_by_component(model.named_parameters()).values()) == sum(p.numel() for p in model.parameters())
-    assert run.jepa.active
+    assert run.jepa.active == (name != "best")
     JepaHeads(run.jepa, run.model.d_model)
 
 
@@ -105,6 +105,8 @@ def test_every_key_of_a_shipped_preset_is_commented(name: str) -> None:
     text = (FOLDER / f"{name}.toml").read_text()
     assert text.startswith("# ")
     commented = 0
+    # A list may have a line for each item.
+    text = re.sub(r"\[( *#.*\n)(?:    .*\n)+\]", r"[]\1", text)
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith(("#", "[")):
             continue

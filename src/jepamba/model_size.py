@@ -44,7 +44,7 @@ def model_size(run: Run) -> ModelSize:
     elif Path(run.data.tokenizer).exists() or not vocab:
         tokenizer = read_tokenizer(run.data.tokenizer)
         vocab, tokenizer_bytes = vocab or tokenizer.vocab_size, len(tokenizer.serialize())
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # shapes without values
         model = LanguageModel(replace(run.model, vocab_size=vocab), run.quant)
         heads = JepaHeads(run.jepa, run.model.d_model) if run.jepa.active else None
     kept = sum(value.numel() for value in model.parameters())

@@ -111,7 +111,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
-            _print(line)
+            print_line(line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,10 +124,11 @@ class Progress:
     def _print_last(self, now: float) -> None:
         self._last_print = now
         self._lines += 1
-        _print(self._last_line)
+        print_line(self._last_line)
         self._last_line = ""
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Print `line`, unless `silence` was called."""
     if not _silent:
         print(line, file=sys.stderr, flush=True)

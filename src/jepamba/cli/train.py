@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         [
             "jepamba train cpu --data.train mytext/ --out runs/mine",
             "jepamba train cpu --train.steps 200 --train.seed 7 --data.tokenizer bytes",
+            "jepamba train best --train.seconds 600 --data.train mytext/",
             "jepamba train cpu+sigreg-lewm --jepa.rollout_steps 3",
             "jepamba train submission-bpe --dry-run --json",
             "jepamba train runs/mine/config.toml --out runs/again",
@@ -29,7 +30,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("preset", metavar="PRESET", help="a preset (`jepamba presets`) with +overlays, or a .toml file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
-    parser.add_argument("--dry-run", action="store_true", help="print the size of the model and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the dial's choices and the size of the model and stop"
+    )
     add_settings(parser)
 
 
@@ -51,9 +54,17 @@ def train(args: Namespace) -> int:
 def _dry_run(run: Any, as_json: bool) -> int:
     from jepamba.model_size import model_size
 
+    choices: dict[str, Any] = {}
+    if run.train.dial:
+        if run.train.seconds > 0:
+            message = "the speed is measured at the start of training; the dial then makes its choices"
+            print(json.dumps({"message": message, "dial": run.train.dial}) if as_json else message)
+            return 0
+        run, choices = _choices(run, as_json)
     size = model_size(run)
     if as_json:
-        print(json.dumps({"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}))
+        found = {"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}
+        print(json.dumps(found | ({"choices": choices} if choices else {})))
         return 0
     rows = [[name, f"{count:,}"] for name, count in size.parts.items()]
     rows += [["kept in the artifact", f"{size.counts['kept']:,}"]]
@@ -61,6 +72,19 @@ def _dry_run(run: Any, as_json: bool) -> int:
     print(columns([["parameters", ""], *rows]))
     print(f"\nartifact: about {size.artifact_bytes:,} bytes at most (packed, before entropy coding)")
     return 0
+
+
+def _choices(run: Any, as_json: bool) -> tuple[Any, dict[str, Any]]:
+    """Read the text and let the dial choose. Returns the resolved run, and value and reason of each choice."""
+    from jepamba.data import corpus
+    from jepamba.progress import Progress
+    from jepamba.train import resolve
+    from jepamba.train.dial import resolve_dial
+
+    with Progress("reading the text") as report:
+        text = corpus(run.data, progress=report)
+    run, choices = resolve_dial(resolve(run, text), text, say=(lambda line: None) if as_json else print)
+    return run, {choice.name: {"value": choice.value, "reason": choice.reason} for choice in choices}
 
 
 def resume_hint(out: Path) -> str:

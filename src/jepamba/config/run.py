@@ -13,7 +13,7 @@ from jepamba.config.jepa import Jepa
 from jepamba.config.model import Model
 from jepamba.config.optim import Optim
 from jepamba.config.quant import Quant
-from jepamba.config.train import Train
+from jepamba.config.train import BATCH_SETTINGS, Train
 
 MACHINE_SETTINGS = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
 """Settings that may change on resume: paths (the contents must stay the same) and CPU threads (which change results by
@@ -40,7 +40,7 @@ class Run:
                     f"{section.name}.{name} = {value}: must be a finite number",
                 )
         require(
-            self.train.tokens_per_micro % self.data.seq_len == 0,
+            self.train.tokens_per_micro % self.data.seq_len == 0 or not {*self.train.dial}.isdisjoint(BATCH_SETTINGS),
             f"train.tokens_per_micro = {self.train.tokens_per_micro} is not a multiple of data.seq_len = "
             f"{self.data.seq_len}",
         )

@@ -20,18 +20,23 @@ from jepamba.config.run import Run
 from jepamba.config.train import BUDGETS
 
 _BUDGET_SETTINGS = [f"train.{name}" for name in BUDGETS]
+DIAL = "train.dial"
+"""The names of the settings that the dial chooses."""
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `layers` of dotted settings; a later layer overrides an earlier one.
 
     A layer that sets a budget removes the budgets of earlier layers: `train.steps = 1000` over a preset of 20 minutes
-    means 1,000 steps, not as many as fit into 20 minutes. A layer may set several budgets.
+    means 1,000 steps, not as many as fit into 20 minutes. A layer may set several budgets. A setting that a layer gives
+    is removed from the `train.dial` of earlier layers.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         if any(layer.get(name) for name in _BUDGET_SETTINGS):
             merged = {name: value for name, value in merged.items() if name not in _BUDGET_SETTINGS}
+        if DIAL in merged:
+            merged[DIAL] = [name for name in merged[DIAL] if name not in layer]
         merged.update(layer)
     return merged
 

@@ -9,6 +9,29 @@ from jepamba.config.checks import require
 
 BUDGETS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 """The budgets of a run, each with the counter that it limits; 0: no limit."""
+DIALLED = (
+    "data.seq_len",
+    "model.embed_dim",
+    "model.d_model",
+    "model.n_layer",
+    "model.d_state",
+    "model.headdim",
+    "model.mlp_mult",
+    "model.mlp_every",
+    "model.chunk_size",
+    "quant.bits",
+    "quant.budget_bytes",
+    "quant.qat_fraction",
+    "optim.muon_lr",
+    "optim.muon_weight_decay",
+    "optim.adam_lr",
+    "optim.warmdown",
+    "train.tokens_per_step",
+    "train.tokens_per_micro",
+)
+"""The settings that the dial can choose."""
+BATCH_SETTINGS = ("data.seq_len", "train.tokens_per_step", "train.tokens_per_micro")
+"""Settings that must divide each other, once the dial has chosen them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,13 @@ class Train:
     track: Literal["", "trackio", "wandb"] = ""
     """Dashboard for the metrics, in addition to `metrics.jsonl`; empty: none."""
 
+    dial: tuple[str, ...] = ()
+    """Settings that the dial chooses before the first step, as `model.d_model`; a later layer that gives one of them
+    removes it here."""
+
     def __post_init__(self) -> None:
+        for name in self.dial:
+            require(name in DIALLED, f"train.dial: {name[:80]!r} is not one of {', '.join(DIALLED)}")
         require(0 <= self.seed < 1 << 63, f"train.seed = {self.seed}: must lie in 0 … 2^63 − 1")
         for name in (
             "steps",
@@ -82,7 +111,7 @@ class Train:
         for name in ("tokens_per_micro", "tokens_per_step", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")
         require(
-            self.tokens_per_step % self.tokens_per_micro == 0,
+            self.tokens_per_step % self.tokens_per_micro == 0 or not {*self.dial}.isdisjoint(BATCH_SETTINGS),
             f"train.tokens_per_step = {self.tokens_per_step} is not a multiple of train.tokens_per_micro = "
             f"{self.tokens_per_micro}",
         )

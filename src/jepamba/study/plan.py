@@ -63,6 +63,10 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"plan {self.name}, configuration {configuration.name}: {error}") from None
 
+    def base(self) -> Run:
+        """Return the preset with the common settings. Raises `ConfigError` if they are invalid."""
+        return build(merge(preset_settings(self.preset), self.settings))
+
     def with_common(self, settings: Mapping[str, Any]) -> Plan:
         """Return this plan with `settings` merged over the common ones. Settings of a configuration override both."""
         return parse_plan({**self.to_dict(), "settings": merge(self.settings, settings)}, self.name)

@@ -28,9 +28,9 @@ from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
-from jepamba.progress import duration
+from jepamba.progress import Progress, duration
 from jepamba.report.records import read_summary
-from jepamba.study.plan import Plan
+from jepamba.study.plan import Plan, load_plan
 
 INTERRUPT_SECONDS = 120.0
 """Maximum time for an interrupted run to write its checkpoint; then it is killed."""
@@ -87,6 +87,7 @@ def run_plan(plan: Plan, out: Path) -> list[Outcome]:
     Raises: `UserError` before the first run if another process uses `out` or if `out` holds runs with other settings;
     `KeyboardInterrupt` on SIGINT or SIGTERM, after the current run has written its checkpoint.
     """
+    plan = _with_choices(plan, out)
     runs = planned_runs(plan, out)
     for run in runs:
         _check_settings(run)
@@ -99,6 +100,25 @@ def run_plan(plan: Plan, out: Path) -> list[Outcome]:
             outcomes.append(_execute(run))
             _log(f"    {_describe(outcomes[-1])}")
     return outcomes
+
+
+def _with_choices(plan: Plan, out: Path) -> Plan:
+    """Return `plan` with the choices of the dial as common settings of all runs: those in `out`, or new ones."""
+    if plan.base().train.dial and (out / "plan.toml").exists():
+        before = load_plan(out / "plan.toml").settings
+        plan = plan.with_common({name: before[name] for name in plan.base().train.dial if name in before})
+    run = plan.base()
+    if not run.train.dial:
+        return plan
+    # A study without a dial does not load PyTorch.
+    from jepamba.data import corpus
+    from jepamba.train.dial import resolve_dial
+    from jepamba.train.run_folder import resolve
+
+    with Progress("reading the text") as report:
+        text = corpus(run.data, progress=report)
+    _, choices = resolve_dial(resolve(run, text), text, say=_log)
+    return plan.with_common({choice.name: choice.value for choice in choices})
 
 
 def _execute(run: PlannedRun) -> Outcome:

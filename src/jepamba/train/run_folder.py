@@ -14,8 +14,9 @@ from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
-from jepamba.progress import silence
+from jepamba.progress import print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
+from jepamba.train.dial import resolve_dial
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -44,8 +45,12 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         world.on_rank_zero(lambda: _refuse_existing_run(out))
         text = read_same_corpus(run, world)
         run = resolve(run, text)
+        run, choices = resolve_dial(run, text, world, print_line)
         world.on_rank_zero(lambda: _create_run(run, out, preset))
-        return Loop(run, out, text, preset, world).run_to_end()
+        loop = Loop(run, out, text, preset, world)
+        for choice in choices:
+            loop.metrics.append("event", 0, what=str(choice))
+        return loop.run_to_end()
 
 
 def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:

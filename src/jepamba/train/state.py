@@ -49,7 +49,7 @@ class TrainState:
     """Model, training-only heads, optimizers, loader and counters of one run, equal on all ranks.
 
     Raises:
-        ConfigError: for `train.carry_state` on several ranks.
+        ConfigError: for `train.carry_state` on several ranks, and for settings that the dial has not chosen.
         UserError: if a step has fewer windows than there are ranks.
     """
 
@@ -58,6 +58,10 @@ class TrainState:
         self.device_config, self.device = device_config, device_config.device
         self.corpus_fingerprint = corpus_fingerprint(corpus)
         """A resumed run must have the same."""
+        if run.train.dial:
+            raise ConfigError(
+                f"train.dial: {', '.join(run.train.dial)} are not chosen yet; `jepamba train` chooses them"
+            )
         if run.train.carry_state and world.world_size > 1:
             raise ConfigError(
                 f"train.carry_state = true with {world.world_size} processes: the carried state needs all rows of "

@@ -1,0 +1,224 @@
+"""The dial: choose the settings in `train.dial` from the budget, the text, the device and the byte limit.
+
+Every rule names the lab note in docs/results/ that it follows. docs/best.md says where the rules are untested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jepamba.artifact.inspect import LIMIT_BYTES
+from jepamba.config import Run, build, flatten, merge, to_dict
+from jepamba.data import Corpus
+from jepamba.distributed import SINGLE_PROCESS, World
+from jepamba.model_size import model_size
+from jepamba.train.device import choose_device
+from jepamba.train.speed import measure_speed
+
+CODE_RESERVE = 150_000
+"""Bytes of the challenge's limit that the dial leaves to code: the packed scoring script, and a training script."""
+BYTES_PER_PARAMETER = 0.42
+"""Bytes of a parameter in an artifact with 4-bit matrices (levers-30s: 12.7 MB for 30.2 M parameters)."""
+USEFUL_EPOCHS = 4
+"""Epochs that count as budget for the size of the model (levers-30s: four epochs in 120 s need no smaller model)."""
+GPU_TOKENS, CPU_TOKENS = 32_768, 2_048
+"""Tokens per step on one device (levers-16s, levers-30s; pilot-2026-11-28)."""
+MAX_TOKENS_PER_MICRO = 65_536
+"""The largest micro-batch that was trained (submission-bpe-400)."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of the model, and the budget from which on the dial takes it."""
+
+    min_tokens: float
+    """Target tokens of the budget, when trained at this size."""
+    d_model: int
+    n_layer: int
+    embed_dim: int
+    mlp_mult: float
+    mlp_every: int
+    headdim: int
+    d_state: int
+    chunk_size: int
+    seq_len: int
+
+
+SIZES = (
+    # The model of `quick` (pilot-2026-11-28: 0.3 M to 1 M tokens on two CPU cores).
+    Size(0, 192, 6, 96, 3.0, 2, 32, 32, 32, 256),
+    # The model of `cpu` (cpu-corpus, tuning-cpu-preset: 3.6 M and 4.5 M tokens).
+    Size(2e6, 192, 8, 128, 3.0, 2, 32, 32, 32, 256),
+    # Between the measured sizes, not measured.
+    Size(6e6, 256, 8, 192, 2.5, 1, 64, 64, 64, 512),
+    Size(1e7, 384, 8, 256, 2.5, 1, 64, 64, 64, 512),
+    # levers-30s: at least as good as 8 layers at 30 s (53 M tokens); d_model 512 × 8 is worse.
+    Size(2e7, 640, 6, 336, 2.5, 1, 64, 64, 64, 1024),
+    # levers-16s, levers-30s: best at 120 s (181 M tokens); the lower end lies between 46 M and 181 M.
+    Size(8e7, 640, 8, 336, 2.5, 1, 64, 64, 64, 1024),
+    # levers-30s: a line in the logarithm of the time crosses that of 8 layers near 340 s (430 M tokens).
+    Size(4.3e8, 640, 10, 336, 2.5, 1, 64, 64, 64, 1024),
+)
+"""The sizes, smallest first. d_state, headdim, window length: levers-16s. chunk_size 32 is fastest for d_state 32."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the rules know besides the settings."""
+
+    text_tokens: int
+    """Tokens of the training text."""
+    on_gpu: bool
+    world_size: int = 1
+    parameter_tokens_per_second: float | None = None
+    """Measured tokens per second × parameters, nearly the same for all sizes (levers-30s: 6 to 10 layers)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen setting and the reason."""
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value}: {self.reason}"
+
+
+def choose(run: Run, known: Circumstances) -> list[Choice]:
+    """Choose every setting in `run.train.dial`. Other settings are as in `run`, and the choices follow from them.
+
+    With a budget in seconds and no measured speed, the size is that of a candidate for the measurement.
+    """
+    given, choices = flatten(to_dict(run)), list[Choice]()
+
+    def pick(name: str, value: Any, reason: str) -> Any:
+        if name not in run.train.dial:
+            return given[name]
+        choices.append(Choice(name, value, reason))
+        return value
+
+    # 16,384 and 65,536 are worse on one GPU at 16 s to 120 s (levers-16s, levers-30s). A step takes 8.6 ms + 0.4 ms per
+    # 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger batch does (derived). A CPU
+    # has no such fixed part (pilot-2026-11-28).
+    batch = GPU_TOKENS * max(1, known.world_size // 2) if known.on_gpu else CPU_TOKENS
+    if "train.tokens_per_step" not in run.train.dial:
+        batch = run.train.tokens_per_step
+    limit = run.quant.budget_bytes or LIMIT_BYTES - CODE_RESERVE
+    size, parameters, tokens, reason = _choose_size(run, known, batch, limit)
+    for name, value in asdict(size).items():
+        if name not in ("min_tokens", "seq_len"):
+            pick(f"model.{name}", value, reason if name in ("d_model", "n_layer") else "goes with this size")
+    seq_len = pick("data.seq_len", size.seq_len, "as measured with this size; longer windows are no better")
+
+    unit = seq_len * known.world_size
+    if "train.tokens_per_micro" not in run.train.dial:
+        unit = math.lcm(unit, run.train.tokens_per_micro)
+    device = f"{known.world_size} × {'GPU' if known.on_gpu else 'CPU'}"
+    batch = pick("train.tokens_per_step", -(-batch // unit) * unit, f"best measured batch, for {device}")
+    windows = max(1, batch // seq_len)
+    most = max(1, min(-(-windows // known.world_size), MAX_TOKENS_PER_MICRO // seq_len))
+    rows = next(count for count in range(most, 0, -1) if windows % count == 0)
+    pick("train.tokens_per_micro", rows * seq_len, "the largest micro-batch that divides the step")
+
+    small = batch <= 2 * CPU_TOKENS
+    # levers-16s: 0.03 is 0.018 better than 0.02; levers-30s: 0.04 is worse. tuning-cpu-preset: 0.02 on a CPU.
+    pick("optim.muon_lr", 0.02 if small else 0.03, f"best for batches of {'2,048' if small else '32,768'} tokens")
+    # pilot-2026-11-28: 0.02 in 136 to 288 steps; tuning-cpu-preset: 0.02 is worse than 0.01 after 4.5 M tokens.
+    # levers-30s: 0.015 is as good as 0.02 on a GPU.
+    short = tokens < SIZES[1].min_tokens
+    adam_lr = 0.015 if not small else 0.02 if short else 0.01
+    pick("optim.adam_lr", adam_lr, "best measured for this batch" + " and a short run" * (small and short))
+    # levers-30s: 0.8 is no better, and a floor of the learning rate hurts. pilot-2026-11-28: the CPU figures used 0.6.
+    pick("optim.warmdown", 0.6, "0.8 is no better")
+    # levers-30s: 0.1 costs 0.010 at four epochs.
+    pick("optim.muon_weight_decay", 0.04, "0.1 is worse at four epochs")
+    # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. Not measured on a CPU.
+    pick("quant.qat_fraction", 0.3, "late rounding is better than from the first step")
+    # levers-30s: 4 bits everywhere; 6 bits at the same size look better where the file has room (not paired).
+    bits = pick("quant.bits", 4, "4 bits a weight buy most per byte")
+    full = (known.on_gpu or parameters * BYTES_PER_PARAMETER > limit / 2) and "quant.bits" in run.train.dial
+    budget_reason = (
+        f"more bits for a weight where the file has room: {LIMIT_BYTES:,} less {CODE_RESERVE:,} bytes for code"
+        if full
+        else f"no bits beyond {bits}; the file takes about {parameters * BYTES_PER_PARAMETER * bits / 4e6:.1f} MB"
+    )
+    pick("quant.budget_bytes", limit if full else 0, budget_reason)
+    return choices
+
+
+def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, float, str]:
+    """The largest size whose `min_tokens` the budget reaches and that fits `limit` bytes, or else the smallest.
+
+    Returns: the size, its parameters, the target tokens of the budget at this size, and the reason.
+    """
+    unknown_speed = run.train.seconds > 0 and known.parameter_tokens_per_second is None
+    for size in reversed(SIZES):
+        parameters = _parameters(run, size)
+        tokens = _budget_tokens(run, known, batch, parameters)
+        useful = min(tokens, USEFUL_EPOCHS * known.text_tokens)
+        fits = parameters * BYTES_PER_PARAMETER * min(run.quant.bits, 8) / 4 <= limit
+        enough = useful >= size.min_tokens
+        if unknown_speed:
+            enough = size == (SIZES[-2] if known.on_gpu else SIZES[0])
+        if (enough and fits) or size is SIZES[0]:
+            break
+    reason = (
+        f"{parameters / 1e6:.1f} M parameters for about {tokens:,.0f} target tokens "
+        f"({tokens / max(known.text_tokens, 1):.2g} epochs) within {limit:,} bytes"
+    )
+    return size, parameters, tokens, reason
+
+
+def _parameters(run: Run, size: Size) -> int:
+    """The parameters of the model with the dialled settings of `size`."""
+    settings = {f"model.{name}": value for name, value in asdict(size).items()}
+    dialled = {name: value for name, value in settings.items() if name in run.train.dial}
+    return model_size(build(merge(flatten(to_dict(run)), dialled))).counts["kept"]
+
+
+def _budget_tokens(run: Run, known: Circumstances, batch: int, parameters: int) -> float:
+    """The target tokens of the budget for a model of `parameters`: those of the budget that is reached first."""
+    budget, speed = run.train, known.parameter_tokens_per_second
+    tokens = [float(budget.steps * batch)] if budget.steps > 0 else []
+    tokens += [float(budget.tokens)] if budget.tokens > 0 else []
+    tokens += [budget.seconds * speed / parameters] if budget.seconds > 0 and speed is not None else []
+    return min(tokens, default=0.0)
+
+
+def resolve_dial(
+    run: Run, text: Corpus, world: World = SINGLE_PROCESS, say: Callable[[str], None] = lambda line: None
+) -> tuple[Run, list[Choice]]:
+    """Replace the settings in `run.train.dial` by the dial's choices. All ranks must call it.
+
+    Rank 0 chooses for all. The clock is read only if the budget is in seconds.
+
+    Arguments:
+        run: the settings, with the vocabulary set.
+        text: the text of the run.
+        say: receives one line for each choice.
+
+    Returns:
+        The run, whose `train.dial` is empty, and the choices.
+    """
+    if not run.train.dial:
+        return run, []
+    device = choose_device(run.train).device
+    known = Circumstances(len(text.train), device.type == "cuda", world.world_size)
+    if run.train.seconds > 0:
+        candidate = apply(run, world.on_rank_zero(lambda: choose(run, known)))
+        speed = measure_speed(candidate, text, world)
+        known = Circumstances(known.text_tokens, known.on_gpu, known.world_size, speed)
+    choices = world.on_rank_zero(lambda: choose(run, known))
+    for choice in choices:
+        say(str(choice))
+    return apply(run, choices), choices
+
+
+def apply(run: Run, choices: list[Choice]) -> Run:
+    """`run` with the `choices`."""
+    return build(merge(flatten(to_dict(run)), {choice.name: choice.value for choice in choices}))
