@@ -1,0 +1,278 @@
+"""The dial: its choices, what overrides them, and that they are made once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jepamba.artifact.inspect import LIMIT_BYTES
+from jepamba.cli import main
+from jepamba.config import ConfigError, Run, with_settings
+from jepamba.config.train import DIALLED
+from jepamba.data import corpus
+from jepamba.distributed import World
+from jepamba.model_size import model_size
+from jepamba.presets import dump_toml, load_preset
+from jepamba.study import run as study_run
+from jepamba.study.plan import Plan, parse_plan
+from jepamba.submission.bundle import bundle
+from jepamba.train import dial, resolve, resume, train
+from jepamba.train.checkpoint import checkpoints
+from jepamba.train.dial import BYTES_PER_PARAMETER, CODE_RESERVE, SIZES, Circumstances, choose, resolve_dial
+from jepamba.train.state import TrainState
+from spawn import together
+from tiny import text_file
+
+GPU, CPU = Circumstances(44_000_000, True), Circumstances(44_000_000, False)
+H200 = 4.67e13
+"""Parameter tokens per second of the 30.2 M model (levers-30s: 32,768 tokens in 21.2 ms)."""
+
+
+def best(**settings: Any) -> Run:
+    """The preset with `settings`, whose dots are written as two underscores."""
+    return with_settings(load_preset("best"), {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def chosen(run: Run, known: Circumstances = GPU) -> dict[str, Any]:
+    return {choice.name: choice.value for choice in choose(run, known)}
+
+
+def size(run: Run, known: Circumstances) -> int:
+    """Parameters of the chosen model."""
+    return model_size(dial.apply(run, choose(run, known))).counts["kept"]
+
+
+def small(folder: Path, **settings: Any) -> Run:
+    """A run of seconds on real text, with everything left to the dial that fits into the time of a test."""
+    few = {"eval__calibrate_tokens": 512, "eval__diagnostics_tokens": 512, "eval__sample_tokens": 4}
+    return best(
+        data__train=str(text_file(folder)),
+        data__tokenizer="bytes",
+        data__cache=str(folder / "cache"),
+        **few,
+        **settings,
+    )
+
+
+def test_every_setting_of_the_dial_is_chosen_with_a_reason() -> None:
+    choices = choose(best(train__steps=100), GPU)
+    assert sorted(choice.name for choice in choices) == sorted(DIALLED) == sorted(load_preset("best").train.dial)
+    assert all(choice.reason for choice in choices)
+    assert choices == choose(best(train__steps=100), GPU)
+
+
+def test_the_measured_recipe_at_two_minutes_of_an_h200() -> None:
+    found = chosen(best(train__seconds=120.0), Circumstances(44_000_000, True, 1, H200))
+    assert (found["model.d_model"], found["model.n_layer"]) == (640, 8)
+    assert (found["model.mlp_mult"], found["model.mlp_every"], found["data.seq_len"]) == (2.5, 1, 1024)
+    assert (found["train.tokens_per_step"], found["train.tokens_per_micro"]) == (32_768, 32_768)
+    assert (found["optim.muon_lr"], found["optim.adam_lr"], found["optim.warmdown"]) == (0.03, 0.015, 0.6)
+    assert (found["quant.qat_fraction"], found["quant.budget_bytes"]) == (0.3, LIMIT_BYTES - CODE_RESERVE)
+
+
+def test_the_demo_on_two_slow_cores_keeps_the_model_of_quick() -> None:
+    found = chosen(best(train__steps=136), Circumstances(500_000, False))
+    quick = load_preset("quick").model
+    assert (found["model.d_model"], found["model.n_layer"]) == (quick.d_model, quick.n_layer)
+    assert (found["train.tokens_per_step"], found["optim.adam_lr"], found["quant.budget_bytes"]) == (2048, 0.02, 0)
+
+
+@pytest.mark.parametrize("budget", ["steps", "tokens", "seconds"])
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_sizes_rise_with_the_budget_and_fit_the_limit(budget: str, on_gpu: bool) -> None:
+    found = []
+    for amount in (2**power for power in range(1, 40, 3)):
+        known = Circumstances(10**12, on_gpu, 1, H200 if on_gpu else 1.1e10)
+        run = best(**{f"train__{budget}": float(amount) if budget == "seconds" else amount})
+        found.append(size(run, known))
+    assert found == sorted(found)
+    assert len(set(found)) > 3
+    assert max(found) * BYTES_PER_PARAMETER <= LIMIT_BYTES - CODE_RESERVE
+
+
+def test_a_smaller_limit_gives_a_smaller_model() -> None:
+    limits = (400_000, 2_000_000, 6_000_000, 12_000_000, 16_000_000)
+    sizes = [size(best(train__tokens=10**10, quant__budget_bytes=limit), CPU) for limit in limits]
+    assert sizes == sorted(sizes)
+    assert all(count * BYTES_PER_PARAMETER <= limit for count, limit in zip(sizes[1:], limits[1:], strict=True))
+    assert size(best(train__tokens=10**10, quant__bits=8), GPU) < size(best(train__tokens=10**10), GPU)
+
+
+def test_epochs_beyond_four_do_not_ask_for_a_larger_model() -> None:
+    run = best(train__tokens=10**9)
+    sizes = [size(run, Circumstances(tokens, True)) for tokens in (500_000, 44_000_000, 132_000_000)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_the_table_of_sizes_is_sorted() -> None:
+    parameters = [dial._parameters(best(), size) for size in SIZES]
+    for (small, large), (fewer, more) in zip(pairwise(SIZES), pairwise(parameters), strict=True):
+        # In tokens and in tokens × parameters, so that no budget in seconds skips back either.
+        assert small.min_tokens < large.min_tokens
+        assert fewer < more
+
+
+@pytest.mark.parametrize("known", [Circumstances(10**8, gpu, ranks) for gpu in (True, False) for ranks in range(1, 10)])
+def test_the_batch_gives_every_process_its_windows(known: Circumstances) -> None:
+    for tokens in (10**5, 10**7, 10**9):
+        run = dial.apply(best(train__tokens=tokens), choose(best(train__tokens=tokens), known))
+        assert run.train.tokens_per_step % (known.world_size * run.data.seq_len) == 0
+        assert run.train.tokens_per_micro * known.world_size == run.train.tokens_per_step
+
+
+def test_given_settings_are_kept_and_the_rest_follows() -> None:
+    run = best(train__tokens=10**6, train__tokens_per_step=12_288, model__d_model=256, optim__warmdown=0.85)
+    found = chosen(run, CPU)
+    assert not {"train.tokens_per_step", "model.d_model", "optim.warmdown"} & found.keys()
+    resolved = dial.apply(run, choose(run, CPU))
+    assert (resolved.train.tokens_per_step, resolved.model.d_model, resolved.optim.warmdown) == (12_288, 256, 0.85)
+    assert (resolved.train.tokens_per_micro, resolved.optim.muon_lr, resolved.train.dial) == (12_288, 0.03, ())
+    # Given bits hold for every matrix.
+    assert chosen(best(train__steps=9, quant__bits=6))["quant.budget_bytes"] == 0
+    assert chosen(best(train__steps=9, quant__bits=32))["quant.budget_bytes"] == 0
+    # A given micro-batch divides the chosen step.
+    assert chosen(best(train__steps=9, train__tokens_per_micro=3072))["train.tokens_per_step"] % 3072 == 0
+
+
+def test_an_overlay_takes_its_settings_from_the_dial(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[model]\nn_layer = 4\n[train]\nsteps = 50\n")
+    run = load_preset(f"best+{mine}")
+    assert set(DIALLED) - set(run.train.dial) == {"model.n_layer"}
+    assert (run.model.n_layer, run.train.steps, run.train.seconds) == (4, 50, 0.0)
+    resolved = dial.apply(run, choose(run, CPU))
+    mine.write_text(dump_toml(resolved))
+    assert load_preset(f"best+{mine}") == resolved
+
+
+def test_an_unknown_name_and_an_unresolved_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.dial: 'model\.width' is not one of"):
+        best(train__dial=["model.width"])
+    run = small(tmp_path, train__steps=1)
+    text = corpus(run.data)
+    with pytest.raises(ConfigError, match="not chosen yet"):
+        TrainState(resolve(run, text), text, dial.choose_device(run.train))
+
+
+def test_no_clock_is_read_without_a_budget_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(*_: Any) -> float:
+        raise AssertionError("the clock was read")
+
+    monkeypatch.setattr(dial, "measure_speed", clock)
+    for budget in ({"train__steps": 20}, {"train__tokens": 40_000}):
+        run = small(tmp_path, **budget)
+        text = corpus(run.data)
+        run = resolve(run, text)
+        assert resolve_dial(run, text) == resolve_dial(run, text)
+    run = with_settings(run, {"train.seconds": 5.0})
+    with pytest.raises(AssertionError, match="the clock was read"):
+        resolve_dial(run, text)
+
+
+def test_seconds_are_measured_and_the_run_ends_within_them_and_resume_keeps_the_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, measured = tmp_path / "run", list[float]()
+    measure = dial.measure_speed
+    monkeypatch.setattr(dial, "measure_speed", lambda *args: measured.append(measure(*args)) or measured[-1])
+    summary = train(small(tmp_path, train__seconds=3.0, train__checkpoint_every=1), out, preset="best")
+    assert len(measured) == 1
+    assert measured[0] > 0
+    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    reasons = [event["what"] for event in events if event["kind"] == "event" and event["step"] == 0]
+    printed = capsys.readouterr().err
+    steps = [event for event in events if event["kind"] == "step"]
+    longest = max(after["seconds"] - before["seconds"] for before, after in pairwise([{"seconds": 0.0}, *steps]))
+    assert 3.0 <= summary["seconds"] < 3.0 + longest
+    for name in DIALLED:
+        assert any(reason.startswith(f"{name} = ") for reason in reasons)
+        assert f"{name} = " in printed
+    config = (out / "config.toml").read_text()
+    assert tomllib.loads(config)["train"]["dial"] == []
+    assert tomllib.loads(config)["model"]["d_model"] == SIZES[0].d_model
+
+    monkeypatch.setattr(dial, "choose", lambda *_: pytest.fail("the choices were made again"))
+    assert checkpoints(out / "checkpoints")
+    resume(out)
+    assert (out / "config.toml").read_text() == config
+
+
+def _resolved(world: World, folder: str) -> dict[str, Any]:
+    # Clocks that differ by more than any step of the table.
+    dial.measure_speed = lambda run, text, world: 1e9 * 1e4**world.rank
+    run = small(Path(folder) / str(world.rank), train__seconds=60.0)
+    text = corpus(run.data)
+    run, choices = resolve_dial(resolve(run, text), text, world)
+    return {choice.name: choice.value for choice in choices} | {"resolved": run.train.dial == ()}
+
+
+def test_several_ranks_get_the_choices_of_rank_zero(tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    first, second = together(2, _resolved, str(tmp_path))
+    assert first == second
+    assert (first["model.n_layer"], first["resolved"]) == (SIZES[0].n_layer, True)
+
+
+def test_a_study_resolves_the_dial_once_for_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small(tmp_path)
+    settings = {f"data.{name}": getattr(base.data, name) for name in ("train", "tokenizer", "cache")}
+    plan = parse_plan(
+        {
+            "name": "small",
+            "question": "Is it?",
+            "preset": "best",
+            "seeds": [1, 2],
+            "baseline": "a",
+            "run": [{"name": "a"}, {"name": "b", "settings": {"optim.warmdown": 0.2}}],
+            "settings": {**settings, "train.seconds": 60.0},
+        },
+        "plan",
+    )
+    speeds = [1e9, 1e14]
+    monkeypatch.setattr(dial, "measure_speed", lambda *_: speeds.pop(0))
+    commands = list[list[str]]()
+    monkeypatch.setattr(study_run, "_run_process", lambda command: commands.append(command) or 2)
+
+    def settings_of_runs(plan: Plan) -> dict[str, Run]:
+        study_run.run_plan(plan, tmp_path / "s")
+        return {
+            f"{path.parent.name}/{path.stem}": load_preset(str(path)) for path in (tmp_path / "s").glob("*/seed-*.toml")
+        }
+
+    runs = settings_of_runs(plan)
+    assert len(runs) == len(commands) == 4
+    for name, run in runs.items():
+        assert run.train.dial == ()
+        assert run.optim.warmdown == (0.6 if name.startswith("a/") else 0.2)
+        assert with_settings(run, {"train.seed": 1, "optim.warmdown": 0.6}) == runs["a/seed-1"]
+    # The second time the other speed is not measured.
+    assert settings_of_runs(plan) == runs
+    assert speeds == [1e14]
+
+
+def test_a_dry_run_shows_the_choices_or_says_that_the_speed_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data.train", str(text_file(tmp_path)), "--data.tokenizer", "bytes", "--data.cache", str(tmp_path / "c")]
+    assert main(["train", "best", *data, "--train.steps", "100", "--dry-run", "--train.device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["choices"].keys() == set(DIALLED)
+    assert found["choices"]["model.n_layer"]["value"] == SIZES[0].n_layer
+    assert main(["train", "best", *data, "--train.seconds", "60", "--dry-run"]) == 0
+    assert "the speed is measured at the start" in capsys.readouterr().out
+    assert main(["train", "best", *data, "--train.steps", "100", "--dry-run", "--train.device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "model.n_layer = 6: " in printed
+    assert "kept in the artifact" in printed
+
+
+def test_the_reserve_has_room_for_a_self_contained_training_script() -> None:
+    scoring = len(bundle("jepamba.submission.scoring", "main", "__file__, 0", "#", True).encode())
+    training = len(bundle("jepamba.train.run_folder", "train", "None", "#", True).encode())
+    assert scoring < training < CODE_RESERVE < LIMIT_BYTES // 100
