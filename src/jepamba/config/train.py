@@ -21,6 +21,7 @@ DIALLED = (
     "model.chunk_size",
     "quant.bits",
     "quant.budget_bytes",
+    "quant.embedding",
     "quant.qat_fraction",
     "optim.muon_lr",
     "optim.muon_weight_decay",
