@@ -84,6 +84,7 @@ class CachedWeights:
 
     def __init__(self, weights: Iterable[QuantWeight], dtype: torch.dtype) -> None:
         self.weights = list(weights)
+        self.masters = [weight.master for weight in self.weights]
         self.leaves = [_leaf(weight.master, dtype if weight.matrix else torch.float32) for weight in self.weights]
 
     @torch.no_grad()
@@ -96,14 +97,14 @@ class CachedWeights:
                 leaf.copy_(weight.master)
 
     def __enter__(self) -> list[Tensor]:
-        for weight, leaf in zip(self.weights, self.leaves, strict=True):
-            leaf.grad = weight.master.grad
+        for weight, master, leaf in zip(self.weights, self.masters, self.leaves, strict=True):
+            leaf.grad = master.grad
             weight.cached = leaf
         return self.leaves
 
     def __exit__(self, *error: object) -> None:
-        for weight, leaf in zip(self.weights, self.leaves, strict=True):
-            weight.master.grad = leaf.grad
+        for weight, master, leaf in zip(self.weights, self.masters, self.leaves, strict=True):
+            master.grad = leaf.grad
             weight.cached = None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jepamba.ops.dispatch import use_triton
-from jepamba.quant.floats import FP8_MAX, FloatQuantizer, Fp8Quantizer
+from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
 from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer, Scale
 from jepamba.quant.protocol import Quantizer, rows
 
@@ -61,8 +61,8 @@ def fake_quantize(w: Tensor, quantizer: Quantizer, importance_C: Tensor | None =
 def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> None:
     """Write the fake-quantized `w` to `out`, of its shape, in the dtype of `out` and without a gradient.
 
-    On a GPU, fp32 weights in formats without a search for the scale have kernels, which give the bits of `encode` and
-    `decode`.
+    On a GPU, fp32 weights as integers with an absmax scale, and in BF16, have kernels, which give the bits of `encode`
+    and `decode`.
     """
     if use_triton(w) and w.dtype == torch.float32 and w.is_contiguous() and out.is_contiguous():
         from jepamba.ops.fake_quantize.triton import fake_quantize_absmax, fake_quantize_bf16
@@ -71,8 +71,6 @@ def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer, importance_
         match quantizer:
             case IntQuantizer(scale="absmax"):
                 return fake_quantize_absmax(out_RC, w_RC, quantizer.q_max, group=quantizer.group)
-            case Fp8Quantizer(scaled=True):
-                return fake_quantize_absmax(out_RC, w_RC, FP8_MAX, fp8=True)
             case FloatQuantizer(torch.bfloat16):
                 return fake_quantize_bf16(out_RC, w_RC)
     out.copy_(quantizer.decode(quantizer.encode(w, importance_C), tuple(w.shape)))

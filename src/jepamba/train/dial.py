@@ -149,7 +149,9 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     )
     budget = pick("quant.budget_bytes", limit if full else 0, budget_reason)
     # Not measured: FP8 takes 6.9 bits a value by entropy, and the allocation cannot change them.
-    embedding_reason = "integers, so that their bits are chosen with the others" if budget else "8 bits, no choice of bits"
+    embedding_reason = (
+        "integers, so that their bits are chosen with the others" if budget else "8 bits, no choice of bits"
+    )
     pick("quant.embedding", "int8" if budget else "fp8", embedding_reason)
     return choices
 

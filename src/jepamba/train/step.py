@@ -49,6 +49,8 @@ class Trainer:
             shape = (samples, jepa.sigreg_knots, 2, jepa.sigreg_projections)
             self.sigreg_sums_SK2M = torch.zeros(shape, device=device)
 
+        # Walking the modules for them in each step would take time in which a GPU waits.
+        self.parameters, self.buffers = state.parameters(), dict(state.modules.named_buffers())
         self.graphs = device.type == "cuda" and run.train.graph
         pool = torch.cuda.graph_pool_handle() if self.graphs else None
         self.forward_backward = GraphedMicrobatch(self._forward_backward, device, self.graphs, pool)
@@ -83,14 +85,14 @@ class Trainer:
         lam = sigreg_lambda(run.jepa, budget_fraction)
         state.set_training_mode(budget_fraction)
         # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
-        buffers, position = {name: b.clone() for name, b in state.modules.named_buffers()}, state.loader.state()
+        buffers, position = {name: value.clone() for name, value in self.buffers.items()}, state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
             calibrate_inputs(state)
 
         self.compute_weights()
         batch = state.next_windows()
         self.accumulate_gradients(batch, lam)
-        world.all_reduce_each_([p.grad for p in state.parameters() if p.grad is not None])
+        world.all_reduce_each_([p.grad for p in self.parameters if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
@@ -153,8 +155,7 @@ class Trainer:
     def _clip_gradients(self) -> None:
         """Scale all gradients so that their norm is at most `optim.grad_clip`."""
         limit = self.state.run.optim.grad_clip
-        parameters = self.state.parameters()
-        self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
+        self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")))
 
     def _reduce(self, text_bytes: int) -> tuple[dict[str, float], float, int]:
         """The step's loss terms over all ranks by name, the gradient norm, and the text bytes of all ranks.
@@ -174,7 +175,7 @@ class Trainer:
         state = self.state
         state.counters.skipped += 1
         state.modules.zero_grad(set_to_none=False)
-        for name, value in state.modules.named_buffers():
+        for name, value in self.buffers.items():
             value.copy_(buffers[name])
         state.carry(None)
 

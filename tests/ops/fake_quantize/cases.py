@@ -11,7 +11,6 @@ from jepamba.quant import IntQuantizer, Quantizer, fake_quantize_into, quantizer
 
 QUANTIZERS = [
     *(f"int{bits}{group}" for bits in range(2, 9) for group in ("", "-g16", "-g7", "-g1000")),
-    "fp8-row",
     "bf16",
 ]
 """The quantizers that have a kernel."""

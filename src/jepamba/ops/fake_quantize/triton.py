@@ -16,12 +16,11 @@ VALUES = 1024
 
 
 def fake_quantize_absmax(
-    out_RC: Float[Tensor, "R C"], w_RC: Float32[Tensor, "R C"], largest: float, *, group: int = 0, fp8: bool = False
+    out_RC: Float[Tensor, "R C"], w_RC: Float32[Tensor, "R C"], q_max: int, *, group: int = 0
 ) -> None:
-    """Write round(w / s) · s to `out_RC`, in its dtype, with a BF16 scale s = max |w| / `largest`. Both are contiguous.
+    """Write round(w / s) · s to `out_RC`, in its dtype, with a BF16 scale s = max |w| / `q_max`. Both are contiguous.
 
-    Arguments: `largest`: largest rounded magnitude; `group`: columns that share a scale, 0: the whole row; `fp8`: round
-    to FP8 e4m3, not to integers.
+    Arguments: `q_max`: largest integer; `group`: columns that share a scale, 0: the whole row.
     """
     R, C = w_RC.shape
     K = min(group, C) if group else C
@@ -30,8 +29,8 @@ def fake_quantize_absmax(
     groups = max(1, VALUES // block)
     with on_device(w_RC):
         absmax_kernel[(triton.cdiv(N, groups),)](
-            w_RC, out_RC, float(largest), N,
-            C=C, K=K, FP8=fp8, GROUPS=groups, BLOCK=block, num_warps=num_warps(groups * block),
+            w_RC, out_RC, float(q_max), N,
+            C=C, K=K, GROUPS=groups, BLOCK=block, num_warps=num_warps(groups * block),
         )  # fmt: skip
 
 

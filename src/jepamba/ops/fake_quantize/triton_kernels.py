@@ -27,17 +27,6 @@ def _round_to_bf16(x):
 
 @triton.jit
 @no_type_check
-def _round_to_fp8(x):
-    """Return |x| ≤ 448 rounded to FP8 e4m3, half to even, as fp32: three bits after the first one, 2^−9 or larger."""
-    bits = x.to(tl.int32, bitcast=True)
-    exponent = tl.maximum((bits >> 23) & 0xFF, 127 - 6)
-    shift = ((exponent + 20) << 23).to(tl.float32, bitcast=True)
-    magnitude = (tl.abs(x) + shift) - shift
-    return tl.where(bits < 0, -magnitude, magnitude)
-
-
-@triton.jit
-@no_type_check
 def _columns(n, start, N, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
     """Return the offsets of BLOCK columns of the groups, and which are inside: a row's last group can be shorter."""
     G: tl.constexpr = tl.cdiv(C, K)
@@ -50,10 +39,10 @@ def _columns(n, start, N, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr)
 @triton.jit
 @no_type_check
 def absmax_kernel(
-    w, out, largest, N,
-    C: tl.constexpr, K: tl.constexpr, FP8: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+    w, out, q_max, N,
+    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = round(w / s) · s with the scale s = max |w| / largest of each group, in BF16."""
+    """out = round(w / s) · s with the scale s = max |w| / q_max of each group, in BF16."""
     n = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     # As integers, magnitudes have the order of their values, and NaN is the largest.
     absmax_n = tl.zeros((GROUPS,), tl.int32)
@@ -61,14 +50,14 @@ def absmax_kernel(
         at_nk, inside_nk = _columns(n, start, N, C, K, BLOCK)
         w_nk = tl.load(w + at_nk, mask=inside_nk, other=0.0)
         absmax_n = tl.maximum(absmax_n, tl.max(w_nk.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1))
-    scale_n = _round_to_bf16(tl.div_rn(absmax_n.to(tl.float32, bitcast=True), largest))
+    scale_n = _round_to_bf16(tl.div_rn(absmax_n.to(tl.float32, bitcast=True), q_max))
     divisor_n = tl.where(scale_n > 0, scale_n, 1.0)
     # If a group is one block, the compiler merges this load with the first.
     for start in tl.range(0, K, BLOCK):
         at_nk, inside_nk = _columns(n, start, N, C, K, BLOCK)
         w_nk = tl.load(w + at_nk, mask=inside_nk, other=0.0)
-        q_nk = tl.clamp(tl.div_rn(w_nk, divisor_n[:, None]), -largest, largest, propagate_nan=tl.PropagateNan.ALL)
-        value_nk = (_round_to_fp8(q_nk) if FP8 else q_nk + SHIFT - SHIFT) * scale_n[:, None]
+        q_nk = tl.clamp(tl.div_rn(w_nk, divisor_n[:, None]), -q_max, q_max, propagate_nan=tl.PropagateNan.ALL)
+        value_nk = (q_nk + SHIFT - SHIFT) * scale_n[:, None]
         tl.store(out + at_nk, value_nk.to(out.dtype.element_ty), mask=inside_nk)
 
 
