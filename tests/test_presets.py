@@ -90,14 +90,14 @@ def test_every_other_preset_builds(name: str) -> None:
     vocab = run.model.vocab_size or (256 if run.data.tokenizer == "bytes" else run.data.vocab)
     model = LanguageModel(dataclasses.replace(run.model, vocab_size=vocab), run.quant)
     assert sum(count_by_component(model.named_parameters()).values()) == sum(p.numel() for p in model.parameters())
-    assert run.jepa.active == (name != "best")
+    assert run.jepa.active == (name not in ("best", "cpu", "quick"))
     JepaHeads(run.jepa, run.model.d_model)
 
 
-def test_the_cpu_preset_has_about_three_million_parameters() -> None:
+def test_the_cpu_preset_has_about_two_million_parameters() -> None:
     run = load_preset("cpu")
     model = LanguageModel(dataclasses.replace(run.model, vocab_size=run.data.vocab), run.quant)
-    assert 2_500_000 < sum(p.numel() for p in model.parameters()) < 3_700_000
+    assert 2_000_000 < sum(p.numel() for p in model.parameters()) < 2_500_000
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -18,6 +18,7 @@ DIALLED = (
     "model.headdim",
     "model.mlp_mult",
     "model.mlp_every",
+    "model.softcap",
     "model.chunk_size",
     "quant.bits",
     "quant.budget_bytes",

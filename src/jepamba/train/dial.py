@@ -34,8 +34,10 @@ MAX_TOKENS_PER_MICRO = 65_536
 class Size:
     """A size of the model, and the budget from which on the dial takes it."""
 
-    min_tokens: float
-    """Target tokens of the budget, when trained at this size."""
+    cpu_tokens: float
+    """Target tokens of the budget, when trained at this size on a CPU."""
+    gpu_tokens: float
+    """The same on a GPU, on which a small model is hardly faster than a large one."""
     d_model: int
     n_layer: int
     embed_dim: int
@@ -48,19 +50,19 @@ class Size:
 
 
 SIZES = (
-    # The model of `quick` (pilot-2026-11-28: 0.3 M to 1 M tokens on two CPU cores).
-    Size(0, 192, 6, 96, 3.0, 2, 32, 32, 32, 256),
-    # The model of `cpu` (cpu-corpus, tuning-cpu-preset: 3.6 M and 4.5 M tokens).
-    Size(2e6, 192, 8, 128, 3.0, 2, 32, 32, 32, 256),
-    # Between the measured sizes, not measured.
-    Size(6e6, 256, 8, 192, 2.5, 1, 64, 64, 64, 512),
-    Size(1e7, 384, 8, 256, 2.5, 1, 64, 64, 64, 512),
+    # levers-cpu: best after 1.7 M tokens on a CPU. GPUs are not measured below 640 × 6.
+    Size(0, 0, 96, 4, 96, 2.0, 1, 32, 32, 32, 256),
+    # levers-cpu.
+    Size(4e6, 2e6, 160, 6, 128, 2.0, 1, 32, 32, 32, 256),
+    # Between the measured sizes, not measured. On a CPU the limits from here on are extrapolated.
+    Size(2e7, 6e6, 256, 8, 192, 2.5, 1, 64, 64, 64, 512),
+    Size(6e7, 1e7, 384, 8, 256, 2.5, 1, 64, 64, 64, 512),
     # levers-bits: better than 8 layers at 30 s (53 M tokens), as good at 120 s; levers-30s: d_model 512 × 8 is worse.
-    Size(2e7, 640, 6, 336, 2.5, 1, 64, 64, 64, 1024),
+    Size(3e8, 2e7, 640, 6, 336, 2.5, 1, 64, 64, 64, 1024),
     # levers-bits: as good as 6 layers at 120 s (176 M tokens).
-    Size(1.4e8, 640, 8, 336, 2.5, 1, 64, 64, 64, 1024),
+    Size(1e9, 1.4e8, 640, 8, 336, 2.5, 1, 64, 64, 64, 1024),
     # levers-30s: a line in the logarithm of the time crosses that of 8 layers near 340 s (430 M tokens).
-    Size(4.3e8, 640, 10, 336, 2.5, 1, 64, 64, 64, 1024),
+    Size(3e9, 4.3e8, 640, 10, 336, 2.5, 1, 64, 64, 64, 1024),
 )
 """The sizes, smallest first. d_state, headdim, window length: levers-16s. chunk_size 32 is fastest for d_state 32."""
 
@@ -104,15 +106,18 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
 
     # 16,384 and 65,536 are worse on one GPU at 16 s to 120 s (levers-16s, levers-30s). A step takes 8.6 ms + 0.4 ms per
     # 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger batch does (derived). A CPU
-    # has no such fixed part (pilot-2026-11-28).
+    # has no such fixed part: 1,024 are worse than 2,048 and 4,096 as good (levers-cpu).
     batch = GPU_TOKENS * max(1, known.world_size // 2) if known.on_gpu else CPU_TOKENS
     if "train.tokens_per_step" not in run.train.dial:
         batch = run.train.tokens_per_step
     limit = run.quant.budget_bytes or LIMIT_BYTES - CODE_RESERVE
-    size, parameters, tokens, reason = _choose_size(run, known, batch, limit)
+    size, parameters, reason = _choose_size(run, known, batch, limit)
     for name, value in asdict(size).items():
-        if name not in ("min_tokens", "seq_len"):
+        if name not in ("cpu_tokens", "gpu_tokens", "seq_len"):
             pick(f"model.{name}", value, reason if name in ("d_model", "n_layer") else "goes with this size")
+    # levers-cpu: the cap takes a tenth of the time on a CPU and is no better. The GPU's kernel hides it.
+    cap_reason = "as measured" if known.on_gpu else "it takes a tenth of the time and lowers no score"
+    pick("model.softcap", "poly" if known.on_gpu else "off", cap_reason)
     seq_len = pick("data.seq_len", size.seq_len, "as measured with this size; longer windows are no better")
 
     unit = seq_len * known.world_size
@@ -128,16 +133,13 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     small = batch <= 2 * CPU_TOKENS
     # levers-16s: 0.03 is 0.018 better than 0.02; levers-30s: 0.04 is worse. tuning-cpu-preset: 0.02 on a CPU.
     pick("optim.muon_lr", 0.02 if small else 0.03, f"best for batches of {'2,048' if small else '32,768'} tokens")
-    # pilot-2026-11-28: 0.02 in 136 to 288 steps; tuning-cpu-preset: 0.02 is worse than 0.01 after 4.5 M tokens.
-    # levers-30s: 0.015 is as good as 0.02 on a GPU.
-    short = tokens < SIZES[1].min_tokens
-    adam_lr = 0.015 if not small else 0.02 if short else 0.01
-    pick("optim.adam_lr", adam_lr, "best measured for this batch" + " and a short run" * (small and short))
-    # levers-30s: 0.8 is no better, and a floor of the learning rate hurts. pilot-2026-11-28: the CPU figures used 0.6.
+    # levers-cpu, tuning-cpu-preset: 0.01 is better than 0.02. levers-30s: 0.015 is as good as 0.02 on a GPU.
+    pick("optim.adam_lr", 0.01 if small else 0.015, "best measured for this batch")
+    # levers-30s, levers-cpu: 0.8 is no better. levers-30s: a floor of the learning rate hurts.
     pick("optim.warmdown", 0.6, "0.8 is no better")
     # levers-30s: 0.1 costs 0.010 at four epochs.
     pick("optim.muon_weight_decay", 0.04, "0.1 is worse at four epochs")
-    # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. Not measured on a CPU.
+    # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. levers-cpu: equal.
     pick("quant.qat_fraction", 0.3, "late rounding is better than from the first step")
     # levers-bits: bits chosen for the whole file are 0.014 better than 4 bits everywhere at 120 s.
     bits = pick("quant.bits", 4, "4 bits a weight buy most per byte")
@@ -156,10 +158,10 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     return choices
 
 
-def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, float, str]:
-    """The largest size whose `min_tokens` the budget reaches and that fits `limit` bytes, or else the smallest.
+def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, str]:
+    """The largest size whose tokens the budget reaches and that fits `limit` bytes, or else the smallest.
 
-    Returns: the size, its parameters, the target tokens of the budget at this size, and the reason.
+    Returns: the size, its parameters, and the reason.
     """
     unknown_speed = run.train.seconds > 0 and known.parameter_tokens_per_second is None
     for size in reversed(SIZES):
@@ -167,7 +169,7 @@ def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tupl
         tokens = _budget_tokens(run, known, batch, parameters)
         useful = min(tokens, USEFUL_EPOCHS * known.text_tokens)
         fits = parameters * BYTES_PER_PARAMETER * min(run.quant.bits, 8) / 4 <= limit
-        enough = useful >= size.min_tokens
+        enough = useful >= (size.gpu_tokens if known.on_gpu else size.cpu_tokens)
         if unknown_speed:
             enough = size == (SIZES[-2] if known.on_gpu else SIZES[0])
         if (enough and fits) or size is SIZES[0]:
@@ -176,7 +178,7 @@ def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tupl
         f"{parameters / 1e6:.1f} M parameters for about {tokens:,.0f} target tokens "
         f"({tokens / max(known.text_tokens, 1):.2g} epochs) within {limit:,} bytes"
     )
-    return size, parameters, tokens, reason
+    return size, parameters, reason
 
 
 def _parameters(run: Run, size: Size) -> int:
