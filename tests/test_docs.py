@@ -120,7 +120,7 @@ def test_the_readme_s_training_command_builds_its_model(capsys: pytest.CaptureFi
     command = "jepamba train cpu --data.train mytext/ --out runs/mine"
     assert command in (ROOT / "README.md").read_text(encoding="utf-8")
     assert main([*shlex.split(command)[1:], "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"]["kept"] == 2_251_098
+    assert json.loads(capsys.readouterr().out)["parameters"]["kept"] == 1_807_048
 
 
 def test_the_published_counts_are_those_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ SIZES = (
     # levers-cpu: best after 1.7 M tokens on a CPU. GPUs are not measured below 640 × 6.
     Size(0, 0, 96, 4, 96, 2.0, 1, 32, 32, 32, 256),
     # levers-cpu.
-    Size(4e6, 2e6, 160, 6, 128, 2.0, 1, 32, 32, 32, 256),
+    Size(4e6, 2e6, 128, 6, 128, 2.0, 1, 32, 32, 32, 256),
     # Between the measured sizes, not measured. On a CPU the limits from here on are extrapolated.
     Size(2e7, 6e6, 256, 8, 192, 2.5, 1, 64, 64, 64, 512),
     Size(6e7, 1e7, 384, 8, 256, 2.5, 1, 64, 64, 64, 512),
