@@ -21,7 +21,7 @@ from jepamba.config import Model, Quant
 from jepamba.model import LanguageModel
 from jepamba.ops.dispatch import triton_kernels
 from jepamba.quant import CachedWeights
-from ssd import captured, measure
+from ssd import captured, measure, on_own_stream
 
 WAYS = {"unquantized": (False, True), "plain": (True, False), "fused": (True, True)}
 """Whether the weights are fake-quantized, and whether with the kernels."""
@@ -86,13 +86,5 @@ def bench() -> None:
     print(json.dumps({"device": device, "sizes": vars(o), "milliseconds": result}))
 
 
-def main() -> None:
-    """Everything on a stream of its own: work of the default stream cannot be captured."""
-    if not torch.cuda.is_available():
-        return bench()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        return bench()
-
-
 if __name__ == "__main__":
-    main()
+    on_own_stream(bench)

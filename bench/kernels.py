@@ -23,7 +23,7 @@ from jepamba.ops.dispatch import triton_kernels
 from jepamba.ops.epps_pulley import epps_pulley
 from jepamba.ops.norms import add_norm, gated_norm, mix_norm, relu2_norm
 from jepamba.ops.predictor import bias_gelu
-from ssd import captured, measure
+from ssd import captured, measure, on_own_stream
 
 Parts = dict[str, tuple[Callable[[], object], int]]
 """Calls and the bytes that each must move, by name."""
@@ -178,13 +178,5 @@ def bench() -> None:
     print(json.dumps({"device": device, "sizes": vars(o), "milliseconds": result}))
 
 
-def main() -> None:
-    """Everything on a stream of its own: work of the default stream cannot be captured."""
-    if not torch.cuda.is_available():
-        return bench()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        return bench()
-
-
 if __name__ == "__main__":
-    main()
+    on_own_stream(bench)

@@ -26,7 +26,7 @@ from jepamba.ops.dispatch import triton_kernels
 from jepamba.ops.muon import apply_updates, nesterov_updates, orthogonalize
 from jepamba.optim import Optimizers
 from jepamba.presets import load_preset
-from ssd import captured, measure
+from ssd import captured, measure, on_own_stream
 
 
 def build(run: Run, device: torch.device) -> Optimizers:
@@ -80,8 +80,15 @@ def make_calls(optimizers: Optimizers) -> dict[str, Callable[[], object]]:
     }
 
 
-def bench(run: Run, rounds: int) -> None:
-    """Measure, print."""
+def bench() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", nargs="?", default="submission-bpe")
+    parser.add_argument("--bench-rounds", type=int, default=30)
+    args, flags = parser.parse_known_args()
+    if not torch.cuda.is_available():
+        parser.error("this benchmark needs a CUDA GPU")
+    run = with_settings(load_preset(args.preset), parse_settings(flags))
     calls: dict[str, dict[str, Callable[[], object]]] = {}
     matrices: list[Tensor] = []
     for how, wanted in (("plain", False), ("fused", True)):
@@ -90,7 +97,7 @@ def bench(run: Run, rounds: int) -> None:
             matrices = list(optimizers.groups.muon.values())
             for name, call in make_calls(optimizers).items():
                 calls.setdefault(name, {})[how] = captured(call)
-    times = measure(calls, rounds)
+    times = measure(calls, args.bench_rounds)
     size, shapes = sum(p.numel() for p in matrices), len({p.shape for p in matrices})
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}; Muon: {len(matrices)} matrices of {shapes} shapes, {size / 1e6:.1f} M")
@@ -100,18 +107,5 @@ def bench(run: Run, rounds: int) -> None:
     print(json.dumps({"device": device, "matrices": len(matrices), "parameters": size, "milliseconds": times}))
 
 
-def main() -> None:
-    """Everything on a stream of its own: work of the default stream cannot be captured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", nargs="?", default="submission-bpe")
-    parser.add_argument("--bench-rounds", type=int, default=30)
-    args, flags = parser.parse_known_args()
-    if not torch.cuda.is_available():
-        parser.error("this benchmark needs a CUDA GPU")
-    run = with_settings(load_preset(args.preset), parse_settings(flags))
-    with torch.cuda.stream(torch.cuda.Stream()):
-        bench(run, args.bench_rounds)
-
-
 if __name__ == "__main__":
-    main()
+    on_own_stream(bench)

@@ -185,8 +185,8 @@ def kernels(inputs: list[Tensor], weights: list[Tensor]) -> None:
         print(f"  {name[:60]:60s} {statistics.median(values):8.1f} µs × {len(values) / 10:g}")
 
 
-def main() -> None:
-    """Everything on a stream of its own: work of the default stream cannot be captured."""
+def on_own_stream(bench: Callable[[], None]) -> None:
+    """Run `bench` on a stream of its own: work of the default stream cannot be captured."""
     with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else contextlib.nullcontext():
         bench()
 
@@ -263,4 +263,4 @@ def bench() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    on_own_stream(bench)

@@ -76,14 +76,9 @@ def _dry_run(run: Any, as_json: bool) -> int:
 
 def _choices(run: Any, as_json: bool) -> tuple[Any, dict[str, Any]]:
     """Read the text and let the dial choose. Returns the resolved run, and value and reason of each choice."""
-    from jepamba.data import corpus
-    from jepamba.progress import Progress
-    from jepamba.train import resolve
-    from jepamba.train.dial import resolve_dial
+    from jepamba.train import read_and_resolve
 
-    with Progress("reading the text") as report:
-        text = corpus(run.data, progress=report)
-    run, choices = resolve_dial(resolve(run, text), text, say=(lambda line: None) if as_json else print)
+    run, choices = read_and_resolve(run, say=(lambda line: None) if as_json else print)
     return run, {choice.name: {"value": choice.value, "reason": choice.reason} for choice in choices}
 
 

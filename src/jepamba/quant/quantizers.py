@@ -73,4 +73,4 @@ def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer, importance_
                 return fake_quantize_absmax(out_RC, w_RC, quantizer.q_max, group=quantizer.group)
             case FloatQuantizer(torch.bfloat16):
                 return fake_quantize_bf16(out_RC, w_RC)
-    out.copy_(quantizer.decode(quantizer.encode(w, importance_C), tuple(w.shape)))
+    out.copy_(fake_quantize(w, quantizer, importance_C))

@@ -28,7 +28,7 @@ from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
-from jepamba.progress import Progress, duration
+from jepamba.progress import duration
 from jepamba.report.records import read_summary
 from jepamba.study.plan import Plan, load_plan
 
@@ -104,20 +104,17 @@ def run_plan(plan: Plan, out: Path) -> list[Outcome]:
 
 def _with_choices(plan: Plan, out: Path) -> Plan:
     """Return `plan` with the choices of the dial as common settings of all runs: those in `out`, or new ones."""
-    if plan.base().train.dial and (out / "plan.toml").exists():
-        before = load_plan(out / "plan.toml").settings
-        plan = plan.with_common({name: before[name] for name in plan.base().train.dial if name in before})
     run = plan.base()
+    if run.train.dial and (out / "plan.toml").exists():
+        before = load_plan(out / "plan.toml").settings
+        plan = plan.with_common({name: before[name] for name in run.train.dial if name in before})
+        run = plan.base()
     if not run.train.dial:
         return plan
     # A study without a dial does not load PyTorch.
-    from jepamba.data import corpus
-    from jepamba.train.dial import resolve_dial
-    from jepamba.train.run_folder import resolve
+    from jepamba.train import read_and_resolve
 
-    with Progress("reading the text") as report:
-        text = corpus(run.data, progress=report)
-    _, choices = resolve_dial(resolve(run, text), text, say=_log)
+    _, choices = read_and_resolve(run, say=_log)
     return plan.with_common({choice.name: choice.value for choice in choices})
 
 

@@ -188,9 +188,9 @@ def _passage_hashes(
     hashes[1:] -= prefix[:-PASSAGE]
     hashes *= _INVERSE_POWERS[: hashes.size]
     # The low bits of a product depend only on low bits: mix, so that the sample is uniform.
-    for shift, factor in ((32, 0xD6E8FEB86659FD93), (32, 0xD6E8FEB86659FD93)):
-        hashes ^= hashes >> np.uint64(shift)
-        hashes *= np.uint64(factor)
+    for _ in range(2):
+        hashes ^= hashes >> np.uint64(32)
+        hashes *= np.uint64(0xD6E8FEB86659FD93)
     hashes ^= hashes >> np.uint64(32)
     ends = np.cumsum([len(piece) for piece in pieces])
     starts = np.flatnonzero(hashes <= np.uint64(top))

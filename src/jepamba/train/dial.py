@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jepamba.artifact.inspect import LIMIT_BYTES
@@ -25,7 +25,7 @@ BYTES_PER_PARAMETER = 0.42
 USEFUL_EPOCHS = 4
 """Epochs that count as budget for the size of the model (levers-30s: four epochs in 120 s need no smaller model)."""
 GPU_TOKENS, CPU_TOKENS = 32_768, 2_048
-"""Tokens per step on one device (levers-16s, levers-30s; pilot-2026-11-28)."""
+"""Tokens per step on one device (levers-16s, levers-30s; levers-cpu)."""
 MAX_TOKENS_PER_MICRO = 65_536
 """The largest micro-batch that was trained (submission-bpe-400)."""
 
@@ -52,7 +52,7 @@ class Size:
 SIZES = (
     # levers-cpu: best after 1.7 M tokens on a CPU. GPUs are not measured below 640 × 6.
     Size(0, 0, 96, 4, 96, 2.0, 1, 32, 32, 32, 256),
-    # levers-cpu.
+    # levers-cpu: at a third of the budget of `cpu` larger models are worse; 128 × 4 is not worse than this one.
     Size(4e6, 2e6, 128, 6, 128, 2.0, 1, 32, 32, 32, 256),
     # Between the measured sizes, not measured. On a CPU the limits from here on are extrapolated.
     Size(2e7, 6e6, 256, 8, 192, 2.5, 1, 64, 64, 64, 512),
@@ -219,7 +219,7 @@ def resolve_dial(
     if run.train.seconds > 0:
         candidate = apply(run, world.on_rank_zero(lambda: choose(run, known)))
         speed = measure_speed(candidate, text, world)
-        known = Circumstances(known.text_tokens, known.on_gpu, known.world_size, speed)
+        known = replace(known, parameter_tokens_per_second=speed)
     choices = world.on_rank_zero(lambda: choose(run, known))
     for choice in choices:
         say(str(choice))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict
-from jepamba.data import Corpus
+from jepamba.data import Corpus, corpus
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
-from jepamba.progress import print_line, silence
+from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
-from jepamba.train.dial import resolve_dial
+from jepamba.train.dial import Choice, resolve_dial
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -119,6 +119,13 @@ def _with_changes(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Ru
                 f"{name} cannot change in a resumed run; these settings can: {', '.join(MACHINE_SETTINGS)}"
             )
     return build(merge(settings, changes))
+
+
+def read_and_resolve(run: Run, say: Callable[[str], None]) -> tuple[Run, list[Choice]]:
+    """Read the text of `run`, set the vocabulary, and resolve the dial, as `train` does, in this process alone."""
+    with Progress("reading the text") as report:
+        text = corpus(run.data, progress=report)
+    return resolve_dial(resolve(run, text), text, say=say)
 
 
 def resolve(run: Run, text: Corpus) -> Run:

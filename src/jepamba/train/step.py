@@ -6,7 +6,7 @@ Legend: S samples that SIGReg tests separately, K its knots, M its directions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Trainer:
             self.sigreg_sums_SK2M = torch.zeros(shape, device=device)
 
         # Walking the modules for them in each step would take time in which a GPU waits.
-        self.parameters, self.buffers = state.parameters(), dict(state.modules.named_buffers())
+        self.parameters, self.buffers = state.parameters(), list(state.modules.buffers())
         self.graphs = device.type == "cuda" and run.train.graph
         pool = torch.cuda.graph_pool_handle() if self.graphs else None
         self.forward_backward = GraphedMicrobatch(self._forward_backward, device, self.graphs, pool)
@@ -85,7 +85,7 @@ class Trainer:
         lam = sigreg_lambda(run.jepa, budget_fraction)
         state.set_training_mode(budget_fraction)
         # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
-        buffers, position = {name: value.clone() for name, value in self.buffers.items()}, state.loader.state()
+        buffers, position = [value.clone() for value in self.buffers], state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
             calibrate_inputs(state)
 
@@ -170,13 +170,13 @@ class Trainer:
             *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
-    def _skip(self, buffers: Mapping[str, Tensor]) -> None:
+    def _skip(self, buffers: Sequence[Tensor]) -> None:
         """Count a skipped step and restore the buffers. The carried state becomes empty."""
         state = self.state
         state.counters.skipped += 1
         state.modules.zero_grad(set_to_none=False)
-        for name, value in self.buffers.items():
-            value.copy_(buffers[name])
+        for value, before in zip(self.buffers, buffers, strict=True):
+            value.copy_(before)
         state.carry(None)
 
     def _sum_sigreg_sample(self, micro_batches: MicroBatches, sums_SK2M: Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from jepamba.ops.norms.triton_kernels import _load, _store
+from jepamba.ops.norms.triton_kernels import load_row, store_row
 
 
 @triton.jit
@@ -35,13 +35,13 @@ def nesterov_updates_kernel(
     row, matrix = tl.program_id(0), tl.program_id(1)
     m = tl.load(momentum)
     buffer = _select(buffers, matrix)
-    grad_CP, buffer_CP = _load(_select(grads, matrix), row, D, D, P), _load(buffer, row, D, D, P)
+    grad_CP, buffer_CP = load_row(_select(grads, matrix), row, D, D, P), load_row(buffer, row, D, D, P)
     update_CP = ()
     squares_P = tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
         weighted = (1.0 - m) * grad_CP[i].to(tl.float32)
         mean = m * buffer_CP[i].to(tl.float32) + weighted
-        _store(buffer, row, D, i, mean, D, P)
+        store_row(buffer, row, D, i, mean, D, P)
         update = weighted + m * mean
         squares_P += update * update
         update_CP = update_CP + (update,)
@@ -52,7 +52,7 @@ def nesterov_updates_kernel(
         scale = 1.0 / tl.maximum(rms, eps, propagate_nan=tl.PropagateNan.ALL)
     slot = tl.cast(matrix, tl.int64) * tl.num_programs(0) + row
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(updates, slot, D, i, update_CP[i] * scale, D, P)
+        store_row(updates, slot, D, i, update_CP[i] * scale, D, P)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from jepamba.ops.norms.triton_kernels import _inverse_rms, _load, _shrinkage, _store
+from jepamba.ops.norms.triton_kernels import _inverse_rms, _shrinkage, load_row, store_row
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def relu_of(value):
 def relu2_norm_kernel(u, out, eps, D: tl.constexpr, P: tl.constexpr):
     """out = a·r with a = relu(u)²."""
     row = tl.program_id(0)
-    u_CP = _load(u, row, D, D, P)
+    u_CP = load_row(u, row, D, D, P)
     squares_P = tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
         relu = relu_of(u_CP[i])
@@ -32,7 +32,7 @@ def relu2_norm_kernel(u, out, eps, D: tl.constexpr, P: tl.constexpr):
     r = _inverse_rms(squares_P, D, eps)
     for i in tl.static_range(triton.cdiv(D, P)):
         relu = relu_of(u_CP[i])
-        _store(out, row, D, i, relu * relu * r, D, P)
+        store_row(out, row, D, i, relu * relu * r, D, P)
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def relu2_norm_kernel(u, out, eps, D: tl.constexpr, P: tl.constexpr):
 def relu2_norm_gradient_kernel(u, dout, du, eps, D: tl.constexpr, P: tl.constexpr):
     """Write du."""
     row = tl.program_id(0)
-    u_CP, dn_CP = _load(u, row, D, D, P), _load(dout, row, D, D, P)
+    u_CP, dn_CP = load_row(u, row, D, D, P), load_row(dout, row, D, D, P)
     squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
         relu = relu_of(u_CP[i])
@@ -51,4 +51,4 @@ def relu2_norm_gradient_kernel(u, dout, du, eps, D: tl.constexpr, P: tl.constexp
     for i in tl.static_range(triton.cdiv(D, P)):
         relu = relu_of(u_CP[i])
         da = r * (dn_CP[i].to(tl.float32) - k * relu * relu)
-        _store(du, row, D, i, 2.0 * relu * da, D, P)
+        store_row(du, row, D, i, 2.0 * relu * da, D, P)

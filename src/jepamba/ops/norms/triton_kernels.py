@@ -19,7 +19,7 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def _load(tensor, row, stride, D: tl.constexpr, P: tl.constexpr):
+def load_row(tensor, row, stride, D: tl.constexpr, P: tl.constexpr):
     """Load a row as a tuple of pieces, in its own dtype, because bf16 needs half the registers of fp32."""
     pieces = ()
     for i in tl.static_range(triton.cdiv(D, P)):
@@ -36,7 +36,7 @@ def _load(tensor, row, stride, D: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _store(tensor, row, stride, i: tl.constexpr, value, D: tl.constexpr, P: tl.constexpr):
+def store_row(tensor, row, stride, i: tl.constexpr, value, D: tl.constexpr, P: tl.constexpr):
     """Store piece `i` of a row."""
     cols = i * P + tl.arange(0, P)
     at = tensor + tl.cast(row, tl.int64) * stride + cols
@@ -74,14 +74,14 @@ def _shrinkage(products_P, r, D: tl.constexpr):
 def add_norm_kernel(x, branch, total, normed, eps, D: tl.constexpr, P: tl.constexpr, HAS_BRANCH: tl.constexpr):
     """total = x + branch, normed = total·r. Without a branch, total is x and is not written."""
     row = tl.program_id(0)
-    s_CP = _load(x, row, D, D, P)
+    s_CP = load_row(x, row, D, D, P)
     squares_P = tl.zeros((P,), tl.float32)
     if HAS_BRANCH:
-        branch_CP = _load(branch, row, D, D, P)
+        branch_CP = load_row(branch, row, D, D, P)
         sums = ()
         for i in tl.static_range(triton.cdiv(D, P)):
             s = (s_CP[i].to(tl.float32) + branch_CP[i].to(tl.float32)).to(total.dtype.element_ty)
-            _store(total, row, D, i, s, D, P)
+            store_row(total, row, D, i, s, D, P)
             sums = sums + (s,)
         s_CP = sums
     for i in tl.static_range(triton.cdiv(D, P)):
@@ -89,7 +89,7 @@ def add_norm_kernel(x, branch, total, normed, eps, D: tl.constexpr, P: tl.conste
         squares_P += s * s
     r = _inverse_rms(squares_P, D, eps)
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(normed, row, D, i, s_CP[i].to(tl.float32) * r, D, P)
+        store_row(normed, row, D, i, s_CP[i].to(tl.float32) * r, D, P)
 
 
 @triton.jit
@@ -99,10 +99,10 @@ def add_norm_gradient_kernel(
 ):  # fmt: skip
     """Write dx, which is also the gradient of the branch."""
     row = tl.program_id(0)
-    s_CP, dn_CP = _load(total, row, D, D, P), _load(dnormed, row, D, D, P)
+    s_CP, dn_CP = load_row(total, row, D, D, P), load_row(dnormed, row, D, D, P)
     dtotal_CP = s_CP
     if HAS_DTOTAL:
-        dtotal_CP = _load(dtotal, row, D, D, P)
+        dtotal_CP = load_row(dtotal, row, D, D, P)
     squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
         s = s_CP[i].to(tl.float32)
@@ -114,7 +114,7 @@ def add_norm_gradient_kernel(
         d = r * (dn_CP[i].to(tl.float32) - k * s_CP[i].to(tl.float32))
         if HAS_DTOTAL:
             d += dtotal_CP[i].to(tl.float32)
-        _store(dx, row, D, i, d, D, P)
+        store_row(dx, row, D, i, d, D, P)
 
 
 @triton.jit
@@ -134,21 +134,21 @@ def mix_norm_kernel(
 ):  # fmt: skip
     """mixed = mix₀·(x + weight·skip) + mix₁·x0, normed = mixed·r."""
     row = tl.program_id(0)
-    x_CP, x0_CP = _load(x, row, D, D, P), _load(x0, row, D, D, P)
-    m0_CP, m1_CP = _load(mix, 0, D, D, P), _load(mix, 1, D, D, P)
+    x_CP, x0_CP = load_row(x, row, D, D, P), load_row(x0, row, D, D, P)
+    m0_CP, m1_CP = load_row(mix, 0, D, D, P), load_row(mix, 1, D, D, P)
     skip_CP, w_CP = x_CP, m0_CP
     if HAS_SKIP:
-        skip_CP, w_CP = _load(skip, row, D, D, P), _load(weight, 0, D, D, P)
+        skip_CP, w_CP = load_row(skip, row, D, D, P), load_row(weight, 0, D, D, P)
     squares_P = tl.zeros((P,), tl.float32)
     mixed_CP = ()
     for i in tl.static_range(triton.cdiv(D, P)):
         s = _mixed(x_CP[i], skip_CP[i], x0_CP[i], w_CP[i], m0_CP[i], m1_CP[i], HAS_SKIP)
-        _store(mixed, row, D, i, s, D, P)
+        store_row(mixed, row, D, i, s, D, P)
         squares_P += s * s
         mixed_CP = mixed_CP + (s,)
     r = _inverse_rms(squares_P, D, eps)
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(normed, row, D, i, mixed_CP[i] * r, D, P)
+        store_row(normed, row, D, i, mixed_CP[i] * r, D, P)
 
 
 @triton.jit
@@ -162,22 +162,22 @@ def mix_norm_gradient_kernel(
 
     `partials` is (programs, 3, D). `mixed` is recomputed, which is faster than reading it.
     """
-    m0_CP, m1_CP = _load(mix, 0, D, D, P), _load(mix, 1, D, D, P)
+    m0_CP, m1_CP = load_row(mix, 0, D, D, P), load_row(mix, 1, D, D, P)
     w_CP = m0_CP
     if HAS_SKIP:
-        w_CP = _load(weight, 0, D, D, P)
+        w_CP = load_row(weight, 0, D, D, P)
     dm0_CP, dm1_CP, dw_CP = _zeros(D, P), _zeros(D, P), _zeros(D, P)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
-        x_CP, x0_CP, dn_CP = _load(x, row, D, D, P), _load(x0, row, D, D, P), _load(dnormed, row, D, D, P)
+        x_CP, x0_CP, dn_CP = load_row(x, row, D, D, P), load_row(x0, row, D, D, P), load_row(dnormed, row, D, D, P)
         skip_CP, dmixed_CP, dx0_later_CP, dx_later_CP = x_CP, x_CP, x_CP, x_CP
         if HAS_SKIP:
-            skip_CP = _load(skip, row, D, D, P)
+            skip_CP = load_row(skip, row, D, D, P)
         if HAS_DMIXED:
-            dmixed_CP = _load(dmixed, row, D, D, P)
+            dmixed_CP = load_row(dmixed, row, D, D, P)
         if HAS_DX0_LATER:
-            dx0_later_CP = _load(dx0_later, row, D, D, P)
+            dx0_later_CP = load_row(dx0_later, row, D, D, P)
         if HAS_DX_LATER:
-            dx_later_CP = _load(dx_later, row, D, D, P)
+            dx_later_CP = load_row(dx_later, row, D, D, P)
         squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
         mixed_CP = ()
         for i in tl.static_range(triton.cdiv(D, P)):
@@ -198,23 +198,23 @@ def mix_norm_gradient_kernel(
                 skipped = skip_CP[i].to(tl.float32)
                 v += w_CP[i] * skipped
                 dw = dw + (dw_CP[i] + dv * skipped,)
-                _store(dskip, row, D, i, w_CP[i] * dv, D, P)
+                store_row(dskip, row, D, i, w_CP[i] * dv, D, P)
             dm0 = dm0 + (dm0_CP[i] + d * v,)
             dm1 = dm1 + (dm1_CP[i] + d * x0_CP[i].to(tl.float32),)
             if HAS_DX_LATER:
                 dv += dx_later_CP[i].to(tl.float32)
-            _store(dx, row, D, i, dv, D, P)
+            store_row(dx, row, D, i, dv, D, P)
             d0 = m1_CP[i] * d
             if HAS_DX0_LATER:
                 d0 += dx0_later_CP[i].to(tl.float32)
-            _store(dx0, row, D, i, d0, D, P)
+            store_row(dx0, row, D, i, d0, D, P)
         dm0_CP, dm1_CP = dm0, dm1
         if HAS_SKIP:
             dw_CP = dw
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(partials, 3 * tl.program_id(0), D, i, dm0_CP[i], D, P)
-        _store(partials, 3 * tl.program_id(0) + 1, D, i, dm1_CP[i], D, P)
-        _store(partials, 3 * tl.program_id(0) + 2, D, i, dw_CP[i], D, P)
+        store_row(partials, 3 * tl.program_id(0), D, i, dm0_CP[i], D, P)
+        store_row(partials, 3 * tl.program_id(0) + 1, D, i, dm1_CP[i], D, P)
+        store_row(partials, 3 * tl.program_id(0) + 2, D, i, dw_CP[i], D, P)
 
 
 @triton.jit
@@ -222,7 +222,7 @@ def mix_norm_gradient_kernel(
 def gated_norm_kernel(y, z, weight, out, z_stride, eps, D: tl.constexpr, P: tl.constexpr):
     """out = weight·v·r with v = y·silu(z)."""
     row = tl.program_id(0)
-    y_CP, z_CP, w_CP = _load(y, row, D, D, P), _load(z, row, z_stride, D, P), _load(weight, 0, D, D, P)
+    y_CP, z_CP, w_CP = load_row(y, row, D, D, P), load_row(z, row, z_stride, D, P), load_row(weight, 0, D, D, P)
     squares_P = tl.zeros((P,), tl.float32)
     v_CP = ()
     for i in tl.static_range(triton.cdiv(D, P)):
@@ -232,7 +232,7 @@ def gated_norm_kernel(y, z, weight, out, z_stride, eps, D: tl.constexpr, P: tl.c
         v_CP = v_CP + (v,)
     r = _inverse_rms(squares_P, D, eps)
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(out, row, D, i, w_CP[i] * v_CP[i] * r, D, P)
+        store_row(out, row, D, i, w_CP[i] * v_CP[i] * r, D, P)
 
 
 @triton.jit
@@ -241,9 +241,9 @@ def gated_norm_gradient_kernel(
     y, z, weight, dout, dy, dz, partials, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """Write dy, dz, and `partials` (programs, D) of dweight."""
-    w_CP, dw_CP = _load(weight, 0, D, D, P), _zeros(D, P)
+    w_CP, dw_CP = load_row(weight, 0, D, D, P), _zeros(D, P)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
-        y_CP, z_CP, d_CP = _load(y, row, D, D, P), _load(z, row, z_stride, D, P), _load(dout, row, D, D, P)
+        y_CP, z_CP, d_CP = load_row(y, row, D, D, P), load_row(z, row, z_stride, D, P), load_row(dout, row, D, D, P)
         squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
         sigmoid_CP = ()
         for i in tl.static_range(triton.cdiv(D, P)):
@@ -263,8 +263,8 @@ def gated_norm_gradient_kernel(
             v = y_P * silu
             dw = dw + (dw_CP[i] + d * v * r,)
             dv = r * (d * w_CP[i] - k * v)
-            _store(dy, row, D, i, dv * silu, D, P)
-            _store(dz, row, dz_stride, i, dv * y_P * (sigmoid + silu * (1.0 - sigmoid)), D, P)
+            store_row(dy, row, D, i, dv * silu, D, P)
+            store_row(dz, row, dz_stride, i, dv * y_P * (sigmoid + silu * (1.0 - sigmoid)), D, P)
         dw_CP = dw
     for i in tl.static_range(triton.cdiv(D, P)):
-        _store(partials, tl.program_id(0), D, i, dw_CP[i], D, P)
+        store_row(partials, tl.program_id(0), D, i, dw_CP[i], D, P)
