@@ -5,6 +5,7 @@ Life cycle of a `QuantWeight`: `__init__`, `effective_weight` (fake quantization
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -90,11 +91,16 @@ class CachedWeights:
     @torch.no_grad()
     def compute(self) -> None:
         """Fill the cache from the masters. It can be captured as a CUDA graph."""
+        # Tensors of one dtype are copied together, with one kernel for many of them.
+        copies = defaultdict[torch.dtype, tuple[list[Tensor], list[Tensor]]](lambda: ([], []))
         for weight, leaf in zip(self.weights, self.leaves, strict=True):
             if weight.quantizes:
                 fake_quantize_into(leaf, weight.master, weight.quantizer, weight.input_power)
             else:
-                leaf.copy_(weight.master)
+                for tensors, value in zip(copies[leaf.dtype], (leaf, weight.master), strict=True):
+                    tensors.append(value)
+        for leaves, masters in copies.values():
+            torch._foreach_copy_(leaves, masters)
 
     def __enter__(self) -> list[Tensor]:
         for weight, master, leaf in zip(self.weights, self.masters, self.leaves, strict=True):

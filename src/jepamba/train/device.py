@@ -33,7 +33,9 @@ class DeviceConfig:
     def memory_mb(self) -> float:
         """Peak memory in MB (10⁶ bytes): of the GPU's allocator, or the resident set of the process."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e6
+            # `max_memory_allocated` flattens a hundred values first, while the GPU may be waiting for the next step.
+            statistics = torch.cuda.memory_stats_as_nested_dict(self.device)
+            return float(statistics["allocated_bytes"]["all"]["peak"]) / 1e6
         import resource
 
         # Linux counts in KiB, macOS in bytes.

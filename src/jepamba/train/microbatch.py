@@ -6,7 +6,7 @@ Legend: B windows, T tokens of a window; K roll-out steps of latent prediction. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -32,6 +32,14 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu" or value.device.type != "cpu":
         return value
     return value.pin_memory().to(device, non_blocking=True)
+
+
+def batch_to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy the tokens of `batch` to `device` without making the host wait."""
+    inputs_BT, targets_BT, reset_BT = (
+        to_device(value, device) for value in (batch.inputs_BT, batch.targets_BT, batch.reset_BT)
+    )
+    return replace(batch, inputs_BT=inputs_BT, targets_BT=targets_BT, reset_BT=reset_BT)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,11 @@ class MicroBatch:
     def copy_(self, other: MicroBatch) -> None:
         """Overwrite the tensors with those of `other`, which have the same shapes."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(to_device(theirs, mine.device), non_blocking=True)
+            if theirs.ndim == 0 and theirs.device.type == "cpu":
+                # The value becomes an argument of a kernel, which takes the host less time than a transfer.
+                mine.fill_(theirs.item())
+            else:
+                mine.copy_(to_device(theirs, mine.device), non_blocking=True)
 
 
 class MicroBatches:
@@ -101,15 +113,16 @@ class MicroBatches:
         self.pass_windows = [[len(rows) for rows in layout.of_pass(index)] for index in range(len(self.rows))]
         """Windows of each pass on each rank."""
         self.windows = sum(map(sum, self.pass_windows))
-        batch = batch.part(0, sum(self.rows))
-        self.continues_B = batch.continues_B
-        # One transfer for the whole step; micro-batches are slices on the device.
-        self.tokens_BT, self.targets_BT = (to_device(v, state.device) for v in (batch.inputs_BT, batch.targets_BT))
-        self.reset_BT = to_device(batch.reset_BT, state.device) if run.data.reset else None
-        # The numbers of positions with a target k tokens ahead in the same document, over all ranks.
-        steps = run.jepa.rollout_steps if run.jepa.weight > 0 else 1
-        shape = (len(batch.inputs_BT), run.data.seq_len)
-        self.pairs_K = world.all_reduce_(document_pairs(shape, self.reset_BT, steps, state.device))
+        # One transfer for the whole step, unless the batch is on the device already; micro-batches are slices there.
+        batch = batch_to_device(batch.part(0, sum(self.rows)), state.device)
+        self.continues_B, self.tokens_BT, self.targets_BT = batch.continues_B, batch.inputs_BT, batch.targets_BT
+        self.reset_BT = batch.reset_BT if run.data.reset else None
+        self.pairs_K: Tensor | None = None
+        """With latent prediction: the positions with a target k tokens ahead in the same document, over all ranks."""
+        if run.jepa.weight > 0:
+            shape = (len(batch.inputs_BT), run.data.seq_len)
+            pairs_K = document_pairs(shape, self.reset_BT, run.jepa.rollout_steps, state.device)
+            self.pairs_K = world.all_reduce_(pairs_K)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for index, (end, rows) in enumerate(zip(accumulate(self.rows), self.rows, strict=True)):

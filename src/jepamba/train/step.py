@@ -18,7 +18,7 @@ from jepamba.jepa import LossTerms, sigreg_lambda, sigreg_sums, weighted_terms
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.cuda_graph import CUDAGraph, GraphedMicrobatch
 from jepamba.train.measure import CALIBRATE_EVERY, calibrate_inputs
-from jepamba.train.microbatch import MicroBatch, MicroBatches, loss_terms
+from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
 from jepamba.train.state import TrainState
 
 
@@ -65,6 +65,8 @@ class Trainer:
         ]
         self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
         """The tensors with respect to which the passes take gradients."""
+        self._transferred: tuple[Batch, Batch] | None = None
+        """The windows of the next step on the host and on the device."""
 
     def train_step(self, budget_fraction: float) -> dict[str, float]:
         """Train on the next `tokens_per_step` tokens. All ranks must call it.
@@ -91,10 +93,14 @@ class Trainer:
 
         self.compute_weights()
         batch = state.next_windows()
-        self.accumulate_gradients(batch, lam)
+        self.accumulate_gradients(self._on_device(batch), lam)
         world.all_reduce_each_([p.grad for p in self.parameters if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients()
+        if self.graphs:
+            # The host has time now. After the result is read, the GPU waits for it.
+            ahead = state.peek_windows()
+            self._transferred = ahead, batch_to_device(ahead, state.device)
         losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
         loss = sum(weighted_terms(run.jepa, lam, losses["token"], losses["jepa"], losses["sigreg"]).values())
 
@@ -133,6 +139,12 @@ class Trainer:
         if key not in self._weight_graphs:
             self._weight_graphs[key] = CUDAGraph(self.weight_cache.compute, self.graphs)
         self._weight_graphs[key]()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """`batch` on the device, where the step before may have put it."""
+        if self._transferred is not None and self._transferred[0] is batch:
+            return self._transferred[1]
+        return batch_to_device(batch, self.state.device)
 
     def accumulate_gradients(self, batch: Batch, lam: float) -> None:
         """Run every micro-batch of this rank's windows forward and backward."""
@@ -206,6 +218,7 @@ class Trainer:
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
+        self._transferred = None
         for graph in (self.clip_gradients, self.update, *self._weight_graphs.values()):
             graph.release()
         self.forward_backward.release()

@@ -27,6 +27,7 @@ CASES = [
     Case(2, 100, 3, 64, 3, 64, 16, resets=0.3, initial=True),
     Case(64, 600, 4, 128, 1, 128, 128, initial=True),
     Case(70, 130, 4, 64, 2, 64, 64, resets=0.03, initial=True),
+    Case(2, 300, 10, 64, 1, 128, 64, resets=0.02, initial=True),
 ]
 
 

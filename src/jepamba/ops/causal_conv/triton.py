@@ -17,10 +17,11 @@ from jepamba.ops.causal_conv.pytorch import conv_history
 from jepamba.ops.dispatch import on_device
 from jepamba.ops.partial_sums import sum_partials
 
-TUNED = {"forward": {"CHUNK": 64, "BLOCK": 128, "PREFETCH": 8}, "backward": {"CHUNK": 256, "BLOCK": 128, "PREFETCH": 8}}
-"""Tokens and channels per program, and tokens loaded ahead."""
-
-WARPS = 2
+TUNED = {
+    "forward": {"CHUNK": 64, "BLOCK": 128, "PREFETCH": 8, "num_warps": 1},
+    "backward": {"CHUNK": 128, "BLOCK": 128, "PREFETCH": 8, "num_warps": 2},
+}
+"""Tokens and channels per program, tokens loaded ahead, warps."""
 
 
 def conv_silu_triton(
@@ -75,7 +76,7 @@ def conv_silu_forward(
         kernels.forward_kernel[grid](
             x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, out_BTC,
             length, channels, *x_BTC.stride()[:2], *flags.stride()[:2], *out_BTC.stride()[:2],
-            W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
+            W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, **tuned,
         )  # fmt: skip
     return out_BTC
 
@@ -102,7 +103,7 @@ def conv_silu_backward(
         kernels.backward_kernel[grid](
             dout_BTC, x_BTC, history, kernel_CW.contiguous(), bias_C.contiguous(), flags, dx_BTC, dhistory, partials,
             length, channels, *dout_BTC.stride()[:2], *x_BTC.stride()[:2], *flags.stride()[:2], *dx_BTC.stride()[:2],
-            W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, num_warps=WARPS, **tuned,
+            W=taps, HAS_HISTORY=history_BCW is not None, HAS_RESET=reset_BT is not None, **tuned,
         )  # fmt: skip
     dkernel, dbias = sum_partials(partials).split([channels * taps, channels])
     return dkernel.view(channels, taps), dbias, dhistory if history_BCW is not None else None

@@ -1,5 +1,7 @@
 """Supported sizes, launch settings, descriptors and decay tensors of the Triton kernels."""
 
+from functools import lru_cache
+
 import torch
 import triton
 from torch import Tensor
@@ -20,7 +22,9 @@ FLOAT32 = "tf32x3"
 BLOCK = 4
 """Chunks per program of the decay kernels."""
 PROGRAMS = 528
-"""Programs that fill an H100, 4 for each of 132 multiprocessors. With fewer chunks, the heads are split."""
+"""Programs that fill an H100, 4 for each of 132 multiprocessors. Fewer sequences are divided into segments."""
+GRADIENT_PROGRAMS = 512
+"""With fewer chunks, the heads of a chunk are split over several programs of the gradient kernel."""
 
 
 TUNED = {
@@ -29,6 +33,8 @@ TUNED = {
     "gradient": {"num_warps": 4, "STAGES": 2},
 }
 """Launch settings of each kernel: the fastest for tiles of 64 × 64 on an H100 (docs/performance.md)."""
+SHARED_MEMORY = 232_448
+"""Bytes of shared memory per program from which on large tiles get two stages: those of an H100. Less is untested."""
 
 
 def is_supported(dtype: torch.dtype, headdim: int, n: int, chunk_size: int) -> bool:
@@ -39,12 +45,24 @@ def is_supported(dtype: torch.dtype, headdim: int, n: int, chunk_size: int) -> b
 def launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[str, int | str]:
     """Return the launch settings of `kernel`, adapted to the tile size and dtype."""
     settings: dict[str, int | str] = dict(TUNED[kernel])
-    if max(L, width, n) > 64:
-        settings["num_warps"] = 8
-    if max(L, width, n) > 64 or dtype == torch.float32:
+    large = max(L, width, n) > 64
+    if dtype == torch.float32:
         # More stages would not fit in shared memory.
-        settings["STAGES"] = 1
+        settings = {"num_warps": 8 if large else 4, "STAGES": 1}
+    elif large:
+        # Eight warps are slower where the tiles have 64 tokens (docs/performance.md).
+        settings["num_warps"] = 8 if L > 64 and kernel != "state" else 4
+        fits = not (kernel == "gradient" and width > 64) and shared_memory() >= SHARED_MEMORY
+        settings["STAGES"] = 2 if fits else 1
     return settings | {"PRECISION": FLOAT32}
+
+
+@lru_cache
+def shared_memory() -> int:
+    """Return the bytes of shared memory that a program can have on the current GPU; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0))
 
 
 def check_inputs(

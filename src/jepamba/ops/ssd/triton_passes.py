@@ -18,7 +18,7 @@ from jepamba.ops.ssd.triton_decays import decay_gradient_kernel
 from jepamba.ops.ssd.triton_kernels import forward_kernel, gradient_kernel, state_kernel
 from jepamba.ops.ssd.triton_launch import (
     BLOCK,
-    PROGRAMS,
+    GRADIENT_PROGRAMS,
     chunk_length,
     decay_tensors,
     launch,
@@ -135,7 +135,7 @@ def run_backward(
         )  # fmt: skip
 
     divisors = [s for s in range(1, per_group + 1) if per_group % s == 0]
-    splits = next((s for s in divisors if batch * chunks * groups * s >= PROGRAMS), per_group)
+    splits = next((s for s in divisors if batch * chunks * groups * s >= GRADIENT_PROGRAMS), per_group)
     partial_shape = (splits, batch, tokens, groups, n)
     # If the heads are split over programs, partial sums are added in a fixed order.
     dB = dB_out.unsqueeze(0) if splits == 1 else x.new_empty(partial_shape, dtype=torch.float32)
