@@ -26,6 +26,7 @@ def add(commands: Commands) -> None:
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt",
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt --carry",
             "jepamba eval runs/mine/artifact.jepa --data shards/ --sliding 16 --json",
+            "jepamba eval runs/mine/artifact.jepa --data held-out.txt --adapt",
         ],
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to score with")
@@ -34,6 +35,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--split", default="val", metavar="S", help="split to score, for shards (default: val)")
     parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
     parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")
+    parser.add_argument(
+        "--adapt", action="store_true", help="carry the state, and train on each chunk of text after its score"
+    )
+    parser.add_argument("--adapt-lr", type=float, metavar="LR", help="learning rate of --adapt")
     parser.add_argument(
         "--no-reset", action="store_true", help="keep the state at document starts (default: as in training)"
     )
@@ -48,11 +53,14 @@ def evaluate(args: Namespace) -> int:
 
     from jepamba.artifact import load_artifact
     from jepamba.data import load_tokens
-    from jepamba.evaluate import score_carried, score_plain, score_sliding
+    from jepamba.evaluate import ADAPT_LR, score_adapted, score_carried, score_plain, score_sliding
     from jepamba.progress import Progress
 
-    if args.carry and args.sliding:
-        raise UserError("--carry and --sliding exclude each other; choose one")
+    modes = [flag for flag in ("carry", "sliding", "adapt") if getattr(args, flag)]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]} exclude each other; choose one")
+    if args.adapt_lr is not None and not args.adapt:
+        raise UserError("--adapt-lr has no effect without --adapt")
     artifact = load_artifact(args.artifact, device=default_device())
     data = replace(artifact.run.data, column=args.column)
     temperature = artifact.temperature if args.temperature is None else args.temperature
@@ -63,6 +71,9 @@ def evaluate(args: Namespace) -> int:
         common: dict[str, Any] = {"temperature": temperature, "reset": reset, "progress": report}
         if args.sliding:
             score = score_sliding(artifact.model, tokens, data.seq_len, stride=args.sliding, **common)
+        elif args.adapt:
+            lr = ADAPT_LR if args.adapt_lr is None else args.adapt_lr
+            score = score_adapted(artifact.model, tokens, lr=lr, **common)
         elif args.carry:
             score = score_carried(artifact.model, tokens, data.seq_len, **common)
         else:
@@ -75,7 +86,8 @@ def _format_score(score: Score, seq_len: int) -> str:
     """Format a score in a few lines; every figure has its unit."""
     from jepamba.progress import duration
 
-    method = "state carried" if score.mode == "carried" else f"{score.mode} windows of {seq_len}"
+    methods = {"carried": "state carried", "adapted": "adapted: state carried, trained on the text after its score"}
+    method = methods.get(score.mode, f"{score.mode} windows of {seq_len}")
     if not score.reset:
         method += ", not reset at document starts"
     lines = [f"{score.bpb:.4f} bits per byte  ({method}, temperature {score.temperature:.2f})"]

@@ -1,0 +1,156 @@
+"""Score-first adaptation: each chunk is scored with the weights that the text before it has left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+import jepamba.evaluate.score as score_module
+from jepamba.data import Tokens
+from jepamba.errors import UserError
+from jepamba.evaluate import score_adapted, score_carried
+from jepamba.evaluate.adapted import ADAPT_LR
+from jepamba.evaluate.likelihood import summed_nats
+from jepamba.model import LanguageModel
+from jepamba.text import ByteTokenizer
+from test_evaluate_carried import small_model, stream
+
+CHUNK = 16
+
+
+def loaded_model() -> LanguageModel:
+    """A model as an artifact gives it: decoded weights, evaluation mode."""
+    model = small_model()
+    model.load_weights(
+        {name: weight.effective_weight().detach() for name, weight in model.eval().quant_weights().items()}
+    )
+    return model
+
+
+@pytest.fixture
+def chunk_nats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """−ln p of each batch that is scored from now on, in order."""
+    nats: list[float] = []
+
+    def recorded(*args: object) -> torch.Tensor:
+        total = summed_nats(*args)  # type: ignore[arg-type]
+        nats.append(float(total))
+        return total
+
+    monkeypatch.setattr(score_module, "summed_nats", recorded)
+    return nats
+
+
+def snapshot(model: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def assert_unchanged(model: LanguageModel, before: dict[str, torch.Tensor]) -> None:
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]), name
+        assert value.grad is None
+        assert not value.is_inference()
+
+
+def test_the_first_chunk_is_scored_before_any_training(chunk_nats: list[float]) -> None:
+    model, tokens = loaded_model(), stream([100])
+    score_carried(model, tokens, CHUNK, limit=CHUNK)
+    score_adapted(model, tokens, lr=0.01, chunk_tokens=CHUNK)
+    carried, first, *_ = chunk_nats
+    assert first == carried
+    assert len(chunk_nats) == 1 + 7  # 100 targets in chunks of 16
+
+
+def test_learning_rate_0_gives_the_carried_score(chunk_nats: list[float]) -> None:
+    model, tokens = loaded_model(), stream([30, 50, 20], head=b"before any document")
+    for reset in (True, False):
+        chunk_nats.clear()
+        carried = score_carried(model, tokens, CHUNK, reset=reset, tokens_per_batch=CHUNK)
+        adapted = score_adapted(model, tokens, lr=0.0, chunk_tokens=CHUNK, reset=reset)
+        assert adapted.nats_per_token == pytest.approx(carried.nats_per_token, rel=2e-6)
+        assert (adapted.mode, adapted.reset, adapted.tokens) == ("adapted", reset, len(tokens) - 1)
+        assert adapted.bytes == carried.bytes
+        if not reset:  # one lane: the same passes
+            half = len(chunk_nats) // 2
+            assert chunk_nats[:half] == chunk_nats[half:]
+
+
+@pytest.mark.parametrize("changed", [17, 40, 63, 90])
+def test_a_score_never_depends_on_later_tokens(chunk_nats: list[float], changed: int) -> None:
+    """Token `changed` is a target of chunk (changed − 1) // 16. Scores of the chunks before it stay equal to the bit."""
+    model, tokens = loaded_model(), stream([100])
+    ids = tokens.read(0, len(tokens)).copy()
+    ids[changed:] = ord("#")
+    score_adapted(model, tokens, lr=0.01, chunk_tokens=CHUNK)
+    score_adapted(model, Tokens([ids], ByteTokenizer()), lr=0.01, chunk_tokens=CHUNK)
+    before, after = chunk_nats[:7], chunk_nats[7:]
+    first = (changed - 1) // CHUNK
+    assert before[:first] == after[:first]
+    assert all(a != b for a, b in zip(before[first:], after[first:], strict=True))
+
+
+def test_a_chunk_is_not_trained_on_before_its_score() -> None:
+    """A target of the last chunk costs what it costs with any other last target: no look ahead within a chunk."""
+    model, tokens = loaded_model(), stream([100])
+    ids = tokens.read(0, len(tokens)).copy()
+    ids[40] = ord("#")
+    nats = []
+    for text in (tokens, Tokens([ids], ByteTokenizer())):
+        score = score_adapted(model, text, lr=0.01, chunk_tokens=CHUNK, limit=39)
+        nats.append(score.nats_per_token * score.tokens)
+    assert nats[0] == nats[1]
+
+
+def test_the_weights_adapt_across_documents(chunk_nats: list[float]) -> None:
+    """The state is reset, so the same document is scored better only because the weights have seen it."""
+    model, tokens = loaded_model(), stream([15] * 2)
+    ids = np.tile(tokens.read(0, CHUNK), 40)
+    score_adapted(model, Tokens([ids], ByteTokenizer()), lr=0.01, chunk_tokens=CHUNK)
+    assert chunk_nats[-2] < 0.8 * chunk_nats[0]
+
+
+def test_adaptation_lowers_the_score_of_a_repetitive_text() -> None:
+    model, tokens = loaded_model(), Tokens([np.tile(stream([40]).read(0, 41), 50)], ByteTokenizer())
+    carried = score_carried(model, tokens, CHUNK)
+    adapted = score_adapted(model, tokens, chunk_tokens=CHUNK)
+    assert adapted.bpb < 0.95 * carried.bpb
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("progress", [None, stop])
+@pytest.mark.parametrize("make", [small_model, loaded_model])
+def test_the_model_comes_back_unchanged(
+    make: Callable[[], LanguageModel], progress: Callable[..., None] | None
+) -> None:
+    """A model in training too: it is scored with its quantized weights and has its masters back."""
+    model, tokens = make(), stream([60])
+    before, training = snapshot(model), model.training
+    first = score_carried(model, tokens, CHUNK)
+    if progress is None:
+        again = [score_adapted(model, tokens, chunk_tokens=CHUNK, lr=0.01).bpb for _ in range(2)]
+        assert again[0] == again[1]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            score_adapted(model, tokens, chunk_tokens=CHUNK, lr=0.01, progress=progress)
+    assert_unchanged(model, before)
+    assert model.training is training
+    assert not torch.is_inference_mode_enabled()
+    assert score_carried(model, tokens, CHUNK).bpb == first.bpb
+
+
+def test_bad_input_is_refused() -> None:
+    model, tokens = loaded_model(), stream([30])
+    for lr in (-1e-4, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="learning rate"):
+            score_adapted(model, tokens, lr=lr)
+    with pytest.raises(UserError, match="windows of 0"):
+        score_adapted(model, tokens, chunk_tokens=0)
+    with pytest.raises(UserError, match="temperature"):
+        score_adapted(model, tokens, temperature=0.0)
+    assert ADAPT_LR > 0
