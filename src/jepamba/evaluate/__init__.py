@@ -3,8 +3,8 @@
 Read `score.py` first, then `windowed.py`, `carried.py` and `adapted.py`, and `accounting.py` for the byte counts.
 """
 
-from jepamba.evaluate.adapted import ADAPT_LR, score_adapted
 from jepamba.evaluate.accounting import TextBytes, counted_bytes, text_bytes
+from jepamba.evaluate.adapted import ADAPT_LR, score_adapted
 from jepamba.evaluate.baselines import Baseline, compressors
 from jepamba.evaluate.carried import score_carried
 from jepamba.evaluate.diagnostics import diagnostics
