@@ -99,6 +99,17 @@ def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixt
     assert "state carried, not reset at document starts" in shown
 
 
+def test_eval_never_shows_an_adapted_score_as_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", str(run_dir / "artifact.jepa"), "--data", str(run_dir.parent / "text" / "03.txt")]
+    assert json_of(capsys, *words, "--adapt")["mode"] == "adapted"
+    assert "(adapted: " in out_of(capsys, *words, "--adapt", "--adapt-lr", "0.001")
+    for mode in ([], ["--carry"]):
+        assert "adapted" not in out_of(capsys, *words, *mode)
+    # 600 tokens are one chunk, which is scored before any training.
+    carried, adapted = (json_of(capsys, *words, mode) for mode in ("--carry", "--adapt"))
+    assert adapted["nats_per_token"] == pytest.approx(carried["nats_per_token"], rel=1e-6)
+
+
 def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +247,10 @@ MISTAKES = [
     (["eval", "/no/such.jepa", "--data", "x"], "/no/such.jepa"),
     (["eval", "a.jepa", "--data", "x", "--sliding", "few"], "few"),
     (["eval", "a.jepa", "--dta", "x"], "--data"),
+    (["eval", "a.jepa", "--data", "x", "--carry", "--sliding", "4"], "--carry and --sliding exclude each other"),
+    (["eval", "a.jepa", "--data", "x", "--adapt", "--sliding", "4"], "--sliding and --adapt exclude each other"),
+    (["eval", "a.jepa", "--data", "x", "--adapt", "--carry"], "--carry and --adapt exclude each other"),
+    (["eval", "a.jepa", "--data", "x", "--adapt-lr", "0.1"], "--adapt-lr has no effect without --adapt"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "."], "no artifact.jepa here"),
