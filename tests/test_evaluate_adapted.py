@@ -71,11 +71,33 @@ def test_learning_rate_0_gives_the_carried_score(chunk_nats: list[float]) -> Non
         carried = score_carried(model, tokens, CHUNK, reset=reset, tokens_per_batch=CHUNK)
         adapted = score_adapted(model, tokens, lr=0.0, chunk_tokens=CHUNK, reset=reset)
         assert adapted.nats_per_token == pytest.approx(carried.nats_per_token, rel=2e-6)
-        assert (adapted.mode, adapted.reset, adapted.tokens) == ("adapted", reset, len(tokens) - 1)
+        assert (adapted.mode, adapted.reset, adapted.tokens) == ("adapted-0.0", reset, len(tokens) - 1)
         assert adapted.bytes == carried.bytes
         if not reset:  # one lane: the same passes
             half = len(chunk_nats) // 2
             assert chunk_nats[:half] == chunk_nats[half:]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_each_chunk_agrees_with_a_plain_loop(chunk_nats: list[float], reset: bool) -> None:
+    """Detached state, mean cross-entropy, and Adam without momentum, written out."""
+    model, tokens, lr = small_model(), stream([30, 50, 20]), 0.003
+    score_adapted(model, tokens, lr=lr, chunk_tokens=CHUNK, reset=reset)
+    ids = torch.from_numpy(tokens.read(0, len(tokens)).astype(np.int64))[None]
+    plain, expected = loaded_model(), []
+    weights, state = list(plain.parameters()), None
+    squares = [torch.zeros_like(weight) for weight in weights]
+    for step, start in enumerate(range(0, len(tokens) - 1, CHUNK), 1):
+        stop = min(start + CHUNK, len(tokens) - 1)
+        inputs, targets = ids[:, start:stop], ids[0, start + 1 : stop + 1]
+        h, state = plain(inputs, inputs == tokens.bos_id if reset else None, state)
+        state = [type(block)(*(value.detach() for value in block)) for block in state]
+        loss = torch.nn.functional.cross_entropy(plain.logits(h[0]), targets)
+        expected.append(loss.item() * (stop - start))
+        for weight, square, gradient in zip(weights, squares, torch.autograd.grad(loss, weights), strict=True):
+            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            weight.data -= lr * gradient / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    assert chunk_nats == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("changed", [17, 40, 63, 90])
@@ -153,8 +175,12 @@ def test_the_model_comes_back_unchanged(
 def test_bad_input_is_refused() -> None:
     model, tokens = loaded_model(), stream([30])
     for lr in (-1e-4, float("inf"), float("nan")):
-        with pytest.raises(UserError, match="learning rate"):
+        with pytest.raises(UserError, match="must be at least 0 and finite"):
             score_adapted(model, tokens, lr=lr)
+    before = snapshot(model)
+    with pytest.raises(UserError, match=r"1e\+30: the score is not finite"):
+        score_adapted(model, tokens, lr=1e30, chunk_tokens=CHUNK)
+    assert_unchanged(model, before)
     with pytest.raises(UserError, match="windows of 0"):
         score_adapted(model, tokens, chunk_tokens=0)
     with pytest.raises(UserError, match="temperature"):

@@ -4,11 +4,12 @@ The text is read in order, chunk by chunk, and the state is carried on. Each chu
 text before it has left, and only then trained on: one step of Adam on its cross-entropy, at temperature 1. So nothing
 but the artifact and the tokens before it predicts a target, but the weights are no longer those of the artifact.
 
-Legend: T tokens of a chunk, D d_model, N = T targets.
+Legend: T tokens of a chunk, S = T + 1 with the last target, D d_model, N = T targets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,7 +43,7 @@ def score_adapted(
     limit: int = 0,
     progress: Report | None = None,
 ) -> Score:
-    """Score `tokens` in one pass, and after each chunk train all weights on it. The model is restored afterwards.
+    """Score `tokens` in one pass, and after each chunk train all weights on it. They are restored afterwards.
 
     As in `score_carried`, each target is predicted from all preceding tokens of its document, or of the text with
     `reset` off. Adaptation crosses documents: the weights are never reset.
@@ -51,20 +52,24 @@ def score_adapted(
         lr: Learning rate of Adam. 0 gives the carried score, up to rounding.
         chunk_tokens: Tokens that are scored before the model is trained on them.
 
-    Other arguments and errors: see `score_plain`. Also raises `UserError` for a negative or infinite `lr`.
+    Other arguments and errors: see `score_plain`. Also raises `UserError` for a negative or infinite `lr`, and for one
+    so large that the score is not finite.
     """
-    if not 0 <= lr < float("inf"):
+    if not 0 <= lr < math.inf:
         raise UserError(f"an adaptation learning rate of {lr}: must be at least 0 and finite")
     targets = scored_targets(model, tokens, chunk_tokens, limit)
     latents = _latents(model, tokens, targets, chunk_tokens, lr, tokens.bos_id if reset else None)
-    (score,) = scores(model, tokens, latents, targets, (temperature,), mode="adapted", reset=reset, progress=progress)
+    mode = f"adapted-{lr}"
+    (score,) = scores(model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress)
+    if not math.isfinite(score.nats_per_token):
+        raise UserError(f"an adaptation learning rate of {lr}: the score is not finite; choose a smaller rate")
     return score
 
 
 def _latents(
     model: LanguageModel, tokens: Tokens, targets: int, chunk_tokens: int, lr: float, bos: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (h_ND, targets_N) of one chunk after the other; train on a chunk when the next one is asked for.
+    """Yield (h_ND, targets_N) of one chunk after the other; train on a chunk when the next one is requested.
 
     It runs inside `stored`, which puts the weights back. They are copied here, because updates are in place.
     """
