@@ -99,6 +99,41 @@ def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixt
     assert "state carried, not reset at document starts" in shown
 
 
+def test_eval_never_shows_an_adapted_score_as_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", str(run_dir / "artifact.jepa"), "--data", str(run_dir.parent / "text" / "03.txt")]
+    default, slow, fast = (
+        json_of(capsys, *words, "--adapt", *lr) for lr in ([], ["--adapt-lr", "0"], ["--adapt-lr", "0.001"])
+    )
+    carried = json_of(capsys, *words, "--carry")
+    assert [found["mode"] for found in (default, slow, fast)] == ["adapted-5e-05", "adapted-0.0", "adapted-0.001"]
+    figures = {"bpb", "bpb_decoded", "nats_per_token"}
+    assert {name + "_adapted" for name in figures} == default.keys() - carried.keys()
+    assert figures == carried.keys() - default.keys()
+    assert slow["nats_per_token_adapted"] == pytest.approx(carried["nats_per_token"], rel=1e-6)
+    assert fast["bpb_adapted"] < default["bpb_adapted"] < slow["bpb_adapted"]
+    shown = out_of(capsys, *words, "--adapt")
+    assert f"{default['bpb_adapted']:.4f} adapted bits per byte  (adapted-5e-05: state carried" in shown
+    assert shown.count("bits per byte") == shown.count("adapted bits per byte")
+    assert shown.count("nats per token") == shown.count("adapted nats per token") == 1
+    for mode in ([], ["--carry"]):
+        assert "adapted" not in out_of(capsys, *words, *mode)
+
+
+@pytest.mark.parametrize(("lr", "message"), [("-1", "at least 0"), ("nan", "at least 0"), ("1e30", "smaller rate")])
+def test_eval_refuses_a_bad_learning_rate(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], lr: str, message: str
+) -> None:
+    words = ["eval", str(run_dir / "artifact.jepa"), "--data", str(run_dir.parent / "text" / "03.txt")]
+    assert message in mistake(capsys, *words, "--adapt", "--adapt-lr", lr)
+
+
+def test_adaptation_is_refused_on_several_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start it without torchrun" in mistake(capsys, "eval", "a.jepa", "--data", "x", "--adapt")
+
+
 def test_eval_shows_both_figures_where_the_tokenizer_changes_text(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +271,11 @@ MISTAKES = [
     (["eval", "/no/such.jepa", "--data", "x"], "/no/such.jepa"),
     (["eval", "a.jepa", "--data", "x", "--sliding", "few"], "few"),
     (["eval", "a.jepa", "--dta", "x"], "--data"),
+    (["eval", "a.jepa", "--data", "x", "--carry", "--sliding", "4"], "--carry and --sliding exclude each other"),
+    (["eval", "a.jepa", "--data", "x", "--adapt", "--sliding", "4"], "--sliding and --adapt exclude each other"),
+    (["eval", "a.jepa", "--data", "x", "--adapt", "--carry"], "--carry and --adapt exclude each other"),
+    (["eval", "a.jepa", "--data", "x", "--adapt-lr", "0.1"], "--adapt-lr has no effect without --adapt"),
+    (["eval", "a.jepa", "--data", "x", "--adapt", "--adapt-lr", "high"], "high"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "."], "no artifact.jepa here"),

@@ -1,9 +1,10 @@
 """Evaluation: bits per byte, the logit temperature, diagnostics, and general-purpose compressors for comparison.
 
-Read `score.py` first, then `windowed.py` and `carried.py`, and `accounting.py` for the byte counts.
+Read `score.py` first, then `windowed.py`, `carried.py` and `adapted.py`, and `accounting.py` for the byte counts.
 """
 
 from jepamba.evaluate.accounting import TextBytes, counted_bytes, text_bytes
+from jepamba.evaluate.adapted import ADAPT_LR, score_adapted
 from jepamba.evaluate.baselines import Baseline, compressors
 from jepamba.evaluate.carried import score_carried
 from jepamba.evaluate.diagnostics import diagnostics
@@ -13,6 +14,7 @@ from jepamba.evaluate.temperature import calibrate
 from jepamba.evaluate.windowed import score_plain, score_plain_at, score_sliding
 
 __all__ = [
+    "ADAPT_LR",
     "Baseline",
     "Score",
     "StoppedError",
@@ -21,6 +23,7 @@ __all__ = [
     "compressors",
     "counted_bytes",
     "diagnostics",
+    "score_adapted",
     "score_carried",
     "score_plain",
     "score_plain_at",

@@ -47,7 +47,7 @@ class Score:
     """How `bytes` was obtained (`TextBytes.counted`): exactly (`original`), scaled from `decoded_bytes` (`scaled`), or
     equal to `decoded_bytes` because the original length is unknown (`decoded`)."""
     mode: str
-    """`plain`, `sliding-S` with stride S, or `carried`."""
+    """`plain`, `sliding-S` with stride S, `carried`, or `adapted-LR`, which is not a score of the artifact alone."""
     reset: bool
     """Whether the state is reset at each document's start."""
     temperature: float
