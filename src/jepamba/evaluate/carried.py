@@ -19,7 +19,6 @@ from torch import Tensor
 from jepamba.data.tokens import Tokens
 from jepamba.evaluate.score import Score, scored_targets, scores
 from jepamba.model import LanguageModel, State
-from jepamba.model.mixer import MixerState
 from jepamba.progress import Report
 
 _CHUNK_TOKENS = 1 << 22
@@ -136,4 +135,4 @@ def _latents(
         active = [row for row, lane in enumerate(lanes) if lane.remaining]
         if len(active) < len(lanes):
             lanes, rows_B = [lanes[row] for row in active], torch.tensor(active, dtype=torch.int64, device=device)
-            state = [MixerState(*(value[rows_B] for value in block)) for block in state]
+            state = [type(block)(*(value[rows_B] for value in block)) for block in state]
