@@ -16,6 +16,7 @@ from jepamba.cli import (
     evaluate,
     generate,
     inspect,
+    latents,
     presets,
     resume,
     study,
@@ -97,7 +98,9 @@ def build_parser() -> tuple[Parser, list[str]]:
     )
     parser.add_argument("--version", action="version", version=f"jepamba {__version__}")
     commands = Commands(parser)
-    for module in (demo, train, resume, watch, presets, evaluate, generate, inspect, compress, data, study, submission):
+    for module in (
+        demo, train, resume, watch, presets, evaluate, latents, generate, inspect, compress, data, study, submission,
+    ):  # fmt: skip
         module.add(commands)
     return parser, commands.names
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import default_device
+from jepamba.cli.common import add_text_flags, default_device
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -34,9 +34,7 @@ def add(commands: Commands) -> None:
         ],
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to score with")
-    parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
-    parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
-    parser.add_argument("--split", default="val", metavar="S", help="split to score, for shards (default: val)")
+    add_text_flags(parser, "score")
     parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
     parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")
     parser.add_argument(

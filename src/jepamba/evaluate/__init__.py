@@ -8,6 +8,7 @@ from jepamba.evaluate.adapted import ADAPT_LR, score_adapted
 from jepamba.evaluate.baselines import Baseline, compressors
 from jepamba.evaluate.carried import score_carried
 from jepamba.evaluate.diagnostics import diagnostics
+from jepamba.evaluate.latents import Latents, compute_latents, measure_latents, save_latents
 from jepamba.evaluate.score import Score, StoppedError
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.temperature import calibrate
@@ -16,13 +17,17 @@ from jepamba.evaluate.windowed import score_plain, score_plain_at, score_sliding
 __all__ = [
     "ADAPT_LR",
     "Baseline",
+    "Latents",
     "Score",
     "StoppedError",
     "TextBytes",
     "calibrate",
     "compressors",
+    "compute_latents",
     "counted_bytes",
     "diagnostics",
+    "measure_latents",
+    "save_latents",
     "score_adapted",
     "score_carried",
     "score_plain",
