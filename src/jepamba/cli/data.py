@@ -161,5 +161,7 @@ def _print_folder(folder: TokenFolder, as_json: bool) -> int:
     for name, split in folder.splits.items():
         if split.overlap is not None:
             print(f"\n{name}: held out, {overlap_in_words(split.overlap)}")
+        if split.unrestored is not None and split.unrestored.bytes:
+            print(f"\n{name}: {split.unrestored.in_words(split.text_bytes or 0)}")
     print(f"\ntokenizer: {kind}, {size:,} tokens, fingerprint {folder.tokenizer.fingerprint[:12]}")
     return 0

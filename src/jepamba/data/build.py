@@ -18,8 +18,8 @@ from jepamba.io import atomic_write
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 2
-"""Increment this when the same settings and text give different tokens than before."""
+CACHE_VERSION = 3
+"""Increment this when the same settings and text give different tokens or a different `meta.json` than before."""
 
 
 @dataclass(frozen=True)

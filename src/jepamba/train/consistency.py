@@ -13,6 +13,7 @@ from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
 from jepamba.data import Corpus, Tokens, corpus
 from jepamba.distributed import World
 from jepamba.errors import UserError
+from jepamba.evaluate import check_scorable
 from jepamba.progress import Progress
 from jepamba.text.near_duplicates import overlap_in_words
 
@@ -93,6 +94,11 @@ def _read(run: Run) -> Corpus:
         text = corpus(run.data, progress=report)
         if text.overlap is not None:
             report.say(f"jepamba: {text.val_text_bytes:,} bytes are held out, {overlap_in_words(text.overlap)}")
+        for name, tokens in (("training", text.train), ("validation", text.val)):
+            if tokens.loss:
+                report.say(f"jepamba: {name} text: {tokens.loss}")
+        for limit in (0, run.train.val_tokens, run.eval.sliding_tokens):
+            check_scorable(text.val, limit)
         return text
 
 
