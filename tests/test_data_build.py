@@ -391,6 +391,9 @@ def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
         load_tokens(tmp_path / "bytes", ByteTokenizer(), settings(text), "train")
 
 
+COUNTS = {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": []}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -400,7 +403,11 @@ def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": "1", "shards": []}}},
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": ["../a"]}}},
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": [7]}}},
-        {"splits": {"val": dict.fromkeys(("documents", "tokens"), 1) | {"shards": [], "overlap": 1.5}}},
+        {"splits": {"val": COUNTS | {"overlap": 1.5}}},
+        *(
+            {"splits": {"val": COUNTS | {"unrestored": unrestored}}}
+            for unrestored in (7, {"bytes": -1}, {"bytes": "1"}, {"bits": 1}, {"bytes": 1, "example": "\x1b[2J"})
+        ),
         {"tokenizer": {"kind": "words", "fingerprint": "x"}},
         {"tokenizer": {"kind": "bytes"}},
         {"tokenizer": {"kind": "bytes", "fingerprint": "0" * 64}},

@@ -12,7 +12,7 @@ from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, m
 from jepamba.data import Corpus, corpus
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
-from jepamba.io import atomic_write
+from jepamba.io import atomic_write, check_utf8_name
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
@@ -92,6 +92,7 @@ def _world() -> Iterator[World]:
 
 
 def _refuse_existing_run(out: Path) -> None:
+    check_utf8_name(out)
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
 
@@ -99,7 +100,8 @@ def _refuse_existing_run(out: Path) -> None:
 def _create_run(run: Run, out: Path, preset: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     # The folder holds a run once its config exists.
-    atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
+    content = (f"# preset: {preset}\n" if preset else "") + dump_toml(run)
+    atomic_write(out / CONFIG, content.encode(errors="replace"))
 
 
 def _read_run(out: Path) -> tuple[dict[str, Any], str]:
