@@ -218,6 +218,10 @@ def test_published_byte_shards_and_our_own(tmp_path: Path) -> None:
     assert text_bytes(published, 7) == (7, 7, "decoded")
     ours = load_tokens(tmp_path, ByteTokenizer(), Data(tokenizer="bytes", byte_separator="yes"))
     assert text_bytes(ours, 7) == (5, 5, "decoded")
+    write_shard(tmp_path / "x_train_000.bin", raw)
+    # A pattern would score the training shards too.
+    with pytest.raises(UserError, match=r"invalid split name '\*'"):
+        load_tokens(tmp_path, ByteTokenizer(), Data(tokenizer="bytes"), "*")
 
 
 @settings(max_examples=30, deadline=None)

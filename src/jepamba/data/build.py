@@ -113,6 +113,8 @@ def load_tokens(
             return folder.tokens(split)
     elif tokenizer.kind == "bytes":
         tokenizer = ByteTokenizer(separator=config.byte_separator == "yes")
+    if not split.isalnum():
+        raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
     files = [Path(path)] if Path(path).is_file() else sorted(Path(path).glob(f"*_{split}_*.bin"))
     if not files:
         raise UserError(f"{path}: no *_{split}_*.bin shard in it; set data.{split} to another path")

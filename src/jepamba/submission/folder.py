@@ -17,6 +17,7 @@ from jepamba.artifact.container import open_container
 from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import Run, with_settings
 from jepamba.data import Tokens, corpus, write_shard
+from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
 from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
@@ -209,7 +210,8 @@ def _claims(
 def _without_paths(run: Run) -> Run:
     """Return `run` with file names in place of paths, which are private to the author's machine."""
     named = {f"data.{key}": getattr(run.data, key) for key in ("train", "val", "tokenizer")}
-    return with_settings(run, {key: Path(value).name for key, value in named.items() if value} | {"data.cache": ""})
+    public = {key: value if value.startswith(HUB) else Path(value).name for key, value in named.items() if value}
+    return with_settings(run, public | {"data.cache": ""})
 
 
 def _log(metrics: Metrics) -> str:

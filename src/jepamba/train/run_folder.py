@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict, with_settings
 from jepamba.data import Corpus, corpus
+from jepamba.data.hub_text import HUB, pinned
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
 from jepamba.io import atomic_write, check_utf8_name
@@ -43,6 +44,7 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         check_same_command("train", world)
         check_same_settings(run, world)
         world.on_rank_zero(lambda: _refuse_existing_run(out))
+        run = _pinned(run, world)
         text = read_same_corpus(run, world)
         run = resolve(run, text)
         run, choices = resolve_dial(run, text, world, print_line)
@@ -89,6 +91,14 @@ def _world() -> Iterator[World]:
         if not world.is_rank_zero:
             silence()
         yield world
+
+
+def _pinned(run: Run, world: World) -> Run:
+    """`run` with the data sets of the hub at their present commits, those of rank 0 on every rank."""
+    texts = {"data.train": run.data.train, "data.val": run.data.val}
+    names = [name for name in texts.values() if name.startswith(HUB)]
+    commits = world.on_rank_zero(lambda: {name: pinned(name) for name in names})
+    return with_settings(run, {setting: commits.get(name, name) for setting, name in texts.items()})
 
 
 def _refuse_existing_run(out: Path) -> None:
