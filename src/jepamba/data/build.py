@@ -92,6 +92,14 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
     return Corpus(train, val, tokenizer, val.decoded_bytes if val.text_bytes is None else val.text_bytes, overlap)
 
 
+def trained_on(config: Data) -> list[str]:
+    """Return the files of the text `config.val` that `config.train` has too, or its name on the hub, or "stdlib"."""
+    if not config.val or is_shards(config.val) or is_shards(config.train):
+        return []
+    train, val = (Source((path,), config.column).identity()["files"] for path in (config.train, config.val))
+    return [config.val if isinstance(file, str) else file[0] for file in val if file in train]
+
+
 def load_tokens(
     path: str | Path, tokenizer: Tokenizer, config: Data, split: str = "val", progress: Report | None = None
 ) -> Tokens:
