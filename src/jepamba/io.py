@@ -67,6 +67,14 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
             os.fsync(descriptor)
 
 
+def check_utf8_name(path: Path) -> None:
+    """Raise `UserError` if the name `path` is not UTF-8: safetensors and TOML cannot have it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: this name is not UTF-8; rename it, or choose another") from None
+
+
 def sync(path: Path) -> None:
     """Flush the file or folder `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)

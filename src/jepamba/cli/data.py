@@ -72,9 +72,10 @@ def data_build(args: Namespace) -> int:
     """Run `jepamba data build` and print the contents of the folder."""
     from jepamba.config import Data
     from jepamba.data import is_shards
+    from jepamba.data.hub_text import HUB, pinned
     from jepamba.data.source import Source
     from jepamba.data.writer import FolderWriter
-    from jepamba.progress import Progress
+    from jepamba.progress import Progress, print_line
     from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
     checked = Data(tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, holdout=args.holdout)
@@ -82,6 +83,8 @@ def data_build(args: Namespace) -> int:
         if path and is_shards(path):
             raise UserError(f"{path}: these are shards already; build needs text")
     holdout = 0.0 if args.val else checked.holdout
+    for name in dict.fromkeys(path for path in [*args.paths, args.val] if path.startswith(HUB)):
+        print_line(f"jepamba: reading {pinned(name)}")
     source = Source(tuple(args.paths), args.column, "train", holdout)
     tokenizer: Tokenizer
     if args.tokenizer == "bytes":
@@ -161,5 +164,7 @@ def _print_folder(folder: TokenFolder, as_json: bool) -> int:
     for name, split in folder.splits.items():
         if split.overlap is not None:
             print(f"\n{name}: held out, {overlap_in_words(split.overlap)}")
+        if split.unrestored is not None and split.unrestored.bytes:
+            print(f"\n{name}: {split.unrestored.in_words(split.text_bytes or 0)}")
     print(f"\ntokenizer: {kind}, {size:,} tokens, fingerprint {folder.tokenizer.fingerprint[:12]}")
     return 0

@@ -48,8 +48,8 @@ def submission(args: Namespace) -> int:
         print(json.dumps({"out": str(out), **claims, "checked": checked}))
         return 0
     print(
-        f"{out}: {claims['val_bpb']:.4f} BPB ({claims['mode']}) in {claims['bytes_total']:,} bytes "
-        f"({claims['bytes_model']:,} model, {claims['bytes_code']:,} code); "
+        f"{out}: val_bpb {claims['val_bpb']:.4f} by decoded bytes ({claims['mode']}), {claims['bytes_total']:,} bytes ("
+        f"{claims['bytes_model']:,} model, {claims['bytes_code']:,} code); "
         f"{LIMIT_BYTES - claims['bytes_total']:,} bytes below the limit"
     )
     if checked:

@@ -91,6 +91,7 @@ def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
     """Write the report of the finished run in `out`, print its scores, and return the exit code."""
     from jepamba.progress import duration, is_silent
     from jepamba.report.html import write_report
+    from jepamba.text.unrestored import bpb_unit
 
     if is_silent():
         return 0
@@ -104,6 +105,8 @@ def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
         "sliding windows, same temperature": summary["bpb_sliding"],
     }
     print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {duration(summary['seconds'])} of training\n")
-    print(columns([[name, f"{score['bpb']:.4f} BPB"] for name, score in scores.items() if score]))
+    print(
+        columns([[name, f"{score['bpb']:.4f} {bpb_unit(score['counted'])}"] for name, score in scores.items() if score])
+    )
     print(f"\nartifact  {out / 'artifact.jepa'} ({summary['artifact_bytes']:,} bytes)\nreport    {out / 'report.html'}")
     return 0

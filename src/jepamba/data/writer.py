@@ -19,6 +19,7 @@ from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
+from jepamba.text.unrestored import Unrestored, compare
 
 BATCH_CHARS = 1 << 21
 """Minimum characters of a batch of documents that are encoded together."""
@@ -82,7 +83,7 @@ class FolderWriter:
             raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
         if not split.isalnum():
             raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
-        self._new[split] = Split(0, 0, 0, 0, ())
+        self._new[split] = Split(0, 0, 0, 0, (), unrestored=Unrestored())
 
     def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
         # The previous token does not change the byte count: each document starts with BOS, or the tokenizer is bytes.
@@ -94,6 +95,7 @@ class FolderWriter:
             decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
             tokens=totals.tokens + len(tokens),
             shards=(),
+            unrestored=(totals.unrestored or Unrestored()) + compare("".join(texts), self.tokenizer.decode(tokens)),
         )
 
     def __exit__(

@@ -3,7 +3,7 @@
 Read `score.py` first, then `windowed.py`, `carried.py` and `adapted.py`, and `accounting.py` for the byte counts.
 """
 
-from jepamba.evaluate.accounting import TextBytes, counted_bytes, text_bytes
+from jepamba.evaluate.accounting import TextBytes, check_scorable, counted_bytes, text_bytes
 from jepamba.evaluate.adapted import ADAPT_LR, score_adapted
 from jepamba.evaluate.baselines import Baseline, compressors
 from jepamba.evaluate.carried import score_carried
@@ -22,6 +22,7 @@ __all__ = [
     "StoppedError",
     "TextBytes",
     "calibrate",
+    "check_scorable",
     "compressors",
     "compute_latents",
     "counted_bytes",

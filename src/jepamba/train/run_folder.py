@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict, with_settings
 from jepamba.data import Corpus, corpus
+from jepamba.data.hub_text import HUB, pinned
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
-from jepamba.io import atomic_write
+from jepamba.io import atomic_write, check_utf8_name
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
@@ -43,6 +44,7 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         check_same_command("train", world)
         check_same_settings(run, world)
         world.on_rank_zero(lambda: _refuse_existing_run(out))
+        run = _pinned(run, world)
         text = read_same_corpus(run, world)
         run = resolve(run, text)
         run, choices = resolve_dial(run, text, world, print_line)
@@ -91,7 +93,16 @@ def _world() -> Iterator[World]:
         yield world
 
 
+def _pinned(run: Run, world: World) -> Run:
+    """`run` with the data sets of the hub at their present commits, those of rank 0 on every rank."""
+    texts = {"data.train": run.data.train, "data.val": run.data.val}
+    names = [name for name in texts.values() if name.startswith(HUB)]
+    commits = world.on_rank_zero(lambda: {name: pinned(name) for name in names})
+    return with_settings(run, {setting: commits.get(name, name) for setting, name in texts.items()})
+
+
 def _refuse_existing_run(out: Path) -> None:
+    check_utf8_name(out)
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
 
@@ -99,7 +110,8 @@ def _refuse_existing_run(out: Path) -> None:
 def _create_run(run: Run, out: Path, preset: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     # The folder holds a run once its config exists.
-    atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
+    content = (f"# preset: {preset}\n" if preset else "") + dump_toml(run)
+    atomic_write(out / CONFIG, content.encode(errors="replace"))
 
 
 def _read_run(out: Path) -> tuple[dict[str, Any], str]:
