@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -17,15 +16,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         layout.append((max(map(len, column)), str.rjust if index and is_numeric else str.ljust))
     lines = ("  ".join(align(cell, width) for cell, (width, align) in zip(row, layout, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def unused_folder(path: Path) -> Path:
-    """Return `path` if nothing exists there, else the first unused of `path-2`, `path-3` and so on."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
 
 
 def default_device() -> str:
