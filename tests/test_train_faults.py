@@ -67,7 +67,7 @@ def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, who
     assert (out / "artifact.jepa").read_bytes() == (whole / "out" / "artifact.jepa").read_bytes()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_polite_signal_checkpoints_first(
     text: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
