@@ -14,6 +14,7 @@ import pytest
 
 from jepamba.cli import main
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
+from jepamba.train.stop import StopRequest
 from processes import Running, losses, records, seen
 from tiny import preset, text_file, tiny
 
@@ -84,6 +85,16 @@ def test_a_polite_signal_checkpoints_first(
         assert Running(["resume", str(out)], tmp_path).wait() == [0]
         assert losses(out) == losses(whole / "out")
         assert seen(tmp_path) == seen(whole)
+
+
+def test_nohup_still_ignores_sighup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
