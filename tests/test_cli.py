@@ -417,13 +417,6 @@ def test_a_message_with_several_lines_is_put_on_one(
     assert mistake(capsys, "presets") == "jepamba: first second\n"
 
 
-def test_a_unused_folder_is_found(tmp_path: Path) -> None:
-    assert common.unused_folder(tmp_path / "run") == tmp_path / "run"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run-2").mkdir()
-    assert common.unused_folder(tmp_path / "run") == tmp_path / "run-3"
-
-
 def test_columns() -> None:
     rows = [["", "BPB", "note"], ["a", "1.5", "x"], ["bb", "12.5", ""]]
     assert common.columns(rows) == "     BPB  note\na    1.5  x\nbb  12.5"

@@ -25,15 +25,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def unused_folder(path: Path) -> Path:
-    """Return `path` if nothing exists there, else the first unused of `path-2`, `path-3` and so on."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
 def default_device() -> str:
     """Return `cuda` if a GPU is available, else `cpu`."""
     import torch

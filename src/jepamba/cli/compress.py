@@ -50,6 +50,7 @@ def compress(args: Namespace) -> int:
         result = Compressor.open(args.model).compress(data, args.lanes, report)
     print_summary = summary_printer(args.out)
     atomic_write(args.out, result.content)
+    args.results_in = args.out
     seconds = time.monotonic() - started
     if args.json:
         fields = {
@@ -91,6 +92,7 @@ def decompress(args: Namespace) -> int:
         data = Compressor.open(args.model).decompress_file(args.file, report)
     print_summary = summary_printer(args.out)
     atomic_write(args.out, data)
+    args.results_in = args.out
     seconds = time.monotonic() - started
     if args.json:
         print_summary(json.dumps({"bytes": len(data), "seconds": seconds}))

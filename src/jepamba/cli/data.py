@@ -98,7 +98,7 @@ def data_build(args: Namespace) -> int:
     with Progress("tokenizing") as report, FolderWriter(args.out, tokenizer) as writer:
         overlap = source.held_out(report).overlap if holdout else None
         writer.write(chain.from_iterable(source.documents(report) for source in sources), overlap)
-    args.dir = args.out
+    args.dir = args.results_in = args.out
     return data_info(args)
 
 
@@ -131,6 +131,7 @@ def data_fineweb(args: Namespace) -> int:
     args.on_interrupt = "interrupted; the same command downloads the missing shards"
     with Progress("downloading shards") as report:
         folder = fetch_fineweb(args.variant, args.shards, args.out, args.repo, args.revision, report)
+    args.results_in = args.out
     _print_folder(folder, args.json)
     if "val" not in folder.splits:
         print("jepamba: no fineweb_val_*.bin found; for training, give other text with --data.val", file=sys.stderr)

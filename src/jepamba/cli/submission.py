@@ -44,6 +44,7 @@ def submission(args: Namespace) -> int:
     out = write_submission(args.dir, args.out, about, packed=args.packed, validation=args.validation)
     claims = json.loads((out / "submission.json").read_text(encoding="utf-8"))
     checked = check(out, args.dir) if args.check else None
+    args.results_in = out
     if args.json:
         print(json.dumps({"out": str(out), **claims, "checked": checked}))
         return 0

@@ -99,6 +99,8 @@ def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
     complete = {**state, "version": VERSION, "sha256": sha256_of(building / TENSORS, _WHAT)}
     (building / STATE).write_text(json.dumps(complete, indent=1))
+    # safetensors makes its file private, whatever the umask.
+    shutil.copymode(building / STATE, building / TENSORS)
     for path in (building / TENSORS, building / STATE, building):
         sync(path)
 
