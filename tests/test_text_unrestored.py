@@ -142,6 +142,9 @@ def test_shards_without_a_record_are_labelled(tmp_path: Path) -> None:
     score = json.loads((tmp_path / "run" / "summary.json").read_text())["bpb_plain"]
     assert f"plain windows                    {score['bpb']:.4f} BPB by decoded bytes\n" in shown
     assert score["unrestored_bytes"] is None
+    assert f"{score['bpb']:.4f} BPB by decoded bytes at step 8" in run(
+        tmp_path, "watch", str(tmp_path / "run"), "--once"
+    )
     shown = run(tmp_path, "eval", str(tmp_path / "run" / "artifact.jepa"), "--data", str(tmp_path / "shards"))
     assert "bits per byte by decoded bytes  (plain" in shown
     # Nothing says that these are another text, so the challenge's count can be claimed, under its name.

@@ -24,6 +24,7 @@ from jepamba.text.unrestored import Unrestored, compare
 
 BATCH_CHARS = 1 << 21
 """Minimum characters of a batch of documents that are encoded together."""
+_DECODED_TOKENS = 1 << 16
 
 
 class FolderWriter:
@@ -96,7 +97,14 @@ class FolderWriter:
             decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
             tokens=totals.tokens + len(tokens),
             shards=(),
-            unrestored=(totals.unrestored or Unrestored()) + compare("".join(texts), self.tokenizer.decode(tokens)),
+            unrestored=(totals.unrestored or Unrestored()) + compare("".join(texts), self._decoded(tokens)),
+        )
+
+    def _decoded(self, tokens: NDArray[np.uint16]) -> bytes:
+        """Decode the tokens of whole documents in slices, which bounds the memory of a large document."""
+        return b"".join(
+            self.tokenizer.decode(tokens[at : at + _DECODED_TOKENS], int(tokens[at - 1]) if at else None)
+            for at in range(0, len(tokens), _DECODED_TOKENS)
         )
 
     def __exit__(

@@ -201,11 +201,9 @@ class Loop:
     def _caption(self, record: dict[str, float]) -> str:
         counters = self.state.counters
         bpb = record["ce"] / math.log(2) * counters.tokens / max(counters.bytes, 1)
-        unit = bpb_unit("decoded" if self.state.corpus.train.text_bytes is None else "original")
-        return (
-            f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} {unit}), "
-            f"jepa {record['jepa']:.3f}, sigreg {record['sigreg']:.4f}{self.last_validation}"
-        )
+        about = f"{bpb:.3f} {bpb_unit('decoded' if self.state.corpus.train.text_bytes is None else 'original')}"
+        terms = f"jepa {record['jepa']:.3f}, sigreg {record['sigreg']:.4f}"
+        return f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {about}), {terms}{self.last_validation}"
 
     def _checkpoint_due(self, since: float) -> bool:
         every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
@@ -274,9 +272,8 @@ class Loop:
             counters = self.state.counters
             fields = {key: score[key] for key in VAL_FIELDS}
             self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=False)
-            self.last_validation = (
-                f", validation {score['bpb']:.4f} {bpb_unit(score['counted'])} at step {counters.step}"
-            )
+            unit = bpb_unit(score["counted"])
+            self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {counters.step}"
         return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:
