@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 from typing import Any, NoReturn
 
 import torch.distributed
@@ -150,3 +151,24 @@ def ends_with_raised_error() -> None:
         raise error
 
     end.main = main
+
+
+def in_folder() -> None:
+    """The process works in the folder IN_FOLDER."""
+    os.chdir(os.environ["IN_FOLDER"])
+
+
+def channels() -> None:
+    """Each of CHANNELS, such as `1:full 2:unread`, is a descriptor of the process and its fault."""
+    for channel in os.environ["CHANNELS"].split():
+        number, fault = int(channel[0]), channel[2:]
+        if fault == "full":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+        elif fault == "closed":
+            os.close(number)
+            setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
+        else:
+            reader, writer = os.openpty() if fault == "terminal" else os.pipe()
+            os.dup2(writer, number)
+            # A terminal is closed while its progress bar is shown.
+            Timer(0.5 if fault == "terminal" else 0.0, os.close, (reader,)).start()

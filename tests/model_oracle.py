@@ -69,6 +69,36 @@ def mamba2(u_TD: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tens
     return torch.stack(outputs)
 
 
+def attention(u_TD: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tensor:
+    """One sequence through sliding-window attention, one query and one head at a time."""
+    inner, P = config.expand * config.d_model, config.headdim
+    rates = [10_000.0 ** (-2 * i / P) for i in range(P // 2)]
+
+    def at(vector: Tensor, position: int) -> Tensor:
+        turned = vector.clone()
+        for i, rate in enumerate(rates):
+            a, b = vector[i], vector[i + P // 2]
+            turned[i] = a * math.cos(position * rate) - b * math.sin(position * rate)
+            turned[i + P // 2] = b * math.cos(position * rate) + a * math.sin(position * rate)
+        return turned
+
+    projected = u_TD @ w["in_proj.weight"].T
+    outputs, start = [], 0
+    for t in range(len(u_TD)):
+        if reset_T[t]:
+            start = t
+        heads = []
+        for h in range(inner // P):
+            own = slice(h * P, (h + 1) * P)
+            query = at(rms(projected[t, :inner][own]), t)
+            seen = range(max(start, t - config.attention_window + 1), t + 1)
+            scores = torch.stack([query @ at(rms(projected[s, inner : 2 * inner][own]), s) / P**0.5 for s in seen])
+            values = torch.stack([projected[s, 2 * inner :][own] for s in seen])
+            heads.append(torch.exp(scores) / torch.exp(scores).sum() @ values)
+        outputs.append(w["out_proj.weight"] @ torch.cat(heads))
+    return torch.stack(outputs)
+
+
 def mlp(x: Tensor, w: Weights, config: Model) -> Tensor:
     if config.mlp == "relu2":
         hidden = torch.maximum(x @ w["up.weight"].T, torch.zeros(1, dtype=torch.float64)) ** 2
@@ -79,7 +109,9 @@ def mlp(x: Tensor, w: Weights, config: Model) -> Tensor:
 
 def block(x: Tensor, x0: Tensor, w: Weights, config: Model, index: int, reset_T: list[bool]) -> Tensor:
     x = w["mix"][0] * x + w["mix"][1] * x0
-    x = x + w["ssm_scale"] * mamba2(rms(x), under(w, "mixer."), config, reset_T)
+    every = config.attention_every
+    mixer = attention if every and index % every == every // 2 else mamba2
+    x = x + w["ssm_scale"] * mixer(rms(x), under(w, "mixer."), config, reset_T)
     if index % config.mlp_every == 0:
         x = x + w["mlp_scale"] * mlp(rms(x), under(w, "mlp."), config)
     return x

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from examples import examples
-from jepamba.artifact import container, inspect, load_artifact, save_artifact
+from jepamba.artifact import Artifact, container, inspect, load_artifact, save_artifact
 from jepamba.artifact.codecs import CODECS
 from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION, open_container
 from jepamba.config import Data, Model, Quant, Run, Train
@@ -170,7 +170,7 @@ WRONG: list[tuple[str, Any]] = [
     ("config.model.expand", 10**6), ("config.model.tie", 9), ("config.model.mlp", "__import__('os')"),
     ("config.model.unheard_of", 1), ("config.model.cap", -1.0), ("config.quant.bits", 8), ("config.quant.bits", 5),
     ("config.quant.scale", "clip"), ("config.quant.group", 8), ("config.quant.group", 10**30),
-    ("config.quant.bits", 32),
+    ("config.quant.bits", 32), ("config.model.attention_every", 1), ("config.model.attention_window", 10**9),
     ("config.quant.bit_allocation", ["blocks.0.mixer.in_proj.weight=5"]),
     ("config.quant.bit_allocation", ["nothing=4"]),
     ("config.quant.bit_allocation", [f"w{index}=4" for index in range(50_000)]), ("config.quant.embedding", "int4"),
@@ -200,6 +200,8 @@ def test_a_wrong_header_value_is_refused(tmp_path: Path, sound: bytes, place: st
 
 def test_every_missing_key_is_refused(tmp_path: Path, sound: bytes) -> None:
     header, payload = parts_of(sound)
+    for later in ("attention_every", "attention_window"):
+        del header["config"]["model"][later]
 
     def places(value: Any) -> list[Callable[[Any], Any]]:
         if not isinstance(value, dict):
@@ -231,6 +233,20 @@ def test_missing_doubled_and_reordered_rows_are_refused(tmp_path: Path, sound: b
         if table == "tensors" and changed["tensors"] == header["tensors"][::-1]:
             continue  # the order of this table means nothing
         refused(tmp_path / "a", sealed(json.dumps(changed).encode(), payload))
+
+
+def test_only_settings_of_later_code_may_be_missing(tmp_path: Path, sound: bytes) -> None:
+    header, payload = parts_of(sound)
+    whole = load_artifact_of(tmp_path, sound).run
+    del header["config"]["model"]["attention_every"], header["config"]["model"]["attention_window"]
+    assert load_artifact_of(tmp_path, sealed(json.dumps(header).encode(), payload)).run == whole
+    del header["config"]["model"]["d_state"]
+    assert "lacks model.d_state" in refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload))
+
+
+def load_artifact_of(tmp_path: Path, content: bytes) -> Artifact:
+    (tmp_path / "b").write_bytes(content)
+    return load_artifact(tmp_path / "b")
 
 
 def test_a_thousand_layers_are_not_built(tmp_path: Path, sound: bytes) -> None:

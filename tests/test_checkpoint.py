@@ -54,6 +54,17 @@ def test_checkpoints_are_whole_kept_to_a_number_and_checked(tmp_path: Path) -> N
         load_checkpoint(tmp_path / "step-000000010")
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_checkpoint_has_what_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = save_checkpoint(tmp_path, 1, filled(1.0), {}, keep=2)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~umask}
+
+
 @pytest.mark.parametrize("version", [None, 1, VERSION + 1, "2\n"])
 def test_another_version_is_refused_in_one_line(tmp_path: Path, version: int | str | None) -> None:
     path = save_checkpoint(tmp_path, 1, filled(1.0), {"n": 1}, keep=2)

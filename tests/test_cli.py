@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,18 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import torch
+from safetensors import safe_open
 
 from jepamba import __version__
+from jepamba.artifact import load_artifact
+from jepamba.artifact.heads import HEADS, save_heads
 from jepamba.cli import build_parser, common, main, presets
+from jepamba.config import Jepa
+from jepamba.data import load_tokens
 from jepamba.errors import UserError
+from jepamba.evaluate import Latents, compute_latents
+from jepamba.jepa import JepaHeads
 from jepamba.presets import load_preset, preset_names
 
 TINY = [
@@ -97,6 +107,56 @@ def test_eval_prints_the_promised_json(run_dir: Path, capsys: pytest.CaptureFixt
     assert not json_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")["reset"]
     shown = out_of(capsys, "eval", artifact, "--data", str(text), "--carry", "--no-reset")
     assert "state carried, not reset at document starts" in shown
+
+
+def test_latents_writes_h_and_z(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run_dir / "artifact.jepa", tmp_path)
+    path, text, out = tmp_path / "artifact.jepa", run_dir.parent / "text" / "03.txt", tmp_path / "l.safetensors"
+    words = ["latents", str(path), "--data", str(text), "-o", str(out)]
+
+    def written(*more: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        printed = json_of(capsys, *words, *more)
+        with safe_open(out, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in Latents._fields}, file.metadata()
+        assert [printed["tokens"], printed["d_model"]] == list(tensors["latents"].shape)
+        assert printed["bytes"] == out.stat().st_size
+        assert {name: str(printed[name]).lower() for name in metadata} == metadata
+        return tensors, metadata
+
+    artifact = load_artifact(path)
+    tokens = load_tokens(text, artifact.tokenizer, artifact.run.data)
+    found, metadata = written()
+    expected = compute_latents(artifact.model, tokens, 64)
+    assert all(torch.equal(found[name], value) for name, value in expected._asdict().items())
+    assert metadata == {
+        "latent": "h",
+        "mode": "plain",
+        "seq_len": "64",
+        "reset": "true",
+        "artifact_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "tokenizer_fingerprint": artifact.tokenizer.fingerprint,
+    }
+    carried, metadata = written("--carry", "--no-reset", "--limit", "100", "--dtype", "float16", "--measure")
+    assert (metadata["mode"], metadata["reset"]) == ("carried", "false")
+    expected = compute_latents(artifact.model, tokens, 64, carry=True, reset=False, limit=100, dtype=torch.float16)
+    assert torch.equal(carried["latents"], expected.latents)
+
+    message = mistake(capsys, *words, "--latent", "z")
+    assert f"{tmp_path / HEADS}: no such file" in message
+    assert "--train.keep_heads" in message
+    heads = JepaHeads(Jepa(), 32)
+    save_heads(tmp_path / HEADS, heads, Jepa(), metadata["artifact_sha256"])
+    with torch.no_grad():
+        expected_z = heads.project(found["latents"][None])[0]
+    torch.testing.assert_close(written("--latent", "z")[0]["latents"], expected_z, rtol=1e-5, atol=1e-5)
+    save_heads(tmp_path / HEADS, heads, Jepa(), "0" * 64)
+    assert "belongs to another artifact" in mistake(capsys, *words, "--latent", "z")
+    assert "effective rank" in out_of(capsys, *words, "--measure")
+    measures = json_of(capsys, *words, "--measure")
+    assert sum(measures["spectrum"]) == pytest.approx(1)
+    assert json_of(capsys, "latents", str(tmp_path), *words[2:])["latent"] == "h", "the folder instead of the artifact"
+    for other in (path, tmp_path / HEADS, text):
+        assert "also an input" in mistake(capsys, *words, "-o", str(other))
 
 
 def test_eval_never_shows_an_adapted_score_as_another(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,13 +415,6 @@ def test_a_message_with_several_lines_is_put_on_one(
 
     monkeypatch.setattr(presets, "presets", refused)
     assert mistake(capsys, "presets") == "jepamba: first second\n"
-
-
-def test_a_unused_folder_is_found(tmp_path: Path) -> None:
-    assert common.unused_folder(tmp_path / "run") == tmp_path / "run"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run-2").mkdir()
-    assert common.unused_folder(tmp_path / "run") == tmp_path / "run-3"
 
 
 def test_columns() -> None:

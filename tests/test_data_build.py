@@ -14,6 +14,7 @@ import pytest
 from jepamba.cli import main
 from jepamba.config import Data
 from jepamba.data import Tokens, build, corpus, is_shards, load_tokens, open_folder, write_shard
+from jepamba.data.build import trained_on
 from jepamba.data.folder import is_folder
 from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
@@ -391,6 +392,9 @@ def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
         load_tokens(tmp_path / "bytes", ByteTokenizer(), settings(text), "train")
 
 
+COUNTS = {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": []}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -400,7 +404,11 @@ def test_load_tokens_for_an_evaluation(tmp_path: Path, text: Path) -> None:
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": "1", "shards": []}}},
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": ["../a"]}}},
         {"splits": {"train": {"documents": 1, "text_bytes": 1, "decoded_bytes": 1, "tokens": 1, "shards": [7]}}},
-        {"splits": {"val": dict.fromkeys(("documents", "tokens"), 1) | {"shards": [], "overlap": 1.5}}},
+        {"splits": {"val": COUNTS | {"overlap": 1.5}}},
+        *(
+            {"splits": {"val": COUNTS | {"unrestored": unrestored}}}
+            for unrestored in (7, {"bytes": -1}, {"bytes": "1"}, {"bits": 1}, {"bytes": 1, "example": "\x1b[2J"})
+        ),
         {"tokenizer": {"kind": "words", "fingerprint": "x"}},
         {"tokenizer": {"kind": "bytes"}},
         {"tokenizer": {"kind": "bytes", "fingerprint": "0" * 64}},
@@ -456,3 +464,17 @@ def test_shared_validation_text_has_the_documented_tokens() -> None:
     assert tokens.text_bytes == 6_106_876
     # This model turns each empty line into one space: what it scores is a little less than the text.
     assert tokens.decoded_bytes == len(tokens.text()) == 6_084_220
+
+
+def test_validation_files_among_the_training_files_are_found(tmp_path: Path) -> None:
+    """A figure of text that was trained on is too good, whatever the two paths look like."""
+    (tmp_path / "text").mkdir()
+    for name in ("a.txt", "val.txt"):
+        (tmp_path / "text" / name).write_text(f"{name}: some text")
+    (tmp_path / "other.txt").write_text("some other text")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "text" / "val.txt")
+    inside = str(tmp_path / "text" / "val.txt")
+    for val, found in ((inside, [inside]), (str(tmp_path / "link.txt"), [inside]), (str(tmp_path / "other.txt"), [])):
+        assert trained_on(settings(tmp_path / "text", val=val)) == found
+    assert trained_on(settings("stdlib", val="stdlib")) == ["stdlib"]
+    assert trained_on(settings(tmp_path / "text")) == []

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from folder_holder import held
 from hub_server import HubServer, commit
 from jepamba.cli import main
 from jepamba.config import Data
@@ -164,6 +165,13 @@ def test_a_repeated_call_downloads_only_missing_files(hub: HubServer, tmp_path: 
     fetch_fineweb("sp8192", 2, out)
     assert hub.sent == {**came, second: 81_024}
     assert (out / "fineweb_train_000001.bin").read_bytes() == old[second]
+
+
+def test_two_downloads_into_one_folder(hub: HubServer, tmp_path: Path) -> None:
+    fetch_fineweb("sp8192", 1, tmp_path / "out")
+    with held(tmp_path / "out"):
+        assert "another process writes to it" in refusal("sp8192", 2, tmp_path / "out")
+    assert fetch_fineweb("sp8192", 2, tmp_path / "out").splits["train"].tokens == 80_000
 
 
 def test_errors_name_missing_files(hub: HubServer, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hub_server import HubServer
+from hub_server import commit as hub_commit
 from jepamba.config import Data
 from jepamba.data import corpus
-from jepamba.data.hub_text import HubText, hub_text
+from jepamba.data.hub_text import HubText, hub_text, pinned
 from jepamba.data.source import Source
 from jepamba.errors import UserError
+from processes import Running
+from tiny import preset, tiny
 
 
 def parquet(texts: list[str], column: str = "text") -> bytes:
@@ -174,3 +178,42 @@ def test_the_command_builds_shards_of_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     splits = json.loads(done.stdout)["splits"]
     assert splits["train"]["documents"] + splits["val"]["documents"] == 4
+
+
+@pytest.mark.parametrize("rest", ["", "/english", ":train", "/english:validation"])
+def test_a_pinned_name_has_the_commit(hub: HubServer, rest: str) -> None:
+    main = hub_commit(DATA_SETS["some/pages"]["main"])
+    for revision in ("", "@main", f"@{main}"):
+        name = f"hf://some/pages{revision}{rest}"
+        if rest.startswith("/") or revision == f"@{main}":
+            assert pinned(name) == f"hf://some/pages@{main}{rest}"
+        else:
+            with pytest.raises(UserError, match="several folders"):
+                pinned(name)
+    hub.requests.clear()
+    pinned(f"hf://some/pages@{main}{rest}")
+    assert not hub.requests
+
+
+def test_a_run_keeps_its_commit(tmp_path: Path) -> None:
+    """The server is gone: the run resumes and is submitted with its first text."""
+    sets = {"some/books": {"main": {"train.jsonl": jsonl(texts("a", 30))}}}
+    name = f"hf://some/books@{hub_commit(sets['some/books']['main'])}"
+    settings = preset(tmp_path, tiny(tmp_path / "x", data__train="hf://some/books"))
+    out, made = tmp_path / "run", tmp_path / "submission"
+    with HubServer(sets) as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+        assert ran(tmp_path / "1", environment, "train", settings, "--out", str(out)) == 0
+        assert tomllib.loads((out / "config.toml").read_text())["data"]["train"] == name
+    before = json.loads((out / "summary.json").read_text())["bpb_plain"]["bytes"]
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    assert ran(tmp_path / "3", offline, "resume", str(out)) == 0
+    assert json.loads((out / "summary.json").read_text())["bpb_plain"]["bytes"] == before
+    assert ran(tmp_path / "4", environment, "submission", str(out), "-o", str(made), "--validation") == 0
+    assert tomllib.loads((made / "config.toml").read_text())["data"]["train"] == name
+
+
+def ran(folder: Path, environment: dict[str, str], *words: str) -> int:
+    """The exit code of `jepamba WORDS` in a process of its own."""
+    with Running(words, folder, environment=environment) as process:
+        return process.wait()[0]

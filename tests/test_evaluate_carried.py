@@ -16,7 +16,7 @@ from jepamba.config import Model, Quant
 from jepamba.data import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate import score_carried, score_plain, score_sliding, stored
-from jepamba.evaluate.carried import _documents, _lanes
+from jepamba.evaluate.carried import _lanes, documents
 from jepamba.model import LanguageModel, State
 from jepamba.text import ByteTokenizer, stdlib_documents
 
@@ -94,7 +94,7 @@ def test_one_window_that_holds_everything_is_the_plain_one() -> None:
     assert score_carried(MODEL, tokens, 8).nats_per_token == pytest.approx(sliding.nats_per_token, rel=2e-6)
 
 
-def test_reset_makes_documents_independent_and_carrying_on_does_not() -> None:
+def test_reset_makesdocuments_independent_and_carrying_on_does_not() -> None:
     tokens, turned = stream([40, 40, 40]), stream([40, 40, 40])
     ids = turned.read(0, len(turned)).copy()
     ids[1:41] = ids[1:41][::-1]
@@ -141,11 +141,11 @@ def test_lanes_hold_every_part_once_and_are_balanced(lengths: list[int], most: i
     assert max(loads) <= sum(lengths) / len(lanes) + (1 - 1 / len(lanes)) * max(lengths) + 1e-9
 
 
-def test_documents_are_cut_at_their_starts() -> None:
+def testdocuments_are_cut_at_their_starts() -> None:
     tokens = stream([3, 0, 2], head=b"xy")
-    assert _documents(tokens, 0, len(tokens) - 1) == [(0, 2), (2, 6), (6, 7), (7, 9)]
-    assert _documents(tokens, 0, 4) == [(0, 2), (2, 4)]
-    assert _documents(stream([3, 0, 2]), 0, 7) == [(0, 4), (4, 5), (5, 7)]
+    assert documents(tokens, 0, len(tokens) - 1) == [(0, 2), (2, 6), (6, 7), (7, 9)]
+    assert documents(tokens, 0, 4) == [(0, 2), (2, 4)]
+    assert documents(stream([3, 0, 2]), 0, 7) == [(0, 4), (4, 5), (5, 7)]
 
 
 def test_bad_input_is_refused() -> None:

@@ -17,7 +17,7 @@ from jepamba.config import Jepa, Model, Quant
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate import compressors, diagnostics
-from jepamba.evaluate.diagnostics import _latent_statistics
+from jepamba.evaluate.diagnostics import latent_statistics
 from jepamba.evaluate.probe import CLASSES, predict, r_squared, ridge, token_classes
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
@@ -76,7 +76,7 @@ def test_within_share_is_zero_for_a_constant_and_one_for_equal_windows() -> None
 
 def test_share_of_variance_within_windows() -> None:
     def share(z_BTE: Tensor) -> float:
-        return _latent_statistics(z_BTE)["within_sequence"]
+        return latent_statistics(z_BTE)["within_sequence"]
 
     constant = torch.randn(64, 1, 8).expand(64, 100, 8)
     half = constant + torch.randn(64, 100, 8)

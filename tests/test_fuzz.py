@@ -25,7 +25,7 @@ def test_mutated_files_are_read_or_refused(count: int) -> None:
         text=True,
     )
     assert found.returncode == 0, f"seed {seed}:\n{found.stderr}\n{found.stdout}"
-    for reader in ("artifact", "shard", "tokenizer", "checkpoint", "compressed"):
+    for reader in ("artifact", "shard", "tokenizer", "checkpoint", "heads", "compressed"):
         kept = len(list((ROOT / "tests/fuzz/corpus" / reader).iterdir()))
         assert kept >= 4
         assert f"| {reader} | {count + kept:,} |" in found.stdout, "not every input was read"

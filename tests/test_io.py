@@ -13,7 +13,9 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from jepamba import io
 from jepamba.data import build, write_shard
+from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.text import ByteTokenizer
 
@@ -104,6 +106,26 @@ def test_a_pipe_is_written_through(tmp_path: Path) -> None:
         assert found == [b"one, two"]
         assert pipe.is_fifo()
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "PIPE_SECONDS", 0.1)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="pipe: nobody reads from this pipe"):
+        atomic_write(pipe, b"content")
+    assert [file.is_fifo() for file in tmp_path.iterdir()] == [True]
+
+
+def test_a_file_that_root_replaces_stays_its_owners(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file away")
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    file.chmod(0o600)
+    os.chown(file, 12345, 54321)
+    atomic_write(file, b"new")
+    assert (file.read_bytes(), file.stat().st_uid, file.stat().st_gid, mode(file)) == (b"new", 12345, 54321, 0o600)
 
 
 def test_a_device_is_written_through(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ CONFIGS = [
     {"softcap": "tanh", "cap": 0.7},
     {"softcap": "off"},
     {"cap": 0.5},
+    {"attention_every": 2, "attention_window": 5},
+    {"attention_every": 1, "attention_window": 64, "headdim": 8, "expand": 2},
+    {"attention_every": 1, "attention_window": 1},
+    {"attention_every": 3, "n_layer": 5, "attention_window": 21},
 ]
 
 

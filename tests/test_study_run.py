@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from folder_holder import held
 from jepamba.errors import UserError
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
@@ -143,9 +144,9 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, trainer: Trainer) -> Non
 
 def test_two_processes_cannot_run_one_study(tmp_path: Path, trainer: Trainer) -> None:
     out = tmp_path / "s"
-    out.mkdir()
-    with study_run._locked(out), pytest.raises(UserError, match="another process"):
+    with held(out), pytest.raises(UserError, match="s: another process writes to it"):
         run_plan(plan(), out)
+    assert trainer.commands == []
 
 
 def test_pairs_share_everything_but_their_settings(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Path, number: int) -> None:
     note = tmp_path / "note"
 
@@ -177,7 +178,7 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt), study_run._sigterm_as_interrupt():
+    with pytest.raises(KeyboardInterrupt), study_run._signals_as_interrupts():
         study_run._run_process([sys.executable, "-c", CHILD, str(note)])
     thread.join()
     assert note.read_text() == str(int(signal.SIGINT))

@@ -99,14 +99,16 @@ def test_the_script_alone_reproduces_the_figure_from_text(run_dir: Path, made: P
     assert "off by" in done.stderr
 
 
-def test_the_claim_is_by_decoded_bytes() -> None:
-    """A run whose tokenizer normalises has two figures; shards alone, which the script may be given, tell only one."""
-    score = {"bpb": 1.0, "bpb_decoded": 1.25, "bytes": 100, "decoded_bytes": 80, "nats_per_token": 2.0, "tokens": 40}
-    score |= {"mode": "plain", "temperature": 1.0, "seconds": 1.0, "counted": "original", "reset": True}
-    headline = folder._headline({"bpb_calibrated": score, "bpb_sliding": None})
-    assert (headline["bpb"], headline["bytes"]) == (1.25, 80)
-    older = {key: value for key, value in score.items() if "decoded" not in key}
-    assert folder._headline({"bpb_calibrated": older, "bpb_sliding": None})["bpb"] == 1.0
+def test_a_text_that_the_tokenizer_changes_has_no_claim() -> None:
+    """Fewer decoded bytes, more of them, and as many (capitals, say): each is another text than the validation text."""
+    score = {"bpb": 1.25, "bpb_decoded": 1.25, "bytes": 100, "decoded_bytes": 100, "nats_per_token": 2.0, "tokens": 40}
+    score |= {"mode": "plain", "temperature": 1.0, "seconds": 1.0, "counted": "original", "unrestored_bytes": 0}
+    assert folder._headline({"bpb_calibrated": score, "bpb_sliding": None})["bpb"] == 1.25
+    older = {key: value for key, value in score.items() if "decoded" not in key and key != "unrestored_bytes"}
+    assert folder._headline({"bpb_calibrated": older, "bpb_sliding": None})["bytes"] == 100
+    for changed in ({"decoded_bytes": 80}, {"decoded_bytes": 120}, {"unrestored_bytes": 3}):
+        with pytest.raises(UserError, match="of the 100 bytes of the validation text, and decodes"):
+            folder._headline({"bpb_calibrated": score | changed, "bpb_sliding": None})
 
 
 def scored(made: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> int:

@@ -205,6 +205,26 @@ def test_compressed_files_of_several_streams(tmp_path: Path, packing: str) -> No
     assert list(read_documents(path)) == ["one document", "two"]
 
 
+def test_names_of_parquet_columns(tmp_path: Path) -> None:
+    """Equal names, and a name with a dot beside the nested column that has the same path."""
+    path, rows = tmp_path / "rows.parquet", pyarrow.array(["one", None, "two"])
+    nested = pyarrow.array([{"text": "wrong"}] * 3)
+    parquet.write_table(pyarrow.Table.from_arrays([rows, rows, rows], ["text", "text", "id"]), path)
+    assert refusal(path).endswith("2 columns are named 'text'; rename all but one")
+    assert list(read_documents(path, "id")) == ["one", "two"]
+    for name, table in {
+        "meta.text": {"meta": nested, "meta.text": rows},
+        "meta.text.": {"meta.text.": rows, "meta": nested},
+        "": {"": rows, "meta": nested},
+        "te`xt": {"te`xt": rows},
+        "view": {"view": rows.cast(pyarrow.string_view())},
+    }.items():
+        parquet.write_table(pyarrow.table(table), path)
+        assert list(read_documents(path, name)) == ["one", "two"]
+    parquet.write_table(pyarrow.table({"meta": nested}), path)
+    assert "no column 'meta.text'; the columns are 'meta'" in refusal(path, "meta.text")
+
+
 def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table({"text": [os.urandom(50).hex() for _ in range(500)]}), path)

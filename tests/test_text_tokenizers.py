@@ -314,14 +314,28 @@ def test_training_reads_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     assert train_bpe(documents, 400).lossless_on(documents[3])
 
 
-@pytest.mark.parametrize("text", ["a", "ab ab", " ", "\n", "▁", "漢" * 50, "".join(map(chr, range(0x4E00, 0x9000)))])
+@pytest.mark.parametrize(
+    "text", ["a", "ab ab", " ", "\n", "▁", "▅", "漢" * 50, "".join(map(chr, range(0x4E00, 0x9000)))]
+)
 def test_training_on_odd_text(text: str) -> None:
     """Little text, no spaces, or more characters than pieces still give a lossless tokenizer."""
     for vocab in (264, 1000):
         tokenizer = train_bpe([text], vocab)
         assert tokenizer.vocab_size <= vocab
-        for sample in (text[:500], "a b", "  c\n", "▁"):
+        for sample in (text[:500], "a b", "  c\n", "▁", "▅"):
             assert tokenizer.lossless_on(sample)
+
+
+@pytest.mark.parametrize(
+    "character", [*"▁▅▄⁇\0\t\r\ufeff\ufffd\ufffe\x85\u2028\u200b\U0010ffff", "<unk>", "<s>", "<0x41>"]
+)
+def test_no_character_empties_the_tokenizer(character: str) -> None:
+    """SentencePiece ignores every sentence with "▅" (U+2585) in it, so the text is cut there."""
+    log = "\n".join(f"job {i:03} load {character} cpu busy with the kettle, answer {i * 7 % 97}" for i in range(400))
+    tokenizer = train_bpe([log], 400)
+    assert tokenizer.vocab_size > 350
+    assert len(tokenizer.encode(log)) < 0.45 * len(log.encode())
+    assert tokenizer.lossless_on(log)
 
 
 def test_training_on_nothing_is_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from jepamba.cli import main
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
+from jepamba.train.stop import StopRequest
 from processes import Running, losses, records, seen
 from tiny import preset, text_file, tiny
 
@@ -67,7 +68,7 @@ def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, who
     assert (out / "artifact.jepa").read_bytes() == (whole / "out" / "artifact.jepa").read_bytes()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_polite_signal_checkpoints_first(
     text: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -84,6 +85,16 @@ def test_a_polite_signal_checkpoints_first(
         assert Running(["resume", str(out)], tmp_path).wait() == [0]
         assert losses(out) == losses(whole / "out")
         assert seen(tmp_path) == seen(whole)
+
+
+def test_nohup_still_ignores_sighup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

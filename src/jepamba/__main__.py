@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jepamba.cli import INTERRUPTED, main
+from jepamba.cli.streams import prepare_streams
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -24,12 +24,15 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
         # A shell script ignores SIGINT for a command started with `&`. The command must still answer signals.
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    prepare_streams()
     code = 1
     try:
         code = _exit_code(argv)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Otherwise Python's own flush at the end fails again, with a message and another exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     finally:
         # In `finally`, so that another Ctrl-C cannot skip it.
         distributed = sys.modules.get("torch.distributed")

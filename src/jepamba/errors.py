@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 
-SIGNALS = {signal.SIGINT: "it was interrupted", signal.SIGTERM: "it was sent SIGTERM"}
+SIGNALS = {
+    signal.SIGINT: "it was interrupted",
+    signal.SIGTERM: "it was sent SIGTERM",
+    signal.SIGHUP: "its terminal was closed",
+}
 """The signals that end a rank, with the message that the rank sends."""
 
 

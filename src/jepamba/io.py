@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import stat
+import time
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
 from jepamba.errors import UserError
 
+PIPE_SECONDS = 5.0
+"""Time that a named pipe has to get a reader."""
+
 
 def atomic_write(path: Path, *parts: bytes) -> None:
     """Write the concatenation of `parts` to `path` atomically: a reader sees either the old or the new content.
 
     The content is on disk when this returns. Missing folders are created. A new file gets its permissions from the
-    umask; a replaced file keeps its permissions. A symbolic link is followed. A device, a pipe and `/dev/stdout` cannot
-    be replaced and are written directly. Raises `OSError`, which names `path`, and leaves the old file unchanged and no
-    other file.
+    umask; a replaced file keeps its permissions and, as far as this user may, its owner. A symbolic link is followed. A
+    device, a pipe and `/dev/stdout` cannot be replaced and are written directly. Raises `OSError`, which names `path`,
+    and leaves the old file unchanged and no other file; `UserError` for a pipe that nobody opens to read.
     """
     try:
         try:
@@ -33,22 +38,41 @@ def atomic_write(path: Path, *parts: bytes) -> None:
             # For example /dev/stdout. Opening it by name would overwrite a redirected file from its start.
             _write(os.dup(int(target.name)), parts)
         elif status is not None and not stat.S_ISREG(status.st_mode):
-            _write(os.open(target, os.O_WRONLY), parts)
+            _write(_open_special(target), parts)
         else:
-            _replace(target, parts, None if status is None else stat.S_IMODE(status.st_mode))
+            _replace(target, parts, status)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _replace(path: Path, parts: tuple[bytes, ...], mode: int | None) -> None:
-    """Write a new file in the folder of `path`, with permissions `mode` (None: from the umask), and rename it."""
+def _open_special(path: Path) -> int:
+    """Open a device or a pipe for writing. A pipe needs a reader, which is waited for, but not forever."""
+    deadline = time.monotonic() + PIPE_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise UserError(f"{path}: nobody reads from this pipe; start its reader first") from None
+            time.sleep(0.01)
+        else:
+            os.set_blocking(descriptor, True)
+            return descriptor
+
+
+def _replace(path: Path, parts: tuple[bytes, ...], before: os.stat_result | None) -> None:
+    """Write a new file in the folder of `path`, with owner and permissions of the one `before`, and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{secrets.token_hex(8)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(building, flags, 0o666 if mode is None else mode & 0o666)
+    descriptor = os.open(building, flags, 0o666 if before is None else before.st_mode & 0o666)
     try:
-        if mode is not None:
-            os.chmod(building, mode)
+        if before is not None:
+            with suppress(OSError):  # only root may give a file away
+                os.chown(building, before.st_uid, before.st_gid)
+            os.chmod(building, stat.S_IMODE(before.st_mode))
         _write(descriptor, parts, sync=True)
         building.replace(path)
     except BaseException:
@@ -65,6 +89,14 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
         if sync:
             file.flush()
             os.fsync(descriptor)
+
+
+def check_utf8_name(path: Path) -> None:
+    """Raise `UserError` if the name `path` is not UTF-8: safetensors and TOML cannot have it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: this name is not UTF-8; rename it, or choose another") from None
 
 
 def sync(path: Path) -> None:

@@ -23,14 +23,16 @@ import torch
 from jepamba.artifact import load_artifact, save_artifact
 from jepamba.artifact.codecs import CODECS
 from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION
+from jepamba.artifact.heads import HEADS, load_heads, save_heads
 from jepamba.compress import Compressor
 from jepamba.compress.file_format import CompressedFile
 from jepamba.compress.lanes import LaneLayout
 from jepamba.compress.tokens import to_ids
-from jepamba.config import Run, from_dict
+from jepamba.config import Jepa, Run, from_dict
 from jepamba.data import Corpus, Tokens, open_folder, open_shard
 from jepamba.data.folder import META
 from jepamba.data.writer import FolderWriter
+from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from jepamba.train.checkpoint import STATE, TENSORS, load_checkpoint, save_checkpoint
@@ -308,12 +310,52 @@ class CheckpointReader:
             assert parameter.dtype == torch.float32
 
 
+class HeadsReader:
+    """`heads.safetensors`: JEPA heads, with their settings in the metadata."""
+
+    name = "heads"
+    file = HEADS
+
+    def __init__(self, work: Path) -> None:
+        torch.manual_seed(0)
+        self.seeds = []
+        for projector in ("linear", "mlp-batchnorm"):
+            config = Jepa(projector=projector, predictor_mult=2)  # type: ignore[arg-type]
+            save_heads(work / self.file, JepaHeads(config, 8), config, "0" * 64)
+            self.seeds.append({self.file: (work / self.file).read_bytes()})
+
+    def mutate(self, random: Random, case: Case, other: Case) -> Case:
+        """See `Reader`."""
+        content, way = case[self.file], random.random()
+        if way < 0.2:
+            return {self.file: mutate_bytes(random, content, [other[self.file]])}
+        start = 8 + int.from_bytes(content[:8], "little")
+        header, data = json.loads(content[8:start]), content[start:]
+        if way < 0.5:
+            settings = mutate_json(random, json.loads(header["__metadata__"]["jepamba_heads"]))
+            header["__metadata__"]["jepamba_heads"] = json.dumps(settings)
+        elif way < 0.8:
+            header = mutate_json(random, header)
+        else:
+            data = mutate_bytes(random, data, [content])
+        text = json.dumps(header).encode()
+        return {self.file: len(text).to_bytes(8, "little") + text + data}
+
+    def read(self, folder: Path) -> None:
+        """See `Reader`."""
+        heads = load_heads(folder / self.file, 8, "0" * 64)
+        with torch.inference_mode():
+            z_BTE = heads.project(torch.ones(1, 2, 8))
+            assert heads.step(z_BTE).shape == (1, 2, 8)
+        assert heads.steps >= 1
+
+
 def make_reader(name: str, work: Path, model: Path) -> Reader:
     """The reader called `name`; its sound files are made in `work`, `model` is the artifact of the compressed ones."""
     if name == CompressedReader.name:
         return CompressedReader(model)
-    kinds = {kind.name: kind for kind in (ArtifactReader, ShardReader, TokenizerReader, CheckpointReader)}
-    return kinds[name](work)
+    return {kind.name: kind for kind in _KINDS}[name](work)
 
 
-READERS = (ArtifactReader.name, ShardReader.name, TokenizerReader.name, CheckpointReader.name, CompressedReader.name)
+_KINDS = (ArtifactReader, ShardReader, TokenizerReader, CheckpointReader, HeadsReader)
+READERS = (*(kind.name for kind in _KINDS), CompressedReader.name)

@@ -41,6 +41,19 @@ def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, f
 
 
 @pytest.mark.parametrize("carry", [False, True])
+def test_attention_gives_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], carry: bool) -> None:
+    run, text = small
+    changes = {"model.attention_every": 2, "model.attention_window": 48}
+    run = with_settings(run, {**changes, "train.carry_state": carry, "data.shuffle": False})
+    ours = steps(run, text, True, 6)
+    plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 6)
+    for a, b in zip(ours, plain, strict=True):
+        assert a["ce"] == pytest.approx(b["ce"], rel=5e-3)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-2)
+    assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
+
+
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("overlay", ["", "+sigreg-lewm"])
 def test_kernels_give_the_losses_of_plain_pytorch(

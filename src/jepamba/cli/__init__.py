@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from jepamba.cli import (
     evaluate,
     generate,
     inspect,
+    latents,
     presets,
     resume,
     study,
@@ -28,6 +28,8 @@ from jepamba.cli.parser import Commands, Parser
 from jepamba.errors import UserError
 
 USER_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+DEFAULTS = {"json": False, "on_interrupt": "interrupted", "results_in": None}
+"""Of every command. A command sets `results_in` when its results are on disk and only its summary is to be printed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Arguments: `argv`, the words after `jepamba` (default: `sys.argv[1:]`).
     Returns: the exit code. 0: success. 1: a run of a study failed. 2: a user error, with one line on standard error.
-    130: interrupted, with one line that says how to continue. 141: the reader of standard output closed the pipe.
+    130: interrupted, with one line that says how to continue. 141: the reader of standard output closed the pipe before
+    the results, unless they are in a file.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    args = argparse.Namespace(on_interrupt="interrupted")
+    args = argparse.Namespace(**DEFAULTS)
     try:
         args = parse(words)
         from jepamba.progress import plain_lines
@@ -55,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_silent():
             print(f"\njepamba: {args.on_interrupt}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader closed the pipe (`jepamba inspect … | head`). Without this, Python's final flush fails again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
     except OSError as error:
         # For example a full disk, a file without read permission, or a folder in place of a file.
-        return _print_user_error(": ".join(str(text) for text in (error.filename, error.strerror or error) if text))
+        message = ": ".join(str(text) for text in (error.filename, error.strerror or error) if text)
+        if args.results_in is not None:
+            _print_user_error(f"standard output: {message}; the results are in {args.results_in}")
+            return 0
+        # The reader closed the pipe (`jepamba inspect … | head`).
+        return PIPE_CLOSED if isinstance(error, BrokenPipeError) else _print_user_error(message)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +84,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         close = get_close_matches(first, commands, 1)
         hint = f"did you mean `jepamba {close[0]}`?" if close else f"commands: {', '.join(commands)}"
         raise UserError(f"unknown command {first!r}; {hint}")
-    args, extra = parser.parse_known_args(words, argparse.Namespace(json=False, on_interrupt="interrupted"))
+    args, extra = parser.parse_known_args(words, argparse.Namespace(**DEFAULTS))
     unexpected = without_separator(extra)
     if unexpected:
         raise UserError(_unexpected_message(unexpected[0], args))
@@ -97,7 +101,9 @@ def build_parser() -> tuple[Parser, list[str]]:
     )
     parser.add_argument("--version", action="version", version=f"jepamba {__version__}")
     commands = Commands(parser)
-    for module in (demo, train, resume, watch, presets, evaluate, generate, inspect, compress, data, study, submission):
+    for module in (
+        demo, train, resume, watch, presets, evaluate, latents, generate, inspect, compress, data, study, submission,
+    ):  # fmt: skip
         module.add(commands)
     return parser, commands.names
 

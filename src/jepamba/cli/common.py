@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from jepamba.cli.parser import Parser
+from jepamba.errors import UserError
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -19,17 +25,41 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def unused_folder(path: Path) -> Path:
-    """Return `path` if nothing exists there, else the first unused of `path-2`, `path-3` and so on."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
 def default_device() -> str:
     """Return `cuda` if a GPU is available, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def artifact_in(path: Path) -> Path:
+    """Return `path`, or the artifact in it if it is the folder of a run. Raises `UserError` if that has none."""
+    from jepamba.train.export import ARTIFACT
+
+    if not path.is_dir():
+        return path
+    if not (path / ARTIFACT).exists():
+        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
+    return path / ARTIFACT
+
+
+def add_text_flags(parser: Parser, purpose: str) -> None:
+    """Add the flags that name the text and its split; `purpose` says what the text is for."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
+    parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
+    parser.add_argument("--split", default="val", metavar="S", help=f"split to {purpose}, for shards (default: val)")
+
+
+def summary_printer(out: Path) -> Callable[[str], None]:
+    """Return a function that prints to standard output, or to standard error if `out` is standard output itself."""
+    try:
+        is_stdout = os.path.samestat(out.stat(), os.fstat(1))
+    except OSError:
+        is_stdout = False
+    return partial(print, file=sys.stderr if is_stdout else sys.stdout)
+
+
+def check_output(out: Path, *inputs: Path) -> None:
+    """Raise `UserError` if `out` is one of `inputs`."""
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise UserError(f"{out}: this output is also an input; choose another -o")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
+from jepamba.cli.common import check_output, summary_printer
 from jepamba.cli.parser import Commands
-from jepamba.errors import UserError
 
 
 def add(commands: Commands) -> None:
@@ -47,13 +43,14 @@ def compress(args: Namespace) -> int:
     from jepamba.io import atomic_write, read_untrusted
     from jepamba.progress import Progress, duration
 
-    _check_output(args)
+    check_output(args.out, args.file, args.model)
     data = read_untrusted(args.file, "the file to compress", MAX_BYTES)
     started = time.monotonic()
     with Progress("compressing") as report:
         result = Compressor.open(args.model).compress(data, args.lanes, report)
-    print_summary = _summary_printer(args.out)
+    print_summary = summary_printer(args.out)
     atomic_write(args.out, result.content)
+    args.results_in = args.out
     seconds = time.monotonic() - started
     if args.json:
         fields = {
@@ -89,30 +86,16 @@ def decompress(args: Namespace) -> int:
     from jepamba.io import atomic_write
     from jepamba.progress import Progress, duration
 
-    _check_output(args)
+    check_output(args.out, args.file, args.model)
     started = time.monotonic()
     with Progress("decompressing") as report:
         data = Compressor.open(args.model).decompress_file(args.file, report)
-    print_summary = _summary_printer(args.out)
+    print_summary = summary_printer(args.out)
     atomic_write(args.out, data)
+    args.results_in = args.out
     seconds = time.monotonic() - started
     if args.json:
         print_summary(json.dumps({"bytes": len(data), "seconds": seconds}))
     else:
         print_summary(f"{len(data):,} bytes restored in {duration(seconds)}")
     return 0
-
-
-def _summary_printer(out: Path) -> Callable[[str], None]:
-    """Return a function that prints to standard output, or to standard error if `out` is standard output itself."""
-    try:
-        is_stdout = os.path.samestat(out.stat(), os.fstat(1))
-    except OSError:
-        is_stdout = False
-    return partial(print, file=sys.stderr if is_stdout else sys.stdout)
-
-
-def _check_output(args: Namespace) -> None:
-    """Raise `UserError` if the output is one of the inputs."""
-    if args.out.exists() and any(path.exists() and args.out.samefile(path) for path in (args.file, args.model)):
-        raise UserError(f"{args.out}: this output is also an input; choose another -o")

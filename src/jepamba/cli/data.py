@@ -72,9 +72,10 @@ def data_build(args: Namespace) -> int:
     """Run `jepamba data build` and print the contents of the folder."""
     from jepamba.config import Data
     from jepamba.data import is_shards
+    from jepamba.data.hub_text import HUB, pinned
     from jepamba.data.source import Source
     from jepamba.data.writer import FolderWriter
-    from jepamba.progress import Progress
+    from jepamba.progress import Progress, print_line
     from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
     checked = Data(tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, holdout=args.holdout)
@@ -82,6 +83,8 @@ def data_build(args: Namespace) -> int:
         if path and is_shards(path):
             raise UserError(f"{path}: these are shards already; build needs text")
     holdout = 0.0 if args.val else checked.holdout
+    for name in dict.fromkeys(path for path in [*args.paths, args.val] if path.startswith(HUB)):
+        print_line(f"jepamba: reading {pinned(name)}")
     source = Source(tuple(args.paths), args.column, "train", holdout)
     tokenizer: Tokenizer
     if args.tokenizer == "bytes":
@@ -95,7 +98,7 @@ def data_build(args: Namespace) -> int:
     with Progress("tokenizing") as report, FolderWriter(args.out, tokenizer) as writer:
         overlap = source.held_out(report).overlap if holdout else None
         writer.write(chain.from_iterable(source.documents(report) for source in sources), overlap)
-    args.dir = args.out
+    args.dir = args.results_in = args.out
     return data_info(args)
 
 
@@ -128,6 +131,7 @@ def data_fineweb(args: Namespace) -> int:
     args.on_interrupt = "interrupted; the same command downloads the missing shards"
     with Progress("downloading shards") as report:
         folder = fetch_fineweb(args.variant, args.shards, args.out, args.repo, args.revision, report)
+    args.results_in = args.out
     _print_folder(folder, args.json)
     if "val" not in folder.splits:
         print("jepamba: no fineweb_val_*.bin found; for training, give other text with --data.val", file=sys.stderr)
@@ -161,5 +165,7 @@ def _print_folder(folder: TokenFolder, as_json: bool) -> int:
     for name, split in folder.splits.items():
         if split.overlap is not None:
             print(f"\n{name}: held out, {overlap_in_words(split.overlap)}")
+        if split.unrestored is not None and split.unrestored.bytes:
+            print(f"\n{name}: {split.unrestored.in_words(split.text_bytes or 0)}")
     print(f"\ntokenizer: {kind}, {size:,} tokens, fingerprint {folder.tokenizer.fingerprint[:12]}")
     return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import columns, unused_folder
+from jepamba.cli.common import columns
 from jepamba.cli.parser import Commands
 
 
@@ -27,10 +28,12 @@ def add(commands: Commands) -> None:
 def demo(args: Namespace) -> int:
     """Run `jepamba demo` and print its results."""
     from jepamba.demo import run_demo
+    from jepamba.folder_lock import unused_folder
 
-    out = args.out or unused_folder(Path("runs/demo"))
-    args.on_interrupt = f"stopped; `jepamba resume {out}` continues the training"
-    result = run_demo(out, args.seconds)
+    with nullcontext(args.out) if args.out else unused_folder(Path("runs/demo")) as out:
+        args.on_interrupt = f"stopped; `jepamba resume {out}` continues the training"
+        result = run_demo(out, args.seconds)
+    args.results_in = out
     print(json.dumps(result) if args.json else demo_table(result))
     return 0
 

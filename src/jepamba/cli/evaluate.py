@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import default_device
+from jepamba.cli.common import add_text_flags, default_device
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -34,9 +34,7 @@ def add(commands: Commands) -> None:
         ],
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to score with")
-    parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
-    parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
-    parser.add_argument("--split", default="val", metavar="S", help="split to score, for shards (default: val)")
+    add_text_flags(parser, "score")
     parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
     parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")
     parser.add_argument(
@@ -92,13 +90,14 @@ def evaluate(args: Namespace) -> int:
         suffix = "_adapted" if args.adapt else ""
         print(json.dumps({name + suffix * (name in _FIGURES): value for name, value in asdict(score).items()}))
     else:
-        print(_format_score(score, data.seq_len))
+        print(_format_score(score, data.seq_len, tokens.loss))
     return 0
 
 
-def _format_score(score: Score, seq_len: int) -> str:
-    """Format a score in a few lines; every figure has its unit."""
+def _format_score(score: Score, seq_len: int, lost: str) -> str:
+    """Format a score in a few lines; every figure has its unit. `lost` says what the tokenizer cannot restore."""
     from jepamba.progress import duration
+    from jepamba.text.unrestored import bpb_unit
 
     method = "state carried" if score.mode == "carried" else f"{score.mode} windows of {seq_len}"
     adapted = ""
@@ -106,7 +105,10 @@ def _format_score(score: Score, seq_len: int) -> str:
         method, adapted = f"{score.mode}: state carried, weights trained on the text after its score", "adapted "
     if not score.reset:
         method += ", not reset at document starts"
-    lines = [f"{score.bpb:.4f} {adapted}bits per byte  ({method}, temperature {score.temperature:.2f})"]
+    unit = bpb_unit(score.counted).replace("BPB", "bits per byte")
+    lines = [f"{score.bpb:.4f} {adapted}{unit}  ({method}, temperature {score.temperature:.2f})"]
+    if lost:
+        lines.append(f"not of the whole text: {lost}")
     if score.bytes != score.decoded_bytes:
         lines.append(
             f"{score.bpb_decoded:.4f} {adapted}bits per byte of the text that the tokenizer decodes: "

@@ -7,9 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import columns
+from jepamba.cli.common import artifact_in, columns
 from jepamba.cli.parser import Commands
-from jepamba.errors import UserError
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +48,6 @@ def inspect(args: Namespace) -> int:
 def _resolve_paths(path: Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
     """Return the artifact and the checkpoint to compare it with, or None without one."""
     from jepamba.train.checkpoint import checkpoints
-    from jepamba.train.export import ARTIFACT
     from jepamba.train.loop import CHECKPOINTS
 
     if checkpoint is not None:
@@ -57,10 +55,8 @@ def _resolve_paths(path: Path, checkpoint: Path | None) -> tuple[Path, Path | No
         checkpoint = available[-1] if available else checkpoint
     if not path.is_dir():
         return path, checkpoint
-    if not (path / ARTIFACT).exists():
-        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
     available = checkpoints(path / CHECKPOINTS)
-    return path / ARTIFACT, checkpoint or (available[-1] if available else None)
+    return artifact_in(path), checkpoint or (available[-1] if available else None)
 
 
 def _master_weights(checkpoint: Path) -> dict[str, Any]:

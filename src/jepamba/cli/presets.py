@@ -27,7 +27,10 @@ def presets(args: Namespace) -> int:
 
     from jepamba.presets import dump_toml, load_preset, preset_names
 
-    texts = {name: (resources.files("jepamba.presets") / f"{name}.toml").read_text() for name in preset_names()}
+    texts = {
+        name: (resources.files("jepamba.presets") / f"{name}.toml").read_text(encoding="utf-8")
+        for name in preset_names()
+    }
     if args.name:
         # A preset with overlays, or a file, is merged and printed with every setting.
         text = texts[args.name] if args.name in texts else dump_toml(load_preset(args.name))

@@ -41,4 +41,4 @@ def resume(args: Namespace) -> int:
     from jepamba.train import resume as resume_run
 
     args.on_interrupt = resume_hint(args.dir)
-    return print_summary(args.dir, resume_run(args.dir, settings_from_args(args)), args.json)
+    return print_summary(args, args.dir, resume_run(args.dir, settings_from_args(args)))

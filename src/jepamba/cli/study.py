@@ -49,6 +49,7 @@ def study_run(args: Namespace) -> int:
     args.on_interrupt = "stopped; the same command continues this study"
     outcomes = run_plan(plan, out)
     text = report_study(out)
+    args.results_in = out
     print(json.dumps({"out": str(out), "runs": [asdict(o) for o in outcomes]}) if args.json else text)
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0
 

@@ -44,12 +44,13 @@ def submission(args: Namespace) -> int:
     out = write_submission(args.dir, args.out, about, packed=args.packed, validation=args.validation)
     claims = json.loads((out / "submission.json").read_text(encoding="utf-8"))
     checked = check(out, args.dir) if args.check else None
+    args.results_in = out
     if args.json:
         print(json.dumps({"out": str(out), **claims, "checked": checked}))
         return 0
     print(
-        f"{out}: {claims['val_bpb']:.4f} BPB ({claims['mode']}) in {claims['bytes_total']:,} bytes "
-        f"({claims['bytes_model']:,} model, {claims['bytes_code']:,} code); "
+        f"{out}: val_bpb {claims['val_bpb']:.4f} by decoded bytes ({claims['mode']}), {claims['bytes_total']:,} bytes ("
+        f"{claims['bytes_model']:,} model, {claims['bytes_code']:,} code); "
         f"{LIMIT_BYTES - claims['bytes_total']:,} bytes below the limit"
     )
     if checked:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import columns, unused_folder
+from jepamba.cli.common import columns
 from jepamba.cli.flags import add_settings, settings_from_args
 from jepamba.cli.parser import Commands
 
@@ -44,11 +45,13 @@ def train(args: Namespace) -> int:
     run = build(merge(preset_settings(args.preset), settings_from_args(args)))
     if args.dry_run:
         return _dry_run(run, args.json)
+    from jepamba.folder_lock import unused_folder
     from jepamba.train import train as train_run
 
-    out = args.out or unused_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
-    args.on_interrupt = resume_hint(out)
-    return print_summary(out, train_run(run, out, preset=args.preset), args.json)
+    default = unused_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
+    with nullcontext(args.out) if args.out else default as out:
+        args.on_interrupt = resume_hint(out)
+        return print_summary(args, out, train_run(run, out, preset=args.preset))
 
 
 def _dry_run(run: Any, as_json: bool) -> int:
@@ -87,15 +90,17 @@ def resume_hint(out: Path) -> str:
     return f"stopped; `jepamba resume {out}` continues this run"
 
 
-def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
+def print_summary(args: Namespace, out: Path, summary: Mapping[str, Any]) -> int:
     """Write the report of the finished run in `out`, print its scores, and return the exit code."""
     from jepamba.progress import duration, is_silent
     from jepamba.report.html import write_report
+    from jepamba.text.unrestored import bpb_unit
 
     if is_silent():
         return 0
     write_report(out)
-    if as_json:
+    args.results_in = out
+    if args.json:
         print(json.dumps({"out": str(out), **summary}))
         return 0
     scores = {
@@ -104,6 +109,8 @@ def print_summary(out: Path, summary: Mapping[str, Any], as_json: bool) -> int:
         "sliding windows, same temperature": summary["bpb_sliding"],
     }
     print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {duration(summary['seconds'])} of training\n")
-    print(columns([[name, f"{score['bpb']:.4f} BPB"] for name, score in scores.items() if score]))
+    print(
+        columns([[name, f"{score['bpb']:.4f} {bpb_unit(score['counted'])}"] for name, score in scores.items() if score])
+    )
     print(f"\nartifact  {out / 'artifact.jepa'} ({summary['artifact_bytes']:,} bytes)\nreport    {out / 'report.html'}")
     return 0

@@ -47,6 +47,10 @@ class Model:
     """Soft cap of the logits: degree-5 polynomial, tanh or none."""
     cap: float = 15.0
     """Bound of the capped logits' magnitude."""
+    attention_every: int = 0
+    """Block i has attention in place of Mamba-2 if i % attention_every == attention_every // 2; 0: none."""
+    attention_window: int = 256
+    """Tokens that a token reads there, itself included."""
     chunk_size: int = 64
     """Chunk length of the state-space operator; affects speed, and results only by rounding."""
 
@@ -59,6 +63,10 @@ class Model:
     def heads(self) -> int:
         """Number of heads of the mixer."""
         return self.d_inner // self.headdim
+
+    def has_attention(self, index: int) -> bool:
+        """Whether block `index` has attention in place of Mamba-2."""
+        return self.attention_every > 0 and index % self.attention_every == self.attention_every // 2
 
     @property
     def d_intermediate(self) -> int:
@@ -76,6 +84,7 @@ class Model:
             "ngroups",
             "d_conv",
             "mlp_every",
+            "attention_window",
             "chunk_size",
         ):
             require(getattr(self, name) >= 1, f"model.{name} = {getattr(self, name)}: must be at least 1")
@@ -94,6 +103,14 @@ class Model:
         require(
             math.isfinite(self.mlp_mult) and self.d_intermediate >= 1,
             f"model.mlp_mult = {self.mlp_mult}: the MLP would have no hidden units; use a positive number",
+        )
+        require(
+            self.attention_every >= 0,
+            f"model.attention_every = {self.attention_every}: must be 0 (no attention) or more",
+        )
+        require(
+            not self.attention_every or self.headdim % 2 == 0,
+            f"model.headdim = {self.headdim}: attention needs an even number of channels per head",
         )
         require(self.cap > 0, f"model.cap = {self.cap}: must be positive; model.softcap = off removes the cap")
         require(

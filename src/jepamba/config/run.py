@@ -50,6 +50,11 @@ class Run:
             "set data.shuffle = false",
         )
         require(
+            self.jepa.active or not self.train.keep_heads,
+            "train.keep_heads = true, but jepa.weight and jepa.sigreg_weight are 0: the run has no heads; "
+            "set one of the weights, or train.keep_heads = false",
+        )
+        require(
             self.eval.stride <= self.data.seq_len,
             f"eval.stride = {self.eval.stride} is longer than the window, data.seq_len = {self.data.seq_len}",
         )

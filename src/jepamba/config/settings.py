@@ -114,6 +114,12 @@ def _hints(cls: type) -> dict[str, Any]:
 def _checked(name: str, hint: Any, value: Any) -> Any:
     """Check that `value` has the type `hint`, and convert it. Raises `ConfigError`."""
     choices = getattr(hint, "__args__", ())
+    texts = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, str)]
+    # An argument that is not UTF-8 has half surrogate pairs, which no TOML file can hold.
+    require(
+        not any("\ud800" <= character <= "\udfff" for text in texts for character in text),
+        f"{name} = {value!r}: is not UTF-8; rename the file, or change the text",
+    )
     if getattr(hint, "__origin__", None) is Literal:
         require(
             any(value == choice and type(value) is type(choice) for choice in choices),

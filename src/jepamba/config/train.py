@@ -81,6 +81,8 @@ class Train:
     """Seconds between checkpoints; 0: by steps only."""
     keep_checkpoints: int = 2
     """Number of checkpoints kept."""
+    keep_heads: bool = False
+    """Write the JEPA heads (projector and predictor) to `heads.safetensors` beside the artifact."""
     track: Literal["", "trackio", "wandb"] = ""
     """Dashboard for the metrics, in addition to `metrics.jsonl`; empty: none."""
 

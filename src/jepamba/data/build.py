@@ -18,8 +18,8 @@ from jepamba.io import atomic_write
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 2
-"""Increment this when the same settings and text give different tokens than before."""
+CACHE_VERSION = 3
+"""Increment this when the same settings and text give different tokens or a different `meta.json` than before."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,14 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
     return Corpus(train, val, tokenizer, val.decoded_bytes if val.text_bytes is None else val.text_bytes, overlap)
 
 
+def trained_on(config: Data) -> list[str]:
+    """Return the files of the text `config.val` that `config.train` has too, or its name on the hub, or "stdlib"."""
+    if not config.val or is_shards(config.val) or is_shards(config.train):
+        return []
+    train, val = (Source((path,), config.column).identity()["files"] for path in (config.train, config.val))
+    return [config.val if isinstance(file, str) else file[0] for file in val if file in train]
+
+
 def load_tokens(
     path: str | Path, tokenizer: Tokenizer, config: Data, split: str = "val", progress: Report | None = None
 ) -> Tokens:
@@ -113,6 +121,8 @@ def load_tokens(
             return folder.tokens(split)
     elif tokenizer.kind == "bytes":
         tokenizer = ByteTokenizer(separator=config.byte_separator == "yes")
+    if not split.isalnum():
+        raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
     files = [Path(path)] if Path(path).is_file() else sorted(Path(path).glob(f"*_{split}_*.bin"))
     if not files:
         raise UserError(f"{path}: no *_{split}_*.bin shard in it; set data.{split} to another path")

@@ -18,6 +18,7 @@ from jepamba.data.folder import META, TOKENIZER_FILE, Split, TokenFolder, descri
 from jepamba.data.hub import DownloadProgress, HubFile, Repository, check_free_space, total_size
 from jepamba.data.shards import open_shard
 from jepamba.errors import UserError
+from jepamba.folder_lock import locked
 from jepamba.io import atomic_write, read_untrusted
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer
@@ -93,8 +94,9 @@ def fetch_fineweb(
     missing = [file for file in selection.files if not _is_downloaded(out, file)]
     check_free_space(total_size(missing), out, f"{len(missing)} files of {source}")
     try:
-        atomic_write(out / SOURCE, _source_json(variant, source).encode())
-        return _download(source, selection, missing, out, variant, progress)
+        with locked(out):
+            atomic_write(out / SOURCE, _source_json(variant, source).encode())
+            return _download(source, selection, missing, out, variant, progress)
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
 

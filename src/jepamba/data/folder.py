@@ -16,6 +16,7 @@ from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.io import read_untrusted
 from jepamba.text.tokenizers import Tokenizer, load_tokenizer
+from jepamba.text.unrestored import Unrestored
 
 META = "meta.json"
 FORMAT = "jepamba tokens 1"
@@ -38,6 +39,8 @@ class Split:
     shards: tuple[str, ...]
     overlap: float | None = None
     """Of a split that was held out, the share of its passages that occur in the training text; see `HeldOut`."""
+    unrestored: Unrestored | None = None
+    """What the tokens do not give back of the original documents."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class TokenFolder:
             raise UserError(f"{self.path}: no {split!r} split; its splits are {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]
         shards = [open_shard(self.path / name, self.tokenizer.vocab_size, whole) for name in expected.shards]
-        tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes)
+        tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes, expected.unrestored)
         if len(tokens) != expected.tokens:
             raise UserError(
                 f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards have {len(tokens)}; "
@@ -133,7 +136,13 @@ def _split(values: Mapping[str, Any]) -> Split:
     overlap = values.get("overlap")
     if overlap is not None and not (isinstance(overlap, float) and 0.0 <= overlap <= 1.0):
         raise ValueError(f"overlap = {overlap!r}")
-    return Split(**counts, shards=names, overlap=overlap)
+    unrestored = values.get("unrestored")
+    if unrestored is not None:
+        unrestored = Unrestored(**unrestored)
+        size, example = unrestored.bytes, _string(unrestored.example)
+        if not (type(size) is int and size >= 0 and example.isprintable() and len(example) < 1000):
+            raise ValueError(f"unrestored = {values['unrestored']!r}")
+    return Split(**counts, shards=names, overlap=overlap, unrestored=unrestored)
 
 
 def _string(value: Any) -> str:

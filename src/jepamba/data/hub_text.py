@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from jepamba.data.hub import HubFile, Repository, check_free_space, total_size
 from jepamba.errors import UserError
@@ -19,6 +18,7 @@ from jepamba.text.documents import read_files
 HUB = "hf://"
 """Prefix of the name of a hub data set."""
 _NAME = re.compile(r"hf://([^/@:]+/[^/@:]+)(?:@([^/:]+))?(?:/([^:]*))?(?::([A-Za-z0-9_]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _READABLE = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|xz|zst))?)$")
 _SPLITS = {
     "train": {"train", "training"},
@@ -66,10 +66,6 @@ class HubText:
         )
         total = total_size(self.files)
         return read_files(self.name, self._downloaded_files(total, progress), total, column, progress)
-
-    def identity(self) -> list[Any]:
-        """Return what determines the documents: repository, commit and paths."""
-        return [self.repository.name, self.repository.commit, *(file.path for file in self.files)]
 
     def _downloaded_files(self, total: int, progress: Report | None) -> Iterator[Path]:
         before = 0
@@ -127,6 +123,18 @@ class HubText:
 def hub_text(name: str) -> HubText:
     """Return `HubText(name)`, cached so that all passes of a process read the same commit."""
     return HubText(name)
+
+
+def pinned(name: str) -> str:
+    """Return `name` with the present commit as its revision, which determines the text. Asks the hub unless it has one.
+
+    Raises `UserError` as `HubText` does.
+    """
+    match = _NAME.fullmatch(name)
+    if match is not None and _COMMIT.fullmatch(match[2] or ""):
+        return name
+    commit = hub_text(name).repository.commit
+    return re.sub(r"^(hf://[^/@:]+/[^/@:]+)(@[^/:]+)?", rf"\1@{commit}", name)
 
 
 def _split_of(path: str, requested: str | None) -> str:

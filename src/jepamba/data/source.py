@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jepamba.data.hub_text import HUB, hub_text
+from jepamba.data.hub_text import HUB, hub_text, pinned
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.documents import STDLIB, read_documents, source_files
@@ -62,7 +62,7 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """Return what determines the documents and their split.
 
-        This is path, size and modification time of each file (on the hub: repository, commit and paths), and the
+        This is path, size and modification time of each file (on the hub: the name with its commit), and the
         settings.
         """
         files: list[Any] = []
@@ -70,7 +70,7 @@ class Source:
             if path == STDLIB:
                 files.append(stdlib_identity())
             elif path.startswith(HUB):
-                files += hub_text(path).identity()
+                files.append(pinned(path))
             else:
                 found = source_files(path)
                 files += [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in found]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jepamba.data.shards import Shard, check_tokens
 from jepamba.text.tokenizers import Tokenizer
+from jepamba.text.unrestored import Unrestored
 
 _CHUNK_TOKENS = 1 << 22
 
@@ -22,7 +23,8 @@ class Tokens:
 
     Arguments: `shards`: files or arrays (N_i,) of tokens, in order; `tokenizer`: the tokenizer of the shards;
     `text_bytes`: recorded bytes of the original text; `recorded_bytes`: recorded bytes that the tokens decode to, which
-    differ from `text_bytes` if the tokenizer normalises text. None means not recorded.
+    differ from `text_bytes` if the tokenizer normalises text; `unrestored`: what the tokens do not give back of the
+    original text. None means not recorded.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class Tokens:
         tokenizer: Tokenizer,
         text_bytes: int | None = None,
         recorded_bytes: int | None = None,
+        unrestored: Unrestored | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.text_bytes, self.recorded_bytes = text_bytes, recorded_bytes
+        self.text_bytes, self.recorded_bytes, self.unrestored = text_bytes, recorded_bytes, unrestored
         self._shards = [shard for shard in shards if len(shard)]
         self._starts = [0]
         for shard in self._shards:
@@ -92,6 +95,16 @@ class Tokens:
                 before = int(part[-1])
             self._decoded_bytes = total
         return self._decoded_bytes
+
+    @property
+    def loss(self) -> str:
+        """What the tokens do not give back of the original text, in words. Empty if nothing is lost or known."""
+        return "" if self.unrestored is None else self.unrestored.in_words(self.text_bytes or 0)
+
+    @property
+    def original_per_decoded(self) -> float:
+        """Original bytes for each decoded byte of the whole stream, or 1 if one of them is not recorded."""
+        return self.text_bytes / self.recorded_bytes if self.text_bytes and self.recorded_bytes else 1.0
 
     def text(self, start: int = 0, stop: int | None = None) -> bytes:
         """Decode tokens `start` to `stop`, without separators between documents."""

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
+from jepamba.folder_lock import locked
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
+from jepamba.text.unrestored import Unrestored, compare
 
 BATCH_CHARS = 1 << 21
 """Minimum characters of a batch of documents that are encoded together."""
+_DECODED_TOKENS = 1 << 16
 
 
 class FolderWriter:
@@ -82,7 +85,7 @@ class FolderWriter:
             raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
         if not split.isalnum():
             raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
-        self._new[split] = Split(0, 0, 0, 0, ())
+        self._new[split] = Split(0, 0, 0, 0, (), unrestored=Unrestored())
 
     def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
         # The previous token does not change the byte count: each document starts with BOS, or the tokenizer is bytes.
@@ -94,6 +97,14 @@ class FolderWriter:
             decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
             tokens=totals.tokens + len(tokens),
             shards=(),
+            unrestored=(totals.unrestored or Unrestored()) + compare("".join(texts), self._decoded(tokens)),
+        )
+
+    def _decoded(self, tokens: NDArray[np.uint16]) -> bytes:
+        """Decode the tokens of whole documents in slices, which bounds the memory of a large document."""
+        return b"".join(
+            self.tokenizer.decode(tokens[at : at + _DECODED_TOKENS], int(tokens[at - 1]) if at else None)
+            for at in range(0, len(tokens), _DECODED_TOKENS)
         )
 
     def __exit__(
@@ -109,18 +120,30 @@ class FolderWriter:
         if not self._new:
             raise UserError(f"{self.out}: nothing to write, no document has text")
         (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
-        (self._work / META).write_text(describe(self.tokenizer, self._old | self._new), encoding="utf-8")
         try:
             if self._old:
-                # The old meta.json does not list the new shards, so readers ignore them until it is replaced.
-                for split in self._new.values():
-                    for name in split.shards:
-                        os.replace(self._work / name, self.out / name)
-                os.replace(self._work / META, self.out / META)
+                with locked(self.out):
+                    self._add_to_folder()
             else:
+                self._write_meta()
                 os.rename(self._work, self.out)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
+
+    def _add_to_folder(self) -> None:
+        # Another process may have added splits since the start.
+        self._old = dict(open_folder(self.out).splits)
+        for split in self._new.keys() & self._old.keys():
+            raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
+        self._write_meta()
+        # The old meta.json does not list the new shards, so readers ignore them until it is replaced.
+        for new in self._new.values():
+            for name in new.shards:
+                os.replace(self._work / name, self.out / name)
+        os.replace(self._work / META, self.out / META)
+
+    def _write_meta(self) -> None:
+        (self._work / META).write_text(describe(self.tokenizer, self._old | self._new), encoding="utf-8")
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

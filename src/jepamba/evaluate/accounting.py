@@ -27,9 +27,9 @@ class TextBytes(NamedTuple):
     decoded: int
     """Bytes of the decoded text. Always exact."""
     counted: Counted
-    """How `original` was obtained. `original`: exactly. `scaled`: the tokenizer normalizes its text and the targets are
-    only some of it, so `original` is `decoded` times the ratio of original to decoded bytes of the whole text.
-    `decoded`: the length of the original is unknown, so `original` equals `decoded`."""
+    """How `original` was obtained. `original`: exactly. `scaled`: the tokenizer changes its text and the targets are
+    only some of it, so `original` is `decoded` times the ratio of original to decoded bytes of the whole text, but at
+    most `decoded`. `decoded`: the length of the original is unknown, so `original` equals `decoded`."""
 
 
 def text_bytes(tokens: Tokens, targets: int) -> TextBytes:
@@ -51,9 +51,28 @@ def text_bytes(tokens: Tokens, targets: int) -> TextBytes:
         # Exact for the whole stream, and for any prefix if the tokenizer is lossless.
         original = round(decoded * tokens.text_bytes / max(total, 1))
         counted = "original" if decoded == total or tokens.text_bytes == total else "scaled"
+        if counted == "scaled":
+            # The characters that the tokens lack may all come after these targets, which would then look too good.
+            original = min(original, decoded)
     if min(original, decoded) <= 0:
-        raise UserError("nothing to score: the text has no bytes")
+        raise UserError(_nothing_to_score(tokens))
     return TextBytes(original, decoded, counted)
+
+
+def check_scorable(tokens: Tokens, limit: int = 0) -> None:
+    """Raise `UserError` if the first `limit` targets (0: all) decode to no bytes. Reads up to the first that does."""
+    targets = min(limit or len(tokens), len(tokens) - 1)
+    for start in range(0, targets, _CHUNK_TOKENS):
+        ids = tokens.read(start, min(start + _CHUNK_TOKENS, targets) + 1)
+        if tokens.tokenizer.target_bytes(ids[:-1], ids[1:]).any():
+            return
+    raise UserError(_nothing_to_score(tokens))
+
+
+def _nothing_to_score(tokens: Tokens) -> str:
+    if not tokens.loss:
+        return "nothing to score: the text has no bytes"
+    return f"nothing to score: {tokens.loss}; use a tokenizer with byte fallback"
 
 
 def counted_bytes(tokens: Tokens, targets: int) -> int:

@@ -20,7 +20,6 @@ from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate.score import Score, scored_targets, scores
 from jepamba.model import LanguageModel, State
-from jepamba.model.mixer import MixerState
 from jepamba.progress import Report
 
 ADAPT_LR = 5e-5
@@ -87,7 +86,7 @@ def _latents(
             ids_1S = torch.from_numpy(ids).to(device)[None]
             inputs_1T, targets_1T = ids_1S[:, :-1], ids_1S[:, 1:]
             h_1TD, state = model(inputs_1T, None if bos is None else inputs_1T == bos, state)
-            state = [MixerState(*(value.detach() for value in block)) for block in state]
+            state = [type(block)(*(value.detach() for value in block)) for block in state]
         yield h_1TD.detach()[0], targets_1T[0]
         if start + chunk_tokens >= targets:
             return

@@ -19,7 +19,6 @@ from torch import Tensor
 from jepamba.data.tokens import Tokens
 from jepamba.evaluate.score import Score, scored_targets, scores
 from jepamba.model import LanguageModel, State
-from jepamba.model.mixer import MixerState
 from jepamba.progress import Report
 
 _CHUNK_TOKENS = 1 << 22
@@ -50,9 +49,8 @@ def score_carried(
     """
     targets = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
-    spans = [(0, targets)] if bos is None else _documents(tokens, bos, targets)
-    lanes = _lanes(spans, max(1, tokens_per_batch // seq_len))
-    latents = _latents(model, tokens, lanes, tokens_per_batch, bos is not None)
+    lanes = _lanes(documents(tokens, bos, targets), max(1, tokens_per_batch // seq_len))
+    latents = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None)
     (score,) = scores(model, tokens, latents, targets, (temperature,), mode="carried", reset=reset, progress=progress)
     return score
 
@@ -61,8 +59,13 @@ Span = tuple[int, int]
 """(start, stop): inputs `start` to `stop − 1` of the stream, whose targets are tokens `start + 1` to `stop`."""
 
 
-def _documents(tokens: Tokens, bos: int, targets: int) -> list[Span]:
-    """Return the documents among the first `targets` inputs, in order. Tokens before the first BOS form a document."""
+def documents(tokens: Tokens, bos: int | None, targets: int) -> list[Span]:
+    """Return the documents among the first `targets` inputs, in order. Tokens before the first BOS form a document.
+
+    With None for `bos` all inputs are one document.
+    """
+    if bos is None:
+        return [(0, targets)]
     starts = [0]
     for start in range(0, targets, _CHUNK_TOKENS):
         found = np.flatnonzero(tokens.read(start, min(start + _CHUNK_TOKENS, targets)) == bos) + start
@@ -111,10 +114,10 @@ class _Lane:
         self.remaining -= done
 
 
-def _latents(
+def carried_latents(
     model: LanguageModel, tokens: Tokens, spans_by_lane: list[list[Span]], tokens_per_batch: int, reset: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (h_ND, targets_N) for one window of every lane at a time."""
+    """Yield (h_ND, targets_N) for one window of every lane at a time. One lane is read in its order."""
     device, chunk = next(model.parameters()).device, model.config.chunk_size
     lanes = [_Lane(tokens, spans) for spans in spans_by_lane]
     state: State | None = None
@@ -136,4 +139,4 @@ def _latents(
         active = [row for row, lane in enumerate(lanes) if lane.remaining]
         if len(active) < len(lanes):
             lanes, rows_B = [lanes[row] for row in active], torch.tensor(active, dtype=torch.int64, device=device)
-            state = [MixerState(*(value[rows_B] for value in block)) for block in state]
+            state = [type(block)(*(value[rows_B] for value in block)) for block in state]

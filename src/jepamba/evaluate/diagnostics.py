@@ -67,7 +67,7 @@ def diagnostics(
     latents: list[Tensor] = []
     read: list[Windows] = []
     prediction = _PredictionError()
-    with stored(model), _evaluating(heads):
+    with stored(model), evaluating(heads):
         for batch in batches(tokens, plan, tokens_per_batch, reset, device):
             h_BTD, _ = model(batch.inputs_BT, batch.reset_BT)
             _count_hits(model, h_BTD, batch, hits)
@@ -79,7 +79,7 @@ def diagnostics(
         z_BTE = torch.cat(latents)
         result: dict[str, Any] = {"tokens": windows * length}
         result |= {f"top{k}": hits[k] / (windows * length) for k in TOPS}
-        result["latents"] = {"of": "h" if heads is None else "z", **_latent_statistics(z_BTE)}
+        result["latents"] = {"of": "h" if heads is None else "z", **latent_statistics(z_BTE)}
         if heads is not None:
             result["prediction"] = prediction.result()
         result["probe"] = _probe(model, tokens, read, z_BTE)
@@ -87,7 +87,7 @@ def diagnostics(
 
 
 @contextmanager
-def _evaluating(heads: JepaHeads | None) -> Iterator[None]:
+def evaluating(heads: JepaHeads | None) -> Iterator[None]:
     """Set `heads` to evaluation mode, so that BatchNorm statistics do not change, and restore the mode afterwards."""
     training = heads is not None and heads.training
     if heads is not None:
@@ -106,19 +106,26 @@ def _count_hits(model: LanguageModel, h_BTD: Float[Tensor, "B T D"], batch: Wind
             hits[k] += int(ranked[:, :k].any(-1).sum())
 
 
-def _latent_statistics(z_BTE: Float[Tensor, "B T E"]) -> dict[str, float]:
+def latent_statistics(z_BTE: Float[Tensor, "B T E"]) -> dict[str, float]:
     """Compute norm, fraction of the variance within windows, and effective rank of the latents."""
     z_BTE = z_BTE.double()
-    centred_NE = (z_BTE - z_BTE.mean((0, 1))).flatten(0, 1)
     within = (z_BTE - z_BTE.mean(1, keepdim=True)).square().mean()
-    spectrum_E = (torch.linalg.eigvalsh(centred_NE.T @ centred_NE).clamp_min(0) + 1e-30).cpu()
-    spectrum_E = spectrum_E / spectrum_E.sum()
+    total = (z_BTE - z_BTE.mean((0, 1))).square().mean()
+    spectrum_E = spectrum(z_BTE)
     return {
         "norm": float(z_BTE.norm(dim=-1).mean()),
-        "within_sequence": float(within / centred_NE.square().mean().clamp_min(1e-12)),
+        "within_sequence": float(within / total.clamp_min(1e-12)),
         "effective_rank": float(torch.exp(-(spectrum_E * spectrum_E.log()).sum())),
         "width": z_BTE.shape[-1],
     }
+
+
+def spectrum(z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, " E"]:
+    """Return the eigenvalues of the latents' covariance over all positions, in ascending order and with sum 1."""
+    z_NE = z_BTE.double().flatten(0, 1)
+    centred_NE = z_NE - z_NE.mean(0)
+    spectrum_E: Tensor = (torch.linalg.eigvalsh(centred_NE.T @ centred_NE).clamp_min(0) + 1e-30).cpu()
+    return spectrum_E / spectrum_E.sum()
 
 
 class _PredictionError:

@@ -46,6 +46,8 @@ class Score:
     counted: Counted
     """How `bytes` was obtained (`TextBytes.counted`): exactly (`original`), scaled from `decoded_bytes` (`scaled`), or
     equal to `decoded_bytes` because the original length is unknown (`decoded`)."""
+    unrestored_bytes: int | None
+    """Bytes of the whole original text that its tokens do not give back. None: unknown."""
     mode: str
     """`plain`, `sliding-S` with stride S, `carried`, or `adapted-LR`, which is not a score of the artifact alone."""
     reset: bool
@@ -137,6 +139,7 @@ def scores(
             bytes=size.original,
             decoded_bytes=size.decoded,
             counted=size.counted,
+            unrestored_bytes=None if tokens.unrestored is None else tokens.unrestored.bytes,
             mode=mode,
             reset=reset,
             temperature=temperature,

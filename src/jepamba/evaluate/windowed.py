@@ -80,7 +80,7 @@ def score_plain_at(
     """`score_plain` at each of `temperatures`, from one set of forward passes. `seconds` is that of all together."""
     targets = scored_targets(model, tokens, seq_len, limit)
     windows = islice(plain_windows(targets, seq_len), world.rank, None, world.world_size)
-    latents = _latents(model, tokens, windows, tokens_per_batch, reset)
+    latents = windowed_latents(model, tokens, windows, tokens_per_batch, reset)
     return scores(
         model,
         tokens,
@@ -119,7 +119,7 @@ def score_sliding(
     if not 1 <= stride <= seq_len:
         raise UserError(f"a stride of {stride} tokens: must be between 1 and the window length {seq_len}")
     windows = islice(sliding_windows(targets, seq_len, stride), world.rank, None, world.world_size)
-    latents = _latents(model, tokens, windows, tokens_per_batch, reset)
+    latents = windowed_latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
     (score,) = scores(
         model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress, world=world
@@ -127,7 +127,7 @@ def score_sliding(
     return score
 
 
-def _latents(
+def windowed_latents(
     model: LanguageModel, tokens: Tokens, windows: Iterator[Window], tokens_per_batch: int, reset: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (h_ND, targets_N) of the scored targets for one batch of windows at a time."""

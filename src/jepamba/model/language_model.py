@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jepamba.config import ConfigError, Model, Quant
+from jepamba.model.attention import AttentionState, SlidingAttention
 from jepamba.model.layers import Mlp, QuantLinear, embedding_quantizer, mix_quantizer, vector_quantizer
 from jepamba.model.mixer import Mamba2, MixerState
 from jepamba.model.output_head import OutputHead
@@ -23,8 +24,9 @@ from jepamba.ops.cross_entropy import Losses
 from jepamba.ops.norms import add_norm, mix_norm, rms
 from jepamba.quant import CachedWeights, IntQuantizer, QuantWeight, Streams
 
-State = list[MixerState]
-"""Recurrent state of a model: one `MixerState` per block, of constant size."""
+BlockState = MixerState | AttentionState
+State = list[BlockState]
+"""Recurrent state of a model: one state per block, of constant size."""
 
 
 class BlockOutput(NamedTuple):
@@ -46,7 +48,10 @@ EMBED_STD = 0.02
 
 
 class Block(nn.Module):
-    """x = mix₀·x + mix₁·x0; x += ssm_scale·Mamba2(rms(x)); in some blocks x += mlp_scale·MLP(rms(x))."""
+    """x = mix₀·x + mix₁·x0; x += ssm_scale·mixer(rms(x)); in some blocks x += mlp_scale·MLP(rms(x)).
+
+    The mixer is Mamba-2, or sliding-window attention where `model.attention_every` says so.
+    """
 
     def __init__(self, config: Model, quant: Quant, index: int) -> None:
         super().__init__()
@@ -55,7 +60,7 @@ class Block(nn.Module):
         self.mix = QuantWeight(torch.stack([torch.ones(D), torch.zeros(D)]), mix_quantizer(quant))
         self.ssm_scale = QuantWeight(torch.ones(D), vector_quantizer(quant))
         self.mlp_scale = QuantWeight(torch.ones(D), vector_quantizer(quant)) if with_mlp else None
-        self.mixer = Mamba2(config, quant)
+        self.mixer = SlidingAttention(config, quant) if config.has_attention(index) else Mamba2(config, quant)
         self.mlp = Mlp(config, quant) if with_mlp else None
 
     def forward(
@@ -64,8 +69,8 @@ class Block(nn.Module):
         x0_BTD: Float[Tensor, "B T D"],
         skip: Skip | None,
         reset_BT: Bool[Tensor, "B T"] | None,
-        state: MixerState | None,
-    ) -> tuple[BlockOutput, MixerState]:
+        state: BlockState | None,
+    ) -> tuple[BlockOutput, BlockState]:
         """Return the block's outputs and the mixer's state after the last token.
 
         `x0_BTD` is the embedded input. The block adds `skip`, if it has one, to its input first.

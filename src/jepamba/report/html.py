@@ -25,6 +25,7 @@ from jepamba.report.records import (
     with_train_bpb,
 )
 from jepamba.text.near_duplicates import overlap_in_words
+from jepamba.text.unrestored import bpb_unit
 
 _TRAINING_ONLY = {"projector", "predictor", "predictor projection"}
 _TERMS = {
@@ -88,16 +89,17 @@ def _state(metrics: Metrics, summary: Record | None) -> str:
 
 
 def _key_values(metrics: Metrics, summary: Record) -> list[tuple[str, str]]:
-    bpb = {
-        "BPB at the calibrated temperature": _mapping(summary, "bpb_calibrated").get("bpb"),
-        "BPB, plain windows": _mapping(summary, "bpb_plain").get("bpb"),
-        "BPB, sliding windows": _mapping(summary, "bpb_sliding").get("bpb"),
-    }
     plain = _mapping(summary, "bpb_plain")
+    unit = bpb_unit(plain.get("counted"))
+    bpb = {
+        f"{unit} at the calibrated temperature": _mapping(summary, "bpb_calibrated").get("bpb"),
+        f"{unit}, plain windows": plain.get("bpb"),
+        f"{unit}, sliding windows": _mapping(summary, "bpb_sliding").get("bpb"),
+    }
     if plain.get("bpb_decoded") != plain.get("bpb"):
         bpb["BPB, plain windows, by decoded bytes"] = plain.get("bpb_decoded")
     if not summary and metrics.vals:
-        bpb = {"BPB at the last validation": metrics.vals[-1].get("bpb")}
+        bpb = {f"{bpb_unit(metrics.vals[-1].get('counted'))} at the last validation": metrics.vals[-1].get("bpb")}
     counts = {
         "artifact bytes": summary.get("artifact_bytes"),
         "parameters in the artifact": _mapping(summary, "parameters").get("kept"),

@@ -28,6 +28,7 @@ from jepamba.report.records import (
     with_train_bpb,
 )
 from jepamba.report.terminal import Points, plot_curve, short_number
+from jepamba.text.unrestored import bpb_unit
 
 _SILENT_SECONDS = 120.0
 """Seconds without a log line after which an unfinished run counts as silent."""
@@ -149,9 +150,10 @@ def headline(status: RunStatus) -> str:
     if status.share is not None and not status.finished and status.share > 0 and seconds is not None:
         remaining = seconds / status.share * (1 - status.share)
         fields.append(f"{status.share:.0%} of the budget, {duration(remaining)} left")
-    held_out = series(status.metrics.vals, "step", "bpb")
+    vals = status.metrics.vals
+    held_out, unit = series(vals, "step", "bpb"), bpb_unit(vals[-1].get("counted") if vals else None)
     if held_out:
-        fields.append(f"{held_out[-1][1]:.4f} BPB at step {held_out[-1][0]:,.0f}")
+        fields.append(f"{held_out[-1][1]:.4f} {unit} at step {held_out[-1][0]:,.0f}")
     return ", ".join(fields)
 
 

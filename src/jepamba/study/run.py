@@ -10,7 +10,6 @@ completes a study.
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import tomli_w
 
 from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
+from jepamba.folder_lock import locked
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
@@ -85,14 +85,13 @@ def run_plan(plan: Plan, out: Path) -> list[Outcome]:
 
     Returns: one outcome per run, in the order of execution.
     Raises: `UserError` before the first run if another process uses `out` or if `out` holds runs with other settings;
-    `KeyboardInterrupt` on SIGINT or SIGTERM, after the current run has written its checkpoint.
+    `KeyboardInterrupt` on a signal of `SIGNALS`, after the current run has written its checkpoint.
     """
-    plan = _with_choices(plan, out)
-    runs = planned_runs(plan, out)
-    for run in runs:
-        _check_settings(run)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out), _sigterm_as_interrupt():
+    with locked(out), _signals_as_interrupts():
+        plan = _with_choices(plan, out)
+        runs = planned_runs(plan, out)
+        for run in runs:
+            _check_settings(run)
         atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
         outcomes = []
         for index, run in enumerate(runs, 1):
@@ -172,28 +171,19 @@ def _check_settings(run: PlannedRun) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Lock the folder against a second `study run`. The operating system releases the lock when the process ends."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out}: another process runs this study; wait for it or choose another --out") from None
-        yield
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: stop the current run after a checkpoint instead of leaving it behind."""
+def _signals_as_interrupts() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C: stop the current run after a checkpoint instead of leaving it behind."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _describe(outcome: Outcome) -> str:

@@ -17,13 +17,14 @@ from jepamba.artifact.container import open_container
 from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import Run, with_settings
 from jepamba.data import Tokens, corpus, write_shard
+from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
 from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress
 from jepamba.report.records import Metrics, read_metrics, read_summary
 from jepamba.submission.bundle import bundle
-from jepamba.submission.readme import by_decoded_bytes, readme
+from jepamba.submission.readme import readme
 from jepamba.submission.scoring import TOLERANCE
 
 SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
@@ -116,17 +117,26 @@ def write_validation(run: Run, path: Path) -> None:
 def _headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the score to claim: sliding windows if they covered the whole text, else plain windows; calibrated.
 
-    It is in bits per decoded byte, as in the challenge, because `score.py` knows only the tokens.
+    The challenge counts decoded bytes. Raises `UserError` if they are known to differ from the original text.
     """
     try:
         calibrated, sliding = summary["bpb_calibrated"], summary["bpb_sliding"]
         whole = sliding is not None and sliding["tokens"] == calibrated["tokens"]
-        chosen = by_decoded_bytes(sliding if whole else calibrated)
-        return {
+        chosen = sliding if whole else calibrated
+        headline = {
             key: chosen[key] for key in ("bpb", "nats_per_token", "tokens", "bytes", "mode", "temperature", "seconds")
         }
+        decoded, lost = chosen.get("decoded_bytes", headline["bytes"]), chosen.get("unrestored_bytes")
     except (KeyError, TypeError):
         raise UserError("summary.json does not belong to a finished run; `jepamba resume` rewrites it") from None
+    if lost or decoded != headline["bytes"]:
+        number = "some" if lost is None else f"{lost:,}"
+        raise UserError(
+            f"the tokenizer cannot restore {number} of the {headline['bytes']:,} bytes of"
+            f" the validation text, and decodes {decoded:,}: bits per decoded byte, which the challenge counts, are no"
+            " figure of this text; train with a tokenizer that restores it, or on the shards of the challenge"
+        )
+    return headline
 
 
 def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
@@ -200,7 +210,8 @@ def _claims(
 def _without_paths(run: Run) -> Run:
     """Return `run` with file names in place of paths, which are private to the author's machine."""
     named = {f"data.{key}": getattr(run.data, key) for key in ("train", "val", "tokenizer")}
-    return with_settings(run, {key: Path(value).name for key, value in named.items() if value} | {"data.cache": ""})
+    public = {key: value if value.startswith(HUB) else Path(value).name for key, value in named.items() if value}
+    return with_settings(run, public | {"data.cache": ""})
 
 
 def _log(metrics: Metrics) -> str:
@@ -211,9 +222,7 @@ def _log(metrics: Metrics) -> str:
         if kind == "event":
             lines.append(f"step {step}: {record.get('what')}")
         elif kind == "val":
-            lines.append(
-                f"step {step}: val_bpb {by_decoded_bytes(record).get('bpb')} val_loss {record.get('nats_per_token')}"
-            )
+            lines.append(f"step {step}: val_bpb {record.get('bpb')} val_loss {record.get('nats_per_token')}")
         else:
             figures = ("ce", "loss", "grad_norm", "lr_scale", "tokens", "seconds", "tokens_per_s")
             lines.append(f"step {step}: " + " ".join(f"{key} {record[key]:.6g}" for key in figures if key in record))

@@ -11,9 +11,9 @@ from jepamba.progress import duration
 _PAGE = """\
 # {title}
 {byline}{blurb}
-**{val_bpb:.4f} bits per byte** of the validation text ({mode} windows of {seq_len} tokens, temperature
-{temperature:.2f}), scored on the artifact as it was read back from disk. **{bytes_total:,} bytes**: {bytes_model:,} of
-model, {bytes_code:,} of code.
+**{val_bpb:.4f} bits per byte** of the validation text, by decoded bytes ({mode} windows of {seq_len} tokens,
+temperature {temperature:.2f}), scored on the artifact as it was read back from disk. **{bytes_total:,} bytes**:
+{bytes_model:,} of model, {bytes_code:,} of code.
 
 | score of the artifact | BPB | nats a token | targets | bytes of decoded text |
 |---|---:|---:|---:|---:|
@@ -49,12 +49,6 @@ Objective: {objective}.
 | `config.toml` | every setting of the training run: `jepamba train config.toml` repeats it, given the data |
 | `train.log` | the training's log |
 """
-
-
-def by_decoded_bytes(score: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `score` with bits per decoded byte in place of bits per original byte, if it has both."""
-    renamed = {"bpb": "bpb_decoded", "bytes": "decoded_bytes"}
-    return {**score, **{key: score[other] for key, other in renamed.items() if other in score}}
 
 
 def readme(
@@ -113,7 +107,6 @@ def _scores(summary: Mapping[str, Any]) -> str:
     for key in ("bpb_plain", "bpb_calibrated", "bpb_sliding"):
         score = summary.get(key)
         if isinstance(score, dict):
-            score = by_decoded_bytes(score)
             rows.append(
                 f"| {score['mode']}, temperature {score['temperature']:.2f} | {score['bpb']:.4f} | "
                 f"{score['nats_per_token']:.4f} | {score['tokens']:,} | {score['bytes']:,} |"

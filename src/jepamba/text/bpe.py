@@ -20,6 +20,8 @@ CHUNK_CHARS = 4096
 """Maximum characters of a sampled chunk."""
 COVERAGE = 0.9999
 """Fraction of the text whose characters get pieces of their own. Rarer characters are encoded as bytes."""
+RESERVED = f"\0{SPACE}\u2585"
+"""Characters with a meaning of their own in SentencePiece, which ignores training text that contains the last ("▅")."""
 FIXED_PIECES = 260
 """<pad>, <s>, </s>, <unk> and the 256 bytes."""
 
@@ -106,8 +108,8 @@ def _common_characters(chunks: list[str], max_characters: int) -> Iterator[str]:
     counts: Counter[str] = Counter()
     for chunk in chunks:
         counts.update(chunk)
-    counts.pop("\0", None)
-    counts.pop(SPACE, None)
+    for character in RESERVED:
+        counts.pop(character, None)
     counts[" "] += 1
     target = COVERAGE * counts.total()
     kept, covered = {" "}, counts[" "]
@@ -117,6 +119,6 @@ def _common_characters(chunks: list[str], max_characters: int) -> Iterator[str]:
         if character != " ":
             kept.add(character)
             covered += count
-    rare = dict.fromkeys((ord(c) for c in counts.keys() - kept), "\0") | {ord(SPACE): "\0"}
+    rare = dict.fromkeys(map(ord, [*(counts.keys() - kept), *RESERVED]), "\0")
     for chunk in chunks:
         yield from (part for part in chunk.translate(rare).split("\0") if part)

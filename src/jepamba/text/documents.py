@@ -182,16 +182,22 @@ def _parquet(file: Path, column: str, on_read: ReadCallback) -> Iterator[str]:
                 raise UserError(
                     f"{file}: no column {column!r}; the columns are {_column_list(schema.names)} (set data.column)"
                 )
+            if schema.names.count(column) > 1:
+                raise UserError(
+                    f"{file}: {schema.names.count(column)} columns are named {column!r}; rename all but one"
+                )
             kind = schema.field(column).type
             if pyarrow.types.is_dictionary(kind):
                 kind = kind.value_type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            types = pyarrow.types
+            if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
                 raise UserError(f"{file}: column {column!r} is {kind}, not a string")
             size = file.stat().st_size
             rows = max(table.metadata.num_rows, 1)
             done = 0
             for batch in table.iter_batches(batch_size=256, columns=[column]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+                # A name with a dot also selects a field of a nested column, so the batch may have more columns.
+                yield from (text for text in batch.column(column).to_pylist() if text is not None)
                 done += batch.num_rows
                 on_read(size * done // rows)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepamba.errors import UserError
-from jepamba.io import read_untrusted, sha256_of, sync
+from jepamba.io import check_utf8_name, read_untrusted, sha256_of, sync
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -75,6 +75,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors and the state of a checkpoint. Raises `UserError` if it is damaged."""
+    check_utf8_name(path)
     try:
         state = json.loads(read_untrusted(path / STATE, "a checkpoint's state", _MAX_STATE_BYTES).decode("utf-8"))
         if not isinstance(state, dict) or state.get("sha256") != sha256_of(path / TENSORS, _WHAT):
@@ -98,6 +99,8 @@ def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, An
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, building / TENSORS)
     complete = {**state, "version": VERSION, "sha256": sha256_of(building / TENSORS, _WHAT)}
     (building / STATE).write_text(json.dumps(complete, indent=1))
+    # safetensors makes its file private, whatever the umask.
+    shutil.copymode(building / STATE, building / TENSORS)
     for path in (building / TENSORS, building / STATE, building):
         sync(path)
 

@@ -11,8 +11,10 @@ import torch
 from jepamba import __version__
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
 from jepamba.data import Corpus, Tokens, corpus
+from jepamba.data.build import trained_on
 from jepamba.distributed import World
 from jepamba.errors import UserError
+from jepamba.evaluate import check_scorable
 from jepamba.progress import Progress
 from jepamba.text.near_duplicates import overlap_in_words
 
@@ -93,6 +95,17 @@ def _read(run: Run) -> Corpus:
         text = corpus(run.data, progress=report)
         if text.overlap is not None:
             report.say(f"jepamba: {text.val_text_bytes:,} bytes are held out, {overlap_in_words(text.overlap)}")
+        shared = trained_on(run.data)
+        if shared:
+            report.say(
+                f"jepamba: {len(shared):,} files of data.val are in data.train too, so their score is too good; first, "
+                f"{shared[0]}"
+            )
+        for name, tokens in (("training", text.train), ("validation", text.val)):
+            if tokens.loss:
+                report.say(f"jepamba: {name} text: {tokens.loss}")
+        for limit in (0, run.train.val_tokens, run.eval.sliding_tokens):
+            check_scorable(text.val, limit)
         return text
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from jepamba.artifact import inspect, load_artifact, save_artifact
+from jepamba.artifact.heads import HEADS, save_heads
 from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
@@ -42,7 +43,7 @@ def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, 
 
 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
-    """Write the artifact. Returns its temperature and its size in bytes."""
+    """Write the artifact, and with `train.keep_heads` the heads. Returns its temperature and its size in bytes."""
     run, text = state.run, state.corpus
     with Progress("calibrating the temperature"):
         temperature = (
@@ -58,7 +59,10 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
             else 1.0
         )
     with Progress("packing"):
-        return temperature, save_artifact(path, state.model, run, text.tokenizer, temperature, {})
+        size = save_artifact(path, state.model, run, text.tokenizer, temperature, {})
+        if run.train.keep_heads and state.heads is not None:
+            save_heads(path.with_name(HEADS), state.heads, run.jepa, sha256_of(path, "the artifact"))
+        return temperature, size
 
 
 def _summarize(

@@ -20,6 +20,7 @@ from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
 from jepamba.progress import Progress
+from jepamba.text.unrestored import bpb_unit
 from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
@@ -33,7 +34,7 @@ from jepamba.train.tracking import CLOSE_TIMEOUT, track
 from jepamba.train.writer import CheckpointWriter
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "mode")
+VAL_FIELDS = ("bpb", "bpb_decoded", "nats_per_token", "tokens", "bytes", "counted", "mode")
 
 
 class Loop:
@@ -200,10 +201,9 @@ class Loop:
     def _caption(self, record: dict[str, float]) -> str:
         counters = self.state.counters
         bpb = record["ce"] / math.log(2) * counters.tokens / max(counters.bytes, 1)
-        return (
-            f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {bpb:.3f} BPB), jepa {record['jepa']:.3f}, "
-            f"sigreg {record['sigreg']:.4f}{self.last_validation}"
-        )
+        about = f"{bpb:.3f} {bpb_unit('decoded' if self.state.corpus.train.text_bytes is None else 'original')}"
+        terms = f"jepa {record['jepa']:.3f}, sigreg {record['sigreg']:.4f}"
+        return f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {about}), {terms}{self.last_validation}"
 
     def _checkpoint_due(self, since: float) -> bool:
         every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
@@ -272,7 +272,8 @@ class Loop:
             counters = self.state.counters
             fields = {key: score[key] for key in VAL_FIELDS}
             self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=False)
-            self.last_validation = f", validation {score['bpb']:.4f} BPB at step {counters.step}"
+            unit = bpb_unit(score["counted"])
+            self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {counters.step}"
         return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:

@@ -72,7 +72,7 @@ class MetricsLog:
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each line and its record, except for a line that a crash cut short."""
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict, with_settings
 from jepamba.data import Corpus, corpus
+from jepamba.data.hub_text import HUB, pinned
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
-from jepamba.io import atomic_write
+from jepamba.folder_lock import locked
+from jepamba.io import atomic_write, check_utf8_name
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
@@ -36,13 +38,15 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         The content of summary.json.
 
     Raises:
-        UserError: if `out` already holds a run, if settings or data are bad or differ between ranks, or if more than
-            `train.skip_limit` steps have a loss or gradient that is not finite.
+        UserError: if `out` already holds a run, if another process writes to it, if settings or data are bad or differ
+            between ranks, or if more than `train.skip_limit` steps have a loss or gradient that is not finite.
     """
-    with _world() as world:
+    with _world() as world, contextlib.ExitStack() as stack:
         check_same_command("train", world)
         check_same_settings(run, world)
+        world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         world.on_rank_zero(lambda: _refuse_existing_run(out))
+        run = _pinned(run, world)
         text = read_same_corpus(run, world)
         run = resolve(run, text)
         run, choices = resolve_dial(run, text, world, print_line)
@@ -69,14 +73,16 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
 
     Raises:
         ConfigError: for a change of another setting.
-        UserError: if there is no run in `out`, or if the text differs from that of the run.
+        UserError: if there is no run in `out`, if another process writes to it, or if the text differs from that of
+            the run.
     """
-    with _world() as world:
+    with _world() as world, contextlib.ExitStack() as stack:
         check_same_command("resume", world)
         # Only rank 0 has the folder. `changes` say where this machine has its files.
         settings, preset = world.on_rank_zero(lambda: _read_run(out))
         run = _with_changes(settings, changes or {})
         check_same_settings(run, world)
+        world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         loop = Loop(run, out, read_same_corpus(run, world), preset, world)
         loop.restore()
         return loop.run_to_end()
@@ -91,15 +97,24 @@ def _world() -> Iterator[World]:
         yield world
 
 
+def _pinned(run: Run, world: World) -> Run:
+    """`run` with the data sets of the hub at their present commits, those of rank 0 on every rank."""
+    texts = {"data.train": run.data.train, "data.val": run.data.val}
+    names = [name for name in texts.values() if name.startswith(HUB)]
+    commits = world.on_rank_zero(lambda: {name: pinned(name) for name in names})
+    return with_settings(run, {setting: commits.get(name, name) for setting, name in texts.items()})
+
+
 def _refuse_existing_run(out: Path) -> None:
+    check_utf8_name(out)
     if (out / CONFIG).exists():
         raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
 
 
 def _create_run(run: Run, out: Path, preset: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     # The folder holds a run once its config exists.
-    atomic_write(out / CONFIG, ((f"# preset: {preset}\n" if preset else "") + dump_toml(run)).encode())
+    content = (f"# preset: {preset}\n" if preset else "") + dump_toml(run)
+    atomic_write(out / CONFIG, content.encode(errors="replace"))
 
 
 def _read_run(out: Path) -> tuple[dict[str, Any], str]:

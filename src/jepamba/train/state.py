@@ -30,7 +30,7 @@ class Counters:
     tokens: int = 0
     """Target tokens trained on."""
     bytes: int = 0
-    """Bytes of text that those targets decode to."""
+    """Bytes of the original text of those targets; see `Tokens.original_per_decoded`."""
     skipped: int = 0
     """Steps whose update was skipped because the loss or the gradient was not finite, ghost steps included."""
 

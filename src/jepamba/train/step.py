@@ -101,12 +101,12 @@ class Trainer:
             # The host has time now. After the result is read, the GPU waits for it.
             ahead = state.peek_windows()
             self._transferred = ahead, batch_to_device(ahead, state.device)
-        losses, grad_norm, text_bytes = self._reduce(count_text_bytes(state, batch))
+        losses, grad_norm, decoded_bytes = self._reduce(count_text_bytes(state, batch))
         loss = sum(weighted_terms(run.jepa, lam, losses["token"], losses["jepa"], losses["sigreg"]).values())
 
         state.counters.step += 1
         state.counters.tokens += state.layout.windows * run.data.seq_len
-        state.counters.bytes += text_bytes
+        state.counters.bytes += round(decoded_bytes * state.corpus.train.original_per_decoded)
         if not math.isfinite(loss + grad_norm):
             self._skip(buffers)
             raise NotFiniteError(
@@ -169,15 +169,15 @@ class Trainer:
         limit = self.state.run.optim.grad_clip
         self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")))
 
-    def _reduce(self, text_bytes: int) -> tuple[dict[str, float], float, int]:
-        """The step's loss terms over all ranks by name, the gradient norm, and the text bytes of all ranks.
+    def _reduce(self, decoded_bytes: int) -> tuple[dict[str, float], float, int]:
+        """The step's loss terms over all ranks by name, the gradient norm, and the decoded bytes of all ranks.
 
         The host waits here for the device.
         """
         world, sums = self.state.world, self.loss_sums.double()
         # Every rank has SIGReg's statistic of the sample of all ranks, so the sum counts it `world_size` times.
         sums[LossTerms._fields.index("sigreg")] /= world.world_size
-        summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(text_bytes))]))
+        summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(decoded_bytes))]))
         with wait_time_limit(self.graphs and world.world_size > 1):
             *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)

@@ -1,4 +1,4 @@
-"""Stop a run on Ctrl-C or SIGTERM between steps, so that no step is lost."""
+"""Stop a run on Ctrl-C, SIGTERM or SIGHUP between steps, so that no step is lost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+from jepamba.errors import SIGNALS
+
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only sets `signal`. A second SIGINT interrupts at once."""
+    """A context in which the first of `SIGNALS` only sets `signal`. A second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -18,8 +20,10 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
+            for number in SIGNALS:
+                # `nohup` ignores SIGHUP.
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
@@ -35,7 +39,7 @@ class StopRequest:
 
 
 def leave(stop_signal: signal.Signals) -> NoReturn:
-    """Raise `KeyboardInterrupt` for SIGINT, or `SystemExit(143)` for SIGTERM."""
-    if stop_signal != signal.SIGTERM:
+    """Raise `KeyboardInterrupt` for SIGINT, or `SystemExit(128 + number)` for another signal."""
+    if stop_signal == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + stop_signal)

@@ -1,0 +1,139 @@
+"""`jepamba latents`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jepamba.cli.common import add_text_flags, artifact_in, check_output, default_device, summary_printer
+from jepamba.cli.parser import Commands
+from jepamba.errors import UserError
+
+if TYPE_CHECKING:
+    from jepamba.jepa import JepaHeads
+
+_LIMIT = 65536
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba latents`."""
+    parser = commands.add(
+        "latents",
+        latents,
+        "Write the latents of a text by position, as safetensors.",
+        [
+            "jepamba latents runs/mine/artifact.jepa --data held-out.txt -o latents.safetensors",
+            "jepamba latents runs/mine/artifact.jepa --data held-out.txt --carry --measure -o latents.safetensors",
+            "jepamba latents runs/mine --data shards/ --latent z --limit 0 -o latents.safetensors",
+        ],
+    )
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact or the folder of a run")
+    add_text_flags(parser, "read")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    parser.add_argument(
+        "--latent",
+        choices=("h", "z"),
+        default="h",
+        help="h: what the head predicts from (default); z: the projector's output, from heads.safetensors "
+        "(train.keep_heads) beside the artifact",
+    )
+    parser.add_argument(
+        "--carry", action="store_true", help="carry the state through the text (default: windows, as in training)"
+    )
+    parser.add_argument(
+        "--no-reset", action="store_true", help="keep the state at document starts (default: as in training)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=_LIMIT, metavar="N", help=f"maximum number of tokens (default: {_LIMIT}; 0: all)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="type of the latents in the file (default: float32)",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="print norm, effective rank and variances; with --json the spectrum too",
+    )
+
+
+def latents(args: Namespace) -> int:
+    """Run `jepamba latents`: write the file and print its size, and with `--measure` measures of the latents."""
+    from dataclasses import replace
+
+    import torch
+
+    from jepamba.artifact import load_artifact
+    from jepamba.artifact.heads import HEADS
+    from jepamba.data import load_tokens
+    from jepamba.evaluate import compute_latents, measure_latents, save_latents
+    from jepamba.io import sha256_of
+    from jepamba.progress import Progress
+
+    path = artifact_in(args.artifact)
+    heads_path = path.parent / HEADS
+    check_output(args.out, path, heads_path, Path(args.data))
+    artifact = load_artifact(path, device=default_device())
+    sha256 = sha256_of(path, "the artifact")
+    heads = _load_heads(heads_path, artifact.model.config.d_model, sha256) if args.latent == "z" else None
+    data = replace(artifact.run.data, column=args.column)
+    reset = data.reset and not args.no_reset
+    with Progress("reading the text") as report:
+        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    with Progress("computing latents") as report:
+        found = compute_latents(
+            artifact.model,
+            tokens,
+            data.seq_len,
+            heads=heads,
+            carry=args.carry,
+            reset=reset,
+            limit=args.limit,
+            dtype=getattr(torch, args.dtype),
+            progress=report,
+        )
+    metadata = {
+        "latent": args.latent,
+        "mode": "carried" if args.carry else "plain",
+        "seq_len": str(data.seq_len),
+        "reset": json.dumps(reset),
+        "artifact_sha256": sha256,
+        "tokenizer_fingerprint": artifact.tokenizer.fingerprint,
+    }
+    measures = measure_latents(found.latents, data.seq_len) if args.measure else {}
+    print_summary = summary_printer(args.out)
+    size = save_latents(args.out, found, metadata)
+    if args.json:
+        shape = dict(zip(("tokens", "d_model"), found.latents.shape, strict=True))
+        print_summary(
+            json.dumps({**metadata, "seq_len": data.seq_len, "reset": reset, **shape, "bytes": size, **measures})
+        )
+        return 0
+    method = "state carried" if args.carry else f"plain windows of {data.seq_len}"
+    if not reset:
+        method += ", not reset at document starts"
+    print_summary(
+        f"latents {args.latent} of {len(found.tokens):,} tokens of {len(tokens):,} ({method}): {args.dtype}, "
+        f"{size:,} bytes"
+    )
+    if measures:
+        print_summary(
+            f"norm {measures['norm']:.3f}, effective rank {measures['effective_rank']:.1f} of {measures['width']}, "
+            f"{100 * measures['within_sequence']:.1f} % of the variance within windows, "
+            f"{100 * measures['spectrum'][0]:.1f} % along the first principal axis"
+        )
+    return 0
+
+
+def _load_heads(path: Path, d_model: int, artifact_sha256: str) -> JepaHeads:
+    from jepamba.artifact.heads import load_heads
+
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file, and z needs its projector: train with --train.keep_heads, or use --latent h"
+        )
+    return load_heads(path, d_model, artifact_sha256, default_device())

@@ -1,0 +1,37 @@
+"""Standard streams that cannot end a command: closed ones, encodings that lack a character, logs that nobody reads."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that are closed, escape what their encoding lacks, and ignore errors of stderr.
+
+    A closed descriptor is opened as the null device, so that no file of the command gets its number and the messages.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = _stream(io.FileIO(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _stream(_NeverFails(2, "w", closefd=False), sys.stderr)
+
+
+def _stream(file: io.FileIO, before: Any) -> io.TextIOWrapper:
+    """A text stream over `file` with the encoding of `before`, which is None if its descriptor was closed."""
+    encoding = getattr(before, "encoding", "utf-8")
+    by_line = file.isatty() or isinstance(file, _NeverFails)
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, "backslashreplace", line_buffering=by_line)
+
+
+class _NeverFails(io.FileIO):
+    """A file that drops what it cannot write, as on a full disk or to a pipe that nobody reads any more."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or len(data)
+        except OSError:
+            return len(data)

@@ -1,0 +1,77 @@
+"""Names that are not UTF-8, as a folder from a Latin-1 system has them: they work, or one line refuses them first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jepamba.config import ConfigError, build
+from processes import Running
+from tiny import preset, text_file, tiny
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def run(folder: Path, *words: str, code: int = 0) -> str:
+    """The output of `jepamba WORDS` in a process of its own, which ends with `code`."""
+    with Running(words, folder / f"process-{len(list(folder.iterdir()))}") as process:
+        assert process.wait() == [code], process.output()
+        return process.output()
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    text = text_file(tmp_path)
+    settings = preset(tmp_path, tiny(text))
+    latin_text, latin_run = str(tmp_path / f"{LATIN}.txt"), tmp_path / LATIN
+    shutil.copy(text, latin_text)
+    shutil.copy(settings, tmp_path / f"{LATIN}.toml")
+    # A run cannot record such a name, and its checkpoints cannot be read there: refused before the text is read.
+    shown = run(tmp_path, "train", settings, "--data.train", latin_text, "--out", str(tmp_path / "no"), code=2)
+    assert shown.startswith("jepamba: data.train = '")
+    assert shown.endswith("is not UTF-8; rename the file, or change the text\n")
+    assert shown.count("\n") == 1
+    shown = run(tmp_path, "train", settings, "--out", str(latin_run), code=2)
+    assert "this name is not UTF-8; rename it" in shown
+    assert shown.count("\n") == 1
+    assert not latin_run.exists()
+    assert not (tmp_path / "no").exists()
+    # A preset's own name is only noted.
+    run(tmp_path, "train", str(tmp_path / f"{LATIN}.toml"), "--out", str(tmp_path / "run"))
+    artifact = str(tmp_path / "run" / "artifact.jepa")
+    # A run that was moved keeps its checkpoints.
+    shutil.move(tmp_path / "run", latin_run)
+    for command in ("resume", "inspect"):
+        shown = run(tmp_path, command, str(latin_run), code=2)
+        assert "this name is not UTF-8; rename it" in shown
+        assert "delete" not in shown
+    shutil.move(latin_run, tmp_path / "run")
+    run(tmp_path, "resume", str(tmp_path / "run"))
+    # The other commands take any name.
+    shutil.copy(artifact, tmp_path / f"{LATIN}.jepa")
+    latin_artifact, packed = str(tmp_path / f"{LATIN}.jepa"), str(tmp_path / f"{LATIN}.packed")
+    score = run(tmp_path, "eval", latin_artifact, "--data", latin_text, "--json").splitlines()[-1]
+    assert json.loads(score)["bytes"] == len(text.read_bytes().replace(b"\0", b""))
+    run(tmp_path, "data", "build", latin_text, "--out", str(tmp_path / f"{LATIN}-shards"), "--tokenizer", "bytes")
+    small = tmp_path / f"{LATIN}.small"
+    small.write_bytes(text.read_bytes()[:200])
+    run(tmp_path, "compress", str(small), "--model", latin_artifact, "--out", packed)
+    run(tmp_path, "decompress", packed, "--model", latin_artifact, "--out", f"{small}.again")
+    assert Path(f"{small}.again").read_bytes() == small.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((f"data.{name}", LATIN) for name in ("train", "val", "tokenizer", "cache", "column")),
+        ("eval.prompts", ["The ", LATIN]),
+        ("eval.prompts", ["\ud800"]),
+    ],
+)
+def test_settings_that_no_file_can_hold(name: str, value: str | list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(name)} = .* is not UTF-8"):
+        build({name: value})
