@@ -14,7 +14,7 @@ from torch import Tensor
 
 import model_oracle as oracle
 from jepamba.config import Model, Quant
-from jepamba.model import LanguageModel, component_of
+from jepamba.model import LanguageModel, State, component_of
 from jepamba.model.language_model import Block
 from jepamba.model.layers import Mlp
 from jepamba.model.mixer import Mamba2
@@ -373,6 +373,16 @@ def test_no_gradient_crosses_a_reset() -> None:
     assert grad[8:24].abs().amin(0).max() > 0
 
 
+def in_pieces(model: LanguageModel, tokens: Tensor, reset: Tensor | None, cuts: set[int]) -> tuple[Tensor, State]:
+    """The latents of the sequences, read in pieces that end at `cuts`, and the last state."""
+    state, pieces = model.initial_state(len(tokens)), []
+    for start, stop in itertools.pairwise([0, *sorted(cuts), tokens.shape[1]]):
+        piece = None if reset is None else reset[:, start:stop]
+        h, state = model(tokens[:, start:stop], piece, state)
+        pieces.append(h)
+    return torch.cat(pieces, 1), state
+
+
 @settings(max_examples=12, deadline=None)
 @given(cuts=st.sets(st.integers(1, 25), max_size=8), resets=st.booleans(), seed=st.integers(0, 9))
 def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: bool, seed: int) -> None:
@@ -383,13 +393,8 @@ def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: boo
     reset = (torch.rand(2, 26, generator=g) < 0.15) if resets else None
     with torch.no_grad():
         whole, final = model(tokens, reset)
-        state, pieces = model.initial_state(2), []
-        edges = [0, *sorted(cuts), 26]
-        for start, stop in itertools.pairwise(edges):
-            piece = None if reset is None else reset[:, start:stop]
-            h, state = model(tokens[:, start:stop], piece, state)
-            pieces.append(h)
-    assert torch.allclose(torch.cat(pieces, 1), whole, atol=3e-5)
+        joined, state = in_pieces(model, tokens, reset, cuts)
+    assert torch.allclose(joined, whole, atol=3e-5)
     for ours, truth in zip(state, final, strict=True):
         assert torch.allclose(ours.conv_BCW, truth.conv_BCW, atol=3e-5)
         assert torch.allclose(ours.ssm_BHPN, truth.ssm_BHPN, atol=3e-5)

@@ -5,7 +5,6 @@ test_model.py compares the model with its definition in float64.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from jepamba.generate import PromptReader
 from jepamba.model.attention import SlidingAttention
 from jepamba.model.language_model import LanguageModel
 from jepamba.train import train
-from test_model import disturb, disturbed, small, tokens_and_reset
+from test_model import disturb, disturbed, in_pieces, small, tokens_and_reset
 from tiny import text_file, tiny
 
 HYBRID = {"n_layer": 4, "attention_every": 2, "attention_window": 6}
@@ -52,12 +51,8 @@ def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: boo
     reset = (torch.rand(2, 26, generator=g) < 0.15) if resets else None
     with torch.no_grad():
         whole, final = model(tokens, reset)
-        state, pieces = model.initial_state(2), []
-        for start, stop in itertools.pairwise([0, *sorted(cuts), 26]):
-            piece = None if reset is None else reset[:, start:stop]
-            h, state = model(tokens[:, start:stop], piece, state)
-            pieces.append(h)
-    assert torch.allclose(torch.cat(pieces, 1), whole, atol=3e-5)
+        joined, state = in_pieces(model, tokens, reset, cuts)
+    assert torch.allclose(joined, whole, atol=3e-5)
     for ours, truth, empty in zip(state, final, model.initial_state(2), strict=True):
         for a, b, c in zip(ours, truth, empty, strict=True):
             assert torch.allclose(a, b, atol=3e-5)

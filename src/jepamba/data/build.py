@@ -97,7 +97,8 @@ def trained_on(config: Data) -> list[str]:
     if not config.val or is_shards(config.val) or is_shards(config.train):
         return []
     train, val = (Source((path,), config.column).identity()["files"] for path in (config.train, config.val))
-    return [config.val if isinstance(file, str) else file[0] for file in val if file in train]
+    known = set(train)
+    return [config.val if isinstance(file, str) else file[0] for file in val if file in known]
 
 
 def load_tokens(

@@ -73,7 +73,7 @@ class Source:
                 files.append(pinned(path))
             else:
                 found = source_files(path)
-                files += [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+                files += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
         return {"files": files, "column": self.column, "split": self.split, "holdout": self.holdout}
 
 
