@@ -218,6 +218,13 @@ def gradient_kernel(
         row = b * H + h
         x_LP = x.load([b, h, c * L, 0]).reshape(L, P)
         dy_LP = dy.load([b, h, c * L, 0]).reshape(L, P)
+        # All loads of a descriptor come before the store of dx: with P 128 and N 16 a load after it gave wrong tiles
+        # (Triton 3.6).
+        if WITH_B:
+            dend_PN = dends.load([row * chunks + c, 0, 0]).reshape(P, N)
+            D_h = tl.load(D + h).to(tl.float32)
+        if WITH_C:
+            start_PN = starts.load([row * chunks + c, 0, 0]).reshape(P, N)
         tokens = row.to(tl.int64) * chunks * L
         dt_L, s_L, s_end, doc_L, doc_end = _decays(dts + tokens, logs + tokens, documents, c, L, HAS_RESET)
         dt_L = tl.maximum(dt_L, TINY)
@@ -232,8 +239,6 @@ def gradient_kernel(
 
         # The gradient of the weight C_i·B_j E_ij dt_j, with D added on the diagonal, is x_j·dy_i.
         if WITH_B:
-            dend_PN = dends.load([row * chunks + c, 0, 0]).reshape(P, N)
-            D_h = tl.load(D + h).to(tl.float32)
             # The product is the same for every head, but recomputing it is faster than keeping it in registers.
             product_LL = tl.dot(
                 B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + opaque_zero.to(tl.float32),
@@ -256,7 +261,6 @@ def gradient_kernel(
             tl.store(out_L, _row_products(head_LN, B_rows, opaque_zero, L, N))
             dB_LN += head_LN
         if WITH_C:
-            start_PN = starts.load([row * chunks + c, 0, 0]).reshape(P, N)
             head_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION)
             head_LN *= _from_start(s_L, doc_L, HAS_RESET)[:, None]
             head_LN = tl.dot(tl.trans(W_LL), B_LN, head_LN, input_precision=PRECISION)
