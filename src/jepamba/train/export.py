@@ -16,7 +16,7 @@ import torch
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.heads import HEADS, save_heads
 from jepamba.distributed import World
-from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
+from jepamba.evaluate import Score, calibrate, diagnostics, score_carried, score_plain_at, score_sliding
 from jepamba.generate import generate
 from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
@@ -87,6 +87,7 @@ def _summarize(
         "skipped": state.counters.skipped,
         "seconds": state.counters.seconds,
         "tokens": state.counters.tokens,
+        "train_tokens": len(text.train),
         **scores,
         "val_overlap": text.overlap,
         "temperature": temperature,
@@ -154,11 +155,24 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 world=state.world,
             )
 
+    def carried() -> Score:
+        with Progress("scoring with the state carried") as report:
+            return score_carried(
+                loaded.model,
+                val,
+                seq_len,
+                temperature=loaded.temperature,
+                reset=reset,
+                tokens_per_batch=batch,
+                progress=report,
+            )
+
     uncalibrated, calibrated = plain()
     return {
         "bpb_plain": asdict(uncalibrated),
         "bpb_calibrated": asdict(calibrated),
         "bpb_sliding": asdict(sliding()) if run.eval.stride > 0 else None,
+        "bpb_carried": asdict(state.world.on_rank_zero(carried)) if run.eval.carry else None,
     }
 
 
