@@ -59,7 +59,8 @@ def test_student_s_sleep_data_as_published() -> None:
     assert found.mean / (found.sd / math.sqrt(10)) == pytest.approx(4.0621, abs=5e-5)
     assert found.sd * math.sqrt(9 / 10) == pytest.approx(1.17, abs=0.005)
     # No difference is negative and one is 0: of 2^10 choices of signs 4 are as extreme as the data.
-    assert found.p == 4 / 1024
+    assert found.p_flip == 4 / 1024
+    assert found.p_t == pytest.approx(0.002833, abs=5e-7)
 
 
 def test_fisher_s_permutation_test_as_published() -> None:
@@ -68,7 +69,7 @@ def test_fisher_s_permutation_test_as_published() -> None:
     found = paired_difference(dict(enumerate(map(float, DARWIN))), dict.fromkeys(range(15), 0.0))
     assert found is not None
     t = found.mean / (found.sd / math.sqrt(15))
-    assert (t, 2 * stats.t.sf(t, 14)) == pytest.approx((2.148, 0.0497), abs=5e-4)
+    assert (t, found.p_t) == (pytest.approx(2.148, abs=5e-4), pytest.approx(0.0497, abs=5e-5))
 
 
 def test_many_pairs_are_permuted_at_random() -> None:
@@ -84,8 +85,10 @@ def test_the_two_tests_agree_on_normal_differences() -> None:
     rng = np.random.default_rng(2)
     for shift in (0.0, 0.3, 0.6):
         values = rng.normal(shift, 1.0, size=14)
-        t_test = stats.ttest_1samp(values, 0).pvalue
-        assert sign_flip_p(values.tolist()) == pytest.approx(t_test, abs=0.02)
+        found = paired_difference(dict(enumerate(values.tolist())), dict.fromkeys(range(14), 0.0))
+        assert found is not None
+        assert found.p_t == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-9)
+        assert found.p_flip == pytest.approx(found.p_t, abs=0.02)
 
 
 def test_the_smallest_effect_of_34_pairs_as_published() -> None:

@@ -34,7 +34,7 @@ SCORES: dict[Measure, str] = {"artifact": "bpb_calibrated", "carried": "bpb_carr
 
 SAME_SECONDS = 0.01
 """Largest relative difference between two training times that count as equal."""
-BEYOND = 0.1
+BEYOND = 0.25
 """How far beyond the two baselines the comparison at equal time may extrapolate, as a share of their distance."""
 
 
@@ -70,7 +70,8 @@ def time_pairs(runs: Mapping[int, Result], baselines: Mapping[int, Result], long
     the three runs has no carried score.
 
     Arguments: the finished runs of the configuration, of the baseline and of the longer baseline, by seed.
-    Returns: one pair for each seed that all three share; none if r is outside of 1 to R by more than a tenth of log R.
+    Returns: one pair for each seed that all three share; none if log r is outside of 0 to log R by more than a
+        quarter of log R.
     """
     finished = [{seed: run for seed, run in group.items() if run.steady_seconds} for group in (runs, baselines, longer)]
     seeds = sorted(finished[0].keys() & finished[1].keys() & finished[2].keys())

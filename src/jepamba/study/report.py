@@ -74,7 +74,8 @@ def as_json(study: Study) -> dict[str, Any]:
                 "low": _finite(item.difference.low) if item.difference else None,
                 "high": _finite(item.difference.high) if item.difference else None,
                 "sd": _finite(item.difference.sd) if item.difference else None,
-                "p_sign_flip": item.difference.p if item.difference else None,
+                "p_t": item.difference.p_t if item.difference else None,
+                "p_sign_flip": item.difference.p_flip if item.difference else None,
                 "smallest_effect": _smallest_effect(item.difference),
                 "pairs_for_half_width": _pairs_needed(item.difference),
                 "verdict": item.difference.verdict if item.difference else "no pairs",
@@ -105,9 +106,10 @@ def markdown(study: Study) -> str:
         "Differences are in bits per byte (BPB) of held-out text, configuration minus baseline: negative is better. "
         "The two runs of a pair share their seed and therefore the order of the data. The interval is the 95 % "
         "Student t interval of the mean difference, not corrected for the number of comparisons. "
-        f"Fewer than {MIN_PAIRS} pairs give no verdict. sd is the standard deviation of the differences, p that of the "
-        "two-sided sign-flip permutation test, the smallest effect what a t test of these pairs at the 5 % level would "
-        f"show with a probability of 80 %, and the last column the pairs for an interval of ± {HALF_WIDTH}.",
+        f"Fewer than {MIN_PAIRS} pairs give no verdict. sd is the standard deviation of the differences. The p values "
+        "are those of the two-sided t test and of the permutation test by sign flips. The smallest effect is what a t "
+        "test of these pairs at the 5 % level would show with a probability of 80 %. The last column is the number of "
+        f"pairs for an interval of ± {HALF_WIDTH}.",
         "",
     ]
     for measure in MEASURES:
@@ -126,7 +128,7 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
         if item.measure == measure:
             found = item.difference
             if found is None:
-                rows.append([item.name, "–", "–", "–", "–", "0", "no pairs", "–", "–", "–", "–"])
+                rows.append([item.name, "–", "–", "–", "–", "0", "no pairs", *["–"] * 5])
                 continue
             value, base = (statistics.fmean(getattr(pair, key) for pair in item.pairs) for key in ("value", "baseline"))
             interval = f"[{found.low:+.4f}, {found.high:+.4f}]" if math.isfinite(found.low) else "–"
@@ -140,7 +142,8 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
                     str(found.n),
                     found.verdict,
                     _format(found.sd if found.n > 1 else None, ".4f"),
-                    _format(found.p if found.n > 1 else None, ".2g"),
+                    _format(found.p_t if found.n > 1 else None, ".2g"),
+                    _format(found.p_flip if found.n > 1 else None, ".2g"),
                     _format(_smallest_effect(found), ".4f"),
                     _format(_pairs_needed(found), ",.0f"),
                 ]
@@ -154,7 +157,8 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
         "n",
         "verdict",
         "sd",
-        "p",
+        "p, t",
+        "p, flips",
         "smallest effect",
         f"n for ± {HALF_WIDTH}",
     ]

@@ -37,7 +37,9 @@ class Difference:
     """Standard deviation of the differences; 0 for a single pair."""
     n: int
     """Number of paired seeds."""
-    p: float = 1.0
+    p_t: float = 1.0
+    """Two-sided p value of the paired t test."""
+    p_flip: float = 1.0
     """Two-sided p value of the sign-flip test; see `sign_flip_p`."""
 
     @property
@@ -67,7 +69,15 @@ def paired_difference(
         return Difference(mean, -math.inf, math.inf, 0.0, 1)
     sd = math.sqrt(math.fsum((x - mean) ** 2 for x in differences) / (n - 1))
     half = half_width(sd, n, confidence)
-    return Difference(mean, mean - half, mean + half, sd, n, sign_flip_p(differences))
+    return Difference(mean, mean - half, mean + half, sd, n, _t_test_p(mean, sd, n), sign_flip_p(differences))
+
+
+def _t_test_p(mean: float, sd: float, n: int) -> float:
+    from scipy import stats
+
+    if sd == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) * math.sqrt(n) / sd, n - 1))
 
 
 def half_width(sd: float, n: int, confidence: float = 0.95) -> float:

@@ -192,6 +192,8 @@ def _on_every_rank(path: Path, world: World) -> Iterator[Path]:
 
 def _samples(state: TrainState, artifact: Path) -> list[dict[str, str]]:
     """The artifact's continuations of the prompts in `eval.prompts`."""
+    if not state.run.eval.prompts:
+        return []
     loaded = load_artifact(artifact)
     return [
         {
