@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def plan(**settings: object) -> Plan:
 class Ended(subprocess.Popen[bytes]):
     """A process that has ended, or that ends after `polls` polls or a signal."""
 
-    def __init__(self, code: int, polls: int = 0) -> None:
-        self.returncode, self.polls, self.signals = code, polls, list[int]()
+    def __init__(self, code: int, polls: int = 0, on_signal: Callable[[], object] = lambda: None) -> None:
+        self.returncode, self.polls, self.signals, self.on_signal = code, polls, list[int](), on_signal
         self._child_created = False
 
     def poll(self) -> int | None:
@@ -54,6 +55,7 @@ class Ended(subprocess.Popen[bytes]):
     def send_signal(self, number: int) -> None:
         self.polls = 0
         self.signals.append(number)
+        self.on_signal()
 
     def wait(self, timeout: float | None = None) -> int:
         return self.returncode
@@ -69,6 +71,8 @@ class Trainer:
         self.fail: set[str] = set()
         self.slow: set[str] = set()
         """Runs that do not end by themselves."""
+        self.last_moment = False
+        """Whether the slow runs finish when they are stopped."""
         self.stop_at = ""
 
     def __call__(self, command: list[str], gpu: int | None) -> Ended:
@@ -81,12 +85,16 @@ class Trainer:
         (folder / "config.toml").write_text("")
         if key == self.stop_at:
             raise KeyboardInterrupt
+
+        def finish() -> None:
+            (folder / "summary.json").write_text(json.dumps({"bpb_plain": {"bpb": 2.0}, "seconds": 4.0}))
+
         if key in self.slow:
-            self.processes.append(Ended(130, 1 << 30))
+            self.processes.append(Ended(130, 1 << 30, finish if self.last_moment else lambda: None))
         elif key in self.fail:
             self.processes.append(Ended(2))
         else:
-            (folder / "summary.json").write_text(json.dumps({"bpb_plain": {"bpb": 2.0}, "seconds": 4.0}))
+            finish()
             self.processes.append(Ended(0))
         return self.processes[-1]
 
@@ -249,6 +257,13 @@ def test_a_run_that_does_not_end_in_time_is_stopped(tmp_path: Path, trainer: Tra
     trainer.slow, trainer.commands = set(), []
     run_plan(plan(), tmp_path / "s")
     assert trainer.commands[0] == ["resume", "b/seed-1"]
+
+
+def test_a_run_that_finishes_while_it_is_stopped_is_recorded(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.slow, trainer.last_moment = {"a/seed-1"}, True
+    states = [outcome.state for outcome in run_plan(plan(), tmp_path / "s", stop_after=0.2)]
+    assert states == ["finished", "waiting", "waiting", "waiting"]
+    assert (tmp_path / "s/a/seed-1.json").exists()
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, trainer: Trainer) -> None:

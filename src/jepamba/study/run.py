@@ -126,7 +126,7 @@ def _execute(runs: Sequence[PlannedRun], gpus: int, deadline: float) -> list[Out
                     seeds[gpu] = chosen.seed
                     processes[gpu] = _begin(chosen, gpu if gpus > 1 else None)
             if not processes:
-                return list(outcomes.values())
+                break
             time.sleep(_POLL_SECONDS)
             for gpu, current in list(processes.items()):
                 code = current.process.poll()
@@ -136,9 +136,12 @@ def _execute(runs: Sequence[PlannedRun], gpus: int, deadline: float) -> list[Out
                     if outcome.state == "finished":
                         times.setdefault(outcome.name, []).append(outcome.seconds)
                     _log(f"{outcome.name}, seed {outcome.seed}: {_describe(outcome)}")
-        return list(outcomes.values())
     finally:
         _stop([current.process for current in processes.values()])
+    for current in processes.values():
+        if current.run.finished:
+            outcomes[current.run] = _ended(current, 0)
+    return list(outcomes.values())
 
 
 def _next_run(
