@@ -24,6 +24,7 @@ from jepamba.study.plan import Plan, parse_plan
 from jepamba.study.records import planned_runs
 from jepamba.study.report import report_study
 from jepamba.study.run import run_plan
+from jepamba.train.device import GPU_TURN, gpu_turn
 
 
 def plan(**settings: object) -> Plan:
@@ -66,7 +67,7 @@ class Trainer:
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
-        self.gpus: list[int | None] = []
+        self.variables: list[dict[str, str]] = []
         self.processes: list[Ended] = []
         self.fail: set[str] = set()
         self.slow: set[str] = set()
@@ -75,12 +76,12 @@ class Trainer:
         """Whether the slow runs finish when they are stopped."""
         self.stop_at = ""
 
-    def __call__(self, command: list[str], gpu: int | None) -> Ended:
+    def __call__(self, command: list[str], variables: dict[str, str]) -> Ended:
         words = command[3:]
         folder = Path(words[-1])
         key = f"{folder.parent.name}/{folder.name}"
         self.commands.append([words[0], key])
-        self.gpus.append(gpu)
+        self.variables.append(variables)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text("")
         if key == self.stop_at:
@@ -216,23 +217,53 @@ def test_a_record_of_other_settings_is_refused_but_not_one_of_other_paths(tmp_pa
     assert states == {"skipped"}
 
 
-def test_each_gpu_keeps_the_runs_of_a_seed(tmp_path: Path, trainer: Trainer) -> None:
+@pytest.mark.parametrize("overlap", [1, 3])
+def test_each_gpu_keeps_the_runs_of_a_seed(tmp_path: Path, trainer: Trainer, overlap: int) -> None:
     four = replace(plan(), seeds=(1, 2, 3, 4))
-    assert {outcome.state for outcome in run_plan(four, tmp_path / "s", gpus=2)} == {"finished"}
+    outcomes = run_plan(four, tmp_path / "s", gpus=2, overlap=overlap)
+    assert {outcome.state for outcome in outcomes} == {"finished"}
     assert sorted(trainer.commands) == sorted(["train", f"{n}/seed-{s}"] for n in "ab" for s in four.seeds)
-    of_seed: dict[str, set[int | None]] = {}
-    for (_, key), gpu in zip(trainer.commands, trainer.gpus, strict=True):
-        of_seed.setdefault(key[-1], set()).add(gpu)
+    of_seed: dict[str, set[str]] = {}
+    for (_, key), variables in zip(trainer.commands, trainer.variables, strict=True):
+        of_seed.setdefault(key[-1], set()).add(variables["CUDA_VISIBLE_DEVICES"])
+        turn = variables.get("JEPAMBA_GPU_TURN", "")
+        assert Path(turn).name == (f"gpu-{variables['CUDA_VISIBLE_DEVICES']}" if overlap > 1 else "")
     assert all(len(gpus) == 1 for gpus in of_seed.values())
-    assert set(trainer.gpus) == {0, 1}
+    assert set.union(*of_seed.values()) == {"0", "1"}
 
 
-def test_the_visible_gpu_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CUDA_VISIBLE_DEVICES']))"]
+def test_the_visible_gpu_of_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert study_run._start(command, 1).wait() == 1
+    assert study_run._environment(0, [0], tmp_path) == {}
+    assert study_run._environment(0, [0, 0], tmp_path) == {GPU_TURN: str(tmp_path / "gpu-0")}
+    assert study_run._environment(1, [0, 1], tmp_path) == {"CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert study_run._start(command, 1).wait() == 7
+    assert study_run._environment(1, [0, 1], tmp_path) == {"CUDA_VISIBLE_DEVICES": "7"}
+    command = [sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CUDA_VISIBLE_DEVICES']))"]
+    assert study_run._start(command, {"CUDA_VISIBLE_DEVICES": "7"}).wait() == 7
+
+
+def test_processes_of_one_gpu_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No two of three threads are in a turn at once; without the variable they are."""
+    inside, most = [0], [0]
+
+    def work() -> None:
+        for _ in range(3):
+            with gpu_turn():
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.02)
+                inside[0] -= 1
+
+    for variable, expected in ((str(tmp_path / "turn"), {1}), ("", {2, 3})):
+        monkeypatch.setenv(GPU_TURN, variable)
+        most[0] = 0
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most[0] in expected
 
 
 def test_no_run_starts_that_would_not_end_in_time(tmp_path: Path, trainer: Trainer) -> None:
@@ -309,7 +340,7 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    process = study_run._start([sys.executable, "-c", CHILD, str(note)])
+    process = study_run._start([sys.executable, "-c", CHILD, str(note)], {})
 
     def wait() -> None:
         try:

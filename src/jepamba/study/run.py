@@ -17,6 +17,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -63,11 +64,13 @@ class _Process:
     started: float
 
 
-def run_plan(plan: Plan, out: Path, *, gpus: int = 1, stop_after: float = 0.0) -> list[Outcome]:
+def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_after: float = 0.0) -> list[Outcome]:
     """Execute the unfinished runs of `plan` in the folder `out`. A failed run does not stop the others.
 
     Arguments:
-        gpus: Runs at the same time, each on one GPU. 1: one run at a time, on what the process sees.
+        gpus: GPUs to use, each for one run at a time. 1: what the process sees.
+        overlap: Processes for each GPU. One of them trains or scores, while the others start, pack their artifact or
+            wait for their turn.
         stop_after: Seconds after which no run is at work. No run is started that would not end in time, as far as
             earlier runs tell; a run that does not end in time is stopped after a checkpoint. 0: no limit.
 
@@ -76,13 +79,13 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, stop_after: float = 0.0) -
     `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP, after the current runs have written their checkpoints.
     """
     deadline = time.monotonic() + stop_after if stop_after > 0 else float("inf")
-    with locked(out), _signals_as_interrupts():
+    with locked(out), _signals_as_interrupts(), tempfile.TemporaryDirectory() as turns:
         plan = _with_choices(plan, out)
         runs = planned_runs(plan, out)
         for run in runs:
             _check_settings(run)
         atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
-        return _execute(runs, gpus, deadline)
+        return _execute(runs, [gpu for _ in range(overlap) for gpu in range(gpus)], deadline, Path(turns))
 
 
 def _with_choices(plan: Plan, out: Path) -> Plan:
@@ -101,7 +104,11 @@ def _with_choices(plan: Plan, out: Path) -> Plan:
     return plan.with_common({choice.name: choice.value for choice in choices})
 
 
-def _execute(runs: Sequence[PlannedRun], gpus: int, deadline: float) -> list[Outcome]:
+def _execute(runs: Sequence[PlannedRun], places: Sequence[int], deadline: float, turns: Path) -> list[Outcome]:
+    """Execute `runs`, one process at a time in each of `places`, which are numbers of GPUs.
+
+    Arguments: `turns`, a folder for the files by which the processes of a GPU take turns.
+    """
     outcomes = {run: Outcome(run.name, run.seed, "waiting", 0.0) for run in runs}
     waiting = []
     for run in runs:
@@ -117,21 +124,19 @@ def _execute(runs: Sequence[PlannedRun], gpus: int, deadline: float) -> list[Out
     times = _wall_seconds(runs)
     try:
         while time.monotonic() < deadline:
-            for gpu in range(gpus):
-                if gpu in processes:
-                    continue
-                chosen = _next_run(waiting, gpu, seeds, times, deadline - time.monotonic())
-                if chosen is not None:
+            for place, gpu in enumerate(places):
+                seconds = deadline - time.monotonic()
+                if place not in processes and (chosen := _next_run(waiting, gpu, seeds, times, seconds)) is not None:
                     waiting.remove(chosen)
                     seeds[gpu] = chosen.seed
-                    processes[gpu] = _begin(chosen, gpu if gpus > 1 else None)
+                    processes[place] = _begin(chosen, _environment(gpu, places, turns))
             if not processes:
                 break
             time.sleep(_POLL_SECONDS)
-            for gpu, current in list(processes.items()):
+            for place, current in list(processes.items()):
                 code = current.process.poll()
                 if code is not None:
-                    del processes[gpu]
+                    del processes[place]
                     outcome = outcomes[current.run] = _ended(current, code)
                     if outcome.state == "finished":
                         times.setdefault(outcome.name, []).append(outcome.seconds)
@@ -173,12 +178,23 @@ def _expected_seconds(run: PlannedRun, times: Mapping[str, list[float]]) -> floa
     return max((max(values) for values in times.values()), default=0.0)
 
 
-def _begin(run: PlannedRun, gpu: int | None) -> _Process:
-    _log(f"{run.name}, seed {run.seed}{'' if gpu is None else f', on GPU {gpu}'}")
+def _environment(gpu: int, places: Sequence[int], turns: Path) -> dict[str, str]:
+    """The variables of a process on `gpu`: the GPU that it sees if there are several, and whose turn it waits for."""
+    variables = {}
+    if len(set(places)) > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    if len(places) > len(set(places)):
+        variables["JEPAMBA_GPU_TURN"] = str(turns / f"gpu-{gpu}")
+    return variables
+
+
+def _begin(run: PlannedRun, variables: Mapping[str, str]) -> _Process:
+    _log(f"{run.name}, seed {run.seed}: started {' '.join(f'{name}={value}' for name, value in variables.items())}")
     atomic_write(run.settings_file, dump_toml(run.settings).encode())
     has_begun = (run.folder / "config.toml").exists()
     words = ["resume", str(run.folder)] if has_begun else ["train", str(run.settings_file), "--out", str(run.folder)]
-    return _Process(run, _start([sys.executable, "-m", "jepamba", *words], gpu), time.monotonic())
+    return _Process(run, _start([sys.executable, "-m", "jepamba", *words], variables), time.monotonic())
 
 
 def _ended(current: _Process, code: int) -> Outcome:
@@ -191,18 +207,13 @@ def _ended(current: _Process, code: int) -> Outcome:
     return Outcome(run.name, run.seed, "failed", seconds, reason)
 
 
-def _start(command: list[str], gpu: int | None = None) -> subprocess.Popen[bytes]:
-    """Start `command`. Its output goes to standard error; standard output is for results.
+def _start(command: list[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `command`, with `variables` added to the environment.
 
-    The process has its own process group, so that Ctrl-C reaches it exactly once, through `_stop`. It can then write a
-    checkpoint.
-
-    Arguments: `gpu`, which of the visible GPUs it may use; None: all.
+    Its output goes to standard error; standard output is for results. The process has its own process group, so that
+    Ctrl-C reaches it exactly once, through `_stop`. It can then write a checkpoint.
     """
-    environment = dict(os.environ)
-    if gpu is not None:
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    environment = {**os.environ, **variables}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, env=environment)
 
 
