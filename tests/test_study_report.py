@@ -184,7 +184,7 @@ def test_the_report_has_rule_cost_and_statistics_of_the_pairs(tmp_path: Path) ->
     assert item["smallest_effect"] == pytest.approx(0.00326, abs=1e-5)
     assert item["pairs_for_half_width"] == 4
     rows = (out / "runs.csv").read_text().splitlines()
-    assert rows[1] == "a,1,40 steps,40,,4,2.11,2.01,"
+    assert rows[1] == "small,a,1,40 steps,40,,4,2.11,2.01,"
     assert len(rows) == 10
 
 

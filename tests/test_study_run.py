@@ -194,8 +194,8 @@ def test_a_record_replaces_the_folder_of_its_run(tmp_path: Path, trainer: Traine
     assert report_study(both).count("| 2.0000 |") == 4
     lines = (both / "runs.csv").read_text().splitlines()
     assert lines[:2] == [
-        "arm,seed,budget,steps,seconds,steady_seconds,bpb_plain,bpb_carried,device",
-        "a,1,3 steps,,4,,2,,",
+        "study,arm,seed,budget,steps,seconds,steady_seconds,bpb_plain,bpb_carried,device",
+        "small,a,1,3 steps,,4,,2,,",
     ]
     assert len(lines) == 5
 
@@ -393,8 +393,8 @@ def test_a_study_of_real_runs(tmp_path: Path) -> None:
     # By steps and as artifacts; whether so short runs have a common second is left to chance.
     assert text.count("| 1 | too few pairs |") >= 3
     cells = [line.split(",") for line in (out / "runs.csv").read_text().splitlines()[1:]]
-    assert [row[:4] for row in cells] == [["a", "5", "4 steps", "4"], ["b", "5", "4 steps", "4"]]
-    assert all(0 < float(row[5]) <= float(row[4]) and 1 < float(row[7]) < 9 and row[8] == "CPU" for row in cells)
+    assert [row[1:5] for row in cells] == [["a", "5", "4 steps", "4"], ["b", "5", "4 steps", "4"]]
+    assert all(0 < float(row[6]) <= float(row[5]) and 1 < float(row[8]) < 9 and row[9] == "CPU" for row in cells)
     # The same seed: both runs begin at the same weights and read the same windows, so their first losses are equal.
     first = [
         json.loads(line)["ce"]

@@ -15,6 +15,7 @@ from jepamba.study.plan import Plan
 from jepamba.study.records import Result
 
 CSV_COLUMNS = {
+    "study": "study",
     "arm": "configuration",
     "seed": "seed",
     "budget": "budget",
@@ -38,6 +39,7 @@ def run_values(plan: Plan, result: Result) -> dict[str, Any]:
     configuration = next(item for item in plan.configurations if item.name == result.name)
     train = plan.run(configuration, result.seed).train
     return {
+        "study": plan.name,
         "configuration": result.name,
         "seed": result.seed,
         "finished": result.summary is not None,
