@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -273,7 +275,12 @@ def test_a_study_resolves_the_dial_once_for_all_runs(tmp_path: Path, monkeypatch
     speeds = [1e9, 1e14]
     monkeypatch.setattr(dial, "measure_speed", lambda *_: speeds.pop(0))
     commands = list[list[str]]()
-    monkeypatch.setattr(study_run, "_run_process", lambda command: commands.append(command) or 2)
+
+    def fail(command: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        commands.append(command)
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+
+    monkeypatch.setattr(study_run, "_start", fail)
 
     def settings_of_runs(plan: Plan) -> dict[str, Run]:
         study_run.run_plan(plan, tmp_path / "s")
