@@ -87,7 +87,7 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     heads = disturbed_heads(Jepa(rollout_steps=2))
     z = torch.randn(2, 9, 16, requires_grad=True)
     grads = [
-        torch.autograd.grad(prediction_error(heads.step, heads.steps, z, None, detach_targets=detach), z)[0]
+        torch.autograd.grad(prediction_error(heads.step, 2, z, None, detach_targets=detach), z)[0]
         for detach in (False, True)
     ]
     assert grads[1][:, :8].abs().amin(0).max() > 0
@@ -212,6 +212,19 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     assert terms.sigreg.item() == pytest.approx(statistic.item(), rel=1e-5)
     total = 0.5 * (ce + 1e-2 * z_loss) + 0.3 * mse + 0.07 * statistic
     assert terms.total.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_the_latent_terms_are_of_the_latents_of_the_layer() -> None:
+    config = Jepa(layer=2, rollout_steps=2, sigreg_projections=16)
+    terms, (model, heads, tokens, _, reset) = terms_of(config, lam=0.07)
+    z = heads.projector(model(tokens, reset, layer=2)[0])
+    assert terms.jepa.item() == pytest.approx(slow_error(heads.rollout(z), z, reset), rel=1e-5)
+    statistic = sigreg(z, config, sample_projections(config, MODEL.d_model, (3, 12), 7, 4))
+    assert terms.sigreg.item() == pytest.approx(statistic.item(), rel=1e-5)
+    (terms.jepa + terms.sigreg).backward()
+    for index, block in enumerate(model.blocks):
+        used = [p.grad is not None for p in block.parameters()]
+        assert all(used) if index < 2 else not any(used)
 
 
 def test_gradients_reach_the_kept_model_through_every_term() -> None:

@@ -347,7 +347,7 @@ class HeadsReader:
         with torch.inference_mode():
             z_BTE = heads.project(torch.ones(1, 2, 8))
             assert heads.step(z_BTE).shape == (1, 2, 8)
-        assert heads.steps >= 1
+        assert heads.config.rollout_steps >= 1
 
 
 def make_reader(name: str, work: Path, model: Path) -> Reader:

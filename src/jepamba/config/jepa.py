@@ -18,10 +18,13 @@ class Jepa:
     """Weight of the z-loss, logsumexp², relative to the cross-entropy."""
     weight: float = 1.0
     """Weight of the latent prediction loss. If it and `sigreg_weight` are 0, no JEPA heads are built."""
+    layer: int = 0
+    """Number of blocks below the latents: z is of the residual stream after that many blocks, RMS-normalized.
+    `model.n_layer` / 2: the U-Net's bottleneck. 0: all blocks, so that z is of the h that the head reads."""
     rollout_steps: int = 3
     """Steps of the predictor's roll-out."""
     projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
-    """Projector h → z, and the predictor's output projection."""
+    """Projector of the latents to z, and the predictor's output projection."""
     predictor_mult: int = 4
     """Hidden width of the predictor as a multiple of the latent width."""
     detach_targets: bool = False
@@ -67,6 +70,12 @@ class Jepa:
         require(
             self.rollout_steps >= 1,
             f"jepa.rollout_steps = {self.rollout_steps}: must be at least 1; jepa.weight = 0 turns it off",
+        )
+        require(self.layer >= 0, f"jepa.layer = {self.layer}: must be 0 (all blocks) or more")
+        require(
+            self.layer == 0 or self.active,
+            f"jepa.layer = {self.layer}, but jepa.weight and jepa.sigreg_weight are 0: there are no latents; "
+            "set one of the weights",
         )
         require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
         require(

@@ -55,6 +55,10 @@ class Run:
             "set one of the weights, or train.keep_heads = false",
         )
         require(
+            self.jepa.layer <= self.model.n_layer or "model.n_layer" in self.train.dial,
+            f"jepa.layer = {self.jepa.layer}: the model has model.n_layer = {self.model.n_layer} blocks",
+        )
+        require(
             self.eval.stride <= self.data.seq_len,
             f"eval.stride = {self.eval.stride} is longer than the window, data.seq_len = {self.data.seq_len}",
         )

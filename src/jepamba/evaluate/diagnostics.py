@@ -44,7 +44,7 @@ def diagnostics(
         A dictionary with the entries below. It is empty if `count` is 0.
 
         - `tokens`: number of targets. `top1`, `top5`, `top10`: fraction of targets among the k most likely tokens.
-        - `latents`, of z = projector(h), or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
+        - `latents`, of z, or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
           `within_sequence`, fraction of the variance that lies within windows (near 0, latents are constant in each
           window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
           2007); `width`, its maximum.
@@ -69,9 +69,9 @@ def diagnostics(
     prediction = _PredictionError()
     with stored(model), evaluating(heads):
         for batch in batches(tokens, plan, tokens_per_batch, reset, device):
-            h_BTD, _ = model(batch.inputs_BT, batch.reset_BT)
-            _count_hits(model, h_BTD, batch, hits)
-            z_BTE = h_BTD.float() if heads is None else heads.project(h_BTD).float()
+            found, _ = model.activations(batch.inputs_BT, batch.reset_BT)
+            _count_hits(model, found.h_BTD, batch, hits)
+            z_BTE = found.h_BTD.float() if heads is None else heads.latents(found).float()
             if heads is not None:
                 prediction.add(heads, z_BTE, batch.reset_BT)
             latents.append(z_BTE)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jepamba.config import Jepa
 from jepamba.distributed import SINGLE_PROCESS, World
+from jepamba.model import Activations
 from jepamba.ops.dispatch import use_triton
 from jepamba.ops.predictor import bias_gelu, shifted_error
 
@@ -74,7 +75,7 @@ class JepaHeads(nn.Module):
     def __init__(self, config: Jepa, d_model: int, world: World = SINGLE_PROCESS) -> None:
         super().__init__()
         hidden = config.predictor_mult * d_model
-        self.steps = config.rollout_steps
+        self.config = config
         self.projector = make_projection(config.projector, d_model, world)
         self.predictor = nn.Sequential(nn.Linear(d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
         self.pred_proj = make_projection(config.projector, d_model, world)
@@ -83,13 +84,17 @@ class JepaHeads(nn.Module):
         nn.init.zeros_(output.bias)
 
     def project(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        """Map hidden states h to latents z."""
+        """Map the model's latents after `jepa.layer` blocks (0: h) to latents z."""
         return cast(Tensor, self.projector(h_BTD))
+
+    def latents(self, activations: Activations) -> Float[Tensor, "B T E"]:
+        """Return the latents z of a pass of the model."""
+        return self.project(activations.after(self.config.layer))
 
     def rollout(self, z_BTE: Float[Tensor, "B T E"]) -> list[Float[Tensor, "B T E"]]:
         """Return [ẑ¹, …, ẑᴷ], where ẑᵏ at position t predicts z at t + k and is computed from ẑᵏ⁻¹."""
         predictions = []
-        for _ in range(self.steps):
+        for _ in range(self.config.rollout_steps):
             z_BTE = self.step(z_BTE)
             predictions.append(z_BTE)
         return predictions

@@ -98,15 +98,15 @@ def compute_losses(
     Returns:
         The loss terms, and the model's state after the micro-batch.
     """
-    h_BTD, state = model(tokens_BT, reset_BT, state)
-    losses = Losses(*(value * weights.tokens for value in model.loss(h_BTD, targets_BT, config.z_loss)))
+    found, state = model.activations(tokens_BT, reset_BT, state)
+    losses = Losses(*(value * weights.tokens for value in model.loss(found.h_BTD, targets_BT, config.z_loss)))
     jepa = statistic = losses.ce.new_zeros(())
     if heads is not None:
-        z_BTE = heads.project(h_BTD)
+        z_BTE = heads.latents(found)
         if config.weight > 0:
             jepa = prediction_error(
                 heads.step,
-                heads.steps,
+                config.rollout_steps,
                 z_BTE,
                 reset_BT,
                 detach_targets=config.detach_targets,

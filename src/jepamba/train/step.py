@@ -211,8 +211,8 @@ class Trainer:
         assert state.heads is not None
         assert micro.projections is not None
         with state.device_config.autocast():
-            h_BTD, new_state = state.model(micro.tokens_BT, micro.reset_BT, state.carried)
-            z_BTE = state.heads.project(h_BTD)
+            found, new_state = state.model.activations(micro.tokens_BT, micro.reset_BT, state.carried)
+            z_BTE = state.heads.latents(found)
         self.sigreg_sums_SK2M += sigreg_sums(z_BTE, state.run.jepa, micro.projections)
         state.carry(new_state)
 
