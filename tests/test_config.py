@@ -56,6 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"jepa.layer": -1}, "0 (all blocks)"),
     ({"model.n_layer": 4, "jepa.layer": 5}, "the model has model.n_layer = 4 blocks"),
     ({"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.layer": 1}, "there are no latents"),
+    ({"jepa.weight": 0.0, "jepa.action": True}, "no predictor to give it to"),
     ({"jepa.sigreg_ramp": 1.5}, "between 0 and 1"),
     ({"jepa.sigreg_ramp": -0.5}, "between 0 and 1"),
     ({"jepa.sigreg_t_max": 3.0, "jepa.sigreg_t_min": 3.0}, "t_min < t_max"),

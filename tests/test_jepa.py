@@ -52,7 +52,8 @@ def slow_error(predictions: list[Tensor], z: Tensor, reset: Tensor | None) -> fl
 def error_of(predictions: list[Tensor], z: Tensor, reset: Tensor | None, *, detach_targets: bool) -> Tensor:
     """The error of given predictions."""
     given = iter(predictions)
-    return prediction_error(lambda _: next(given), len(predictions), z, reset, detach_targets=detach_targets)
+    config = Jepa(rollout_steps=len(predictions), detach_targets=detach_targets)
+    return prediction_error(lambda *_: next(given), config, z, reset)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -87,12 +88,60 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     heads = disturbed_heads(Jepa(rollout_steps=2))
     z = torch.randn(2, 9, 16, requires_grad=True)
     grads = [
-        torch.autograd.grad(prediction_error(heads.step, 2, z, None, detach_targets=detach), z)[0]
+        torch.autograd.grad(prediction_error(heads.step, Jepa(rollout_steps=2, detach_targets=detach), z, None), z)[0]
         for detach in (False, True)
     ]
     assert grads[1][:, :8].abs().amin(0).max() > 0
     assert (grads[1][:, 8] == 0).all()
     assert grads[0][:, 8].abs().min() > 0
+
+
+def whole_error(heads: JepaHeads, z: Tensor, tokens: Tensor | None, reset: Tensor | None) -> Tensor:
+    """The prediction error by its definition, one pair of positions at a time, for linear projections."""
+    weights, config = dict(heads.named_parameters()), heads.config
+    matrix, per_step = weights["predictor.0.weight"], []
+    for k in range(1, config.rollout_steps + 1):
+        errors = [z.new_zeros(())]
+        for b in range(z.shape[0]):
+            for t in range(z.shape[1] - k):
+                if reset is not None and reset[b, t + 1 : t + k + 1].any():
+                    continue
+                guess = z[b, t]
+                for step in range(1, k + 1):
+                    hidden = matrix[:, :16] @ guess + weights["predictor.0.bias"]
+                    if tokens is not None:
+                        hidden = hidden + matrix[:, 16:] @ tokens[b, t + step]
+                    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+                    guess = weights["pred_proj.weight"] @ (
+                        weights["predictor.2.weight"] @ hidden + weights["predictor.2.bias"]
+                    )
+                target = z[b, t + k].detach() if config.detach_targets else z[b, t + k]
+                errors.append((guess - target).square().mean())
+        per_step.append(torch.stack(errors).sum() / max(len(errors) - 1, 1))
+    return torch.stack(per_step).mean()
+
+
+FORMS: list[dict[str, Any]] = [
+    {"rollout_steps": 2},
+    {"rollout_steps": 1, "action": True},
+    {"rollout_steps": 3, "action": True, "detach_targets": True},
+]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_prediction_error_and_its_gradients_by_definition(form: dict[str, Any], resets: bool) -> None:
+    heads = disturbed_heads(Jepa(**form)).double()
+    z = torch.randn(2, 14, 16, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(2, 14, 16, dtype=torch.float64, requires_grad=True) if heads.config.action else None
+    reset = torch.rand(2, 14) < 0.2 if resets else None
+    inputs = [z, *([] if tokens is None else [tokens]), *heads.predictor.parameters(), *heads.pred_proj.parameters()]
+    ours = prediction_error(heads.step, heads.config, z, reset, action_BTD=tokens)
+    truth = whole_error(heads, z, tokens, reset)
+    assert ours.item() == pytest.approx(truth.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(truth, inputs), strict=True):
+        assert b.abs().max() > 0
+        assert (a - b).norm() < 1e-6 * b.norm()
 
 
 def test_prediction_error_is_fp32_for_bf16_latents() -> None:
@@ -118,6 +167,27 @@ def test_rollout_reads_its_own_output(steps: int) -> None:
         hidden = nn.functional.gelu(current @ first.weight.T + first.bias)
         current = (hidden @ second.weight.T + second.bias) @ heads.pred_proj.weight.T
         assert torch.allclose(prediction, current, atol=1e-5)
+
+
+def test_the_action_of_a_step_is_the_token_that_it_predicts() -> None:
+    """By what the predictions at a position depend on: its latent, and the tokens up to that of the target."""
+    heads = disturbed_heads(Jepa(rollout_steps=3, action=True))
+    z, tokens = torch.randn(1, 9, 16, requires_grad=True), torch.randn(1, 9, 16, requires_grad=True)
+    for k, prediction in enumerate(heads.rollout(z, tokens), 1):
+        by_z, by_tokens = torch.autograd.grad(prediction[0, 4].sum(), (z, tokens), retain_graph=True)
+        assert by_z[0].abs().amax(-1).nonzero().flatten().tolist() == [4]
+        assert by_tokens[0].abs().amax(-1).nonzero().flatten().tolist() == list(range(5, 5 + k))
+
+
+def test_the_loss_gives_the_predictor_the_embedded_tokens() -> None:
+    config = Jepa(rollout_steps=2, action=True, sigreg_weight=0.0)
+    terms, (model, heads, tokens, _, reset) = terms_of(config, lam=0.0)
+    found, _ = model.activations(tokens, reset)
+    embedded = model.token_embed.effective_weight()[tokens] @ model.embed_proj.weight.effective_weight().T
+    x0 = embedded / (embedded.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(found.x0_BTD, x0, atol=1e-6)
+    z = heads.projector(found.h_BTD)
+    assert terms.jepa.item() == pytest.approx(whole_error(heads, z, x0, reset).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm"])

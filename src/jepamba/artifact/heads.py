@@ -24,7 +24,7 @@ from jepamba.jepa import JepaHeads
 HEADS = "heads.safetensors"
 """Name of the file in the folder of the artifact."""
 _KEY, _VERSION = "jepamba_heads", 2
-_LATER_SETTINGS = {"layer": 0}
+_LATER_SETTINGS = {"layer": 0, "action": False}
 """Settings that files of version 1 lack, with what their heads did."""
 _PROJECTORS = get_args(get_type_hints(Jepa)["projector"])
 _MAX_BYTES = 1 << 31
@@ -44,6 +44,7 @@ def save_heads(path: Path, heads: JepaHeads, config: Jepa, artifact_sha256: str)
         "predictor_mult": config.predictor_mult,
         "rollout_steps": config.rollout_steps,
         "layer": config.layer,
+        "action": config.action,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in heads.state_dict().items()}
     atomic_write(path, save(tensors, {_KEY: json.dumps(header)}))
@@ -101,6 +102,7 @@ def _build(header: dict[str, object], d_model: int) -> JepaHeads:
         predictor_mult=read_count(header, "predictor_mult", _MAX_COUNT),
         rollout_steps=read_count(header, "rollout_steps", _MAX_COUNT),
         layer=read_count(header, "layer", _MAX_COUNT),
+        action=read_field(header, "action", bool),
     )
     with torch.device("meta"):
         return JepaHeads(config, d_model)

@@ -23,6 +23,8 @@ class Jepa:
     `model.n_layer` / 2: the U-Net's bottleneck. 0: all blocks, so that z is of the h that the head reads."""
     rollout_steps: int = 3
     """Steps of the predictor's roll-out."""
+    action: bool = False
+    """Give every step of the predictor the embedding of the token that it predicts the latent of."""
     projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
     """Projector of the latents to z, and the predictor's output projection."""
     predictor_mult: int = 4
@@ -76,6 +78,10 @@ class Jepa:
             self.layer == 0 or self.active,
             f"jepa.layer = {self.layer}, but jepa.weight and jepa.sigreg_weight are 0: there are no latents; "
             "set one of the weights",
+        )
+        require(
+            not self.action or self.weight > 0,
+            "jepa.action = true, but jepa.weight = 0: there is no predictor to give it to; set jepa.weight",
         )
         require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
         require(

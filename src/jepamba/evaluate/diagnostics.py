@@ -73,7 +73,7 @@ def diagnostics(
             _count_hits(model, found.h_BTD, batch, hits)
             z_BTE = found.h_BTD.float() if heads is None else heads.latents(found).float()
             if heads is not None:
-                prediction.add(heads, z_BTE, batch.reset_BT)
+                prediction.add(heads, z_BTE, heads.actions(found), batch.reset_BT)
             latents.append(z_BTE)
             read.append(batch)
         z_BTE = torch.cat(latents)
@@ -135,10 +135,16 @@ class _PredictionError:
         self.sums: list[dict[str, float]] = []
         self.pairs: list[int] = []
 
-    def add(self, heads: JepaHeads, z_BTE: Float[Tensor, "B T E"], reset_BT: Bool[Tensor, "B T"] | None) -> None:
+    def add(
+        self,
+        heads: JepaHeads,
+        z_BTE: Float[Tensor, "B T E"],
+        action_BTD: Float[Tensor, "B T D"] | None,
+        reset_BT: Bool[Tensor, "B T"] | None,
+    ) -> None:
         """Add a batch. Pairs of positions in different documents do not count."""
         document_BT = None if reset_BT is None else reset_BT.cumsum(1)
-        for index, predicted_BTE in enumerate(heads.rollout(z_BTE)):
+        for index, predicted_BTE in enumerate(heads.rollout(z_BTE, action_BTD)):
             k = index + 1
             if k >= z_BTE.shape[1]:
                 break

@@ -105,12 +105,7 @@ def compute_losses(
         z_BTE = heads.latents(found)
         if config.weight > 0:
             jepa = prediction_error(
-                heads.step,
-                config.rollout_steps,
-                z_BTE,
-                reset_BT,
-                detach_targets=config.detach_targets,
-                pairs_K=weights.pairs_K,
+                heads.step, config, z_BTE, reset_BT, action_BTD=heads.actions(found), pairs_K=weights.pairs_K
             )
         if config.sigreg_weight > 0:
             assert projections is not None

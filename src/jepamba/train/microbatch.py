@@ -121,7 +121,7 @@ class MicroBatches:
         """With latent prediction: the positions with a target k tokens ahead in the same document, over all ranks."""
         if run.jepa.weight > 0:
             shape = (len(batch.inputs_BT), run.data.seq_len)
-            pairs_K = document_pairs(shape, self.reset_BT, run.jepa.rollout_steps, state.device)
+            pairs_K = document_pairs(run.jepa, shape, self.reset_BT, state.device)
             self.pairs_K = world.all_reduce_(pairs_K)
 
     def __iter__(self) -> Iterator[MicroBatch]:
