@@ -132,7 +132,7 @@ def test_pairs_across_a_document_s_start_are_left_out() -> None:
     assert diagnostics(small_model(), heads, tokens, 64, reset=False)["prediction"][0]["copy_mse"] > 0.05
 
 
-@pytest.mark.parametrize("form", [{"layer": 1}, {"action": True}], ids=str)
+@pytest.mark.parametrize("form", [{"layer": 1}, {"action": True, "target_tokens": 3}], ids=str)
 def test_the_error_of_the_predictions_is_that_of_training(form: dict[str, Any]) -> None:
     torch.manual_seed(3)
     model, heads = small_model(), JepaHeads(Jepa(rollout_steps=2, **form), 16)

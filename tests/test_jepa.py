@@ -19,6 +19,7 @@ from jepamba.jepa import (
     sample_projections,
     sigreg,
     sigreg_lambda,
+    trailing_mean,
 )
 from jepamba.jepa.heads import SequenceBatchNorm
 from jepamba.model import LanguageModel
@@ -99,24 +100,24 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
 def whole_error(heads: JepaHeads, z: Tensor, tokens: Tensor | None, reset: Tensor | None) -> Tensor:
     """The prediction error by its definition, one pair of positions at a time, for linear projections."""
     weights, config = dict(heads.named_parameters()), heads.config
-    matrix, per_step = weights["predictor.0.weight"], []
+    matrix, n, per_step = weights["predictor.0.weight"], config.target_tokens, []
     for k in range(1, config.rollout_steps + 1):
         errors = [z.new_zeros(())]
         for b in range(z.shape[0]):
-            for t in range(z.shape[1] - k):
-                if reset is not None and reset[b, t + 1 : t + k + 1].any():
+            for t in range(z.shape[1] - k * n):
+                if reset is not None and reset[b, t + 1 : t + k * n + 1].any():
                     continue
                 guess = z[b, t]
                 for step in range(1, k + 1):
                     hidden = matrix[:, :16] @ guess + weights["predictor.0.bias"]
                     if tokens is not None:
-                        hidden = hidden + matrix[:, 16:] @ tokens[b, t + step]
+                        hidden = hidden + matrix[:, 16:] @ tokens[b, t + (step - 1) * n + 1 : t + step * n + 1].mean(0)
                     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
                     guess = weights["pred_proj.weight"] @ (
                         weights["predictor.2.weight"] @ hidden + weights["predictor.2.bias"]
                     )
-                target = z[b, t + k].detach() if config.detach_targets else z[b, t + k]
-                errors.append((guess - target).square().mean())
+                target = z[b, t + (k - 1) * n + 1 : t + k * n + 1].mean(0)
+                errors.append((guess - (target.detach() if config.detach_targets else target)).square().mean())
         per_step.append(torch.stack(errors).sum() / max(len(errors) - 1, 1))
     return torch.stack(per_step).mean()
 
@@ -125,6 +126,9 @@ FORMS: list[dict[str, Any]] = [
     {"rollout_steps": 2},
     {"rollout_steps": 1, "action": True},
     {"rollout_steps": 3, "action": True, "detach_targets": True},
+    {"rollout_steps": 1, "target_tokens": 8},
+    {"rollout_steps": 3, "target_tokens": 4, "action": True},
+    {"rollout_steps": 2, "target_tokens": 2, "detach_targets": True},
 ]
 
 
@@ -134,14 +138,27 @@ def test_prediction_error_and_its_gradients_by_definition(form: dict[str, Any], 
     heads = disturbed_heads(Jepa(**form)).double()
     z = torch.randn(2, 14, 16, dtype=torch.float64, requires_grad=True)
     tokens = torch.randn(2, 14, 16, dtype=torch.float64, requires_grad=True) if heads.config.action else None
-    reset = torch.rand(2, 14) < 0.2 if resets else None
+    starts = torch.zeros(2, 14, dtype=torch.bool)
+    starts[0, 3] = starts[1, 0] = starts[1, 11] = True
+    reset = starts if resets else None
     inputs = [z, *([] if tokens is None else [tokens]), *heads.predictor.parameters(), *heads.pred_proj.parameters()]
-    ours = prediction_error(heads.step, heads.config, z, reset, action_BTD=tokens)
+    action = None if tokens is None else trailing_mean(tokens, heads.config.target_tokens)
+    ours = prediction_error(heads.step, heads.config, z, reset, action_BTD=action)
     truth = whole_error(heads, z, tokens, reset)
     assert ours.item() == pytest.approx(truth.item(), rel=1e-6)
     for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(truth, inputs), strict=True):
         assert b.abs().max() > 0
         assert (a - b).norm() < 1e-6 * b.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trailing_mean_is_one_of_fp32(dtype: torch.dtype) -> None:
+    x = (torch.randn(2, 300, 4) + 20).to(dtype)
+    found = trailing_mean(x, 8)
+    assert found.dtype == dtype
+    truth = x.double().unfold(1, 8, 1).mean(-1)
+    assert torch.allclose(found[:, 7:].double(), truth, rtol=3e-5 if dtype == torch.float32 else 2**-8)
+    assert trailing_mean(x, 1) is x
 
 
 def test_prediction_error_is_fp32_for_bf16_latents() -> None:
@@ -179,8 +196,9 @@ def test_the_action_of_a_step_is_the_token_that_it_predicts() -> None:
         assert by_tokens[0].abs().amax(-1).nonzero().flatten().tolist() == list(range(5, 5 + k))
 
 
-def test_the_loss_gives_the_predictor_the_embedded_tokens() -> None:
-    config = Jepa(rollout_steps=2, action=True, sigreg_weight=0.0)
+@pytest.mark.parametrize("target_tokens", [1, 3])
+def test_the_loss_gives_the_predictor_the_embedded_tokens(target_tokens: int) -> None:
+    config = Jepa(rollout_steps=2, action=True, target_tokens=target_tokens, sigreg_weight=0.0)
     terms, (model, heads, tokens, _, reset) = terms_of(config, lam=0.0)
     found, _ = model.activations(tokens, reset)
     embedded = model.token_embed.effective_weight()[tokens] @ model.embed_proj.weight.effective_weight().T

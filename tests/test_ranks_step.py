@@ -33,7 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "one pass": ONE_PASS,
     "batch norm": ONE_PASS | {"jepa.projector": "mlp-batchnorm", "jepa.sigreg_pool": "timestep"},
     "no latents": PASSES | {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "quant.scale": "hessian"},
-    "a lower layer, with tokens": PASSES | {"jepa.layer": 1, "jepa.action": True, "jepa.sigreg_sample": "step"},
+    "a lower layer, with tokens": PASSES
+    | {"jepa.layer": 1, "jepa.action": True, "jepa.target_tokens": 4, "jepa.sigreg_sample": "step"},
     "exact, timesteps": PASSES
     | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 5},
     "exact, positions": PASSES

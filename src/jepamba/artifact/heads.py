@@ -24,7 +24,7 @@ from jepamba.jepa import JepaHeads
 HEADS = "heads.safetensors"
 """Name of the file in the folder of the artifact."""
 _KEY, _VERSION = "jepamba_heads", 2
-_LATER_SETTINGS = {"layer": 0, "action": False}
+_LATER_SETTINGS = {"layer": 0, "action": False, "target_tokens": 1}
 """Settings that files of version 1 lack, with what their heads did."""
 _PROJECTORS = get_args(get_type_hints(Jepa)["projector"])
 _MAX_BYTES = 1 << 31
@@ -45,6 +45,7 @@ def save_heads(path: Path, heads: JepaHeads, config: Jepa, artifact_sha256: str)
         "rollout_steps": config.rollout_steps,
         "layer": config.layer,
         "action": config.action,
+        "target_tokens": config.target_tokens,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in heads.state_dict().items()}
     atomic_write(path, save(tensors, {_KEY: json.dumps(header)}))
@@ -103,6 +104,7 @@ def _build(header: dict[str, object], d_model: int) -> JepaHeads:
         rollout_steps=read_count(header, "rollout_steps", _MAX_COUNT),
         layer=read_count(header, "layer", _MAX_COUNT),
         action=read_field(header, "action", bool),
+        target_tokens=read_count(header, "target_tokens", _MAX_COUNT),
     )
     with torch.device("meta"):
         return JepaHeads(config, d_model)

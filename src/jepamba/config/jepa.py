@@ -23,8 +23,11 @@ class Jepa:
     `model.n_layer` / 2: the U-Net's bottleneck. 0: all blocks, so that z is of the h that the head reads."""
     rollout_steps: int = 3
     """Steps of the predictor's roll-out."""
+    target_tokens: int = 1
+    """Tokens n of a target: step k of the roll-out predicts the mean latent of the n tokens from t + (k − 1)·n + 1."""
     action: bool = False
-    """Give every step of the predictor the embedding of the token that it predicts the latent of."""
+    """Give every step of the predictor the embedding of the token that it predicts the latent of, or the mean over the
+    `target_tokens`."""
     projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
     """Projector of the latents to z, and the predictor's output projection."""
     predictor_mult: int = 4
@@ -72,6 +75,11 @@ class Jepa:
         require(
             self.rollout_steps >= 1,
             f"jepa.rollout_steps = {self.rollout_steps}: must be at least 1; jepa.weight = 0 turns it off",
+        )
+        require(self.target_tokens >= 1, f"jepa.target_tokens = {self.target_tokens}: must be at least 1")
+        require(
+            self.target_tokens == 1 or self.weight > 0,
+            f"jepa.target_tokens = {self.target_tokens}, but jepa.weight = 0: nothing is predicted; set jepa.weight",
         )
         require(self.layer >= 0, f"jepa.layer = {self.layer}: must be 0 (all blocks) or more")
         require(

@@ -74,6 +74,7 @@ class Run:
             "per micro-batch; raise train.tokens_per_micro, or set jepa.sigreg_pool = positions",
         )
         require(
-            not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
-            f"jepa.rollout_steps = {self.jepa.rollout_steps}: must be less than data.seq_len = {self.data.seq_len}",
+            not (self.jepa.weight > 0 and self.jepa.rollout_steps * self.jepa.target_tokens >= self.data.seq_len),
+            f"jepa.rollout_steps = {self.jepa.rollout_steps} times jepa.target_tokens = {self.jepa.target_tokens}: "
+            f"must be less than data.seq_len = {self.data.seq_len}",
         )

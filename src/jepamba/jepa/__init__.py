@@ -3,7 +3,7 @@
 Read `objective.py` first, then `heads.py` and `sigreg.py`.
 """
 
-from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error
+from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error, trailing_mean
 from jepamba.jepa.objective import LossTerms, LossWeights, compute_losses, sigreg_lambda, weighted_terms
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
 
@@ -20,5 +20,6 @@ __all__ = [
     "sigreg",
     "sigreg_lambda",
     "sigreg_sums",
+    "trailing_mean",
     "weighted_terms",
 ]

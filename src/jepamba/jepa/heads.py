@@ -2,7 +2,7 @@
 2603.19312).
 
 Legend: B batch, T time, D d_model, E latent dimension (= D), F width of the predictor's input (E, or E + D), K roll-out
-steps, M channels, N positions (= B·T), S positions with a target (T − k).
+steps, M channels, N positions (= B·T), S positions with a target.
 """
 
 from __future__ import annotations
@@ -96,28 +96,34 @@ class JepaHeads(nn.Module):
     def actions(self, activations: Activations) -> Float[Tensor, "B T D"] | None:
         """Return what the predictor reads of each token: its embedding, as the first block reads it.
 
-        None without `jepa.action`.
+        With `jepa.target_tokens` = n it is the mean over the last n tokens. None without `jepa.action`.
         """
-        return activations.x0_BTD if self.config.action else None
+        return trailing_mean(activations.x0_BTD, self.config.target_tokens) if self.config.action else None
 
     def rollout(
         self, z_BTE: Float[Tensor, "B T E"], action_BTD: Float[Tensor, "B T D"] | None = None
     ) -> list[Float[Tensor, "B T E"]]:
-        """Return [ẑ¹, …, ẑᴷ], where ẑᵏ at position t predicts z at t + k and is computed from ẑᵏ⁻¹ and, with
-        `action_BTD` (see `actions`), from the token at t + k."""
+        """Return [ẑ¹, …, ẑᴷ], where ẑᵏ at position t predicts z at t + k and is computed from ẑᵏ⁻¹.
+
+        With `jepa.target_tokens` = n it predicts the mean of z from t + (k − 1)·n + 1 to t + k·n.
+
+        Arguments:
+            action_BTD: See `actions`. Step k reads it at t + k·n.
+        """
         predictions = []
         for k in range(1, self.config.rollout_steps + 1):
-            z_BTE = self.step(z_BTE, None if action_BTD is None else ahead(action_BTD, k))
+            shift = k * self.config.target_tokens
+            z_BTE = self.step(z_BTE, None if action_BTD is None else ahead(action_BTD, shift))
             predictions.append(z_BTE)
         return predictions
 
     def step(
         self, z_BTE: Float[Tensor, "B T E"], action_BTD: Float[Tensor, "B T D"] | None = None
     ) -> Float[Tensor, "B T E"]:
-        """Predict the latents one token ahead of `z_BTE`, which holds latents or earlier predictions.
+        """Predict the next target after `z_BTE`, which holds latents or earlier predictions.
 
-        With `jepa.action`, `action_BTD` has the embedding of that next token. It is concatenated to the latent, so that
-        its columns of the first matrix are a linear encoder of the action.
+        With `jepa.action`, `action_BTD` has the embedding of the token that leads there. It is concatenated to the
+        latent, so that its columns of the first matrix are a linear encoder of the action.
         """
         input_BTF = z_BTE if action_BTD is None else torch.cat([z_BTE, action_BTD], -1)
         if use_triton(input_BTF):
@@ -133,6 +139,17 @@ def ahead(x_BTD: Float[Tensor, "B T D"], shift: int) -> Float[Tensor, "B T D"]:
     return F.pad(x_BTD[:, shift:], (0, 0, 0, shift))
 
 
+def trailing_mean(x_BTD: Float[Tensor, "B T D"], count: int) -> Float[Tensor, "B T D"]:
+    """Return for each position the mean of x over the last `count` positions, itself included.
+
+    It is computed in fp32, or fp64 for fp64 inputs. At the first `count` − 1 positions the missing values count as 0.
+    """
+    if count == 1:
+        return x_BTD
+    sums_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32)).cumsum(1)
+    return ((sums_BTD - F.pad(sums_BTD[:, :-count], (0, 0, count, 0))) / count).to(x_BTD.dtype)
+
+
 def prediction_error(
     step: Callable[[Tensor, Tensor | None], Tensor],
     config: Jepa,
@@ -144,24 +161,26 @@ def prediction_error(
 ) -> Float[Tensor, ""]:
     """Return the mean over k = 1 … K of the mean squared error between `step` applied k times and z_{t+k}, fp32.
 
-    K is `rollout_steps`.
+    K is `rollout_steps`. With `target_tokens` = n > 1 the target is the mean of z from t + (k − 1)·n + 1 to t + k·n.
 
-    Pairs (t, t + k) with a reset between them lie in different documents and do not count.
+    Pairs of a position and a target with a reset between them lie in different documents and do not count.
 
     Arguments:
-        step: Predicts z one token ahead, as `JepaHeads.step`.
+        step: Predicts the next target, as `JepaHeads.step`.
         action_BTD: See `JepaHeads.actions`.
         pairs_K: Number of pairs for each k that the squared errors are averaged over. None counts those of this batch;
             a micro-batch passes the counts of the whole step (`document_pairs`).
     """
-    current_BTE, targets_BTE = z_BTE, z_BTE.detach() if config.detach_targets else z_BTE
+    current_BTE = z_BTE
+    targets_BTE = trailing_mean(z_BTE.detach() if config.detach_targets else z_BTE, config.target_tokens)
     same = _same_document_masks(config, (z_BTE.shape[0], z_BTE.shape[1]), reset_BT, z_BTE.device)
     errors = []
     for k, same_BS in enumerate(same, 1):
         pairs = same_BS.sum() if pairs_K is None else pairs_K[k - 1]
-        weight_BT = F.pad(same_BS / (pairs.clamp_min(1) * z_BTE.shape[-1]), (0, k))
-        predicted_BTE = step(current_BTE, None if action_BTD is None else ahead(action_BTD, k))
-        error, current_BTE, targets_BTE = shifted_error(predicted_BTE, targets_BTE, weight_BT, k)
+        shift = k * config.target_tokens
+        weight_BT = F.pad(same_BS / (pairs.clamp_min(1) * z_BTE.shape[-1]), (0, shift))
+        predicted_BTE = step(current_BTE, None if action_BTD is None else ahead(action_BTD, shift))
+        error, current_BTE, targets_BTE = shifted_error(predicted_BTE, targets_BTE, weight_BT, shift)
         errors.append(error)
     return torch.stack(errors).mean()
 
@@ -169,14 +188,18 @@ def prediction_error(
 def document_pairs(
     config: Jepa, shape: tuple[int, int], reset_BT: Bool[Tensor, "B T"] | None, device: torch.device
 ) -> Float[Tensor, " K"]:
-    """Count, for k = 1 … K, the positions of a (B, T) batch whose target at t + k is in the same document."""
+    """Count, for k = 1 … K, the positions of a (B, T) batch whose target is in the same document."""
     return torch.stack([same_BS.sum() for same_BS in _same_document_masks(config, shape, reset_BT, device)])
 
 
 def _same_document_masks(
     config: Jepa, shape: tuple[int, int], reset_BT: Tensor | None, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield for each k a mask (B, T − k): 1 where positions t and t + k are in the same document, else 0."""
+    """Yield for each k a mask (B, S): 1 where positions t and t + k·n are in the same document, else 0.
+
+    n is `target_tokens`, and S = T − k·n.
+    """
     document_BT = torch.zeros(shape, device=device) if reset_BT is None else reset_BT.cumsum(1)
     for k in range(1, config.rollout_steps + 1):
-        yield (document_BT[:, :-k] == document_BT[:, k:]).float()
+        shift = k * config.target_tokens
+        yield (document_BT[:, :-shift] == document_BT[:, shift:]).float()
