@@ -15,10 +15,10 @@ from jepamba.jepa import (
     LossTerms,
     LossWeights,
     compute_losses,
+    latent_weights,
     prediction_error,
     sample_projections,
     sigreg,
-    sigreg_lambda,
     trailing_mean,
 )
 from jepamba.jepa.heads import SequenceBatchNorm
@@ -269,7 +269,7 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     tokens, targets, reset = batch()
     projections = sample_projections(config, MODEL.d_model, (3, 12), 7, step)
     whole = torch.tensor(1.0)
-    weights = LossWeights(whole, torch.tensor(lam), whole)
+    weights = LossWeights(whole, torch.tensor(config.weight), torch.tensor(lam), whole)
     terms, _ = compute_losses(model, heads, config, tokens, targets, reset, weights, projections)
     return terms, (model, heads, tokens, targets, reset)
 
@@ -356,12 +356,29 @@ def test_latent_terms_that_weigh_nothing_are_not_computed() -> None:
     assert only_jepa.sigreg.item() == 0
 
 
+def weights_at(config: Jepa, *fractions: float) -> list[tuple[float, float] | None]:
+    return [latent_weights(config, fraction) for fraction in fractions]
+
+
 def test_lambda_ramps_over_its_share_of_training() -> None:
-    flat = Jepa(sigreg_weight=0.4)
-    assert [sigreg_lambda(flat, p) for p in (0.0, 0.5, 1.0)] == [0.4] * 3
-    ramp = Jepa(sigreg_weight=0.4, sigreg_ramp=0.3)
-    assert [sigreg_lambda(ramp, p) for p in (0.0, 0.15, 0.3, 0.31, 1.0)] == pytest.approx([0, 0.2, 0.4, 0.4, 0.4])
-    assert sigreg_lambda(Jepa(sigreg_weight=0.4, sigreg_ramp=1.0), 0.25) == pytest.approx(0.1)
+    assert weights_at(Jepa(weight=0.2, sigreg_weight=0.4), 0.0, 0.5, 1.0) == [(0.2, 0.4)] * 3
+    ramp = Jepa(weight=0.2, sigreg_weight=0.4, sigreg_ramp=0.3)
+    found = weights_at(ramp, 0.0, 0.15, 0.3, 0.31, 1.0)
+    assert found == [(0.2, pytest.approx(value)) for value in (0.0, 0.2, 0.4, 0.4, 0.4)]
+    assert weights_at(Jepa(sigreg_weight=0.4, sigreg_ramp=1.0), 0.25) == [(1.0, pytest.approx(0.1))]
+
+
+def test_the_latent_terms_end_and_fall_where_they_should() -> None:
+    config = Jepa(weight=0.2, sigreg_weight=0.4, until=0.5)
+    assert weights_at(config, 0.0, 0.499, 0.5, 1.0) == [(0.2, 0.4), (0.2, 0.4), None, None]
+    annealed = dataclasses.replace(config, anneal=True)
+    whole = dataclasses.replace(annealed, until=1.0, sigreg_ramp=0.5)
+    for found, truth in (
+        (weights_at(annealed, 0.0, 0.25, 0.4, 0.5), [(0.2, 0.4), (0.1, 0.2), (0.04, 0.08), None]),
+        (weights_at(whole, 0.0, 0.25, 0.5, 0.75, 1.0), [(0.2, 0.0), (0.15, 0.15), (0.1, 0.2), (0.05, 0.1), (0.0, 0.0)]),
+    ):
+        assert found == [expected and pytest.approx(expected) for expected in truth]
+    assert weights_at(Jepa(weight=0.0, sigreg_weight=0.0), 0.0, 1.0) == [None, None]
 
 
 def test_step_decides_the_directions_of_the_objective() -> None:

@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no latents": PASSES | {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "quant.scale": "hessian"},
     "a lower layer, with tokens": PASSES
     | {"jepa.layer": 1, "jepa.action": True, "jepa.target_tokens": 4, "jepa.sigreg_sample": "step"},
+    "latents until the last step": PASSES | {"jepa.until": 0.5, "jepa.anneal": True, "jepa.sigreg_sample": "step"},
     "exact, timesteps": PASSES
     | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 5},
     "exact, positions": PASSES
@@ -79,7 +80,7 @@ def stepped(world: World, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     state = TrainState(resolve(run, text), text, choose_device(run.train), world)
     trainer, found = Trainer(state), dict[str, Any]()
     found["norms"] = term_gradients(state, 0.0)
-    found["records"] = [trainer.train_step(0.0) for _ in range(STEPS)]
+    found["records"] = [trainer.train_step(index / 4) for index in range(STEPS)]
     found["progress"] = (state.counters.tokens, state.counters.bytes, state.loader.state())
     state.world.check_equal(dict(state.modules.state_dict()))
     found["tensors"] = {name: value.double().numpy() for name, value in state.tensors().items() if "rng" not in name}

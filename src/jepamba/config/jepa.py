@@ -32,6 +32,10 @@ class Jepa:
     """Projector of the latents to z, and the predictor's output projection."""
     predictor_mult: int = 4
     """Hidden width of the predictor as a multiple of the latent width."""
+    until: float = 1.0
+    """Share of training after which the latent terms are off: they are not computed, and the heads stay as they are."""
+    anneal: bool = False
+    """Lower the weights of the latent terms linearly to 0, which they reach at `until`."""
     detach_targets: bool = False
     """Stop gradients through the prediction targets."""
     sigreg_weight: float = 0.09
@@ -81,6 +85,21 @@ class Jepa:
             self.target_tokens == 1 or self.weight > 0,
             f"jepa.target_tokens = {self.target_tokens}, but jepa.weight = 0: nothing is predicted; set jepa.weight",
         )
+        require(
+            0 < self.until <= 1,
+            f"jepa.until = {self.until}: must lie above 0 and at most 1; jepa.weight = 0 and jepa.sigreg_weight = 0 "
+            "turn the latent terms off from the start",
+        )
+        require(
+            self.until == 1 or self.ce_weight > 0,
+            f"jepa.until = {self.until}, but jepa.ce_weight = 0: nothing is trained after that; set jepa.ce_weight",
+        )
+        for name, used in (("anneal", self.anneal), ("until", self.until < 1)):
+            require(
+                not used or self.active,
+                f"jepa.{name} = {getattr(self, name)}, but jepa.weight and jepa.sigreg_weight are 0: there is no "
+                "latent term; set one of the weights",
+            )
         require(self.layer >= 0, f"jepa.layer = {self.layer}: must be 0 (all blocks) or more")
         require(
             self.layer == 0 or self.active,
@@ -92,6 +111,11 @@ class Jepa:
             "jepa.action = true, but jepa.weight = 0: there is no predictor to give it to; set jepa.weight",
         )
         require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
+        require(
+            self.sigreg_ramp <= self.until,
+            f"jepa.sigreg_ramp = {self.sigreg_ramp} is more than jepa.until = {self.until}: λ would not reach "
+            "its value",
+        )
         require(
             0 <= self.sigreg_t_min < self.sigreg_t_max,
             f"jepa.sigreg_t_min = {self.sigreg_t_min}, t_max = {self.sigreg_t_max}: need 0 <= t_min < t_max",

@@ -21,6 +21,21 @@ from jepamba.jepa.sigreg import Projections, sigreg
 from jepamba.model import LanguageModel, State
 from jepamba.ops.cross_entropy import Losses
 
+_Value = TypeVar("_Value", float, Tensor)
+
+
+class LatentWeights(NamedTuple):
+    """The weights of the latent terms at a moment of training."""
+
+    jepa: float
+    """Weight of latent prediction."""
+    sigreg: float
+    """λ."""
+
+
+NO_LATENT_WEIGHTS = LatentWeights(0.0, 0.0)
+"""The weights where no latent term is computed."""
+
 
 class LossWeights(NamedTuple):
     """Weights that turn the losses of a micro-batch into its contribution to the step's mean over all micro-batches of
@@ -28,6 +43,8 @@ class LossWeights(NamedTuple):
 
     tokens: Tensor
     """The micro-batch's fraction of the step's targets, with which its means are multiplied."""
+    jepa: Tensor
+    """The weight of latent prediction."""
     sigreg_lambda: Tensor
     """λ of the micro-batch's loss. It includes the factor `sigreg_share`, unless SIGReg's sample is the whole step."""
     sigreg_share: Tensor
@@ -54,24 +71,31 @@ class LossTerms(NamedTuple):
     sigreg: Tensor
 
 
-_Value = TypeVar("_Value", float, Tensor)
-
-
 def weighted_terms(
-    config: Jepa, sigreg_lambda: _Value, token: _Value, jepa: _Value, sigreg: _Value
+    config: Jepa, latent: tuple[_Value, _Value], token: _Value, jepa: _Value, sigreg: _Value
 ) -> dict[str, _Value]:
     """Return the summands of the loss: cross-entropy with z-loss, latent prediction and SIGReg, each with its weight.
 
     Training, the log and the gradient norms of the terms all use it.
+
+    Arguments:
+        latent: The weights of latent prediction and SIGReg, as in `LatentWeights`.
+        Others: The unweighted terms, as in `LossTerms`.
     """
-    return {"ce": config.ce_weight * token, "jepa": config.weight * jepa, "sigreg": sigreg_lambda * sigreg}
+    jepa_weight, sigreg_weight = latent
+    return {"ce": config.ce_weight * token, "jepa": jepa_weight * jepa, "sigreg": sigreg_weight * sigreg}
 
 
-def sigreg_lambda(config: Jepa, budget_fraction: float) -> float:
-    """Return λ at `budget_fraction` of the budget: linear from 0 up to `sigreg_ramp`, then `sigreg_weight`."""
-    if config.sigreg_ramp == 0:
-        return config.sigreg_weight
-    return config.sigreg_weight * min(1.0, budget_fraction / config.sigreg_ramp)
+def latent_weights(config: Jepa, budget_fraction: float) -> LatentWeights | None:
+    """Return the weights at `budget_fraction` of the budget; None if no latent term is to be computed from there on.
+
+    λ rises linearly from 0 up to `sigreg_ramp`. With `anneal` both weights fall linearly to 0 at `until`.
+    """
+    if not config.active or (config.until < 1 and budget_fraction >= config.until):
+        return None
+    scale = max(0.0, 1 - budget_fraction / config.until) if config.anneal else 1.0
+    ramp = min(1.0, budget_fraction / config.sigreg_ramp) if config.sigreg_ramp > 0 else 1.0
+    return LatentWeights(scale * config.weight, scale * ramp * config.sigreg_weight)
 
 
 def compute_losses(
@@ -91,6 +115,7 @@ def compute_losses(
     """Compute the loss terms of one micro-batch. A latent term with weight 0 is not computed and is 0.
 
     Arguments:
+        heads: None: no latent term is computed.
         projections: Required where SIGReg's weight is not 0.
         state: Initial state of the model. None: zeros.
         sigreg_sums_SK2M: See `sigreg`.
@@ -112,5 +137,7 @@ def compute_losses(
             statistic = sigreg(
                 z_BTE, config, projections, world=world, sample_size=weights.sample_size, sums_SK2M=sigreg_sums_SK2M
             )
-    total = reduce(add, weighted_terms(config, weights.sigreg_lambda, losses.total, jepa, statistic).values())
+    total = reduce(
+        add, weighted_terms(config, (weights.jepa, weights.sigreg_lambda), losses.total, jepa, statistic).values()
+    )
     return LossTerms(total, losses.total, losses.ce, losses.z, jepa, weights.sigreg_share * statistic), state

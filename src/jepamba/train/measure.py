@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepamba.jepa import sigreg_lambda, weighted_terms
+from jepamba.jepa import NO_LATENT_WEIGHTS, latent_weights, weighted_terms
 from jepamba.train.microbatch import MicroBatches, loss_terms, to_device
 from jepamba.train.state import TrainState
 
@@ -38,13 +38,14 @@ def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float
     """
     run = state.run
     state.set_training_mode(budget_fraction)
-    lam = sigreg_lambda(run.jepa, budget_fraction)
+    latent = latent_weights(run.jepa, budget_fraction)
     buffers = {name: value.clone() for name, value in state.modules.named_buffers()}
-    (micro,) = MicroBatches(state, state.peek_windows(), lam, passes=1)
+    (micro,) = MicroBatches(state, state.peek_windows(), latent, passes=1)
     if not micro.continues:
         state.carry(None)
     terms, _ = loss_terms(state, micro.to(state.device))
-    weighted = weighted_terms(run.jepa, terms.sigreg.new_tensor(lam), terms.token, terms.jepa, terms.sigreg)
+    jepa_weight, sigreg_weight = (terms.total.new_tensor(weight) for weight in latent or NO_LATENT_WEIGHTS)
+    weighted = weighted_terms(run.jepa, (jepa_weight, sigreg_weight), terms.token, terms.jepa, terms.sigreg)
     norms = {f"grad_{name}": _gradient_norm(state, term) for name, term in weighted.items()}
     for name, value in state.modules.named_buffers():
         value.copy_(buffers[name])
