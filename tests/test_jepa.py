@@ -104,7 +104,7 @@ def whole_error(heads: JepaHeads, z: Tensor, tokens: Tensor | None, reset: Tenso
     for k in range(1, config.rollout_steps + 1):
         errors = [z.new_zeros(())]
         for b in range(z.shape[0]):
-            for t in range(z.shape[1] - k * n):
+            for t in range(0, z.shape[1] - k * n, config.stride):
                 if reset is not None and reset[b, t + 1 : t + k * n + 1].any():
                     continue
                 guess = z[b, t]
@@ -129,6 +129,9 @@ FORMS: list[dict[str, Any]] = [
     {"rollout_steps": 1, "target_tokens": 8},
     {"rollout_steps": 3, "target_tokens": 4, "action": True},
     {"rollout_steps": 2, "target_tokens": 2, "detach_targets": True},
+    {"rollout_steps": 1, "stride": 4},
+    {"rollout_steps": 3, "stride": 5, "action": True},
+    {"rollout_steps": 2, "stride": 3, "target_tokens": 4, "action": True, "detach_targets": True},
 ]
 
 

@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no latents": PASSES | {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "quant.scale": "hessian"},
     "a lower layer, with tokens": PASSES
     | {"jepa.layer": 1, "jepa.action": True, "jepa.target_tokens": 4, "jepa.sigreg_sample": "step"},
+    "every third position": PASSES | {"jepa.stride": 3, "jepa.sigreg_sample": "step"},
     "latents until the last step": PASSES | {"jepa.until": 0.5, "jepa.anneal": True, "jepa.sigreg_sample": "step"},
     "exact, timesteps": PASSES
     | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 5},

@@ -23,6 +23,8 @@ class Jepa:
     `model.n_layer` / 2: the U-Net's bottleneck. 0: all blocks, so that z is of the h that the head reads."""
     rollout_steps: int = 3
     """Steps of the predictor's roll-out."""
+    stride: int = 1
+    """Predict from every `stride`-th position only, which makes the predictor that much cheaper."""
     target_tokens: int = 1
     """Tokens n of a target: step k of the roll-out predicts the mean latent of the n tokens from t + (k − 1)·n + 1."""
     action: bool = False
@@ -80,11 +82,13 @@ class Jepa:
             self.rollout_steps >= 1,
             f"jepa.rollout_steps = {self.rollout_steps}: must be at least 1; jepa.weight = 0 turns it off",
         )
-        require(self.target_tokens >= 1, f"jepa.target_tokens = {self.target_tokens}: must be at least 1")
-        require(
-            self.target_tokens == 1 or self.weight > 0,
-            f"jepa.target_tokens = {self.target_tokens}, but jepa.weight = 0: nothing is predicted; set jepa.weight",
-        )
+        for name in ("target_tokens", "stride"):
+            value = getattr(self, name)
+            require(value >= 1, f"jepa.{name} = {value}: must be at least 1")
+            require(
+                value == 1 or self.weight > 0,
+                f"jepa.{name} = {value}, but jepa.weight = 0: nothing is predicted; set jepa.weight",
+            )
         require(
             0 < self.until <= 1,
             f"jepa.until = {self.until}: must lie above 0 and at most 1; jepa.weight = 0 and jepa.sigreg_weight = 0 "

@@ -59,6 +59,10 @@ class Run:
             f"jepa.layer = {self.jepa.layer}: the model has model.n_layer = {self.model.n_layer} blocks",
         )
         require(
+            self.jepa.stride < self.data.seq_len,
+            f"jepa.stride = {self.jepa.stride}: must be less than data.seq_len = {self.data.seq_len}",
+        )
+        require(
             self.eval.stride <= self.data.seq_len,
             f"eval.stride = {self.eval.stride} is longer than the window, data.seq_len = {self.data.seq_len}",
         )

@@ -2,7 +2,8 @@
 2603.19312).
 
 Legend: B batch, T time, D d_model, E latent dimension (= D), F width of the predictor's input (E, or E + D), K roll-out
-steps, M channels, N positions (= B·T), S positions with a target.
+steps, M channels, N positions (= B·T), P positions of the predictor (T,
+or every `stride`-th), S those of them with a target.
 """
 
 from __future__ import annotations
@@ -134,9 +135,10 @@ class JepaHeads(nn.Module):
         return cast(Tensor, self.pred_proj(z_next_BTE))
 
 
-def ahead(x_BTD: Float[Tensor, "B T D"], shift: int) -> Float[Tensor, "B T D"]:
-    """Return x at t + `shift` for every position t, and 0 where that lies beyond the end."""
-    return F.pad(x_BTD[:, shift:], (0, 0, 0, shift))
+def ahead(x_BTD: Float[Tensor, "B T D"], shift: int, stride: int = 1) -> Float[Tensor, "B P D"]:
+    """Return x at t + `shift` for every `stride`-th position t from 0, and 0 where that lies beyond the end."""
+    values_BSD = x_BTD[:, shift::stride]
+    return F.pad(values_BSD, (0, 0, 0, -(-x_BTD.shape[1] // stride) - values_BSD.shape[1]))
 
 
 def trailing_mean(x_BTD: Float[Tensor, "B T D"], count: int) -> Float[Tensor, "B T D"]:
@@ -163,7 +165,8 @@ def prediction_error(
 
     K is `rollout_steps`. With `target_tokens` = n > 1 the target is the mean of z from t + (k − 1)·n + 1 to t + k·n.
 
-    Pairs of a position and a target with a reset between them lie in different documents and do not count.
+    Positions are every `stride`-th from 0. Pairs of a position and a target with a reset between them lie in different
+    documents and do not count.
 
     Arguments:
         step: Predicts the next target, as `JepaHeads.step`.
@@ -171,16 +174,20 @@ def prediction_error(
         pairs_K: Number of pairs for each k that the squared errors are averaged over. None counts those of this batch;
             a micro-batch passes the counts of the whole step (`document_pairs`).
     """
-    current_BTE = z_BTE
+    stride, current_BPE = config.stride, z_BTE[:, :: config.stride]
     targets_BTE = trailing_mean(z_BTE.detach() if config.detach_targets else z_BTE, config.target_tokens)
     same = _same_document_masks(config, (z_BTE.shape[0], z_BTE.shape[1]), reset_BT, z_BTE.device)
     errors = []
     for k, same_BS in enumerate(same, 1):
         pairs = same_BS.sum() if pairs_K is None else pairs_K[k - 1]
         shift = k * config.target_tokens
-        weight_BT = F.pad(same_BS / (pairs.clamp_min(1) * z_BTE.shape[-1]), (0, shift))
-        predicted_BTE = step(current_BTE, None if action_BTD is None else ahead(action_BTD, shift))
-        error, current_BTE, targets_BTE = shifted_error(predicted_BTE, targets_BTE, weight_BT, shift)
+        without_target = current_BPE.shape[1] - same_BS.shape[1]
+        weight_BP = F.pad(same_BS / (pairs.clamp_min(1) * z_BTE.shape[-1]), (0, without_target))
+        predicted_BPE = step(current_BPE, None if action_BTD is None else ahead(action_BTD, shift, stride))
+        if stride == 1:
+            error, current_BPE, targets_BTE = shifted_error(predicted_BPE, targets_BTE, weight_BP, shift)
+        else:
+            error, current_BPE, _ = shifted_error(predicted_BPE, ahead(targets_BTE, shift, stride), weight_BP, 0)
         errors.append(error)
     return torch.stack(errors).mean()
 
@@ -188,7 +195,7 @@ def prediction_error(
 def document_pairs(
     config: Jepa, shape: tuple[int, int], reset_BT: Bool[Tensor, "B T"] | None, device: torch.device
 ) -> Float[Tensor, " K"]:
-    """Count, for k = 1 … K, the positions of a (B, T) batch whose target is in the same document."""
+    """Count, for k = 1 … K, the predictor's positions in a (B, T) batch whose target is in the same document."""
     return torch.stack([same_BS.sum() for same_BS in _same_document_masks(config, shape, reset_BT, device)])
 
 
@@ -197,9 +204,9 @@ def _same_document_masks(
 ) -> Iterator[Tensor]:
     """Yield for each k a mask (B, S): 1 where positions t and t + k·n are in the same document, else 0.
 
-    n is `target_tokens`, and S = T − k·n.
+    n is `target_tokens`, and t is every `stride`-th position below T − k·n.
     """
     document_BT = torch.zeros(shape, device=device) if reset_BT is None else reset_BT.cumsum(1)
     for k in range(1, config.rollout_steps + 1):
         shift = k * config.target_tokens
-        yield (document_BT[:, :-shift] == document_BT[:, shift:]).float()
+        yield (document_BT[:, : -shift : config.stride] == document_BT[:, shift :: config.stride]).float()
