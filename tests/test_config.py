@@ -50,7 +50,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.cap": 0.0}, "model.softcap = off"),
     ({"model.cap": NAN}, "positive"),
     ({"model.unet": False, "model.self_skip": True}, "needs model.unet"),
-    *[({f"jepa.{name}": -0.1}, "not be negative") for name in ("ce_weight", "z_loss", "weight", "sigreg_weight")],
+    *[
+        ({f"jepa.{name}": -0.1}, "not be negative")
+        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight", "vicreg_weight")
+    ],
     ({"jepa.ce_weight": 0.0, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0}, "nothing to train on"),
     ({"jepa.rollout_steps": 0}, "at least 1; jepa.weight = 0"),
     ({"jepa.layer": -1}, "0 (all blocks)"),
@@ -289,6 +292,7 @@ def test_derived_sizes() -> None:
     assert (model.d_inner, model.heads, model.d_intermediate) == (192, 6, 240)
     assert Jepa(weight=0.0, sigreg_weight=0.1).active
     assert Jepa(weight=0.1, sigreg_weight=0.0).active
+    assert Jepa(weight=0.0, sigreg_weight=0.0, vicreg_weight=0.1).active
     assert not Jepa(weight=0.0, sigreg_weight=0.0).active
 
 

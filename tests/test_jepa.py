@@ -20,6 +20,7 @@ from jepamba.jepa import (
     sample_projections,
     sigreg,
     trailing_mean,
+    vicreg,
 )
 from jepamba.jepa.heads import SequenceBatchNorm
 from jepamba.model import LanguageModel
@@ -272,7 +273,9 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     tokens, targets, reset = batch()
     projections = sample_projections(config, MODEL.d_model, (3, 12), 7, step)
     whole = torch.tensor(1.0)
-    weights = LossWeights(whole, torch.tensor(config.weight), torch.tensor(lam), whole)
+    weights = LossWeights(
+        whole, torch.tensor(config.weight), torch.tensor(lam), torch.tensor(config.vicreg_weight), whole
+    )
     terms, _ = compute_losses(model, heads, config, tokens, targets, reset, weights, projections)
     return terms, (model, heads, tokens, targets, reset)
 
@@ -284,6 +287,7 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
         z_loss=1e-2,
         weight=0.3,
         sigreg_weight=0.2,
+        vicreg_weight=0.4,
         sigreg_pool=pool,
         sigreg_projections=16,
         rollout_steps=2,
@@ -301,7 +305,8 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     assert terms.token.item() == pytest.approx((ce + 1e-2 * z_loss).item(), rel=1e-5)
     assert terms.jepa.item() == pytest.approx(mse, rel=1e-5)
     assert terms.sigreg.item() == pytest.approx(statistic.item(), rel=1e-5)
-    total = 0.5 * (ce + 1e-2 * z_loss) + 0.3 * mse + 0.07 * statistic
+    assert terms.vicreg.item() == pytest.approx(vicreg(z).item(), rel=1e-5)
+    total = 0.5 * (ce + 1e-2 * z_loss) + 0.3 * mse + 0.07 * statistic + 0.4 * terms.vicreg
     assert terms.total.item() == pytest.approx(total.item(), rel=1e-5)
 
 
@@ -319,8 +324,8 @@ def test_the_latent_terms_are_of_the_latents_of_the_layer() -> None:
 
 
 def test_gradients_reach_the_kept_model_through_every_term() -> None:
-    config = Jepa(sigreg_projections=16, rollout_steps=2)
-    for term in ("token", "jepa", "sigreg"):
+    config = Jepa(sigreg_projections=16, rollout_steps=2, vicreg_weight=0.1)
+    for term in ("token", "jepa", "sigreg", "vicreg"):
         terms, (model, heads, *_) = terms_of(config, lam=0.1)
         getattr(terms, term).backward()
         embedding = model.token_embed.master.grad
@@ -356,11 +361,16 @@ def test_latent_terms_that_weigh_nothing_are_not_computed() -> None:
     assert heads.pred_proj.weight.grad is None
     only_jepa, _ = terms_of(dataclasses.replace(base, sigreg_weight=0.0), lam=0.0)
     assert only_jepa.jepa.item() > 0
-    assert only_jepa.sigreg.item() == 0
+    assert only_jepa.sigreg.item() == only_jepa.vicreg.item() == 0
+    only_vicreg, _ = terms_of(dataclasses.replace(off, vicreg_weight=0.1), lam=0.0)
+    assert only_vicreg.jepa.item() == only_vicreg.sigreg.item() == 0
+    assert only_vicreg.vicreg.item() > 0
 
 
 def weights_at(config: Jepa, *fractions: float) -> list[tuple[float, float] | None]:
-    return [latent_weights(config, fraction) for fraction in fractions]
+    found = [latent_weights(config, fraction) for fraction in fractions]
+    assert all(weights is None or weights.vicreg == 0 for weights in found)
+    return [weights and weights[:2] for weights in found]
 
 
 def test_lambda_ramps_over_its_share_of_training() -> None:
@@ -382,6 +392,7 @@ def test_the_latent_terms_end_and_fall_where_they_should() -> None:
     ):
         assert found == [expected and pytest.approx(expected) for expected in truth]
     assert weights_at(Jepa(weight=0.0, sigreg_weight=0.0), 0.0, 1.0) == [None, None]
+    assert latent_weights(Jepa(weight=0.0, sigreg_weight=0.0, vicreg_weight=2.0, anneal=True), 0.25) == (0, 0, 1.5)
 
 
 def test_step_decides_the_directions_of_the_objective() -> None:

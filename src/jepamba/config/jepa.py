@@ -17,7 +17,7 @@ class Jepa:
     z_loss: float = 1e-4
     """Weight of the z-loss, logsumexp², relative to the cross-entropy."""
     weight: float = 1.0
-    """Weight of the latent prediction loss. If it and `sigreg_weight` are 0, no JEPA heads are built."""
+    """Weight of the latent prediction loss. If all weights of latent terms are 0, no JEPA heads are built."""
     layer: int = 0
     """Number of blocks below the latents: z is of the residual stream after that many blocks, RMS-normalized.
     `model.n_layer` / 2: the U-Net's bottleneck. 0: all blocks, so that z is of the h that the head reads."""
@@ -66,13 +66,16 @@ class Jepa:
     sigreg_samples: int = 0
     """Approximate positions of a sample (pooled modes), drawn anew for each; 0: all."""
 
+    vicreg_weight: float = 0.0
+    """Weight of VICReg's variance and covariance terms, of all positions of one pass; a control to SIGReg."""
+
     @property
     def active(self) -> bool:
         """Whether the loss has a latent term. If not, projector and predictor are not built."""
-        return self.weight > 0 or self.sigreg_weight > 0
+        return self.weight > 0 or self.sigreg_weight > 0 or self.vicreg_weight > 0
 
     def __post_init__(self) -> None:
-        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight"):
+        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight", "vicreg_weight"):
             require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must not be negative")
         require(
             self.ce_weight > 0 or self.active,

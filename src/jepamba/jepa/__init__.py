@@ -1,6 +1,6 @@
 """The LeWorldModel objective (Maes et al. 2026, arXiv 2603.19312). Only training uses it.
 
-Read `objective.py` first, then `heads.py` and `sigreg.py`.
+Read `objective.py` first, then `heads.py`, `sigreg.py` and `vicreg.py`.
 """
 
 from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error, trailing_mean
@@ -14,6 +14,7 @@ from jepamba.jepa.objective import (
     weighted_terms,
 )
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
+from jepamba.jepa.vicreg import vicreg
 
 __all__ = [
     "NO_LATENT_WEIGHTS",
@@ -31,5 +32,6 @@ __all__ = [
     "sigreg",
     "sigreg_sums",
     "trailing_mean",
+    "vicreg",
     "weighted_terms",
 ]

@@ -44,8 +44,8 @@ def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float
     if not micro.continues:
         state.carry(None)
     terms, _ = loss_terms(state, micro.to(state.device))
-    jepa_weight, sigreg_weight = (terms.total.new_tensor(weight) for weight in latent or NO_LATENT_WEIGHTS)
-    weighted = weighted_terms(run.jepa, (jepa_weight, sigreg_weight), terms.token, terms.jepa, terms.sigreg)
+    jepa, sigreg, vicreg = (terms.total.new_tensor(weight) for weight in latent or NO_LATENT_WEIGHTS)
+    weighted = weighted_terms(run.jepa, (jepa, sigreg, vicreg), terms.token, terms.jepa, terms.sigreg, terms.vicreg)
     norms = {f"grad_{name}": _gradient_norm(state, term) for name, term in weighted.items()}
     for name, value in state.modules.named_buffers():
         value.copy_(buffers[name])

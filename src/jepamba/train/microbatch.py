@@ -162,6 +162,7 @@ class MicroBatches:
             tokens=torch.tensor(self.rows[index] / self.windows),
             jepa=torch.tensor(latent.jepa),
             sigreg_lambda=torch.tensor(latent.sigreg if self._one_sample else latent.sigreg * share),
+            vicreg=torch.tensor(latent.vicreg * share),
             sigreg_share=torch.tensor(share),
             pairs_K=self.pairs_K,
             sample_size=torch.tensor(float(samples)),

@@ -104,7 +104,8 @@ class Trainer:
             self._transferred = ahead, batch_to_device(ahead, state.device)
         losses, grad_norm, decoded_bytes = self._reduce(count_text_bytes(state, batch))
         weights = latent or NO_LATENT_WEIGHTS
-        loss = sum(weighted_terms(run.jepa, weights, losses["token"], losses["jepa"], losses["sigreg"]).values())
+        terms = losses["token"], losses["jepa"], losses["sigreg"], losses["vicreg"]
+        loss = sum(weighted_terms(run.jepa, weights, *terms).values())
 
         state.counters.step += 1
         state.counters.tokens += state.layout.windows * run.data.seq_len
@@ -124,6 +125,7 @@ class Trainer:
             "z_loss": losses["z_loss"],
             "jepa": losses["jepa"],
             "sigreg": losses["sigreg"],
+            "vicreg": losses["vicreg"],
             "jepa_weight": weights.jepa,
             "lambda": weights.sigreg,
             "grad_norm": grad_norm,
@@ -180,8 +182,9 @@ class Trainer:
         The host waits here for the device.
         """
         world, sums = self.state.world, self.loss_sums.double()
-        # Every rank has SIGReg's statistic of the sample of all ranks, so the sum counts it `world_size` times.
-        sums[LossTerms._fields.index("sigreg")] /= world.world_size
+        # Every rank has SIGReg and VICReg of the sample of all ranks, so the sum counts them `world_size` times.
+        for name in ("sigreg", "vicreg"):
+            sums[LossTerms._fields.index(name)] /= world.world_size
         summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(decoded_bytes))]))
         with wait_time_limit(self.graphs and world.world_size > 1):
             *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
