@@ -74,9 +74,14 @@ def test_kernels_give_the_losses_of_plain_pytorch(
     assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
 
 
+FORMS = {"jepa.layer": 2, "jepa.action": True, "jepa.stride": 4, "jepa.target_tokens": 8, "jepa.vicreg_weight": 0.5}
+
+
+@pytest.mark.parametrize("forms", [{}, FORMS], ids=["next token", "other forms"])
 @pytest.mark.parametrize("carry", [False, True])
-def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: bool) -> None:
+def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: bool, forms: dict[str, Any]) -> None:
     run, text = small
+    run = with_settings(run, forms)
     run = with_settings(run, {"train.carry_state": carry, "data.shuffle": False})
     replayed = steps(run, text, True, 4)
     launched = steps(replace(run, train=replace(run.train, graph=False)), text, True, 4)
