@@ -38,6 +38,9 @@ class Jepa:
     """Share of training after which the latent terms are off: they are not computed, and the heads stay as they are."""
     anneal: bool = False
     """Lower the weights of the latent terms linearly to 0, which they reach at `until`."""
+    balance: float = 0.0
+    """Gradient norm of the sum of the latent terms over the kept parameters, relative to that of the cross-entropy.
+    Every 50 steps a common factor of the latent weights is set so that it has this value. 0: no such factor."""
     detach_targets: bool = False
     """Stop gradients through the prediction targets."""
     sigreg_weight: float = 0.09
@@ -65,7 +68,6 @@ class Jepa:
     """Maximum timesteps of a sample (`timestep`), drawn anew for each; 0: all."""
     sigreg_samples: int = 0
     """Approximate positions of a sample (pooled modes), drawn anew for each; 0: all."""
-
     vicreg_weight: float = 0.0
     """Weight of VICReg's variance and covariance terms, of all positions of one pass; a control to SIGReg."""
 
@@ -75,7 +77,7 @@ class Jepa:
         return self.weight > 0 or self.sigreg_weight > 0 or self.vicreg_weight > 0
 
     def __post_init__(self) -> None:
-        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight", "vicreg_weight"):
+        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight", "vicreg_weight", "balance"):
             require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must not be negative")
         require(
             self.ce_weight > 0 or self.active,
@@ -101,7 +103,12 @@ class Jepa:
             self.until == 1 or self.ce_weight > 0,
             f"jepa.until = {self.until}, but jepa.ce_weight = 0: nothing is trained after that; set jepa.ce_weight",
         )
-        for name, used in (("anneal", self.anneal), ("until", self.until < 1)):
+        require(
+            self.balance == 0 or self.ce_weight > 0,
+            f"jepa.balance = {self.balance}, but jepa.ce_weight = 0: there is no gradient to compare with; set "
+            "jepa.ce_weight",
+        )
+        for name, used in (("anneal", self.anneal), ("until", self.until < 1), ("balance", self.balance > 0)):
             require(
                 not used or self.active,
                 f"jepa.{name} = {getattr(self, name)}, but jepa.weight and jepa.sigreg_weight are 0: there is no "

@@ -97,14 +97,15 @@ def weighted_terms(
     }
 
 
-def latent_weights(config: Jepa, budget_fraction: float) -> LatentWeights | None:
+def latent_weights(config: Jepa, budget_fraction: float, factor: float = 1.0) -> LatentWeights | None:
     """Return the weights at `budget_fraction` of the budget; None if no latent term is to be computed from there on.
 
     λ rises linearly from 0 up to `sigreg_ramp`. With `anneal` all weights fall linearly to 0 at `until`.
+    `factor` is a common factor of all of them (`balance`).
     """
     if not config.active or (config.until < 1 and budget_fraction >= config.until):
         return None
-    scale = max(0.0, 1 - budget_fraction / config.until) if config.anneal else 1.0
+    scale = factor * (max(0.0, 1 - budget_fraction / config.until) if config.anneal else 1.0)
     ramp = min(1.0, budget_fraction / config.sigreg_ramp) if config.sigreg_ramp > 0 else 1.0
     return LatentWeights(scale * config.weight, scale * ramp * config.sigreg_weight, scale * config.vicreg_weight)
 

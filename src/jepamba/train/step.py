@@ -17,7 +17,7 @@ from jepamba.errors import UserError
 from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, LossTerms, latent_weights, sigreg_sums, weighted_terms
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.cuda_graph import CUDAGraph, GraphedMicrobatch
-from jepamba.train.measure import CALIBRATE_EVERY, calibrate_inputs
+from jepamba.train.measure import BALANCE_EVERY, CALIBRATE_EVERY, balance_latent_terms, calibrate_inputs
 from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
 from jepamba.train.state import TrainState
 
@@ -85,12 +85,15 @@ class Trainer:
         state, run, world = self.state, self.state.run, self.state.world
         lr_scale = learning_rate_scale(run.optim, budget_fraction)
         momentum = muon_momentum(run.optim, state.counters.step)
-        latent = latent_weights(run.jepa, budget_fraction)
         state.set_training_mode(budget_fraction)
         # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
         buffers, position = [value.clone() for value in self.buffers], state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
             calibrate_inputs(state)
+
+        if run.jepa.balance > 0 and state.counters.step % BALANCE_EVERY == 0:
+            balance_latent_terms(state, budget_fraction)
+        latent = latent_weights(run.jepa, budget_fraction, state.latent_factor)
 
         self.compute_weights()
         batch = state.next_windows()
