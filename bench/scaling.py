@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +32,7 @@ from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
 from jepamba.distributed import World, process_group
+from jepamba.jepa import LatentWeights
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
@@ -113,10 +114,10 @@ class TimedGraph(CUDAGraph):
         self.__dict__ |= graph.__dict__
         self.name, self.clock = name, clock
 
-    def __call__(self) -> None:
+    def __call__(self, key: Hashable = None) -> None:
         """Call the method of the base class and time it."""
         with self.clock.span(self.name):
-            super().__call__()
+            super().__call__(key)
 
 
 class TimedTrainer(Trainer):
@@ -133,10 +134,10 @@ class TimedTrainer(Trainer):
         with self.clock.span("quantized weights"):
             super().compute_weights()
 
-    def accumulate_gradients(self, batch: Batch, lam: float) -> None:
+    def accumulate_gradients(self, batch: Batch, latent: LatentWeights | None) -> None:
         """Call the method of the base class and time it."""
         with self.clock.span("passes"):
-            super().accumulate_gradients(batch, lam)
+            super().accumulate_gradients(batch, latent)
 
 
 def measure(run: Run, world: World, steps: int, warmup: int) -> dict[str, Any]:

@@ -117,15 +117,15 @@ def block(x: Tensor, x0: Tensor, w: Weights, config: Model, index: int, reset_T:
     return x
 
 
-def latents(tokens_T: Tensor, w: Weights, config: Model, reset_T: list[bool]) -> Tensor:
-    """h of one sequence: the U-Net as a stack, as the spec tells it."""
+def latents(tokens_T: Tensor, w: Weights, config: Model, reset_T: list[bool], layer: int = 0) -> Tensor:
+    """h of one sequence: the U-Net as a stack, as the spec tells it; after `layer` blocks, or after all (0)."""
     x = w["token_embed"][tokens_T]
     if config.embed_dim != config.d_model:
         x = x @ w["embed_proj.weight"].T
     x0 = x = rms(x)
     stack: list[Tensor] = []
     used = 0
-    for i in range(config.n_layer):
+    for i in range(layer or config.n_layer):
         half = config.n_layer // 2
         if i >= half and config.unet and stack:
             partner = stack.pop()
@@ -136,7 +136,7 @@ def latents(tokens_T: Tensor, w: Weights, config: Model, reset_T: list[bool]) ->
         x = block(x, x0, under(w, f"blocks.{i}."), config, i, reset_T)
         if i < half:
             stack.append(x)
-    assert not config.unet or not stack
+    assert layer or not config.unet or not stack
     return rms(x)
 
 

@@ -43,7 +43,7 @@ def refusal(path: Path, d_model: int = D_MODEL) -> str:
 
 @pytest.mark.parametrize("projector", ["linear", "mlp-layernorm", "mlp-batchnorm"])
 def test_loaded_heads_compute_what_the_saved_ones_do(tmp_path: Path, projector: Any) -> None:
-    config = Jepa(projector=projector, predictor_mult=2, rollout_steps=4)
+    config = Jepa(projector=projector, predictor_mult=2, rollout_steps=4, layer=3, action=True, target_tokens=2)
     heads = JepaHeads(config, D_MODEL)
     with torch.no_grad():
         for parameter in heads.parameters():
@@ -52,6 +52,7 @@ def test_loaded_heads_compute_what_the_saved_ones_do(tmp_path: Path, projector: 
     save_heads(tmp_path / HEADS, heads, config, SHA)
     random_state = torch.get_rng_state()
     loaded = load_heads(tmp_path / HEADS, D_MODEL, SHA)
+    assert loaded.config == config
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -59,7 +60,7 @@ def test_loaded_heads_compute_what_the_saved_ones_do(tmp_path: Path, projector: 
     h_BTD = torch.randn(3, 5, D_MODEL)
     z_BTE = loaded.project(h_BTD)
     assert torch.equal(z_BTE, heads.project(h_BTD))
-    ours, theirs = loaded.rollout(z_BTE), heads.rollout(z_BTE)
+    ours, theirs = loaded.rollout(z_BTE, h_BTD), heads.rollout(z_BTE, h_BTD)
     assert len(ours) == 4
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -85,14 +86,22 @@ def test_keeping_heads_that_do_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_files_of_the_refusals_below_are_valid_otherwise(tmp_path: Path) -> None:
-    assert load_heads(write(tmp_path / HEADS), D_MODEL, SHA).steps == 4
+    found = load_heads(write(tmp_path / HEADS), D_MODEL, SHA).config
+    assert found == Jepa(predictor_mult=2, rollout_steps=4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"artifact_sha256": "cd" * 32}, "belongs to another artifact"),
-        ({"version": 2}, "version 2; this program reads version 1"),
+        ({"version": 3}, "version 3; this program reads versions 1 to 2"),
+        ({"version": 0}, "version 0; this program reads versions 1 to 2"),
+        ({"version": 2}, "'layer'"),
+        ({"version": 2, "layer": -1}, "'layer' = -1"),
+        ({"version": 2, "layer": 0}, "'action'"),
+        ({"version": 2, "layer": 0, "action": False}, "'target_tokens'"),
+        ({"version": 2, "layer": 0, "action": False, "target_tokens": 0}, "target_tokens = 0: must be at least 1"),
+        ({"version": 2, "layer": 0, "action": True, "target_tokens": 1}, "not torch.float32 of shape (16, 16)"),
         ({"projector": "mlp-layernorm"}, "its tensors are not those of its settings"),
         ({"projector": "os.system"}, "its projector is none of linear, mlp-layernorm, mlp-batchnorm"),
         ({"predictor_mult": 3}, "not torch.float32 of shape"),

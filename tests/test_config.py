@@ -50,9 +50,31 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.cap": 0.0}, "model.softcap = off"),
     ({"model.cap": NAN}, "positive"),
     ({"model.unet": False, "model.self_skip": True}, "needs model.unet"),
-    *[({f"jepa.{name}": -0.1}, "not be negative") for name in ("ce_weight", "z_loss", "weight", "sigreg_weight")],
+    *[
+        ({f"jepa.{name}": -0.1}, "not be negative")
+        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight", "vicreg_weight")
+    ],
     ({"jepa.ce_weight": 0.0, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0}, "nothing to train on"),
     ({"jepa.rollout_steps": 0}, "at least 1; jepa.weight = 0"),
+    ({"jepa.layer": -1}, "0 (all blocks)"),
+    ({"model.n_layer": 4, "jepa.layer": 5}, "the model has model.n_layer = 4 blocks"),
+    ({"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.layer": 1}, "there are no latents"),
+    ({"jepa.ce_weight": 0.0, "jepa.balance": 0.5}, "no gradient to compare with"),
+    ({"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.balance": 0.5}, "no latent term"),
+    ({"jepa.balance": -0.1}, "not be negative"),
+    ({"jepa.until": 0.0}, "turn the latent terms off"),
+    ({"jepa.until": 1.5}, "at most 1"),
+    ({"jepa.ce_weight": 0.0, "jepa.until": 0.5}, "nothing is trained after that"),
+    ({"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.until": 0.5}, "no latent term"),
+    ({"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.anneal": True}, "no latent term"),
+    ({"jepa.until": 0.5, "jepa.sigreg_ramp": 0.6}, "λ would not reach"),
+    ({"jepa.stride": 0}, "at least 1"),
+    ({"jepa.weight": 0.0, "jepa.stride": 4}, "nothing is predicted"),
+    ({"data.seq_len": 16, "jepa.stride": 16}, "less than data.seq_len = 16"),
+    ({"jepa.target_tokens": 0}, "at least 1"),
+    ({"jepa.weight": 0.0, "jepa.target_tokens": 8}, "nothing is predicted"),
+    ({"data.seq_len": 16, "jepa.rollout_steps": 2, "jepa.target_tokens": 8}, "less than data.seq_len = 16"),
+    ({"jepa.weight": 0.0, "jepa.action": True}, "no predictor to give it to"),
     ({"jepa.sigreg_ramp": 1.5}, "between 0 and 1"),
     ({"jepa.sigreg_ramp": -0.5}, "between 0 and 1"),
     ({"jepa.sigreg_t_max": 3.0, "jepa.sigreg_t_min": 3.0}, "t_min < t_max"),
@@ -273,6 +295,7 @@ def test_derived_sizes() -> None:
     assert (model.d_inner, model.heads, model.d_intermediate) == (192, 6, 240)
     assert Jepa(weight=0.0, sigreg_weight=0.1).active
     assert Jepa(weight=0.1, sigreg_weight=0.0).active
+    assert Jepa(weight=0.0, sigreg_weight=0.0, vicreg_weight=0.1).active
     assert not Jepa(weight=0.0, sigreg_weight=0.0).active
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from jepamba.config import Jepa, Model, Quant
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
-from jepamba.evaluate import compressors, diagnostics
+from jepamba.evaluate import compressors, diagnostics, stored
 from jepamba.evaluate.diagnostics import latent_statistics
 from jepamba.evaluate.probe import CLASSES, predict, r_squared, ridge, token_classes
-from jepamba.jepa import JepaHeads
+from jepamba.jepa import JepaHeads, prediction_error
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, stdlib_documents, train_bpe
 
@@ -130,6 +130,22 @@ def test_pairs_across_a_document_s_start_are_left_out() -> None:
     tokens = Tokens([ids], ByteTokenizer())
     assert diagnostics(small_model(), heads, tokens, 64)["prediction"][0]["copy_mse"] == pytest.approx(0.0)
     assert diagnostics(small_model(), heads, tokens, 64, reset=False)["prediction"][0]["copy_mse"] > 0.05
+
+
+@pytest.mark.parametrize("form", [{"layer": 1}, {"action": True, "target_tokens": 3}], ids=str)
+def test_the_error_of_the_predictions_is_that_of_training(form: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    model, heads = small_model(), JepaHeads(Jepa(rollout_steps=2, **form), 16)
+    for parameter in heads.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    rows = diagnostics(model, heads, TOKENS, 64, count=640)["prediction"]
+    tokens = torch.from_numpy(TOKENS.read(0, 640).astype(np.int64)).view(10, 64)
+    with stored(model):
+        found, _ = model.activations(tokens, tokens == 0)
+        error = prediction_error(
+            heads.step, heads.config, heads.latents(found), tokens == 0, action_BTD=heads.actions(found)
+        )
+    assert sum(row["mse"] for row in rows) / 2 == pytest.approx(error.item(), rel=1e-4)
 
 
 def test_top_k_of_a_head_that_knows_frequencies() -> None:

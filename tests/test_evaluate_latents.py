@@ -98,6 +98,21 @@ def test_z_is_the_projection_of_h(model: LanguageModel, projector: str, carry: b
     torch.testing.assert_close(z_NE, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("carry", [True, False])
+def test_z_is_of_the_layer_of_the_heads(model: LanguageModel, carry: bool) -> None:
+    heads = JepaHeads(Jepa(layer=1), 16)
+    z_NE = compute_latents(model, TOKENS, 16, heads=heads, carry=carry, reset=False).latents
+    assert isinstance(heads.projector, torch.nn.Linear)
+    expected, state = [], None
+    with stored(model):
+        for position, token in enumerate(IDS[:COUNT].tolist()):
+            latent, state = model(torch.tensor([[token]]), None, state if carry or position % 16 else None, 1)
+            expected.append(latent[0, 0] @ heads.projector.weight.T)
+    torch.testing.assert_close(z_NE, torch.stack(expected), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="after 3 blocks, the model has 2"):
+        compute_latents(model, TOKENS, 16, heads=JepaHeads(Jepa(layer=3), 16))
+
+
 def test_a_limit_takes_the_first_tokens(model: LanguageModel) -> None:
     whole, first = (compute_latents(model, TOKENS, 16, limit=limit) for limit in (0, 61))
     assert len(whole.tokens) == COUNT

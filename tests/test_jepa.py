@@ -15,10 +15,12 @@ from jepamba.jepa import (
     LossTerms,
     LossWeights,
     compute_losses,
+    latent_weights,
     prediction_error,
     sample_projections,
     sigreg,
-    sigreg_lambda,
+    trailing_mean,
+    vicreg,
 )
 from jepamba.jepa.heads import SequenceBatchNorm
 from jepamba.model import LanguageModel
@@ -52,7 +54,8 @@ def slow_error(predictions: list[Tensor], z: Tensor, reset: Tensor | None) -> fl
 def error_of(predictions: list[Tensor], z: Tensor, reset: Tensor | None, *, detach_targets: bool) -> Tensor:
     """The error of given predictions."""
     given = iter(predictions)
-    return prediction_error(lambda _: next(given), len(predictions), z, reset, detach_targets=detach_targets)
+    config = Jepa(rollout_steps=len(predictions), detach_targets=detach_targets)
+    return prediction_error(lambda *_: next(given), config, z, reset)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -87,12 +90,79 @@ def test_detached_targets_stop_the_gradient_through_targets_alone() -> None:
     heads = disturbed_heads(Jepa(rollout_steps=2))
     z = torch.randn(2, 9, 16, requires_grad=True)
     grads = [
-        torch.autograd.grad(prediction_error(heads.step, heads.steps, z, None, detach_targets=detach), z)[0]
+        torch.autograd.grad(prediction_error(heads.step, Jepa(rollout_steps=2, detach_targets=detach), z, None), z)[0]
         for detach in (False, True)
     ]
     assert grads[1][:, :8].abs().amin(0).max() > 0
     assert (grads[1][:, 8] == 0).all()
     assert grads[0][:, 8].abs().min() > 0
+
+
+def whole_error(heads: JepaHeads, z: Tensor, tokens: Tensor | None, reset: Tensor | None) -> Tensor:
+    """The prediction error by its definition, one pair of positions at a time, for linear projections."""
+    weights, config = dict(heads.named_parameters()), heads.config
+    matrix, n, per_step = weights["predictor.0.weight"], config.target_tokens, []
+    for k in range(1, config.rollout_steps + 1):
+        errors = [z.new_zeros(())]
+        for b in range(z.shape[0]):
+            for t in range(0, z.shape[1] - k * n, config.stride):
+                if reset is not None and reset[b, t + 1 : t + k * n + 1].any():
+                    continue
+                guess = z[b, t]
+                for step in range(1, k + 1):
+                    hidden = matrix[:, :16] @ guess + weights["predictor.0.bias"]
+                    if tokens is not None:
+                        hidden = hidden + matrix[:, 16:] @ tokens[b, t + (step - 1) * n + 1 : t + step * n + 1].mean(0)
+                    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+                    guess = weights["pred_proj.weight"] @ (
+                        weights["predictor.2.weight"] @ hidden + weights["predictor.2.bias"]
+                    )
+                target = z[b, t + (k - 1) * n + 1 : t + k * n + 1].mean(0)
+                errors.append((guess - (target.detach() if config.detach_targets else target)).square().mean())
+        per_step.append(torch.stack(errors).sum() / max(len(errors) - 1, 1))
+    return torch.stack(per_step).mean()
+
+
+FORMS: list[dict[str, Any]] = [
+    {"rollout_steps": 2},
+    {"rollout_steps": 1, "action": True},
+    {"rollout_steps": 3, "action": True, "detach_targets": True},
+    {"rollout_steps": 1, "target_tokens": 8},
+    {"rollout_steps": 3, "target_tokens": 4, "action": True},
+    {"rollout_steps": 2, "target_tokens": 2, "detach_targets": True},
+    {"rollout_steps": 1, "stride": 4},
+    {"rollout_steps": 3, "stride": 5, "action": True},
+    {"rollout_steps": 2, "stride": 3, "target_tokens": 4, "action": True, "detach_targets": True},
+]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_prediction_error_and_its_gradients_by_definition(form: dict[str, Any], resets: bool) -> None:
+    heads = disturbed_heads(Jepa(**form)).double()
+    z = torch.randn(2, 14, 16, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(2, 14, 16, dtype=torch.float64, requires_grad=True) if heads.config.action else None
+    starts = torch.zeros(2, 14, dtype=torch.bool)
+    starts[0, 3] = starts[1, 0] = starts[1, 11] = True
+    reset = starts if resets else None
+    inputs = [z, *([] if tokens is None else [tokens]), *heads.predictor.parameters(), *heads.pred_proj.parameters()]
+    action = None if tokens is None else trailing_mean(tokens, heads.config.target_tokens)
+    ours = prediction_error(heads.step, heads.config, z, reset, action_BTD=action)
+    truth = whole_error(heads, z, tokens, reset)
+    assert ours.item() == pytest.approx(truth.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(truth, inputs), strict=True):
+        assert b.abs().max() > 0
+        assert (a - b).norm() < 1e-6 * b.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trailing_mean_is_one_of_fp32(dtype: torch.dtype) -> None:
+    x = (torch.randn(2, 300, 4) + 20).to(dtype)
+    found = trailing_mean(x, 8)
+    assert found.dtype == dtype
+    truth = x.double().unfold(1, 8, 1).mean(-1)
+    assert torch.allclose(found[:, 7:].double(), truth, rtol=3e-5 if dtype == torch.float32 else 2**-8)
+    assert trailing_mean(x, 1) is x
 
 
 def test_prediction_error_is_fp32_for_bf16_latents() -> None:
@@ -118,6 +188,28 @@ def test_rollout_reads_its_own_output(steps: int) -> None:
         hidden = nn.functional.gelu(current @ first.weight.T + first.bias)
         current = (hidden @ second.weight.T + second.bias) @ heads.pred_proj.weight.T
         assert torch.allclose(prediction, current, atol=1e-5)
+
+
+def test_the_action_of_a_step_is_the_token_that_it_predicts() -> None:
+    """By what the predictions at a position depend on: its latent, and the tokens up to that of the target."""
+    heads = disturbed_heads(Jepa(rollout_steps=3, action=True))
+    z, tokens = torch.randn(1, 9, 16, requires_grad=True), torch.randn(1, 9, 16, requires_grad=True)
+    for k, prediction in enumerate(heads.rollout(z, tokens), 1):
+        by_z, by_tokens = torch.autograd.grad(prediction[0, 4].sum(), (z, tokens), retain_graph=True)
+        assert by_z[0].abs().amax(-1).nonzero().flatten().tolist() == [4]
+        assert by_tokens[0].abs().amax(-1).nonzero().flatten().tolist() == list(range(5, 5 + k))
+
+
+@pytest.mark.parametrize("target_tokens", [1, 3])
+def test_the_loss_gives_the_predictor_the_embedded_tokens(target_tokens: int) -> None:
+    config = Jepa(rollout_steps=2, action=True, target_tokens=target_tokens, sigreg_weight=0.0)
+    terms, (model, heads, tokens, _, reset) = terms_of(config, lam=0.0)
+    found, _ = model.activations(tokens, reset)
+    embedded = model.token_embed.effective_weight()[tokens] @ model.embed_proj.weight.effective_weight().T
+    x0 = embedded / (embedded.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(found.x0_BTD, x0, atol=1e-6)
+    z = heads.projector(found.h_BTD)
+    assert terms.jepa.item() == pytest.approx(whole_error(heads, z, x0, reset).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm"])
@@ -181,7 +273,9 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     tokens, targets, reset = batch()
     projections = sample_projections(config, MODEL.d_model, (3, 12), 7, step)
     whole = torch.tensor(1.0)
-    weights = LossWeights(whole, torch.tensor(lam), whole)
+    weights = LossWeights(
+        whole, torch.tensor(config.weight), torch.tensor(lam), torch.tensor(config.vicreg_weight), whole
+    )
     terms, _ = compute_losses(model, heads, config, tokens, targets, reset, weights, projections)
     return terms, (model, heads, tokens, targets, reset)
 
@@ -193,6 +287,7 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
         z_loss=1e-2,
         weight=0.3,
         sigreg_weight=0.2,
+        vicreg_weight=0.4,
         sigreg_pool=pool,
         sigreg_projections=16,
         rollout_steps=2,
@@ -210,13 +305,27 @@ def test_the_terms_are_what_they_are_called_and_add_up(pool: str) -> None:
     assert terms.token.item() == pytest.approx((ce + 1e-2 * z_loss).item(), rel=1e-5)
     assert terms.jepa.item() == pytest.approx(mse, rel=1e-5)
     assert terms.sigreg.item() == pytest.approx(statistic.item(), rel=1e-5)
-    total = 0.5 * (ce + 1e-2 * z_loss) + 0.3 * mse + 0.07 * statistic
+    assert terms.vicreg.item() == pytest.approx(vicreg(z).item(), rel=1e-5)
+    total = 0.5 * (ce + 1e-2 * z_loss) + 0.3 * mse + 0.07 * statistic + 0.4 * terms.vicreg
     assert terms.total.item() == pytest.approx(total.item(), rel=1e-5)
 
 
+def test_the_latent_terms_are_of_the_latents_of_the_layer() -> None:
+    config = Jepa(layer=2, rollout_steps=2, sigreg_projections=16)
+    terms, (model, heads, tokens, _, reset) = terms_of(config, lam=0.07)
+    z = heads.projector(model(tokens, reset, layer=2)[0])
+    assert terms.jepa.item() == pytest.approx(slow_error(heads.rollout(z), z, reset), rel=1e-5)
+    statistic = sigreg(z, config, sample_projections(config, MODEL.d_model, (3, 12), 7, 4))
+    assert terms.sigreg.item() == pytest.approx(statistic.item(), rel=1e-5)
+    (terms.jepa + terms.sigreg).backward()
+    for index, block in enumerate(model.blocks):
+        used = [p.grad is not None for p in block.parameters()]
+        assert all(used) if index < 2 else not any(used)
+
+
 def test_gradients_reach_the_kept_model_through_every_term() -> None:
-    config = Jepa(sigreg_projections=16, rollout_steps=2)
-    for term in ("token", "jepa", "sigreg"):
+    config = Jepa(sigreg_projections=16, rollout_steps=2, vicreg_weight=0.1)
+    for term in ("token", "jepa", "sigreg", "vicreg"):
         terms, (model, heads, *_) = terms_of(config, lam=0.1)
         getattr(terms, term).backward()
         embedding = model.token_embed.master.grad
@@ -252,15 +361,38 @@ def test_latent_terms_that_weigh_nothing_are_not_computed() -> None:
     assert heads.pred_proj.weight.grad is None
     only_jepa, _ = terms_of(dataclasses.replace(base, sigreg_weight=0.0), lam=0.0)
     assert only_jepa.jepa.item() > 0
-    assert only_jepa.sigreg.item() == 0
+    assert only_jepa.sigreg.item() == only_jepa.vicreg.item() == 0
+    only_vicreg, _ = terms_of(dataclasses.replace(off, vicreg_weight=0.1), lam=0.0)
+    assert only_vicreg.jepa.item() == only_vicreg.sigreg.item() == 0
+    assert only_vicreg.vicreg.item() > 0
+
+
+def weights_at(config: Jepa, *fractions: float) -> list[tuple[float, float] | None]:
+    found = [latent_weights(config, fraction) for fraction in fractions]
+    assert all(weights is None or weights.vicreg == 0 for weights in found)
+    return [weights and weights[:2] for weights in found]
 
 
 def test_lambda_ramps_over_its_share_of_training() -> None:
-    flat = Jepa(sigreg_weight=0.4)
-    assert [sigreg_lambda(flat, p) for p in (0.0, 0.5, 1.0)] == [0.4] * 3
-    ramp = Jepa(sigreg_weight=0.4, sigreg_ramp=0.3)
-    assert [sigreg_lambda(ramp, p) for p in (0.0, 0.15, 0.3, 0.31, 1.0)] == pytest.approx([0, 0.2, 0.4, 0.4, 0.4])
-    assert sigreg_lambda(Jepa(sigreg_weight=0.4, sigreg_ramp=1.0), 0.25) == pytest.approx(0.1)
+    assert weights_at(Jepa(weight=0.2, sigreg_weight=0.4), 0.0, 0.5, 1.0) == [(0.2, 0.4)] * 3
+    ramp = Jepa(weight=0.2, sigreg_weight=0.4, sigreg_ramp=0.3)
+    found = weights_at(ramp, 0.0, 0.15, 0.3, 0.31, 1.0)
+    assert found == [(0.2, pytest.approx(value)) for value in (0.0, 0.2, 0.4, 0.4, 0.4)]
+    assert weights_at(Jepa(sigreg_weight=0.4, sigreg_ramp=1.0), 0.25) == [(1.0, pytest.approx(0.1))]
+
+
+def test_the_latent_terms_end_and_fall_where_they_should() -> None:
+    config = Jepa(weight=0.2, sigreg_weight=0.4, until=0.5)
+    assert weights_at(config, 0.0, 0.499, 0.5, 1.0) == [(0.2, 0.4), (0.2, 0.4), None, None]
+    annealed = dataclasses.replace(config, anneal=True)
+    whole = dataclasses.replace(annealed, until=1.0, sigreg_ramp=0.5)
+    for found, truth in (
+        (weights_at(annealed, 0.0, 0.25, 0.4, 0.5), [(0.2, 0.4), (0.1, 0.2), (0.04, 0.08), None]),
+        (weights_at(whole, 0.0, 0.25, 0.5, 0.75, 1.0), [(0.2, 0.0), (0.15, 0.15), (0.1, 0.2), (0.05, 0.1), (0.0, 0.0)]),
+    ):
+        assert found == [expected and pytest.approx(expected) for expected in truth]
+    assert weights_at(Jepa(weight=0.0, sigreg_weight=0.0), 0.0, 1.0) == [None, None]
+    assert latent_weights(Jepa(weight=0.0, sigreg_weight=0.0, vicreg_weight=2.0, anneal=True), 0.25) == (0, 0, 1.5)
 
 
 def test_step_decides_the_directions_of_the_objective() -> None:

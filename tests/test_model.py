@@ -106,6 +106,30 @@ def test_the_model_is_what_the_spec_says(changes: dict[str, Any], resets: bool) 
         assert logits.abs().max() <= config.cap
 
 
+@pytest.mark.parametrize("changes", [{}, {"n_layer": 5, "self_skip": True}], ids=str)
+def test_the_latents_of_every_layer_are_what_the_spec_says(changes: dict[str, Any]) -> None:
+    config = small(**changes)
+    model = disturbed(config)
+    tokens, reset = tokens_and_reset(config, 2, 21)
+    found, state = model.activations(tokens, reset)
+    h, same_state = model(tokens, reset)
+    assert torch.equal(found.after(0), h)
+    assert torch.equal(found.after(config.n_layer), h)
+    for ours, theirs in zip(state, same_state, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for layer in range(1, config.n_layer + 1):
+        latents, _ = model(tokens, reset, layer=layer)
+        assert torch.equal(found.after(layer), latents)
+        for b in range(2):
+            truth = oracle.latents(tokens[b], oracle.weights_of(model), config, reset[b].tolist(), layer)
+            assert (latents[b].double() - truth).norm() < 1e-5 * truth.norm()
+    # Nothing above a layer has a gradient from its latents; what is below has one.
+    found.after(2).square().sum().backward()
+    for index, block in enumerate(model.blocks):
+        used = [p.grad is not None for p in block.parameters()]
+        assert all(used) if index < 2 else not any(used)
+
+
 @pytest.mark.parametrize("expand", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_mixer_by_its_recurrence(expand: int, groups: int) -> None:

@@ -14,7 +14,7 @@ from jepamba.data import corpus
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import score_plain_at, score_sliding
-from jepamba.jepa import sample_projections, sigreg
+from jepamba.jepa import sample_projections, sigreg, vicreg
 from jepamba.jepa.heads import SequenceBatchNorm
 from jepamba.optim import Muon
 from jepamba.train import resolve
@@ -33,13 +33,19 @@ CASES: dict[str, dict[str, Any]] = {
     "one pass": ONE_PASS,
     "batch norm": ONE_PASS | {"jepa.projector": "mlp-batchnorm", "jepa.sigreg_pool": "timestep"},
     "no latents": PASSES | {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "quant.scale": "hessian"},
+    "a lower layer, with tokens": PASSES
+    | {"jepa.layer": 1, "jepa.action": True, "jepa.target_tokens": 4, "jepa.sigreg_sample": "step"},
+    "every third position": PASSES | {"jepa.stride": 3, "jepa.sigreg_sample": "step"},
+    "balanced": ONE_PASS | {"jepa.balance": 0.4},
+    "vicreg": ONE_PASS | {"jepa.vicreg_weight": 2.0, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
+    "latents until the last step": PASSES | {"jepa.until": 0.5, "jepa.anneal": True, "jepa.sigreg_sample": "step"},
     "exact, timesteps": PASSES
     | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 5},
     "exact, positions": PASSES
     | {"jepa.sigreg_sample": "step", "jepa.sigreg_samples": 40, "jepa.sigreg_scale_n": True, "optim.train_conv": False},
     "exact, centered": PASSES | {"jepa.sigreg_sample": "step", "jepa.sigreg_pool": "centered", "data.reset": False},
 }
-TERMS = ("loss", "ce", "z_loss", "jepa", "sigreg", "grad_norm")
+TERMS = ("loss", "ce", "z_loss", "jepa", "sigreg", "vicreg", "grad_norm")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def stepped(world: World, run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     state = TrainState(resolve(run, text), text, choose_device(run.train), world)
     trainer, found = Trainer(state), dict[str, Any]()
     found["norms"] = term_gradients(state, 0.0)
-    found["records"] = [trainer.train_step(0.0) for _ in range(STEPS)]
+    found["records"] = [trainer.train_step(index / 4) for index in range(STEPS)]
     found["progress"] = (state.counters.tokens, state.counters.bytes, state.loader.state())
     state.world.check_equal(dict(state.modules.state_dict()))
     found["tensors"] = {name: value.double().numpy() for name, value in state.tensors().items() if "rng" not in name}
@@ -109,7 +115,7 @@ def test_a_step_on_several_ranks_is_the_step_of_one(run: Run, alone: Any, size: 
                 for term in TERMS:
                     assert ours[term] == pytest.approx(theirs[term], rel=2e-4, abs=1e-7), f"{where}, {term}"
             # A pass is another part of the step on another number of ranks, unless the step is one pass.
-            if name in ("one pass", "batch norm"):
+            if name in ("one pass", "batch norm", "vicreg"):
                 assert found["norms"] == pytest.approx(truth["norms"], rel=1e-3, abs=1e-7), where
             assert found["tensors"].keys() == truth["tensors"].keys(), where
             for key, value in found["tensors"].items() if compared == STEPS else ():
@@ -193,6 +199,27 @@ def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[st
             assert part["statistic"] == pytest.approx(truth["statistic"], rel=1e-5)
         joined = torch.tensor([row for part in parts for row in part["z"]])
         assert joined.abs().max() > 0
+        torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
+
+
+def vicreg_of_a_part(world: World, sizes: list[int]) -> dict[str, Any]:
+    """VICReg of this rank's windows of one sample, and its gradient by them."""
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(sum(sizes), 7, 5, generator=generator) @ torch.randn(5, 5, generator=generator) * 0.3 + 2
+    start, own = sum(sizes[: world.rank]), sizes[world.rank]
+    z = whole[start : start + own].clone().requires_grad_()
+    value = vicreg(z, world=world)
+    value.backward()
+    assert z.grad is not None
+    return {"value": value.item(), "z": z.grad.tolist()}
+
+
+def test_vicreg_and_its_gradient_are_those_of_the_whole_sample() -> None:
+    truth = vicreg_of_a_part(World(), [7])
+    for sizes in ([3, 4], [1, 1, 5]):
+        parts = together(len(sizes), vicreg_of_a_part, sizes)
+        assert [part["value"] for part in parts] == [pytest.approx(truth["value"], rel=1e-5)] * len(sizes)
+        joined = torch.tensor([row for part in parts for row in part["z"]])
         torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
 
 

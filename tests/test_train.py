@@ -291,11 +291,12 @@ def test_term_gradients_add_up(small: Run) -> None:
 def test_the_logged_loss_is_the_differentiated_total(small: Run) -> None:
     """With several micro-batches, and with weights that differ from 1 for every term."""
     weights = {"jepa.ce_weight": 0.7, "jepa.weight": 0.3, "jepa.sigreg_weight": 0.2, "jepa.z_loss": 0.01}
+    weights |= {"jepa.vicreg_weight": 0.4}
     small = with_settings(small, {**weights, "train.tokens_per_micro": 256, "train.tokens_per_step": 512})
     text = corpus(small.data)
     trainer = Trainer(TrainState(resolve(small, text), text, choose_device(small.train)))
     record = trainer.train_step(0.0)
-    assert min(record[name] for name in ("ce", "z_loss", "jepa", "sigreg")) > 0
+    assert min(record[name] for name in ("ce", "z_loss", "jepa", "sigreg", "vicreg")) > 0
     assert record["loss"] == pytest.approx(float(trainer.loss_sums[LossTerms._fields.index("total")]), rel=1e-6)
 
 

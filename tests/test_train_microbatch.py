@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from jepamba.data import corpus
+from jepamba.jepa import LatentWeights
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
 from jepamba.train.microbatch import MicroBatches
@@ -23,13 +25,14 @@ def opened(tmp_path: Path) -> TrainState:
 def test_micro_batches_are_the_step(tmp_path: Path) -> None:
     state = opened(tmp_path)
     batch = state.peek_windows()
-    micro_batches = list(MicroBatches(state, batch, 0.5))
+    micro_batches = list(MicroBatches(state, batch, LatentWeights(0.1, 0.5)))
     assert len(micro_batches) == state.layout.passes > 1
     assert torch.equal(torch.cat([micro.tokens_BT for micro in micro_batches]), batch.inputs_BT)
     assert torch.equal(torch.cat([micro.targets_BT for micro in micro_batches]), batch.targets_BT)
     weights = [micro.weights for micro in micro_batches]
     assert sum(w.tokens for w in weights) == sum(w.sigreg_share for w in weights) == 1
     assert sum(w.sigreg_lambda for w in weights) == 0.5
+    assert all(w.jepa == pytest.approx(0.1) for w in weights)
     # The directions and the positions are drawn anew for every micro-batch.
     first, second = (micro.projections for micro in micro_batches[:2])
     assert first is not None
@@ -38,13 +41,22 @@ def test_micro_batches_are_the_step(tmp_path: Path) -> None:
 
 
 def test_one_is_copied_over_another(tmp_path: Path) -> None:
-    first, second = list(MicroBatches(opened(tmp_path), opened(tmp_path).peek_windows(), 0.5))[:2]
+    first, second = list(MicroBatches(opened(tmp_path), opened(tmp_path).peek_windows(), LatentWeights(0.1, 0.5)))[:2]
     static = first.map(torch.clone)
     places = [value.data_ptr() for value in static.tensors()]
-    # Tokens, targets, resets, directions, and five weights; positions too where a part of them is tested.
-    assert len(places) in (9, 10)
+    # Tokens, targets, resets, directions, and seven weights; positions too where a part of them is tested.
+    assert len(places) in (11, 12)
     static.copy_(second)
     assert [value.data_ptr() for value in static.tensors()] == places
     for copied, theirs in zip(static.tensors(), second.tensors(), strict=True):
         assert torch.equal(copied, theirs)
     assert not torch.equal(static.tokens_BT, first.tokens_BT)
+
+
+def test_without_latent_terms_nothing_is_made_for_them(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    for micro in MicroBatches(state, state.peek_windows(), None):
+        assert not micro.latent_terms
+        assert micro.projections is None
+        assert micro.weights.pairs_K is None
+        assert micro.weights.jepa == micro.weights.sigreg_lambda == 0

@@ -13,6 +13,7 @@ import torch
 
 from jepamba.data import corpus
 from jepamba.errors import UserError
+from jepamba.jepa import LatentWeights
 from jepamba.train import resolve, resume, train
 from jepamba.train import step as step_module
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
@@ -28,10 +29,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_file(tmp_path_factory.mktemp("text"))
 
 
+NAN_WEIGHTS = LatentWeights(0.1, math.nan)
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Make λ, and with it the loss and all gradients, NaN in these steps of every state, counted from 1."""
     original, calls = Trainer.train_step, {"step": 0}
-    weight = step_module.sigreg_lambda
+    weights = step_module.latent_weights
 
     def stepped(trainer: Trainer, progress: float) -> dict[str, float]:
         calls["step"] = trainer.state.counters.step + 1
@@ -39,7 +43,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
     monkeypatch.setattr(Trainer, "train_step", stepped)
     monkeypatch.setattr(
-        step_module, "sigreg_lambda", lambda *given: math.nan if calls["step"] in steps else weight(*given)
+        step_module, "latent_weights", lambda *given: NAN_WEIGHTS if calls["step"] in steps else weights(*given)
     )
 
 
@@ -60,11 +64,11 @@ def test_nothing_of_a_bad_step_is_left(text: Path, monkeypatch: pytest.MonkeyPat
     trainer = Trainer(state)
     trainer.train_step(0.0)
     before, position = {name: value.clone() for name, value in state.tensors().items()}, state.loader.state()
-    weight = step_module.sigreg_lambda
-    monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
+    weights = step_module.latent_weights
+    monkeypatch.setattr(step_module, "latent_weights", lambda *given: NAN_WEIGHTS)
     with pytest.raises(NotFiniteError, match=r"step 2: the loss is nan .* the 4 windows from window 4 of epoch 0 on"):
         trainer.train_step(0.0)
-    monkeypatch.setattr(step_module, "sigreg_lambda", weight)
+    monkeypatch.setattr(step_module, "latent_weights", weights)
     after = state.tensors()
     assert after.keys() == before.keys()
     for name, value in after.items():
@@ -136,13 +140,13 @@ def test_a_bad_ghost_step_is_left_out_too(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
 ) -> None:
     """The run counts it and continues, also when it is resumed before its first checkpoint."""
-    calls, weight = list[int](), step_module.sigreg_lambda
+    calls, weights = list[int](), step_module.latent_weights
 
-    def poisoned(*given: Any) -> float:
+    def poisoned(*given: Any) -> LatentWeights | None:
         calls.append(1)
-        return math.nan if len(calls) in bad else weight(*given)
+        return NAN_WEIGHTS if len(calls) in bad else weights(*given)
 
-    monkeypatch.setattr(step_module, "sigreg_lambda", poisoned)
+    monkeypatch.setattr(step_module, "latent_weights", poisoned)
     run = tiny(text, optim__ghost_steps=2, train__steps=3, **BATCH_NORM)
     out = tmp_path / "out"
     assert (train(run, out)["steps"], len(calls)) == (3, 5)
@@ -157,7 +161,7 @@ def test_a_bad_ghost_step_is_left_out_too(
 
 
 def test_too_many_bad_ghost_steps_end_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "sigreg_lambda", lambda *given: math.nan)
+    monkeypatch.setattr(step_module, "latent_weights", lambda *given: NAN_WEIGHTS)
     run = tiny(text, optim__ghost_steps=4, train__skip_limit=2)
     with pytest.raises(UserError, match=r"ghost step 3: .*; 3 skipped steps are more than train.skip_limit = 2"):
         train(run, tmp_path / "out")

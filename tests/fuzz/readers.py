@@ -320,7 +320,7 @@ class HeadsReader:
         torch.manual_seed(0)
         self.seeds = []
         for projector in ("linear", "mlp-batchnorm"):
-            config = Jepa(projector=projector, predictor_mult=2)  # type: ignore[arg-type]
+            config = Jepa(projector=projector, predictor_mult=2, action=projector == "linear")  # type: ignore[arg-type]
             save_heads(work / self.file, JepaHeads(config, 8), config, "0" * 64)
             self.seeds.append({self.file: (work / self.file).read_bytes()})
 
@@ -346,8 +346,8 @@ class HeadsReader:
         heads = load_heads(folder / self.file, 8, "0" * 64)
         with torch.inference_mode():
             z_BTE = heads.project(torch.ones(1, 2, 8))
-            assert heads.step(z_BTE).shape == (1, 2, 8)
-        assert heads.steps >= 1
+            assert heads.step(z_BTE, z_BTE if heads.config.action else None).shape == (1, 2, 8)
+        assert heads.config.rollout_steps >= 1
 
 
 def make_reader(name: str, work: Path, model: Path) -> Reader:

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +74,14 @@ def test_kernels_give_the_losses_of_plain_pytorch(
     assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
 
 
+FORMS = {"jepa.layer": 2, "jepa.action": True, "jepa.stride": 4, "jepa.target_tokens": 8, "jepa.vicreg_weight": 0.5}
+
+
+@pytest.mark.parametrize("forms", [{}, FORMS], ids=["next token", "other forms"])
 @pytest.mark.parametrize("carry", [False, True])
-def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: bool) -> None:
+def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: bool, forms: dict[str, Any]) -> None:
     run, text = small
+    run = with_settings(run, forms)
     run = with_settings(run, {"train.carry_state": carry, "data.shuffle": False})
     replayed = steps(run, text, True, 4)
     launched = steps(replace(run, train=replace(run.train, graph=False)), text, True, 4)
@@ -85,10 +91,11 @@ def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: b
 
 
 def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
-    """Rates fall to nothing, momentum doubles, fake quantization begins half-way: a graph that had kept the first
-    step's values would be somewhere else soon."""
+    """Rates fall to nothing, momentum doubles, fake quantization begins half-way, the latent terms fall and
+    end: a graph that had kept the first step's values would be somewhere else soon."""
     run, text = small
-    changes = {"optim.warmdown": 1.0, "optim.muon_momentum_start": 0.4, "optim.muon_momentum_steps": 6}
+    changes: dict[str, Any] = {"optim.warmdown": 1.0, "optim.muon_momentum_start": 0.4, "optim.muon_momentum_steps": 6}
+    changes |= {"jepa.until": 0.7, "jepa.anneal": True}
     run = with_settings(run, {**changes, "quant.qat_fraction": 0.5})
     found = []
     for graph in (True, False):

@@ -23,7 +23,9 @@ from jepamba.jepa import JepaHeads
 
 HEADS = "heads.safetensors"
 """Name of the file in the folder of the artifact."""
-_KEY, _VERSION = "jepamba_heads", 1
+_KEY, _VERSION = "jepamba_heads", 2
+_LATER_SETTINGS = {"layer": 0, "action": False, "target_tokens": 1}
+"""Settings that files of version 1 lack, with what their heads did."""
 _PROJECTORS = get_args(get_type_hints(Jepa)["projector"])
 _MAX_BYTES = 1 << 31
 _MAX_COUNT = 1 << 16
@@ -41,6 +43,9 @@ def save_heads(path: Path, heads: JepaHeads, config: Jepa, artifact_sha256: str)
         "projector": config.projector,
         "predictor_mult": config.predictor_mult,
         "rollout_steps": config.rollout_steps,
+        "layer": config.layer,
+        "action": config.action,
+        "target_tokens": config.target_tokens,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in heads.state_dict().items()}
     atomic_write(path, save(tensors, {_KEY: json.dumps(header)}))
@@ -83,9 +88,9 @@ def _header(data: bytes) -> dict[str, object]:
         raise UserError(f"its metadata has no {_KEY!r}")
     header = parse_object(metadata[_KEY].encode())
     version = read_count(header, "version", _MAX_COUNT)
-    if version != _VERSION:
-        raise UserError(f"it has version {version}; this program reads version {_VERSION}")
-    return header
+    if not 1 <= version <= _VERSION:
+        raise UserError(f"it has version {version}; this program reads versions 1 to {_VERSION}")
+    return header if version > 1 else _LATER_SETTINGS | header
 
 
 def _build(header: dict[str, object], d_model: int) -> JepaHeads:
@@ -97,6 +102,9 @@ def _build(header: dict[str, object], d_model: int) -> JepaHeads:
         projector=projector,  # type: ignore[arg-type]  # checked above
         predictor_mult=read_count(header, "predictor_mult", _MAX_COUNT),
         rollout_steps=read_count(header, "rollout_steps", _MAX_COUNT),
+        layer=read_count(header, "layer", _MAX_COUNT),
+        action=read_field(header, "action", bool),
+        target_tokens=read_count(header, "target_tokens", _MAX_COUNT),
     )
     with torch.device("meta"):
         return JepaHeads(config, d_model)

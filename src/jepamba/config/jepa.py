@@ -17,13 +17,30 @@ class Jepa:
     z_loss: float = 1e-4
     """Weight of the z-loss, logsumexp², relative to the cross-entropy."""
     weight: float = 1.0
-    """Weight of the latent prediction loss. If it and `sigreg_weight` are 0, no JEPA heads are built."""
+    """Weight of the latent prediction loss. If all weights of latent terms are 0, no JEPA heads are built."""
+    layer: int = 0
+    """Number of blocks below the latents: z is of the residual stream after that many blocks, RMS-normalized.
+    `model.n_layer` / 2: the U-Net's bottleneck. 0: all blocks, so that z is of the h that the head reads."""
     rollout_steps: int = 3
     """Steps of the predictor's roll-out."""
+    stride: int = 1
+    """Predict from every `stride`-th position only, which makes the predictor that much cheaper."""
+    target_tokens: int = 1
+    """Tokens n of a target: step k of the roll-out predicts the mean latent of the n tokens from t + (k − 1)·n + 1."""
+    action: bool = False
+    """Give every step of the predictor the embedding of the token that it predicts the latent of, or the mean over the
+    `target_tokens`."""
     projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
-    """Projector h → z, and the predictor's output projection."""
+    """Projector of the latents to z, and the predictor's output projection."""
     predictor_mult: int = 4
     """Hidden width of the predictor as a multiple of the latent width."""
+    until: float = 1.0
+    """Share of training after which the latent terms are off: they are not computed, and the heads stay as they are."""
+    anneal: bool = False
+    """Lower the weights of the latent terms linearly to 0, which they reach at `until`."""
+    balance: float = 0.0
+    """Gradient norm of the sum of the latent terms over the kept parameters, relative to that of the cross-entropy.
+    Every 50 steps a common factor of the latent weights is set so that it has this value. 0: no such factor."""
     detach_targets: bool = False
     """Stop gradients through the prediction targets."""
     sigreg_weight: float = 0.09
@@ -51,14 +68,16 @@ class Jepa:
     """Maximum timesteps of a sample (`timestep`), drawn anew for each; 0: all."""
     sigreg_samples: int = 0
     """Approximate positions of a sample (pooled modes), drawn anew for each; 0: all."""
+    vicreg_weight: float = 0.0
+    """Weight of VICReg's variance and covariance terms, of all positions of one pass; a control to SIGReg."""
 
     @property
     def active(self) -> bool:
         """Whether the loss has a latent term. If not, projector and predictor are not built."""
-        return self.weight > 0 or self.sigreg_weight > 0
+        return self.weight > 0 or self.sigreg_weight > 0 or self.vicreg_weight > 0
 
     def __post_init__(self) -> None:
-        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight"):
+        for name in ("ce_weight", "z_loss", "weight", "sigreg_weight", "vicreg_weight", "balance"):
             require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must not be negative")
         require(
             self.ce_weight > 0 or self.active,
@@ -68,7 +87,49 @@ class Jepa:
             self.rollout_steps >= 1,
             f"jepa.rollout_steps = {self.rollout_steps}: must be at least 1; jepa.weight = 0 turns it off",
         )
+        for name in ("target_tokens", "stride"):
+            value = getattr(self, name)
+            require(value >= 1, f"jepa.{name} = {value}: must be at least 1")
+            require(
+                value == 1 or self.weight > 0,
+                f"jepa.{name} = {value}, but jepa.weight = 0: nothing is predicted; set jepa.weight",
+            )
+        require(
+            0 < self.until <= 1,
+            f"jepa.until = {self.until}: must lie above 0 and at most 1; jepa.weight = 0 and jepa.sigreg_weight = 0 "
+            "turn the latent terms off from the start",
+        )
+        require(
+            self.until == 1 or self.ce_weight > 0,
+            f"jepa.until = {self.until}, but jepa.ce_weight = 0: nothing is trained after that; set jepa.ce_weight",
+        )
+        require(
+            self.balance == 0 or self.ce_weight > 0,
+            f"jepa.balance = {self.balance}, but jepa.ce_weight = 0: there is no gradient to compare with; set "
+            "jepa.ce_weight",
+        )
+        for name, used in (("anneal", self.anneal), ("until", self.until < 1), ("balance", self.balance > 0)):
+            require(
+                not used or self.active,
+                f"jepa.{name} = {getattr(self, name)}, but jepa.weight and jepa.sigreg_weight are 0: there is no "
+                "latent term; set one of the weights",
+            )
+        require(self.layer >= 0, f"jepa.layer = {self.layer}: must be 0 (all blocks) or more")
+        require(
+            self.layer == 0 or self.active,
+            f"jepa.layer = {self.layer}, but jepa.weight and jepa.sigreg_weight are 0: there are no latents; "
+            "set one of the weights",
+        )
+        require(
+            not self.action or self.weight > 0,
+            "jepa.action = true, but jepa.weight = 0: there is no predictor to give it to; set jepa.weight",
+        )
         require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
+        require(
+            self.sigreg_ramp <= self.until,
+            f"jepa.sigreg_ramp = {self.sigreg_ramp} is more than jepa.until = {self.until}: λ would not reach "
+            "its value",
+        )
         require(
             0 <= self.sigreg_t_min < self.sigreg_t_max,
             f"jepa.sigreg_t_min = {self.sigreg_t_min}, t_max = {self.sigreg_t_max}: need 0 <= t_min < t_max",

@@ -55,6 +55,14 @@ class Run:
             "set one of the weights, or train.keep_heads = false",
         )
         require(
+            self.jepa.layer <= self.model.n_layer or "model.n_layer" in self.train.dial,
+            f"jepa.layer = {self.jepa.layer}: the model has model.n_layer = {self.model.n_layer} blocks",
+        )
+        require(
+            self.jepa.stride < self.data.seq_len,
+            f"jepa.stride = {self.jepa.stride}: must be less than data.seq_len = {self.data.seq_len}",
+        )
+        require(
             self.eval.stride <= self.data.seq_len,
             f"eval.stride = {self.eval.stride} is longer than the window, data.seq_len = {self.data.seq_len}",
         )
@@ -70,6 +78,7 @@ class Run:
             "per micro-batch; raise train.tokens_per_micro, or set jepa.sigreg_pool = positions",
         )
         require(
-            not (self.jepa.weight > 0 and self.jepa.rollout_steps >= self.data.seq_len),
-            f"jepa.rollout_steps = {self.jepa.rollout_steps}: must be less than data.seq_len = {self.data.seq_len}",
+            not (self.jepa.weight > 0 and self.jepa.rollout_steps * self.jepa.target_tokens >= self.data.seq_len),
+            f"jepa.rollout_steps = {self.jepa.rollout_steps} times jepa.target_tokens = {self.jepa.target_tokens}: "
+            f"must be less than data.seq_len = {self.data.seq_len}",
         )

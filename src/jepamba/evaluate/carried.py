@@ -115,9 +115,17 @@ class _Lane:
 
 
 def carried_latents(
-    model: LanguageModel, tokens: Tokens, spans_by_lane: list[list[Span]], tokens_per_batch: int, reset: bool
+    model: LanguageModel,
+    tokens: Tokens,
+    spans_by_lane: list[list[Span]],
+    tokens_per_batch: int,
+    reset: bool,
+    layer: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (h_ND, targets_N) for one window of every lane at a time. One lane is read in its order."""
+    """Yield (h_ND, targets_N) for one window of every lane at a time. One lane is read in its order.
+
+    With a `layer` greater than 0, h_ND are the latents after that many blocks.
+    """
     device, chunk = next(model.parameters()).device, model.config.chunk_size
     lanes = [_Lane(tokens, spans) for spans in spans_by_lane]
     state: State | None = None
@@ -132,7 +140,7 @@ def carried_latents(
         for lane, out, starts in zip(lanes, ids_B2T, starts_BT, strict=True):
             lane.read(out, starts)
         inputs_BT, targets_BT = torch.from_numpy(ids_B2T).to(device).unbind(1)
-        h_BTD, state = model(inputs_BT, torch.from_numpy(starts_BT).to(device) if reset else None, state)
+        h_BTD, state = model(inputs_BT, torch.from_numpy(starts_BT).to(device) if reset else None, state, layer)
         # The padding of a lane that ended within the window is not scored.
         counted_BT = torch.from_numpy(np.arange(window) < counted_B1).to(device)
         yield h_BTD[counted_BT], targets_BT[counted_BT]

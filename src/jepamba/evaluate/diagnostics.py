@@ -20,7 +20,7 @@ from jepamba.evaluate.likelihood import logit_slices
 from jepamba.evaluate.probe import probe, token_classes
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.windows import Window, Windows, batches
-from jepamba.jepa import JepaHeads
+from jepamba.jepa import JepaHeads, trailing_mean
 from jepamba.model import LanguageModel
 
 TOPS = (1, 5, 10)
@@ -44,13 +44,13 @@ def diagnostics(
         A dictionary with the entries below. It is empty if `count` is 0.
 
         - `tokens`: number of targets. `top1`, `top5`, `top10`: fraction of targets among the k most likely tokens.
-        - `latents`, of z = projector(h), or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
+        - `latents`, of z, or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
           `within_sequence`, fraction of the variance that lies within windows (near 0, latents are constant in each
           window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
           2007); `width`, its maximum.
-        - `prediction`, only with `heads`, a list by roll-out step k: `cosine` and `mse` between the prediction and z
-          shifted by k; `copy_cosine` and `copy_mse`, the same for z itself as the prediction. With `reset`, pairs in
-          different documents do not count.
+        - `prediction`, only with `heads`, a list by roll-out step k: `cosine` and `mse` between the prediction and
+          its target, z shifted by k (with `jepa.target_tokens` a mean); `copy_cosine` and `copy_mse`, the same for z
+          itself as the prediction. With `reset`, pairs in different documents do not count.
         - `probe`: see `probe.py`. The last fifth of the positions is held out.
 
     Raises `UserError` if there is no target.
@@ -69,11 +69,11 @@ def diagnostics(
     prediction = _PredictionError()
     with stored(model), evaluating(heads):
         for batch in batches(tokens, plan, tokens_per_batch, reset, device):
-            h_BTD, _ = model(batch.inputs_BT, batch.reset_BT)
-            _count_hits(model, h_BTD, batch, hits)
-            z_BTE = h_BTD.float() if heads is None else heads.project(h_BTD).float()
+            found, _ = model.activations(batch.inputs_BT, batch.reset_BT)
+            _count_hits(model, found.h_BTD, batch, hits)
+            z_BTE = found.h_BTD.float() if heads is None else heads.latents(found).float()
             if heads is not None:
-                prediction.add(heads, z_BTE, batch.reset_BT)
+                prediction.add(heads, z_BTE, heads.actions(found), batch.reset_BT)
             latents.append(z_BTE)
             read.append(batch)
         z_BTE = torch.cat(latents)
@@ -135,17 +135,24 @@ class _PredictionError:
         self.sums: list[dict[str, float]] = []
         self.pairs: list[int] = []
 
-    def add(self, heads: JepaHeads, z_BTE: Float[Tensor, "B T E"], reset_BT: Bool[Tensor, "B T"] | None) -> None:
+    def add(
+        self,
+        heads: JepaHeads,
+        z_BTE: Float[Tensor, "B T E"],
+        action_BTD: Float[Tensor, "B T D"] | None,
+        reset_BT: Bool[Tensor, "B T"] | None,
+    ) -> None:
         """Add a batch. Pairs of positions in different documents do not count."""
         document_BT = None if reset_BT is None else reset_BT.cumsum(1)
-        for index, predicted_BTE in enumerate(heads.rollout(z_BTE)):
-            k = index + 1
+        targets_BTE = trailing_mean(z_BTE, heads.config.target_tokens)
+        for index, predicted_BTE in enumerate(heads.rollout(z_BTE, action_BTD)):
+            k = (index + 1) * heads.config.target_tokens
             if k >= z_BTE.shape[1]:
                 break
             if index == len(self.sums):
                 self.sums.append(dict.fromkeys(("cosine", "mse", "copy_cosine", "copy_mse"), 0.0))
                 self.pairs.append(0)
-            target, guess, copy = z_BTE[:, k:], predicted_BTE[:, :-k].float(), z_BTE[:, :-k]
+            target, guess, copy = targets_BTE[:, k:], predicted_BTE[:, :-k].float(), z_BTE[:, :-k]
             if document_BT is None:
                 same = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
             else:

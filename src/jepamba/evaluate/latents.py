@@ -32,7 +32,7 @@ class Latents(NamedTuple):
     """The latents of the first N tokens of a text, in its order, on the CPU."""
 
     latents: Tensor
-    """(N, D): h, or z = projector(h), of the model that has read the token of the row."""
+    """(N, D): h, or z, of the model that has read the token of the row."""
     tokens: Tensor
     """(N,) int32: token ids."""
     positions: Tensor
@@ -59,22 +59,27 @@ def compute_latents(
     The last token of a text has no target, and no latent here.
 
     Arguments:
-        heads: Heads whose projector maps h to z. None: the latents are h.
+        heads: Heads whose projector gives z. None: the latents are h.
         limit: Number of tokens, from the start of the text. 0: all.
         dtype: Type of the latents in memory. They are computed as for a score.
         Others: see `score_plain`.
 
     Raises:
-        UserError: The text is empty, its tokenizer has more symbols than the model, or `limit` is negative.
+        UserError: The text is empty, its tokenizer has more symbols than the model, `limit` is negative, or the
+            heads are those of a deeper model.
     """
     if limit < 0:
         raise UserError(f"a limit of {limit} tokens: must be 0 (all) or more")
     count = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
+    layer = 0 if heads is None else heads.config.layer
+    if layer > model.config.n_layer:
+        raise UserError(f"these heads read the latents after {layer:,} blocks, the model has {model.config.n_layer}")
     if carry:
-        batches = carried_latents(model, tokens, [documents(tokens, bos, count)], tokens_per_batch, bos is not None)
+        lanes = [documents(tokens, bos, count)]
+        batches = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None, layer)
     else:
-        batches = windowed_latents(model, tokens, plain_windows(count, seq_len), tokens_per_batch, reset)
+        batches = windowed_latents(model, tokens, plain_windows(count, seq_len), tokens_per_batch, reset, layer)
     latents_ND = torch.empty(count, model.config.d_model, dtype=dtype)
     done = 0
     with stored(model), evaluating(heads):

@@ -128,11 +128,14 @@ def score_sliding(
 
 
 def windowed_latents(
-    model: LanguageModel, tokens: Tokens, windows: Iterator[Window], tokens_per_batch: int, reset: bool
+    model: LanguageModel, tokens: Tokens, windows: Iterator[Window], tokens_per_batch: int, reset: bool, layer: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (h_ND, targets_N) of the scored targets for one batch of windows at a time."""
+    """Yield (h_ND, targets_N) of the scored targets for one batch of windows at a time.
+
+    With a `layer` greater than 0, h_ND are the latents after that many blocks.
+    """
     device: torch.device = next(model.parameters()).device
     for batch in batches(tokens, windows, tokens_per_batch, reset, device):
-        h_BTD, _ = model(batch.inputs_BT, batch.reset_BT)
+        h_BTD, _ = model(batch.inputs_BT, batch.reset_BT, layer=layer)
         h_BTD, targets_BT = h_BTD[:, -batch.counted :], batch.targets_BT[:, -batch.counted :]
         yield h_BTD.flatten(0, 1), targets_BT.flatten()

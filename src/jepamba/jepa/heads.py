@@ -1,7 +1,9 @@
 """Modules that only training uses: the projector h→z and the predictor of the next latents (LeWorldModel, arXiv
 2603.19312).
 
-Legend: B batch, T time, D d_model, E latent dimension (= D), K roll-out steps, M channels, N positions (= B·T).
+Legend: B batch, T time, D d_model, E latent dimension (= D), F width of the predictor's input (E, or E + D), K roll-out
+steps, M channels, N positions (= B·T), P positions of the predictor (T,
+or every `stride`-th), S those of them with a target.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from jepamba.config import Jepa
 from jepamba.distributed import SINGLE_PROCESS, World
+from jepamba.model import Activations
 from jepamba.ops.dispatch import use_triton
 from jepamba.ops.predictor import bias_gelu, shifted_error
 
@@ -74,76 +77,136 @@ class JepaHeads(nn.Module):
     def __init__(self, config: Jepa, d_model: int, world: World = SINGLE_PROCESS) -> None:
         super().__init__()
         hidden = config.predictor_mult * d_model
-        self.steps = config.rollout_steps
+        self.config = config
         self.projector = make_projection(config.projector, d_model, world)
-        self.predictor = nn.Sequential(nn.Linear(d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
+        inputs = 2 * d_model if config.action else d_model
+        self.predictor = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, d_model))
         self.pred_proj = make_projection(config.projector, d_model, world)
         output = cast(nn.Linear, self.predictor[2])
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)
 
     def project(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        """Map hidden states h to latents z."""
+        """Map the model's latents after `jepa.layer` blocks (0: h) to latents z."""
         return cast(Tensor, self.projector(h_BTD))
 
-    def rollout(self, z_BTE: Float[Tensor, "B T E"]) -> list[Float[Tensor, "B T E"]]:
-        """Return [ẑ¹, …, ẑᴷ], where ẑᵏ at position t predicts z at t + k and is computed from ẑᵏ⁻¹."""
+    def latents(self, activations: Activations) -> Float[Tensor, "B T E"]:
+        """Return the latents z of a pass of the model."""
+        return self.project(activations.after(self.config.layer))
+
+    def actions(self, activations: Activations) -> Float[Tensor, "B T D"] | None:
+        """Return what the predictor reads of each token: its embedding, as the first block reads it.
+
+        With `jepa.target_tokens` = n it is the mean over the last n tokens. None without `jepa.action`.
+        """
+        return trailing_mean(activations.x0_BTD, self.config.target_tokens) if self.config.action else None
+
+    def rollout(
+        self, z_BTE: Float[Tensor, "B T E"], action_BTD: Float[Tensor, "B T D"] | None = None
+    ) -> list[Float[Tensor, "B T E"]]:
+        """Return [ẑ¹, …, ẑᴷ], where ẑᵏ at position t predicts z at t + k and is computed from ẑᵏ⁻¹.
+
+        With `jepa.target_tokens` = n it predicts the mean of z from t + (k − 1)·n + 1 to t + k·n.
+
+        Arguments:
+            action_BTD: See `actions`. Step k reads it at t + k·n.
+        """
         predictions = []
-        for _ in range(self.steps):
-            z_BTE = self.step(z_BTE)
+        for k in range(1, self.config.rollout_steps + 1):
+            shift = k * self.config.target_tokens
+            z_BTE = self.step(z_BTE, None if action_BTD is None else ahead(action_BTD, shift))
             predictions.append(z_BTE)
         return predictions
 
-    def step(self, z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
-        """Predict the latents one token ahead of `z_BTE`, which holds latents or earlier predictions."""
-        if use_triton(z_BTE):
+    def step(
+        self, z_BTE: Float[Tensor, "B T E"], action_BTD: Float[Tensor, "B T D"] | None = None
+    ) -> Float[Tensor, "B T E"]:
+        """Predict the next target after `z_BTE`, which holds latents or earlier predictions.
+
+        With `jepa.action`, `action_BTD` has the embedding of the token that leads there. It is concatenated to the
+        latent, so that its columns of the first matrix are a linear encoder of the action.
+        """
+        input_BTF = z_BTE if action_BTD is None else torch.cat([z_BTE, action_BTD], -1)
+        if use_triton(input_BTF):
             hidden, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
-            z_next_BTE = out(bias_gelu(F.linear(z_BTE, hidden.weight), hidden.bias))
+            z_next_BTE = out(bias_gelu(F.linear(input_BTF, hidden.weight), hidden.bias))
         else:
-            z_next_BTE = self.predictor(z_BTE)
+            z_next_BTE = self.predictor(input_BTF)
         return cast(Tensor, self.pred_proj(z_next_BTE))
 
 
+def ahead(x_BTD: Float[Tensor, "B T D"], shift: int, stride: int = 1) -> Float[Tensor, "B P D"]:
+    """Return x at t + `shift` for every `stride`-th position t from 0, and 0 where that lies beyond the end."""
+    values_BSD = x_BTD[:, shift::stride]
+    return F.pad(values_BSD, (0, 0, 0, -(-x_BTD.shape[1] // stride) - values_BSD.shape[1]))
+
+
+def trailing_mean(x_BTD: Float[Tensor, "B T D"], count: int) -> Float[Tensor, "B T D"]:
+    """Return for each position the mean of x over the last `count` positions, itself included.
+
+    It is computed in fp32, or fp64 for fp64 inputs. At the first `count` − 1 positions the missing values count as 0.
+    """
+    if count == 1:
+        return x_BTD
+    sums_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32)).cumsum(1)
+    return ((sums_BTD - F.pad(sums_BTD[:, :-count], (0, 0, count, 0))) / count).to(x_BTD.dtype)
+
+
 def prediction_error(
-    step: Callable[[Tensor], Tensor],
-    steps: int,
+    step: Callable[[Tensor, Tensor | None], Tensor],
+    config: Jepa,
     z_BTE: Float[Tensor, "B T E"],
     reset_BT: Bool[Tensor, "B T"] | None,
     *,
-    detach_targets: bool,
+    action_BTD: Float[Tensor, "B T D"] | None = None,
     pairs_K: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean over k = 1 … `steps` of the mean squared error between `step` applied k times and z_{t+k}, fp32.
+    """Return the mean over k = 1 … K of the mean squared error between `step` applied k times and z_{t+k}, fp32.
 
-    Pairs (t, t + k) with a reset between them lie in different documents and do not count.
+    K is `rollout_steps`. With `target_tokens` = n > 1 the target is the mean of z from t + (k − 1)·n + 1 to t + k·n.
+
+    Positions are every `stride`-th from 0. Pairs of a position and a target with a reset between them lie in different
+    documents and do not count.
 
     Arguments:
-        detach_targets: Stop the gradient at the targets.
+        step: Predicts the next target, as `JepaHeads.step`.
+        action_BTD: See `JepaHeads.actions`.
         pairs_K: Number of pairs for each k that the squared errors are averaged over. None counts those of this batch;
             a micro-batch passes the counts of the whole step (`document_pairs`).
     """
-    current_BTE, targets_BTE = z_BTE, z_BTE.detach() if detach_targets else z_BTE
-    same = _same_document_masks((z_BTE.shape[0], z_BTE.shape[1]), reset_BT, steps, z_BTE.device)
+    stride, current_BPE = config.stride, z_BTE[:, :: config.stride]
+    targets_BTE = trailing_mean(z_BTE.detach() if config.detach_targets else z_BTE, config.target_tokens)
+    same = _same_document_masks(config, (z_BTE.shape[0], z_BTE.shape[1]), reset_BT, z_BTE.device)
     errors = []
     for k, same_BS in enumerate(same, 1):
         pairs = same_BS.sum() if pairs_K is None else pairs_K[k - 1]
-        weight_BT = F.pad(same_BS / (pairs.clamp_min(1) * z_BTE.shape[-1]), (0, k))
-        error, current_BTE, targets_BTE = shifted_error(step(current_BTE), targets_BTE, weight_BT, k)
+        shift = k * config.target_tokens
+        without_target = current_BPE.shape[1] - same_BS.shape[1]
+        weight_BP = F.pad(same_BS / (pairs.clamp_min(1) * z_BTE.shape[-1]), (0, without_target))
+        predicted_BPE = step(current_BPE, None if action_BTD is None else ahead(action_BTD, shift, stride))
+        if stride == 1:
+            error, current_BPE, targets_BTE = shifted_error(predicted_BPE, targets_BTE, weight_BP, shift)
+        else:
+            error, current_BPE, _ = shifted_error(predicted_BPE, ahead(targets_BTE, shift, stride), weight_BP, 0)
         errors.append(error)
     return torch.stack(errors).mean()
 
 
 def document_pairs(
-    shape: tuple[int, int], reset_BT: Bool[Tensor, "B T"] | None, steps: int, device: torch.device
+    config: Jepa, shape: tuple[int, int], reset_BT: Bool[Tensor, "B T"] | None, device: torch.device
 ) -> Float[Tensor, " K"]:
-    """Count, for k = 1 … `steps`, the positions of a (B, T) batch whose target at t + k is in the same document."""
-    return torch.stack([same_BS.sum() for same_BS in _same_document_masks(shape, reset_BT, steps, device)])
+    """Count, for k = 1 … K, the predictor's positions in a (B, T) batch whose target is in the same document."""
+    return torch.stack([same_BS.sum() for same_BS in _same_document_masks(config, shape, reset_BT, device)])
 
 
 def _same_document_masks(
-    shape: tuple[int, int], reset_BT: Tensor | None, steps: int, device: torch.device
+    config: Jepa, shape: tuple[int, int], reset_BT: Tensor | None, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield for each k a mask (B, T − k): 1 where positions t and t + k are in the same document, else 0."""
+    """Yield for each k a mask (B, S): 1 where positions t and t + k·n are in the same document, else 0.
+
+    n is `target_tokens`, and t is every `stride`-th position below T − k·n.
+    """
     document_BT = torch.zeros(shape, device=device) if reset_BT is None else reset_BT.cumsum(1)
-    for k in range(1, steps + 1):
-        yield (document_BT[:, :-k] == document_BT[:, k:]).float()
+    for k in range(1, config.rollout_steps + 1):
+        shift = k * config.target_tokens
+        yield (document_BT[:, : -shift : config.stride] == document_BT[:, shift :: config.stride]).float()

@@ -4,6 +4,6 @@ Read `language_model.py` first, then `mixer.py`, then `layers.py` and `output_he
 """
 
 from jepamba.model.components import COMPONENTS, component_of, count_by_component
-from jepamba.model.language_model import LanguageModel, State
+from jepamba.model.language_model import Activations, LanguageModel, State
 
-__all__ = ["COMPONENTS", "LanguageModel", "State", "component_of", "count_by_component"]
+__all__ = ["COMPONENTS", "Activations", "LanguageModel", "State", "component_of", "count_by_component"]

@@ -43,6 +43,22 @@ class BlockOutput(NamedTuple):
 Skip = tuple[Tensor, Tensor]
 """Operands of a U-Net skip: an encoder block's output (B, T, D) and the weight per channel (D,)."""
 
+
+class Activations(NamedTuple):
+    """What a forward pass computed for each position."""
+
+    h_BTD: Tensor
+    """RMS-normalized output of the last block, which the head reads."""
+    x0_BTD: Tensor
+    """Embedded input, RMS-normalized."""
+    outputs: list[Tensor]
+    """Residual stream (B, T, D) after each block."""
+
+    def after(self, layer: int) -> Tensor:
+        """Return the RMS-normalized residual stream (B, T, D) after `layer` blocks. 0: h, after all blocks."""
+        return rms(self.outputs[layer - 1]) if layer else self.h_BTD
+
+
 EMBED_STD = 0.02
 """Initial standard deviation of the embedding."""
 
@@ -136,18 +152,31 @@ class LanguageModel(nn.Module):
         tokens_BT: Int[Tensor, "B T"],
         reset_BT: Bool[Tensor, "B T"] | None = None,
         state: State | None = None,
+        layer: int = 0,
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """Return the final latents and the recurrent state.
-
-        The residual stream is in the compute dtype of the pass on every device: bf16 under bf16 autocast, else the
-        dtype of the weights. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms`).
+        """Return the latents and the recurrent state.
 
         Arguments:
             tokens_BT: token ids.
             reset_BT: true for tokens that start a document; the state before them is reset.
             state: state after the preceding tokens; None at the start of a stream. A stream in several calls gives the
                 latents of one call, up to rounding; T = 1 is one step of generation.
-        Returns: the RMS-normalised latent h of each position, and the state after the last token.
+            layer: number of blocks below the latents; 0: all.
+        Returns: the RMS-normalised latent of each position (h, with all blocks), and the state after the last token.
+        """
+        found, new_state = self.activations(tokens_BT, reset_BT, state)
+        return found.after(layer), new_state
+
+    def activations(
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        reset_BT: Bool[Tensor, "B T"] | None = None,
+        state: State | None = None,
+    ) -> tuple[Activations, State]:
+        """Return the activations and the state of the pass that `forward` describes.
+
+        The residual stream is in the compute dtype of the pass on every device: bf16 under bf16 autocast, else the
+        dtype of the weights. Sums within a block are fp32 and rounded once (see `jepamba.ops.norms`).
         """
         x_BTD = F.embedding(tokens_BT, self.token_embed.effective_weight())
         if hasattr(self, "embed_proj"):
@@ -164,7 +193,7 @@ class LanguageModel(nn.Module):
             x_BTD, x0_BTD = out.x_BTD, out.x0_BTD
             outputs[-1:] = [out.input_BTD, x_BTD] if outputs else [x_BTD]
             new_state.append(block_state)
-        return rms(x_BTD), new_state
+        return Activations(rms(x_BTD), x0_BTD, outputs), new_state
 
     def logits(self, h: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Return soft-capped fp32 logits of the next token."""

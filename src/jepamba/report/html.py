@@ -34,6 +34,7 @@ _TERMS = {
     "z_loss": "z-loss (unweighted)",
     "jepa": "Latent prediction (MSE)",
     "sigreg": "SIGReg",
+    "vicreg": "VICReg",
 }
 
 
@@ -123,6 +124,7 @@ def _charts(metrics: Metrics) -> list[str]:
             ("grad_ce", "cross-entropy"),
             ("grad_jepa", "latent prediction"),
             ("grad_sigreg", "SIGReg"),
+            ("grad_vicreg", "VICReg"),
         )
     ]
     rates = [Line(label, series(steps, "step", key)) for key, label in (("muon_lr", "Muon"), ("adam_lr", "AdamW"))]

@@ -67,6 +67,8 @@ def readme(
     """
     model, quant, jepa = run.model, run.quant, run.jepa
     latent = f"cross-entropy, latent prediction (weight {jepa.weight}) and SIGReg (λ {jepa.sigreg_weight})"
+    if jepa.vicreg_weight > 0:
+        latent += f" and VICReg (weight {jepa.vicreg_weight})"
     page = _PAGE.format(
         **{**claims, "blurb": f"\n{claims['blurb']}\n" if claims["blurb"] else ""},
         title=claims["name"] or "A submission",

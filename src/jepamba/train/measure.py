@@ -1,16 +1,24 @@
-"""Measurements on the next windows that do not advance the run: input magnitudes for quantizers, gradient norms."""
+"""Measurements on the next windows that do not advance the run: input magnitudes for quantizers, gradient norms of
+loss terms."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from jepamba.jepa import sigreg_lambda, weighted_terms
+from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, latent_weights, weighted_terms
 from jepamba.train.microbatch import MicroBatches, loss_terms, to_device
 from jepamba.train.state import TrainState
 
 CALIBRATE_EVERY = 50
 """Steps between calibrations with `quant.scale = "hessian"`; each costs a forward pass."""
+BALANCE_EVERY = 50
+"""Steps between measurements for `jepa.balance`; each costs a forward and two backward passes of a micro-batch."""
 
 
 @torch.no_grad()
@@ -36,19 +44,42 @@ def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float
     It is measured on the first pass of the next step (a micro-batch on each rank). The data position does not move, and
     no gradient is kept.
     """
-    run = state.run
     state.set_training_mode(budget_fraction)
-    lam = sigreg_lambda(run.jepa, budget_fraction)
+    latent = latent_weights(state.run.jepa, budget_fraction, state.latent_factor)
+    with _next_terms(state, latent) as weighted:
+        return {f"grad_{name}": _gradient_norm(state, term) for name, term in weighted.items()}
+
+
+def balance_latent_terms(state: TrainState, budget_fraction: float) -> None:
+    """Set `state.latent_factor` so that the latent terms have the gradient norm that `jepa.balance` asks for.
+
+    It is measured as by `term_gradients`, with the weights before `jepa.anneal` lowers them. A norm that is 0 or not
+    finite leaves the factor as it is.
+    """
+    jepa = state.run.jepa
+    unannealed = latent_weights(replace(jepa, anneal=False), budget_fraction)
+    if unannealed is None:
+        return
+    state.set_training_mode(budget_fraction)
+    with _next_terms(state, unannealed) as weighted:
+        ce, *latent = weighted.values()
+        norms = _gradient_norm(state, ce), _gradient_norm(state, torch.stack(latent).sum())
+    if all(0 < norm < math.inf for norm in norms):
+        state.latent_factor = jepa.balance * norms[0] / norms[1]
+
+
+@contextmanager
+def _next_terms(state: TrainState, latent: LatentWeights | None) -> Iterator[dict[str, Tensor]]:
+    """The weighted loss terms of the first pass of the next step. Buffers are as before at the end of the context."""
     buffers = {name: value.clone() for name, value in state.modules.named_buffers()}
-    (micro,) = MicroBatches(state, state.peek_windows(), lam, passes=1)
+    (micro,) = MicroBatches(state, state.peek_windows(), latent, passes=1)
     if not micro.continues:
         state.carry(None)
     terms, _ = loss_terms(state, micro.to(state.device))
-    weighted = weighted_terms(run.jepa, terms.sigreg.new_tensor(lam), terms.token, terms.jepa, terms.sigreg)
-    norms = {f"grad_{name}": _gradient_norm(state, term) for name, term in weighted.items()}
+    jepa, sigreg, vicreg = (terms.total.new_tensor(weight) for weight in latent or NO_LATENT_WEIGHTS)
+    yield weighted_terms(state.run.jepa, (jepa, sigreg, vicreg), terms.token, terms.jepa, terms.sigreg, terms.vicreg)
     for name, value in state.modules.named_buffers():
         value.copy_(buffers[name])
-    return norms
 
 
 def _gradient_norm(state: TrainState, term: Tensor) -> float:

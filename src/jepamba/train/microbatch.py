@@ -15,6 +15,8 @@ from torch import Tensor
 
 from jepamba.data import Batch
 from jepamba.jepa import (
+    NO_LATENT_WEIGHTS,
+    LatentWeights,
     LossTerms,
     LossWeights,
     Projections,
@@ -56,6 +58,8 @@ class MicroBatch:
     """The weight of each loss term in the step's loss."""
     windows: int
     """Number of windows of all ranks in this pass. Passes with the same number have the same shapes."""
+    latent_terms: bool
+    """Whether its loss has latent terms."""
     continues: bool
     """Whether it starts in the final model state of the previous micro-batch (`train.carry_state`)."""
 
@@ -101,12 +105,12 @@ class MicroBatches:
 
     Arguments:
         batch: this rank's windows of the step.
-        lam: SIGReg's weight λ at this step.
+        latent: weights of the latent terms at this step; None: the losses have no latent terms.
         passes: only the first `passes` passes of the step; 0: all.
     """
 
-    def __init__(self, state: TrainState, batch: Batch, lam: float, passes: int = 0) -> None:
-        self.state, self.lam = state, lam
+    def __init__(self, state: TrainState, batch: Batch, latent: LatentWeights | None, passes: int = 0) -> None:
+        self.state, self.latent = state, latent
         run, layout, world = state.run, state.layout, state.world
         self.rows = [len(rows) for rows in layout.of_rank(world.rank)][: passes or layout.passes]
         """Windows of each micro-batch."""
@@ -119,9 +123,9 @@ class MicroBatches:
         self.reset_BT = batch.reset_BT if run.data.reset else None
         self.pairs_K: Tensor | None = None
         """With latent prediction: the positions with a target k tokens ahead in the same document, over all ranks."""
-        if run.jepa.weight > 0:
+        if latent is not None and run.jepa.weight > 0:
             shape = (len(batch.inputs_BT), run.data.seq_len)
-            pairs_K = document_pairs(shape, self.reset_BT, run.jepa.rollout_steps, state.device)
+            pairs_K = document_pairs(run.jepa, shape, self.reset_BT, state.device)
             self.pairs_K = world.all_reduce_(pairs_K)
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -134,6 +138,7 @@ class MicroBatches:
                 self._projections(index),
                 self._weights(index),
                 sum(self.pass_windows[index]),
+                self.latent is not None,
                 continues=bool(self.continues_B[end - rows]),
             )
 
@@ -150,12 +155,14 @@ class MicroBatches:
 
     def _weights(self, index: int) -> LossWeights:
         run, windows = self.state.run, sum(self.pass_windows[index])
-        share = windows / self.windows
+        share, latent = windows / self.windows, self.latent or NO_LATENT_WEIGHTS
         window_counts = [self.windows] if self._one_sample else self.pass_windows[index]
         samples = sum(num_samples(run.jepa, count, run.data.seq_len, self._sample_windows) for count in window_counts)
         return LossWeights(
             tokens=torch.tensor(self.rows[index] / self.windows),
-            sigreg_lambda=torch.tensor(self.lam if self._one_sample else self.lam * share),
+            jepa=torch.tensor(latent.jepa),
+            sigreg_lambda=torch.tensor(latent.sigreg if self._one_sample else latent.sigreg * share),
+            vicreg=torch.tensor(latent.vicreg * share),
             sigreg_share=torch.tensor(share),
             pairs_K=self.pairs_K,
             sample_size=torch.tensor(float(samples)),
@@ -163,7 +170,7 @@ class MicroBatches:
 
     def _projections(self, index: int) -> Projections | None:
         state, run = self.state, self.state.run
-        if state.heads is None or run.jepa.sigreg_weight == 0:
+        if self.latent is None or run.jepa.sigreg_weight == 0:
             return None
         step = state.counters.step
         number = step if self._one_sample else step * state.layout.passes + index
@@ -178,7 +185,7 @@ def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | 
     with state.device_config.autocast():
         return compute_losses(
             state.model,
-            state.heads,
+            state.heads if micro.latent_terms else None,
             state.run.jepa,
             micro.tokens_BT,
             micro.targets_BT,

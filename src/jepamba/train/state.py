@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +93,8 @@ class TrainState:
         self.carried: State | None = self.model.initial_state(rows) if rows else None
         """With `train.carry_state`, the model state in which the next micro-batch starts; updated in place."""
         self.counters = Counters()
+        self.latent_factor = 1.0
+        """Common factor of the weights of the latent terms, which `jepa.balance` sets."""
         if run.train.compile:
             for block in self.model.blocks:
                 block.compile()
@@ -143,12 +146,13 @@ class TrainState:
         return weights | optimizers | carried | {"rng/cpu": torch.get_rng_state()}
 
     def metadata(self) -> dict[str, Any]:
-        """The rest of a checkpoint, as JSON: counters, data position, corpus fingerprint, bit allocation."""
+        """The rest of a checkpoint, as JSON: counters, data position, corpus fingerprint, bits, latent factor."""
         return {
             "counters": asdict(self.counters),
             "loader": self.loader.state(),
             "data": self.corpus_fingerprint,
             "bit_allocation": self.model.quant.bits_by_name,
+            "latent_factor": self.latent_factor,
         }
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -160,6 +164,10 @@ class TrainState:
                 section, _, rest = name.partition("/")
                 sections[section][rest] = value
             counters = Counters.from_json(metadata["counters"])
+            # A checkpoint of earlier code lacks it.
+            latent_factor = metadata.get("latent_factor", 1.0)
+            if type(latent_factor) is not float or not 0 < latent_factor < math.inf:
+                raise ValueError(f"latent_factor = {str(latent_factor)[:40]}")
             self.model.set_bit_allocation(metadata["bit_allocation"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
@@ -175,7 +183,7 @@ class TrainState:
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the checkpoint does not fit this run's config: {reason}") from None
-        self.counters = counters
+        self.counters, self.latent_factor = counters, latent_factor
 
     def _check_data(self, metadata: dict[str, Any]) -> None:
         """Raise `UserError` if the corpus fingerprint differs from the checkpoint's."""

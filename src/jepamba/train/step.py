@@ -14,10 +14,10 @@ from torch import Tensor
 from jepamba.data import Batch
 from jepamba.distributed import wait_time_limit
 from jepamba.errors import UserError
-from jepamba.jepa import LossTerms, sigreg_lambda, sigreg_sums, weighted_terms
+from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, LossTerms, latent_weights, sigreg_sums, weighted_terms
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.cuda_graph import CUDAGraph, GraphedMicrobatch
-from jepamba.train.measure import CALIBRATE_EVERY, calibrate_inputs
+from jepamba.train.measure import BALANCE_EVERY, CALIBRATE_EVERY, balance_latent_terms, calibrate_inputs
 from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
 from jepamba.train.state import TrainState
 
@@ -30,7 +30,8 @@ class Trainer:
     """Takes training steps on `state`.
 
     `_forward_backward`, `_add_sigreg_sums` and `_clip_gradients` do the work. The attributes of the same names without
-    the underscore, and `update`, run it, on a GPU as CUDA graphs.
+    the underscore, and `update`, run it, on a GPU as CUDA graphs. Steps with and without latent terms have graphs of
+    their own.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -59,7 +60,7 @@ class Trainer:
         self.update = CUDAGraph(state.optimizers.step, self.graphs)
         self.weight_cache = state.model.cached_weights(state.device_config.dtype)
         """The weights that the passes of a step use, computed once a step."""
-        self._weight_graphs: dict[tuple[bool, tuple[str, ...]], CUDAGraph] = {}
+        self._compute_weights = CUDAGraph(self.weight_cache.compute, self.graphs)
         trained = [
             leaf for p, leaf in zip(state.model.parameters(), self.weight_cache.leaves, strict=True) if p.requires_grad
         ]
@@ -84,25 +85,30 @@ class Trainer:
         state, run, world = self.state, self.state.run, self.state.world
         lr_scale = learning_rate_scale(run.optim, budget_fraction)
         momentum = muon_momentum(run.optim, state.counters.step)
-        lam = sigreg_lambda(run.jepa, budget_fraction)
         state.set_training_mode(budget_fraction)
         # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
         buffers, position = [value.clone() for value in self.buffers], state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
             calibrate_inputs(state)
 
+        if run.jepa.balance > 0 and state.counters.step % BALANCE_EVERY == 0:
+            balance_latent_terms(state, budget_fraction)
+        latent = latent_weights(run.jepa, budget_fraction, state.latent_factor)
+
         self.compute_weights()
         batch = state.next_windows()
-        self.accumulate_gradients(self._on_device(batch), lam)
+        self.accumulate_gradients(self._on_device(batch), latent)
         world.all_reduce_each_([p.grad for p in self.parameters if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
-        self.clip_gradients()
+        self.clip_gradients(latent is not None)
         if self.graphs:
             # The host has time now. After the result is read, the GPU waits for it.
             ahead = state.peek_windows()
             self._transferred = ahead, batch_to_device(ahead, state.device)
         losses, grad_norm, decoded_bytes = self._reduce(count_text_bytes(state, batch))
-        loss = sum(weighted_terms(run.jepa, lam, losses["token"], losses["jepa"], losses["sigreg"]).values())
+        weights = latent or NO_LATENT_WEIGHTS
+        terms = losses["token"], losses["jepa"], losses["sigreg"], losses["vicreg"]
+        loss = sum(weighted_terms(run.jepa, weights, *terms).values())
 
         state.counters.step += 1
         state.counters.tokens += state.layout.windows * run.data.seq_len
@@ -115,14 +121,16 @@ class Trainer:
                 "the update was skipped"
             )
         state.optimizers.schedule(lr_scale, momentum)
-        self.update()
+        self.update(latent is not None)
         return {
             "loss": loss,
             "ce": losses["ce"],
             "z_loss": losses["z_loss"],
             "jepa": losses["jepa"],
             "sigreg": losses["sigreg"],
-            "lambda": lam,
+            "vicreg": losses["vicreg"],
+            "jepa_weight": weights.jepa,
+            "lambda": weights.sigreg,
             "grad_norm": grad_norm,
             "lr_scale": lr_scale,
             "muon_lr": run.optim.muon_lr * lr_scale,
@@ -133,12 +141,9 @@ class Trainer:
     def compute_weights(self) -> None:
         """Compute the weights of the step's passes: cast them, and fake-quantize them if this is switched on.
 
-        The computation depends on whether they are fake-quantized and to how many bits, so each case has its own graph.
+        The computation depends on whether they are fake-quantized and to how many bits.
         """
-        key = self.state.model.fake_quantized, self.state.model.quant.bit_allocation
-        if key not in self._weight_graphs:
-            self._weight_graphs[key] = CUDAGraph(self.weight_cache.compute, self.graphs)
-        self._weight_graphs[key]()
+        self._compute_weights((self.state.model.fake_quantized, self.state.model.quant.bit_allocation))
 
     def _on_device(self, batch: Batch) -> Batch:
         """`batch` on the device, where the step before may have put it."""
@@ -146,12 +151,17 @@ class Trainer:
             return self._transferred[1]
         return batch_to_device(batch, self.state.device)
 
-    def accumulate_gradients(self, batch: Batch, lam: float) -> None:
-        """Run every micro-batch of this rank's windows forward and backward."""
+    def accumulate_gradients(self, batch: Batch, latent: LatentWeights | None) -> None:
+        """Run every micro-batch of this rank's windows forward and backward.
+
+        Without latent terms the heads have no gradients, not zeros, so that the optimizers leave them as they are.
+        """
         self.loss_sums.zero_()
+        if latent is None and self.state.heads is not None:
+            self.state.heads.zero_grad(set_to_none=True)
         with self.weight_cache:
-            micro_batches = MicroBatches(self.state, batch, lam)
-            if self.sigreg_sums_SK2M is not None:
+            micro_batches = MicroBatches(self.state, batch, latent)
+            if latent is not None and self.sigreg_sums_SK2M is not None:
                 self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
             for micro in micro_batches:
                 if not micro.continues:
@@ -175,8 +185,9 @@ class Trainer:
         The host waits here for the device.
         """
         world, sums = self.state.world, self.loss_sums.double()
-        # Every rank has SIGReg's statistic of the sample of all ranks, so the sum counts it `world_size` times.
-        sums[LossTerms._fields.index("sigreg")] /= world.world_size
+        # Every rank has SIGReg and VICReg of the sample of all ranks, so the sum counts them `world_size` times.
+        for name in ("sigreg", "vicreg"):
+            sums[LossTerms._fields.index(name)] /= world.world_size
         summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(decoded_bytes))]))
         with wait_time_limit(self.graphs and world.world_size > 1):
             *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
@@ -211,15 +222,15 @@ class Trainer:
         assert state.heads is not None
         assert micro.projections is not None
         with state.device_config.autocast():
-            h_BTD, new_state = state.model(micro.tokens_BT, micro.reset_BT, state.carried)
-            z_BTE = state.heads.project(h_BTD)
+            found, new_state = state.model.activations(micro.tokens_BT, micro.reset_BT, state.carried)
+            z_BTE = state.heads.latents(found)
         self.sigreg_sums_SK2M += sigreg_sums(z_BTE, state.run.jepa, micro.projections)
         state.carry(new_state)
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
         self._transferred = None
-        for graph in (self.clip_gradients, self.update, *self._weight_graphs.values()):
+        for graph in (self.clip_gradients, self.update, self._compute_weights):
             graph.release()
         self.forward_backward.release()
         self.add_sigreg_sums.release()

@@ -29,8 +29,9 @@ def shifted_error(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
     """Return (Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, prediction, target).
 
-    The weight of the last k tokens of each sequence must be 0. Prediction and target are returned unchanged. Later
-    layers read these outputs, so that the backward pass of this function adds all their gradients in one kernel.
+    k can be 0. The weight of the last k tokens of each sequence must be 0. Prediction and target are returned
+    unchanged. Later layers read these outputs, so that the backward pass of this function adds all their gradients in
+    one kernel.
     """
     if use_triton(prediction_BTE):
         from jepamba.ops.predictor.triton import ShiftedError

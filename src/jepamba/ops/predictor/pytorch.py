@@ -1,6 +1,6 @@
 """The operators of the latent predictor in plain PyTorch: the CPU path, and in float64 the reference.
 
-Legend: B batch, T time, E latent size, M hidden size of the predictor.
+Legend: B batch, T time, S positions with a target (T − k), E latent size, M hidden size of the predictor.
 """
 
 from __future__ import annotations
@@ -21,5 +21,6 @@ def shifted_error_torch(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
     """Return (Σ_{b,t} weight · |prediction_t − target_{t+k}|² in fp32, prediction, target)."""
     wide = torch.promote_types(prediction_BTE.dtype, torch.float32)
-    gap_BSE = prediction_BTE[:, :-k].to(wide) - target_BTE[:, k:].to(wide)
-    return (gap_BSE.square().sum(-1) * weight_BT[:, :-k]).sum(), prediction_BTE, target_BTE
+    S = prediction_BTE.shape[1] - k
+    gap_BSE = prediction_BTE[:, :S].to(wide) - target_BTE[:, k:].to(wide)
+    return (gap_BSE.square().sum(-1) * weight_BT[:, :S]).sum(), prediction_BTE, target_BTE
