@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jepamba.cli.parser import Parser
 from jepamba.errors import UserError
@@ -25,22 +26,9 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def default_device() -> str:
-    """Return `cuda` if a GPU is available, else `cpu`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def artifact_in(path: Path) -> Path:
-    """Return `path`, or the artifact in it if it is the folder of a run. Raises `UserError` if that has none."""
-    from jepamba.train.export import ARTIFACT
-
-    if not path.is_dir():
-        return path
-    if not (path / ARTIFACT).exists():
-        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
-    return path / ARTIFACT
+def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
+    """Add the argument that `jepamba.artifact.locate` reads. It is text, since a `Path` would change `hf://`."""
+    parser.add_argument(name, metavar="ARTIFACT", help="an artifact, the folder of a run, or hf://owner/name", **more)
 
 
 def add_text_flags(parser: Parser, purpose: str) -> None:

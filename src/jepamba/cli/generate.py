@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from pathlib import Path
 
-from jepamba.cli.common import default_device
+from jepamba.cli.common import add_artifact
 from jepamba.cli.parser import Commands
 
 
@@ -21,7 +20,7 @@ def add(commands: Commands) -> None:
             'jepamba generate runs/mine/artifact.jepa --prompt "The " --temperature 0.8 --top-p 0.95',
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to sample from")
+    add_artifact(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help="start of the text")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="maximum number of tokens (default: 128)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the sampling (default: 0)")
@@ -38,19 +37,10 @@ def add(commands: Commands) -> None:
 
 def generate(args: Namespace) -> int:
     """Run `jepamba generate` and print each piece of text as it is sampled."""
-    from jepamba.artifact import load_artifact
-    from jepamba.generate import generate as generate_text
+    from jepamba.api import load
 
-    artifact = load_artifact(args.artifact, device=default_device())
-    pieces = generate_text(
-        artifact.model,
-        artifact.tokenizer,
-        args.prompt,
-        args.tokens,
-        temperature=args.temperature * artifact.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
+    pieces = load(args.artifact).stream(
+        args.prompt, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
     if args.json:
         print(json.dumps({"prompt": args.prompt, "text": "".join(pieces), "seed": args.seed}))

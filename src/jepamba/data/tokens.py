@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.data.shards import Shard, check_tokens
+from jepamba.errors import UserError
+from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
-from jepamba.text.unrestored import Unrestored
+from jepamba.text.unrestored import Unrestored, compare
 
 _CHUNK_TOKENS = 1 << 22
 
@@ -114,3 +116,15 @@ class Tokens:
     def _before_first(self) -> int:
         """Return a text token, because the stream is assumed to start in the middle of a document."""
         return next(i for i in range(self.tokenizer.vocab_size) if i not in self.tokenizer.control_ids)
+
+
+def document_tokens(text: str, tokenizer: Tokenizer) -> Tokens:
+    """Encode one document in memory, as a file with this text would be.
+
+    Raises `UserError` for a NUL, which would separate documents, and for text that has no UTF-8 form.
+    """
+    if "\0" in text:
+        raise UserError("the text contains a NUL, which separates documents: give a list with a text for each document")
+    ids = join_documents(tokenizer, [tokenizer.encode(text)])
+    decoded = tokenizer.decode(ids)
+    return Tokens([ids], tokenizer, len(utf8(text)), len(decoded), compare(text, decoded))

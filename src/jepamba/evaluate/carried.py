@@ -35,6 +35,7 @@ def score_carried(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
+    nats_N: Tensor | None = None,
 ) -> Score:
     """Score `tokens` in one pass, where each target is predicted from all preceding tokens of its document.
 
@@ -44,14 +45,18 @@ def score_carried(
         seq_len: Shortest window of a forward pass. With fewer lanes the windows are longer. Apart from rounding, it
             affects only the speed.
         tokens_per_batch: Tokens of a forward pass. Apart from rounding, it affects only the speed.
+        nats_N: See `score_plain`. The documents are then read one after the other.
 
     Other arguments and errors: see `score_plain`.
     """
     targets = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
-    lanes = _lanes(documents(tokens, bos, targets), max(1, tokens_per_batch // seq_len))
+    spans = documents(tokens, bos, targets)
+    lanes = [spans] if nats_N is not None else _lanes(spans, max(1, tokens_per_batch // seq_len))
     latents = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None)
-    (score,) = scores(model, tokens, latents, targets, (temperature,), mode="carried", reset=reset, progress=progress)
+    (score,) = scores(
+        model, tokens, latents, targets, (temperature,), mode="carried", reset=reset, progress=progress, nats_N=nats_N
+    )
     return score
 
 

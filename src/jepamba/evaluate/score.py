@@ -21,7 +21,7 @@ from jepamba.data.tokens import Tokens
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate.accounting import Counted, text_bytes
-from jepamba.evaluate.likelihood import summed_nats
+from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
@@ -95,6 +95,7 @@ def scores(
     progress: Report | None,
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
+    nats_N: Tensor | None = None,
 ) -> list[Score]:
     """Score the first `targets` targets at each temperature, with the weights as the artifact holds them.
 
@@ -102,6 +103,8 @@ def scores(
         latents: Yields (h_ND, targets_N). Each target occurs once, on one rank, in any order.
         mode: `Score.mode`.
         stopped: If it returns True on one rank, all ranks raise `StoppedError` after the current batch.
+        nats_N: A float64 tensor on the CPU that receives −ln p of each target at the first temperature, in the order of
+            `latents`. For one process.
 
     Returns:
         A score for each temperature, equal on all ranks.
@@ -118,7 +121,10 @@ def scores(
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
     with stored(model):
         for h_ND, targets_N in latents if stopped is None else _synchronized(latents, world, stopped):
-            nats_K += summed_nats(model, h_ND, targets_N, temperatures)
+            nats_Kn = target_nats(model, h_ND, targets_N, temperatures)
+            nats_K += nats_Kn.sum(1)
+            if nats_N is not None:
+                nats_N[done : done + len(targets_N)] = nats_Kn[0]
             done += len(targets_N)
             if progress is not None:
                 progress(

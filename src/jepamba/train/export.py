@@ -15,6 +15,7 @@ import torch
 
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.heads import HEADS, save_heads
+from jepamba.artifact.locate import ARTIFACT
 from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
 from jepamba.generate import generate
@@ -22,8 +23,6 @@ from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
 from jepamba.progress import Progress
 from jepamba.train.state import TrainState
-
-ARTIFACT = "artifact.jepa"
 
 
 def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, Any]:

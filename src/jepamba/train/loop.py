@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from jepamba.artifact.locate import ARTIFACT
 from jepamba.config import BUDGETS, Run
 from jepamba.data import Corpus
 from jepamba.distributed import SINGLE_PROCESS, World
@@ -24,7 +25,7 @@ from jepamba.text.unrestored import bpb_unit
 from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
-from jepamba.train.export import ARTIFACT, export_and_evaluate
+from jepamba.train.export import export_and_evaluate
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.state import TrainState

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict, with_settings
+from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, with_settings
 from jepamba.data import Corpus, corpus
 from jepamba.data.hub_text import HUB, pinned
 from jepamba.distributed import World, process_group, reported_failures
@@ -79,8 +79,8 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
     with _world() as world, contextlib.ExitStack() as stack:
         check_same_command("resume", world)
         # Only rank 0 has the folder. `changes` say where this machine has its files.
-        settings, preset = world.on_rank_zero(lambda: _read_run(out))
-        run = _with_changes(settings, changes or {})
+        run, preset = world.on_rank_zero(lambda: read_run(out))
+        run = _with_changes(run, changes or {})
         check_same_settings(run, world)
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         loop = Loop(run, out, read_same_corpus(run, world), preset, world)
@@ -117,23 +117,23 @@ def _create_run(run: Run, out: Path, preset: str) -> None:
     atomic_write(out / CONFIG, content.encode(errors="replace"))
 
 
-def _read_run(out: Path) -> tuple[dict[str, Any], str]:
-    """The dotted settings of the run in `out`, and the name of its preset."""
+def read_run(out: Path) -> tuple[Run, str]:
+    """Return the settings of the run in `out`, and the name of its preset. Raises `UserError` if there is no run."""
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: no run here (no {CONFIG}); start one with `jepamba train PRESET --out {out}`")
     run = load_preset(str(out / CONFIG))
     first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
-    return flatten(to_dict(run)), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
+    return run, first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
 
 
-def _with_changes(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Run:
-    """The run of `settings` with `changes`. Raises `ConfigError` for a change that is not `MACHINE_SETTINGS`."""
+def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
+    """`run` with `changes`. Raises `ConfigError` for a change that is not `MACHINE_SETTINGS`."""
     for name in changes:
         if name not in MACHINE_SETTINGS:
             raise ConfigError(
                 f"{name} cannot change in a resumed run; these settings can: {', '.join(MACHINE_SETTINGS)}"
             )
-    return build(merge(settings, changes))
+    return with_settings(run, changes)
 
 
 def read_and_resolve(run: Run, say: Callable[[str], None]) -> tuple[Run, list[Choice]]:

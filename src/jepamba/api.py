@@ -1,0 +1,336 @@
+"""The Python API: load a trained model, score text with it, generate, read its latents; train one.
+
+A thin layer over `artifact`, `evaluate`, `generate` and `train`. docs/python.md has examples.
+
+Legend: N targets, M bytes, T tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jepamba.artifact.heads import HEADS, load_heads
+from jepamba.artifact.locate import ARTIFACT, locate
+from jepamba.artifact.store import Artifact, load_artifact
+from jepamba.config import Model, Run, build, flatten, merge, with_settings
+from jepamba.data.tokens import Tokens, document_tokens
+from jepamba.errors import UserError
+from jepamba.evaluate import Score, compute_latents, score_carried, score_plain, score_sliding
+from jepamba.folder_lock import unused_folder
+from jepamba.generate import generate
+from jepamba.io import sha256_of
+from jepamba.jepa import JepaHeads
+from jepamba.model import LanguageModel
+from jepamba.presets import preset_settings
+from jepamba.text import Tokenizer
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class TextScore(Score):
+    """The score of one text, with the bits of each token and of each byte. N targets: every token but the first."""
+
+    tokens_N: NDArray[np.uint16]
+    """Token ids of the targets."""
+    token_bytes: list[bytes]
+    """The text of each target; empty for control tokens."""
+    token_bits: Float64[np.ndarray, " N"]
+    """−log2 p of each target. The sum divided by `bytes` is `bpb`."""
+
+    @property
+    def byte_bits(self) -> Float64[np.ndarray, " M"]:
+        """The bits of each byte of the decoded text, `b"".join(token_bytes)`, with the sum of `token_bits`.
+
+        A token's bits are divided equally over its bytes. A token without bytes adds its bits to the next token that
+        has bytes, or to the last.
+        """
+        count_N = np.array([len(text) for text in self.token_bytes])
+        with_text = count_N > 0
+        owner_N = np.minimum(np.cumsum(with_text) - with_text, with_text.sum() - 1)
+        bits = np.bincount(owner_N, weights=self.token_bits)
+        return np.repeat(bits / count_N[with_text], count_N[with_text])
+
+
+class TextModel:
+    """A trained model with its tokenizer; `jepamba.load` returns it.
+
+    Wherever a method takes a text, it also takes a list of texts, and then returns a list. Each text is one document.
+    The figures are those of the commands `jepamba eval`, `latents` and `generate`.
+
+    Arguments:
+        artifact: The model, its tokenizer and its stored settings.
+        load_heads: Returns the JEPA heads, when they are first needed.
+    """
+
+    def __init__(self, artifact: Artifact, load_heads: Callable[[], JepaHeads]) -> None:
+        self.artifact = artifact
+        self._load_heads = load_heads
+
+    @property
+    def model(self) -> LanguageModel:
+        """The network, a PyTorch module in evaluation mode: `h_BTD, state = model(ids_BT)`, `model.logits(h_BTD)`."""
+        return self.artifact.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Converts text to ids (`encode`) and ids to bytes (`decode`)."""
+        return self.artifact.tokenizer
+
+    @property
+    def config(self) -> Model:
+        """The settings of the network, such as `d_model` and `n_layer`."""
+        return self.model.config
+
+    @property
+    def temperature(self) -> float:
+        """The divisor of the logits that the artifact stores."""
+        return self.artifact.temperature
+
+    @cached_property
+    def heads(self) -> JepaHeads:
+        """The projector and predictor. Raises `UserError` if the run did not keep them (`train.keep_heads`)."""
+        return self._load_heads()
+
+    def encode(self, text: str) -> Int64[Tensor, " T"]:
+        """Return the ids of a document as the model reads them, BOS first, on the model's device."""
+        tokens = document_tokens(text, self.tokenizer)
+        return torch.from_numpy(tokens.read(0, len(tokens)).astype(np.int64)).to(self._device)
+
+    @overload
+    def score(
+        self, text: str, *, carry: bool = ..., sliding: int = ..., temperature: float | None = ...
+    ) -> TextScore: ...
+    @overload
+    def score(
+        self, text: list[str], *, carry: bool = ..., sliding: int = ..., temperature: float | None = ...
+    ) -> list[TextScore]: ...
+    def score(
+        self, text: str | list[str], *, carry: bool = False, sliding: int = 0, temperature: float | None = None
+    ) -> TextScore | list[TextScore]:
+        """Score a text in bits per byte, as `jepamba eval` scores a file with this text.
+
+        Arguments:
+            carry: Carry the state through the text. Otherwise each window of `data.seq_len` tokens starts anew.
+            sliding: Use overlapping windows that start this many tokens apart. 0: adjacent windows.
+            temperature: Divisor of the logits. None: the artifact's.
+
+        Raises:
+            UserError: The text is empty or has a NUL, or an argument is out of range.
+        """
+        if carry and sliding:
+            raise UserError("carry and sliding exclude each other; choose one")
+
+        def score_one(text: str) -> TextScore:
+            tokens, data = document_tokens(text, self.tokenizer), self.artifact.run.data
+            nats_N = torch.empty(max(len(tokens) - 1, 0), dtype=torch.float64)
+            common: dict[str, Any] = {
+                "temperature": self.temperature if temperature is None else temperature,
+                "reset": data.reset,
+                "nats_N": nats_N,
+            }
+            if sliding:
+                score = score_sliding(self.model, tokens, data.seq_len, stride=sliding, **common)
+            elif carry:
+                score = score_carried(self.model, tokens, data.seq_len, **common)
+            else:
+                score = score_plain(self.model, tokens, data.seq_len, **common)
+            return _text_score(score, tokens, nats_N)
+
+        return _for_each(score_one, text)
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., **sampling: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], max_new_tokens: int = ..., **sampling: Any) -> list[str]: ...
+    def generate(self, prompt: str | list[str], max_new_tokens: int = 128, **sampling: Any) -> str | list[str]:
+        """Continue a prompt. Returns the new text, without the prompt.
+
+        Arguments: see `stream`. Of a list of prompts, the i-th (from 0) has the seed `seed + i`.
+        """
+        if isinstance(prompt, str):
+            return "".join(self.stream(prompt, max_new_tokens, **sampling))
+        seed = sampling.pop("seed", 0)
+        return [
+            "".join(self.stream(text, max_new_tokens, seed=seed + index, **sampling))
+            for index, text in enumerate(prompt)
+        ]
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Iterator[str]:
+        """Continue a prompt, which starts a document, and yield the new text in pieces as it is sampled.
+
+        The text ends after `max_new_tokens`, or where the model starts another document.
+
+        Arguments:
+            seed: The same seed gives the same text.
+            temperature: 0: always the most likely token. 1: the temperature of the artifact.
+            top_k: Sample from the `top_k` most likely tokens only. 0: all.
+            top_p: Sample from the smallest set of most likely tokens with this total probability.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        return generate(
+            self.model,
+            self.tokenizer,
+            prompt,
+            max_new_tokens,
+            temperature=temperature * self.temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    @overload
+    def latents(self, text: str, kind: Literal["h", "z"] = ..., *, carry: bool = ...) -> Tensor: ...
+    @overload
+    def latents(self, text: list[str], kind: Literal["h", "z"] = ..., *, carry: bool = ...) -> list[Tensor]: ...
+    def latents(self, text: str | list[str], kind: str = "h", *, carry: bool = False) -> Tensor | list[Tensor]:
+        """Return a latent for each token of a text, (T, D) in fp32 on the CPU.
+
+        Row t is the latent after the model has read token t of `encode(text)`; row 0 is that of BOS.
+
+        Arguments:
+            kind: `h`, from which the head predicts the next token, or `z`, its projection by the JEPA heads.
+            carry: Carry the state through the text. Otherwise each window of `data.seq_len` tokens starts anew.
+
+        Raises:
+            UserError: The text has a NUL, or `z` has no heads.
+        """
+        if kind not in ("h", "z"):
+            raise UserError(f"latents of kind {kind!r}: use 'h' or 'z'")
+        heads = self.heads if kind == "z" else None
+
+        def latents_of(text: str) -> Tensor:
+            tokens, data = document_tokens(text, self.tokenizer), self.artifact.run.data
+            # The last token of a stream is only a target. With one more token every token of the text has a latent.
+            ids = np.append(tokens.read(0, len(tokens)), np.uint16(0))
+            stream = Tokens([ids], self.tokenizer)
+            return compute_latents(self.model, stream, data.seq_len, heads=heads, carry=carry, reset=data.reset).latents
+
+        return _for_each(latents_of, text)
+
+    def predict_next_latent(self, z: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Predict the latents one token after `z`, which holds latents or earlier predictions.
+
+        Raises `UserError` if the run did not keep its JEPA heads.
+        """
+        with torch.no_grad():
+            z_1NE = z.to(self._device, torch.float32).reshape(1, -1, z.shape[-1])
+            return self.heads.step(z_1NE).reshape(z.shape).to(z.device)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+
+def load(path: str | Path, device: torch.device | str | None = None) -> TextModel:
+    """Load a trained model. Nothing in its files is executed.
+
+    Arguments:
+        path: An artifact, the folder of a run, a checkpoint (`runs/mine/checkpoints/step-000000400`), or
+            `hf://owner/name[@revision][/file]` for a model of the Hugging Face hub. A checkpoint has its JEPA heads and
+            the temperature 1.
+        device: None: a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: One line that names the file, if it is missing or invalid.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (Path(path) / "state.json").is_file():
+        return _load_checkpoint(Path(path), device)
+    place = locate(path)
+    artifact = load_artifact(place, device)
+
+    def heads() -> JepaHeads:
+        beside = place.with_name(HEADS)
+        if not beside.exists():
+            raise UserError(f"{beside}: no such file, and z needs its projector: train with --train.keep_heads")
+        return load_heads(beside, artifact.model.config.d_model, sha256_of(place, "the artifact"), device)
+
+    return TextModel(artifact, heads)
+
+
+def train(preset: str | Run, *, out: str | Path | None = None, **settings: Mapping[str, Any]) -> TextModel:
+    """Train a model, pack it, score it, and load it, as `jepamba train` does.
+
+    Arguments:
+        preset: A preset with `+overlays`, the path of a TOML file, or a `Run`.
+        out: Folder of the run. None: `runs/` and the name of the preset, or the first of `-2`, `-3` … that is unused.
+        settings: Sections of settings, as in `data={"train": "input.txt"}, train={"steps": 200}`.
+
+    Raises:
+        UserError: For a wrong setting, bad data, or a folder that holds a run.
+    """
+    from jepamba.progress import is_silent
+    from jepamba.report.html import write_report
+    from jepamba.train import train as train_run
+
+    changes = flatten(settings)
+    if isinstance(preset, Run):
+        run, name = with_settings(preset, changes), "run"
+    else:
+        run, name = build(merge(preset_settings(preset), changes)), Path(preset).name.removesuffix(".toml")
+    with unused_folder(Path("runs") / name) if out is None else nullcontext(Path(out)) as folder:
+        train_run(run, folder, preset="" if isinstance(preset, Run) else preset)
+        if not is_silent():
+            write_report(folder)
+        return load(folder)
+
+
+def _load_checkpoint(path: Path, device: torch.device | str) -> TextModel:
+    """Load a training checkpoint in the folder of its run: the masters, which evaluation quantizes as export does."""
+    from jepamba.artifact.store import open_artifact
+    from jepamba.data import corpus
+    from jepamba.train.checkpoint import load_model
+    from jepamba.train.run_folder import read_run
+
+    folder = path.resolve().parents[1]
+    run, _ = read_run(folder)
+    model, heads, fingerprint = load_model(path, run)
+    tokenizer = (
+        open_artifact(folder / ARTIFACT).tokenizer if (folder / ARTIFACT).exists() else corpus(run.data).tokenizer
+    )
+    if tokenizer.fingerprint != fingerprint:
+        raise UserError(f"{path}: the run has another tokenizer than this checkpoint; has its training text changed?")
+
+    def trained_heads() -> JepaHeads:
+        if heads is None:
+            raise UserError(f"{path}: the run has no JEPA heads: jepa.weight and jepa.sigreg_weight are 0")
+        return heads.to(device)
+
+    return TextModel(Artifact(model.to(device), tokenizer, run, 1.0, {}), trained_heads)
+
+
+def _for_each(function: Callable[[str], _Result], text: str | list[str]) -> _Result | list[_Result]:
+    return function(text) if isinstance(text, str) else [function(one) for one in text]
+
+
+def _text_score(score: Score, tokens: Tokens, nats_N: Tensor) -> TextScore:
+    ids = tokens.read(0, len(tokens))
+    count_N = tokens.tokenizer.target_bytes(ids[:-1], ids[1:])
+    decoded, ends = tokens.tokenizer.decode(ids[1:], previous=int(ids[0])), np.cumsum(count_N).tolist()
+    pieces = [decoded[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return TextScore(**vars(score), tokens_N=ids[1:], token_bytes=pieces, token_bits=nats_N.numpy() / math.log(2))
