@@ -94,7 +94,8 @@ def _read(run: Run) -> Corpus:
     with Progress("reading the text") as report:
         text = corpus(run.data, progress=report)
         if text.overlap is not None:
-            report.say(f"jepamba: {text.val_text_bytes:,} bytes are held out, {overlap_in_words(text.overlap)}")
+            held_out = f"{text.val_text_bytes:,} bytes" + " at the end of the only document" * text.is_end
+            report.say(f"jepamba: {held_out} are held out, {overlap_in_words(text.overlap)}")
         shared = trained_on(run.data)
         if shared:
             report.say(
