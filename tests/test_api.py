@@ -274,9 +274,9 @@ def test_import_is_fast_and_knows_its_names() -> None:
 
 
 def test_a_text_is_one_document_whatever_the_tokenizer() -> None:
-    from jepamba.data.tokens import document_tokens
+    from jepamba.data.tokens import tokens_in_memory
 
     for separator in (True, False):
-        tokens = document_tokens("ab", ByteTokenizer(separator))
+        tokens = tokens_in_memory(["ab"], ByteTokenizer(separator))
         assert tokens.read(0, len(tokens)).tolist() == [0] * separator + [97, 98]
         assert (tokens.text_bytes, tokens.recorded_bytes, tokens.loss) == (2, 2, "")

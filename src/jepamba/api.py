@@ -25,7 +25,7 @@ from jepamba.artifact.heads import HEADS, load_heads
 from jepamba.artifact.locate import ARTIFACT, locate
 from jepamba.artifact.store import Artifact, load_artifact
 from jepamba.config import Model, Run, build, flatten, merge, with_settings
-from jepamba.data.tokens import Tokens, document_tokens
+from jepamba.data.tokens import Tokens, tokens_in_memory
 from jepamba.errors import UserError
 from jepamba.evaluate import Score, compute_latents, score_carried, score_plain, score_sliding
 from jepamba.folder_lock import unused_folder
@@ -106,7 +106,7 @@ class TextModel:
 
     def encode(self, text: str) -> Int64[Tensor, " T"]:
         """Return the ids of a document as the model reads them, BOS first, on the model's device."""
-        tokens = document_tokens(text, self.tokenizer)
+        tokens = tokens_in_memory([text], self.tokenizer)
         return torch.from_numpy(tokens.read(0, len(tokens)).astype(np.int64)).to(self._device)
 
     @overload
@@ -134,7 +134,7 @@ class TextModel:
             raise UserError("carry and sliding exclude each other; choose one")
 
         def score_one(text: str) -> TextScore:
-            tokens, data = document_tokens(text, self.tokenizer), self.artifact.run.data
+            tokens, data = tokens_in_memory([text], self.tokenizer), self.artifact.run.data
             nats_N = torch.empty(max(len(tokens) - 1, 0), dtype=torch.float64)
             common: dict[str, Any] = {
                 "temperature": self.temperature if temperature is None else temperature,
@@ -191,6 +191,9 @@ class TextModel:
         Raises:
             UserError: A value is out of range.
         """
+        # Here and not only in `generate`, so that the message has the caller's number and not the product.
+        if not 0 <= temperature < math.inf:
+            raise UserError(f"temperature = {temperature}: must be 0 (always the most likely token) or more")
         return generate(
             self.model,
             self.tokenizer,
@@ -223,7 +226,7 @@ class TextModel:
         heads = self.heads if kind == "z" else None
 
         def latents_of(text: str) -> Tensor:
-            tokens, data = document_tokens(text, self.tokenizer), self.artifact.run.data
+            tokens, data = tokens_in_memory([text], self.tokenizer), self.artifact.run.data
             # The last token of a stream is only a target. With one more token every token of the text has a latent.
             ids = np.append(tokens.read(0, len(tokens)), np.uint16(0))
             stream = Tokens([ids], self.tokenizer)

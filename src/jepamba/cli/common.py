@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jepamba.cli.parser import Parser
+from jepamba.cli.streams import STDIN, read_stdin_text
 from jepamba.errors import UserError
+
+if TYPE_CHECKING:
+    from jepamba.artifact import Artifact
+    from jepamba.data import Tokens
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -33,9 +40,27 @@ def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
 
 def add_text_flags(parser: Parser, purpose: str) -> None:
     """Add the flags that name the text and its split; `purpose` says what the text is for."""
-    parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="text, folder, JSONL, parquet or shards; -: text from standard input",
+    )
     parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
     parser.add_argument("--split", default="val", metavar="S", help=f"split to {purpose}, for shards (default: val)")
+
+
+def read_text(args: Namespace, artifact: Artifact) -> Tokens:
+    """Read the text that `add_text_flags` names, with the tokenizer of `artifact`. Documents of `-` are not cached."""
+    from jepamba.data import load_tokens
+    from jepamba.data.tokens import tokens_in_memory
+    from jepamba.progress import Progress
+
+    if args.data == STDIN:
+        return tokens_in_memory(filter(None, read_stdin_text("the text").split("\0")), artifact.tokenizer)
+    data = replace(artifact.run.data, column=args.column)
+    with Progress("reading the text") as report:
+        return load_tokens(args.data, artifact.tokenizer, data, args.split, report)
 
 
 def summary_printer(out: Path) -> Callable[[str], None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jepamba.cli.common import add_artifact, check_output, summary_printer
 from jepamba.cli.parser import Commands
+from jepamba.cli.streams import STDIN, read_stdin
 
 
 def add(commands: Commands) -> None:
@@ -29,9 +30,10 @@ def add(commands: Commands) -> None:
         ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
     )
     for command in (compressing, decompressing):
-        command.add_argument("file", type=Path, metavar="FILE", help="file to read")
         add_artifact(command, "--model", required=True)
         command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    compressing.add_argument("file", type=Path, metavar="FILE", help="file to read; -: standard input")
+    decompressing.add_argument("file", type=Path, metavar="FILE", help="file to read")
     compressing.add_argument(
         "--lanes", type=int, default=0, metavar="N", help="parallel lanes (default: by size); fewer are slower"
     )
@@ -46,7 +48,8 @@ def compress(args: Namespace) -> int:
 
     model = locate(args.model)
     check_output(args.out, args.file, model)
-    data = read_untrusted(args.file, "the file to compress", MAX_BYTES)
+    what = "the file to compress"
+    data = read_stdin(what, MAX_BYTES) if str(args.file) == STDIN else read_untrusted(args.file, what, MAX_BYTES)
     started = time.monotonic()
     with Progress("compressing") as report:
         result = Compressor.open(model).compress(data, args.lanes, report)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import add_artifact, add_text_flags
+from jepamba.cli.common import add_artifact, add_text_flags, read_text
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt --carry",
             "jepamba eval runs/mine/artifact.jepa --data shards/ --sliding 16 --json",
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt --adapt",
+            "cat held-out.txt | jepamba eval hf://owner/name --data -",
         ],
     )
     add_artifact(parser)
@@ -50,10 +51,7 @@ def add(commands: Commands) -> None:
 
 def evaluate(args: Namespace) -> int:
     """Run `jepamba eval` and print the score."""
-    from dataclasses import replace
-
     from jepamba.api import load
-    from jepamba.data import load_tokens
     from jepamba.evaluate import ADAPT_LR, score_adapted, score_carried, score_plain, score_sliding
     from jepamba.progress import Progress
 
@@ -68,10 +66,9 @@ def evaluate(args: Namespace) -> int:
             f"--adapt runs in one process, and WORLD_SIZE = {processes} in the environment: start it without torchrun"
         )
     artifact = load(args.artifact).artifact
-    data = replace(artifact.run.data, column=args.column)
+    data = artifact.run.data
     temperature = artifact.temperature if args.temperature is None else args.temperature
-    with Progress("reading the text") as report:
-        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    tokens = read_text(args, artifact)
     with Progress("scoring") as report:
         reset = data.reset and not args.no_reset
         common: dict[str, Any] = {"temperature": temperature, "reset": reset, "progress": report}

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from jepamba.cli.common import add_artifact, add_text_flags, check_output, summary_printer
+from jepamba.cli.common import add_artifact, add_text_flags, check_output, read_text, summary_printer
 from jepamba.cli.parser import Commands
 
 _LIMIT = 65536
@@ -58,14 +58,11 @@ def add(commands: Commands) -> None:
 
 def latents(args: Namespace) -> int:
     """Run `jepamba latents`: write the file and print its size, and with `--measure` measures of the latents."""
-    from dataclasses import replace
-
     import torch
 
     from jepamba.api import load
     from jepamba.artifact.heads import HEADS
     from jepamba.artifact.locate import locate
-    from jepamba.data import load_tokens
     from jepamba.evaluate import compute_latents, measure_latents, save_latents
     from jepamba.io import sha256_of
     from jepamba.progress import Progress
@@ -76,10 +73,9 @@ def latents(args: Namespace) -> int:
     artifact = loaded.artifact
     sha256 = sha256_of(path, "the artifact")
     heads = loaded.heads if args.latent == "z" else None
-    data = replace(artifact.run.data, column=args.column)
+    data = artifact.run.data
     reset = data.reset and not args.no_reset
-    with Progress("reading the text") as report:
-        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    tokens = read_text(args, artifact)
     with Progress("computing latents") as report:
         found = compute_latents(
             artifact.model,

@@ -6,7 +6,7 @@ Legend: N tokens.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,13 +118,14 @@ class Tokens:
         return next(i for i in range(self.tokenizer.vocab_size) if i not in self.tokenizer.control_ids)
 
 
-def document_tokens(text: str, tokenizer: Tokenizer) -> Tokens:
-    """Encode one document in memory, as a file with this text would be.
+def tokens_in_memory(documents: Iterable[str], tokenizer: Tokenizer) -> Tokens:
+    """Encode `documents` as a stream, with the tokens and the byte counts that a file with these documents has.
 
-    Raises `UserError` for a NUL, which would separate documents, and for text that has no UTF-8 form.
+    Raises `UserError` for a NUL in a document, and for text that has no UTF-8 form.
     """
-    if "\0" in text:
+    texts = list(documents)
+    if any("\0" in text for text in texts):
         raise UserError("the text contains a NUL, which separates documents: give a list with a text for each document")
-    ids = join_documents(tokenizer, [tokenizer.encode(text)])
-    decoded = tokenizer.decode(ids)
+    ids = join_documents(tokenizer, tokenizer.encode_batch(texts))
+    text, decoded = "".join(texts), tokenizer.decode(ids)
     return Tokens([ids], tokenizer, len(utf8(text)), len(decoded), compare(text, decoded))
