@@ -79,8 +79,7 @@ def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
 @pytest.mark.parametrize(("page", "command", "span"), shown_commands())
 def test_shown_commands_are_understood(page: str, command: str, span: bool) -> None:
     words = shlex.split(command, comments=True)[1:]
-    if ">" in words:
-        words = words[: words.index(">")]
+    words = words[: next((place for place, word in enumerate(words) if word in "<>"), None)]
     if words[-1] in ("--help", "--version"):
         with pytest.raises(SystemExit) as left:
             parse(words)
