@@ -24,7 +24,7 @@ from torch import Tensor
 from jepamba.artifact.heads import HEADS, load_heads
 from jepamba.artifact.locate import ARTIFACT, locate
 from jepamba.artifact.store import Artifact, load_artifact
-from jepamba.config import Model, Run, build, flatten, merge, with_settings
+from jepamba.config import Model, Run, build, flatten, merge, to_dict
 from jepamba.data.tokens import Tokens, tokens_in_memory
 from jepamba.errors import UserError
 from jepamba.evaluate import Score, compute_latents, score_carried, score_plain, score_sliding
@@ -276,13 +276,13 @@ def load(path: str | Path, device: torch.device | str | None = None) -> TextMode
     return TextModel(artifact, heads)
 
 
-def train(preset: str | Run, *, out: str | Path | None = None, **settings: Mapping[str, Any]) -> TextModel:
+def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mapping[str, Any]) -> TextModel:
     """Train a model, pack it, score it, and load it, as `jepamba train` does.
 
     Arguments:
         preset: A preset with `+overlays`, the path of a TOML file, or a `Run`.
         out: Folder of the run. None: `runs/` and the name of the preset, or the first of `-2`, `-3` … that is unused.
-        settings: Sections of settings, as in `data={"train": "input.txt"}, train={"steps": 200}`.
+        sections: Sections of settings, as in `data={"train": "input.txt"}, train={"steps": 200}`.
 
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
@@ -290,12 +290,14 @@ def train(preset: str | Run, *, out: str | Path | None = None, **settings: Mappi
     from jepamba.progress import is_silent
     from jepamba.report.html import write_report
     from jepamba.train import train as train_run
+    from jepamba.train.init_from import model_settings
 
-    changes = flatten(settings)
+    changes = flatten(sections)
     if isinstance(preset, Run):
-        run, name = with_settings(preset, changes), "run"
+        settings, name = flatten(to_dict(preset)), "run"
     else:
-        run, name = build(merge(preset_settings(preset), changes)), Path(preset).name.removesuffix(".toml")
+        settings, name = preset_settings(preset), Path(preset).name.removesuffix(".toml")
+    run = build(merge(settings, model_settings({**settings, **changes}), changes))
     with unused_folder(Path("runs") / name) if out is None else nullcontext(Path(out)) as folder:
         train_run(run, folder, preset="" if isinstance(preset, Run) else preset)
         if not is_silent():
@@ -306,15 +308,15 @@ def train(preset: str | Run, *, out: str | Path | None = None, **settings: Mappi
 def _load_checkpoint(path: Path, device: torch.device | str) -> TextModel:
     """Load a training checkpoint in the folder of its run: the masters, which evaluation quantizes as export does."""
     from jepamba.artifact.store import open_artifact
-    from jepamba.data import corpus
     from jepamba.train.checkpoint import load_model
+    from jepamba.train.init_from import run_corpus
     from jepamba.train.run_folder import read_run
 
     folder = path.resolve().parents[1]
     run, _ = read_run(folder)
     model, heads, fingerprint = load_model(path, run)
     tokenizer = (
-        open_artifact(folder / ARTIFACT).tokenizer if (folder / ARTIFACT).exists() else corpus(run.data).tokenizer
+        open_artifact(folder / ARTIFACT).tokenizer if (folder / ARTIFACT).exists() else run_corpus(run).tokenizer
     )
     if tokenizer.fingerprint != fingerprint:
         raise UserError(f"{path}: the run has another tokenizer than this checkpoint; has its training text changed?")

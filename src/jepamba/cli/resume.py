@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
     local.add_argument("--data.val", metavar="PATH", help="where the same validation text is now")
     local.add_argument("--data.tokenizer", metavar="T", help="where the same tokenizer is now")
     local.add_argument("--data.cache", metavar="DIR", help="folder for tokenized shards")
+    local.add_argument("--train.init_from", metavar="ARTIFACT", help="where the same initial weights are now")
     local.add_argument("--train.threads", type=int, metavar="N", help="CPU threads of this process")
 
 

@@ -15,7 +15,14 @@ from jepamba.config.optim import Optim
 from jepamba.config.quant import Quant
 from jepamba.config.train import BATCH_SETTINGS, Train
 
-MACHINE_SETTINGS = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
+MACHINE_SETTINGS = (
+    "data.train",
+    "data.val",
+    "data.tokenizer",
+    "data.cache",
+    "train.init_from",
+    "train.threads",
+)
 """Settings that may change on resume: paths (the contents must stay the same) and CPU threads (which change results by
 rounding alone)."""
 
@@ -53,6 +60,10 @@ class Run:
             self.jepa.active or not self.train.keep_heads,
             "train.keep_heads = true, but jepa.weight and jepa.sigreg_weight are 0: the run has no heads; "
             "set one of the weights, or train.keep_heads = false",
+        )
+        require(
+            not (self.train.init_from and self.data.tokenizer.endswith(".model")),
+            f"data.tokenizer = {self.data.tokenizer}: with train.init_from it is that of the initial weights",
         )
         require(
             self.eval.stride <= self.data.seq_len,

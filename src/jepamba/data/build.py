@@ -67,8 +67,10 @@ def build(
     return open_folder(out_dir)
 
 
-def corpus(config: Data, progress: Report | None = None) -> Corpus:
+def corpus(config: Data, progress: Report | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
     """Return the training and validation tokens of `config`. Text is encoded once and then cached.
+
+    A `tokenizer` takes the place of the one that `config` names.
 
     `config.train` and `config.val` are text (see `read_documents`), a folder of shards, or a shard. Without
     `config.val`, validation is the `val` split of the folder of shards, or the fraction `config.holdout` of the
@@ -80,7 +82,7 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
     tokenizers that are invalid or do not match.
     """
     if is_shards(config.train):
-        tokenizer = _shard_tokenizer(config)
+        tokenizer = tokenizer or _shard_tokenizer(config)
         train = load_tokens(config.train, tokenizer, config, "train", progress)
         val = load_tokens(config.val or config.train, tokenizer, config, "val", progress)
         built = _folder_of(Path(config.train))
@@ -88,7 +90,7 @@ def corpus(config: Data, progress: Report | None = None) -> Corpus:
         is_end = False
     else:
         source = _train_source(config)
-        tokenizer = _text_tokenizer(config, source, progress)
+        tokenizer = tokenizer or _text_tokenizer(config, source, progress)
         folder = _cached_folder(source, tokenizer, config, progress)
         train, splits = folder.tokens("train"), folder.splits
         val = load_tokens(config.val, tokenizer, config, "val", progress) if config.val else folder.tokens("val")

@@ -26,6 +26,7 @@ from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
 from jepamba.train.export import export_and_evaluate
+from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.state import TrainState
@@ -52,8 +53,13 @@ class Loop:
         """The step of the newest checkpoint, which may still be being written."""
         self.last_validation = ""
 
+    def initialize(self) -> None:
+        """Load the weights that `train.init_from` names, if it does."""
+        if self.run.train.init_from:
+            self._event(initialize(self.state))
+
     def restore(self) -> None:
-        """Load the newest checkpoint and drop the records that were logged after it."""
+        """Load the newest checkpoint and drop the records that were logged after it. Without one, initialize."""
         tensors: dict[str, Tensor] = {}
 
         def newest() -> dict[str, Any]:
@@ -68,6 +74,8 @@ class Loop:
             self.state.restore(self.world.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
         self.metrics.rewind(self.state.counters.step)
+        if not self.restored:
+            self.initialize()
         self._event(f"resumed at step {self.state.counters.step}")
 
     def run_to_end(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, with_settings
-from jepamba.data import Corpus, corpus
+from jepamba.data import Corpus
 from jepamba.data.hub_text import HUB, pinned
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
@@ -19,6 +19,7 @@ from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
 from jepamba.train.dial import Choice, resolve_dial
+from jepamba.train.init_from import run_corpus
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -52,6 +53,7 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         run, choices = resolve_dial(run, text, world, print_line)
         world.on_rank_zero(lambda: _create_run(run, out, preset))
         loop = Loop(run, out, text, preset, world)
+        loop.initialize()
         for choice in choices:
             loop.metrics.append("event", 0, what=str(choice))
         return loop.run_to_end()
@@ -139,7 +141,7 @@ def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
 def read_and_resolve(run: Run, say: Callable[[str], None]) -> tuple[Run, list[Choice]]:
     """Read the text of `run`, set the vocabulary, and resolve the dial, as `train` does, in this process alone."""
     with Progress("reading the text") as report:
-        text = corpus(run.data, progress=report)
+        text = run_corpus(run, report)
     return resolve_dial(resolve(run, text), text, say=say)
 
 
