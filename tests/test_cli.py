@@ -398,6 +398,10 @@ MISTAKES = [
     (["train", "quick", "--train.stps", "3"], "did you mean --train.steps?"),
     (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --train.steps?"),
     (["train", "quick", "--otu", "x"], "did you mean --out?"),
+    (["train", "quick", "--n_embd", "64"], "unknown flag --n_embd; did you mean --model.d_model?"),
+    (["train", "quick", "--model.num-layers", "4"], "did you mean --model.n_layer?"),
+    (["train", "quick", "--conv_width=4"], "did you mean --model.d_conv?"),
+    (["train", "quick", "--vocab-size", "4096"], "did you mean --data.vocab?"),
     (["train", "quick", "extra"], "unexpected argument 'extra'"),
     (["train", "quick", "--", "--train.steps", "3"], "misplaced flag --train.steps; flags go after the command and"),
     (["train", "--", "quick", "--train.steps=3"], "misplaced flag --train.steps; flags go after the command and"),
@@ -553,6 +557,7 @@ def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: p
     assert f"jepamba resume {out}" in printed
     assert "Traceback" not in printed
     assert not (out / "summary.json").exists()
+    assert json_of(capsys, "watch", str(out))["state"] == "stopped"
     found = json_of(capsys, "resume", str(out))
     assert found["steps"] == 60
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"kind": "step"' in line]

@@ -246,6 +246,7 @@ class Loop:
         failure = self.writer.failure(wait=True)
         if failure is not None:
             raise UserError(f"{failure}; the run stops on {signal_name}, {self._newest()}")
+        self._event(f"stopped by {signal_name}")
         # With several ranks the process ends without Python's exit handlers, which a dashboard may rely on.
         self.metrics.close()
 
