@@ -426,6 +426,8 @@ MISTAKES = [
     (["generate", "hf://name"], "hf://name: not the name of a model; give hf://owner/name"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "."], "no artifact.jepa here"),
+    (["data", "info", "hf://owner/name"], "hf://owner/name is a name on the hub; give a local path"),
+    (["resume", "hf://owner/name"], "hf://owner/name is a name on the hub; give a local path"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["resume", "/no/such/run", "--data.train", "x", "--train.threads=2"], "/no/such/run: no run here"),
     (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps its settings; "),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
-from pathlib import Path
 
 from jepamba.cli.common import add_artifact, check_output, summary_printer
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 from jepamba.cli.streams import STDIN, read_stdin
 
 
@@ -31,9 +30,9 @@ def add(commands: Commands) -> None:
     )
     for command in (compressing, decompressing):
         add_artifact(command, "--model", required=True)
-        command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
-    compressing.add_argument("file", type=Path, metavar="FILE", help="file to read; -: standard input")
-    decompressing.add_argument("file", type=Path, metavar="FILE", help="file to read")
+        command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
+    compressing.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
+    decompressing.add_argument("file", type=local_path, metavar="FILE", help="file to read")
     compressing.add_argument(
         "--lanes", type=int, default=0, metavar="N", help="parallel lanes (default: by size); fewer are slower"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.cli.common import add_artifact, columns
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     )
     add_artifact(parser)
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
+        "--checkpoint", type=local_path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
     )
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from jepamba.cli.common import add_artifact, add_text_flags, check_output, read_text, summary_printer
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 _LIMIT = 65536
 
@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     )
     add_artifact(parser)
     add_text_flags(parser, "read")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    parser.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
     parser.add_argument(
         "--latent",
         choices=("h", "z"),

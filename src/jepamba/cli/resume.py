@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS, Namespace
-from pathlib import Path
 
 from jepamba.cli.flags import settings_from_args
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 from jepamba.cli.train import print_summary, resume_hint
 from jepamba.config import MACHINE_SETTINGS
 
@@ -23,7 +22,7 @@ def add(commands: Commands) -> None:
             "torchrun --standalone --nproc-per-node 2 -m jepamba resume runs/mine --train.threads 4",
         ],
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("dir", type=local_path, metavar="DIR", help="folder of the run")
     parser.set_defaults(
         settings_error="a run keeps its settings; `jepamba resume` only accepts "
         f"{', '.join(f'--{name}' for name in MACHINE_SETTINGS)}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from jepamba.cli.common import columns
 from jepamba.cli.flags import add_settings, settings_from_args
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         ],
     )
     parser.add_argument("preset", metavar="PRESET", help="a preset (`jepamba presets`) with +overlays, or a .toml file")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the dial's choices and the size of the model and stop"
     )
