@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepamba.api import TextModel as TextModel
-    from jepamba.api import TextScore as TextScore
     from jepamba.api import load as load
     from jepamba.api import train as train
     from jepamba.errors import UserError as UserError
+    from jepamba.evaluate.text_score import TextScore as TextScore
 
 __version__ = "0.1.0"
 __all__ = ["TextModel", "TextScore", "UserError", "__version__", "load", "train"]

@@ -2,7 +2,7 @@
 
 A thin layer over `artifact`, `evaluate`, `generate` and `train`. docs/python.md has examples.
 
-Legend: N targets, M bytes, T tokens, D d_model.
+Legend: T tokens, N positions, D d_model.
 """
 
 from __future__ import annotations
@@ -10,58 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
-from numpy.typing import NDArray
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jepamba.artifact.heads import HEADS, load_heads
-from jepamba.artifact.locate import ARTIFACT, locate
+from jepamba.artifact.locate import locate
 from jepamba.artifact.store import Artifact, load_artifact
 from jepamba.config import Model, Run, build, flatten, merge, to_dict
 from jepamba.data.tokens import Tokens, tokens_in_memory
 from jepamba.errors import UserError
-from jepamba.evaluate import Score, compute_latents, score_carried, score_plain, score_sliding
+from jepamba.evaluate import compute_latents, score_carried, score_plain, score_sliding
+from jepamba.evaluate.text_score import TextScore, text_score
 from jepamba.folder_lock import unused_folder
 from jepamba.generate import generate
 from jepamba.io import sha256_of
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.presets import preset_settings
+from jepamba.progress import is_silent
 from jepamba.text import Tokenizer
+from jepamba.train import train as train_run
+from jepamba.train.init_from import model_settings
+from jepamba.train.trained import is_checkpoint, load_trained
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class TextScore(Score):
-    """The score of one text, with the bits of each token and of each byte. N targets: every token but the first."""
-
-    tokens_N: NDArray[np.uint16]
-    """Token ids of the targets."""
-    token_bytes: list[bytes]
-    """The text of each target; empty for control tokens."""
-    token_bits: Float64[np.ndarray, " N"]
-    """−log2 p of each target. The sum divided by `bytes` is `bpb`."""
-
-    @property
-    def byte_bits(self) -> Float64[np.ndarray, " M"]:
-        """The bits of each byte of the decoded text, `b"".join(token_bytes)`, with the sum of `token_bits`.
-
-        A token's bits are divided equally over its bytes. A token without bytes adds its bits to the next token that
-        has bytes, or to the last.
-        """
-        count_N = np.array([len(text) for text in self.token_bytes])
-        with_text = count_N > 0
-        owner_N = np.minimum(np.cumsum(with_text) - with_text, with_text.sum() - 1)
-        bits = np.bincount(owner_N, weights=self.token_bits)
-        return np.repeat(bits / count_N[with_text], count_N[with_text])
 
 
 class TextModel:
@@ -147,7 +125,7 @@ class TextModel:
                 score = score_carried(self.model, tokens, data.seq_len, **common)
             else:
                 score = score_plain(self.model, tokens, data.seq_len, **common)
-            return _text_score(score, tokens, nats_N)
+            return text_score(score, tokens, nats_N)
 
         return _for_each(score_one, text)
 
@@ -262,8 +240,10 @@ def load(path: str | Path, device: torch.device | str | None = None) -> TextMode
         UserError: One line that names the file, if it is missing or invalid.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (Path(path) / "state.json").is_file():
-        return _load_checkpoint(Path(path), device)
+    if is_checkpoint(path):
+        trained = load_trained(Path(path))
+        trained.artifact.model.to(device)
+        return TextModel(trained.artifact, lambda: trained.heads.to(device))
     place = locate(path)
     artifact = load_artifact(place, device)
 
@@ -287,10 +267,7 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
     """
-    from jepamba.progress import is_silent
-    from jepamba.report.html import write_report
-    from jepamba.train import train as train_run
-    from jepamba.train.init_from import model_settings
+    from jepamba.report.html import write_report  # imported here because Matplotlib takes half a second
 
     changes = flatten(sections)
     if isinstance(preset, Run):
@@ -305,37 +282,5 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
         return load(folder)
 
 
-def _load_checkpoint(path: Path, device: torch.device | str) -> TextModel:
-    """Load a training checkpoint in the folder of its run: the masters, which evaluation quantizes as export does."""
-    from jepamba.artifact.store import open_artifact
-    from jepamba.train.checkpoint import load_model
-    from jepamba.train.init_from import run_corpus
-    from jepamba.train.run_folder import read_run
-
-    folder = path.resolve().parents[1]
-    run, _ = read_run(folder)
-    model, heads, fingerprint = load_model(path, run)
-    tokenizer = (
-        open_artifact(folder / ARTIFACT).tokenizer if (folder / ARTIFACT).exists() else run_corpus(run).tokenizer
-    )
-    if tokenizer.fingerprint != fingerprint:
-        raise UserError(f"{path}: the run has another tokenizer than this checkpoint; has its training text changed?")
-
-    def trained_heads() -> JepaHeads:
-        if heads is None:
-            raise UserError(f"{path}: the run has no JEPA heads: jepa.weight and jepa.sigreg_weight are 0")
-        return heads.to(device)
-
-    return TextModel(Artifact(model.to(device), tokenizer, run, 1.0, {}), trained_heads)
-
-
 def _for_each(function: Callable[[str], _Result], text: str | list[str]) -> _Result | list[_Result]:
     return function(text) if isinstance(text, str) else [function(one) for one in text]
-
-
-def _text_score(score: Score, tokens: Tokens, nats_N: Tensor) -> TextScore:
-    ids = tokens.read(0, len(tokens))
-    count_N = tokens.tokenizer.target_bytes(ids[:-1], ids[1:])
-    decoded, ends = tokens.tokenizer.decode(ids[1:], previous=int(ids[0])), np.cumsum(count_N).tolist()
-    pieces = [decoded[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    return TextScore(**vars(score), tokens_N=ids[1:], token_bytes=pieces, token_bits=nats_N.numpy() / math.log(2))

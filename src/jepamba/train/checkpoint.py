@@ -13,16 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from jepamba.config import Run
 from jepamba.errors import UserError
 from jepamba.io import check_utf8_name, read_untrusted, sha256_of, sync
-from jepamba.jepa import JepaHeads
-from jepamba.model import LanguageModel
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -96,30 +92,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: checkpoint format version {str(version)[:20]!r}; this program reads version {VERSION}"
         )
     return tensors, state
-
-
-def load_model(path: Path, run: Run) -> tuple[LanguageModel, JepaHeads | None, str]:
-    """Load the model and the JEPA heads of a checkpoint of `run`, in evaluation mode and without gradients.
-
-    Returns: the model with its master weights, which a pass in evaluation mode quantizes; the heads, or None for a run
-    without them; and the fingerprint of the tokenizer. Raises `UserError` if the checkpoint is damaged or does not fit.
-    """
-    tensors, state = load_checkpoint(path)
-    with torch.random.fork_rng(devices=[]):
-        model = LanguageModel(run.model, run.quant)
-        heads = JepaHeads(run.jepa, run.model.d_model) if run.jepa.active else None
-    model.to(torch.bfloat16 if run.train.masters == "bf16" else torch.float32)
-    modules = nn.ModuleDict({"model": model} if heads is None else {"model": model, "heads": heads})
-    prefix = "weights/"
-    try:
-        model.set_bit_allocation(state["bit_allocation"])
-        modules.load_state_dict({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
-        fingerprint = str(state["data"]["tokenizer"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: does not fit the configuration of its run: {reason}") from None
-    modules.eval().requires_grad_(False)
-    return model, heads, fingerprint
 
 
 def _write(building: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -39,11 +39,13 @@ def run_corpus(run: Run, progress: Report | None = None) -> Corpus:
     return corpus(run.data, progress, open_artifact(locate(start)).tokenizer if start else None)
 
 
-def initialize(state: TrainState) -> str:
+def initialize(state: TrainState) -> list[str]:
     """Give the model of `state` the weights that `train.init_from` names, and the heads their own if they were kept.
 
-    Returns: what was loaded, for the log. Raises `UserError` if they do not fit.
+    Returns: what was loaded, for the log; empty without `train.init_from`. Raises `UserError` if they do not fit.
     """
+    if not state.run.train.init_from:
+        return []
     path = locate(state.run.train.init_from)
     stored = {name: weight.master for name, weight in load_artifact(path).model.quant_weights().items()}
     weights = state.model.quant_weights()
@@ -56,14 +58,14 @@ def initialize(state: TrainState) -> str:
             weight.master.copy_(stored[name])
         beside = path.with_name(HEADS)
         if state.heads is None or not beside.exists():
-            return f"initial weights: {path} (sha256 {sha256[:16]}); JEPA heads: random"
+            return [f"initial weights: {path} (sha256 {sha256[:16]}); JEPA heads: random"]
         try:
             state.heads.load_state_dict(load_heads(beside, state.run.model.d_model, sha256).state_dict())
         except RuntimeError:
             raise UserError(
                 f"{beside}: train.init_from: has other heads; set jepa.projector and jepa.predictor_mult as in its run"
             ) from None
-    return f"initial weights and JEPA heads: {path.parent} (sha256 {sha256[:16]})"
+    return [f"initial weights and JEPA heads: {path.parent} (sha256 {sha256[:16]})"]
 
 
 def _shape(weight: object) -> torch.Size | None:

@@ -53,13 +53,8 @@ class Loop:
         """The step of the newest checkpoint, which may still be being written."""
         self.last_validation = ""
 
-    def initialize(self) -> None:
-        """Load the weights that `train.init_from` names, if it does."""
-        if self.run.train.init_from:
-            self._event(initialize(self.state))
-
     def restore(self) -> None:
-        """Load the newest checkpoint and drop the records that were logged after it. Without one, initialize."""
+        """Load the newest checkpoint and drop the records that were logged after it."""
         tensors: dict[str, Tensor] = {}
 
         def newest() -> dict[str, Any]:
@@ -74,9 +69,9 @@ class Loop:
             self.state.restore(self.world.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
         self.metrics.rewind(self.state.counters.step)
-        if not self.restored:
-            self.initialize()
         self._event(f"resumed at step {self.state.counters.step}")
+        for what in [] if self.restored else initialize(self.state):
+            self._event(what)
 
     def run_to_end(self) -> dict[str, Any]:
         """Train until the budget is spent, then pack and score. Returns the content of summary.json."""
@@ -104,18 +99,17 @@ class Loop:
         self.world.check_equal(dict(self.state.modules.state_dict()))
         self.trainer.release()
         self.world.on_rank_zero(self.metrics.flush)
-        for message in self.world.on_rank_zero(
-            lambda: bit_allocation.pack_within_budget(self.state, self.out / ARTIFACT)
-        ):
+        artifact = self.out / ARTIFACT
+        for message in self.world.on_rank_zero(lambda: bit_allocation.pack_within_budget(self.state, artifact)):
             self._event(message)
         summary = export_and_evaluate(self.state, self.out, self.preset)
         # All ranks wait here, however long the dashboard takes to send the last records.
-        self.world.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
+        self.world.on_rank_zero(lambda: self._log_score(summary["bpb_plain"], final=True))
         return summary
 
-    def _log_final(self, score: Mapping[str, Any]) -> None:
+    def _log_score(self, score: Mapping[str, Any], final: bool) -> None:
         counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
-        self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=True)
+        self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=final)
 
     def budget_fraction(self) -> float:
         """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
@@ -279,11 +273,9 @@ class Loop:
                     stopped=lambda: stop.signal is not None,
                 )
             )
-            counters = self.state.counters
-            fields = {key: score[key] for key in VAL_FIELDS}
-            self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=False)
+            self._log_score(score, final=False)
             unit = bpb_unit(score["counted"])
-            self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {counters.step}"
+            self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {self.state.counters.step}"
         return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:

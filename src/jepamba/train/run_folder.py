@@ -19,7 +19,7 @@ from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
 from jepamba.train.dial import Choice, resolve_dial
-from jepamba.train.init_from import run_corpus
+from jepamba.train.init_from import initialize, run_corpus
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -53,9 +53,8 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         run, choices = resolve_dial(run, text, world, print_line)
         world.on_rank_zero(lambda: _create_run(run, out, preset))
         loop = Loop(run, out, text, preset, world)
-        loop.initialize()
-        for choice in choices:
-            loop.metrics.append("event", 0, what=str(choice))
+        for what in (*initialize(loop.state), *choices):
+            loop.metrics.append("event", 0, what=str(what))
         return loop.run_to_end()
 
 
