@@ -430,7 +430,7 @@ MISTAKES = [
     (["resume", "hf://owner/name"], "hf://owner/name is a name on the hub; give a local path"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["resume", "/no/such/run", "--data.train", "x", "--train.threads=2"], "/no/such/run: no run here"),
-    (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps its settings; "),
+    (["resume", "/no/such/run", "--train.seed", "3"], "--train.seed: a run keeps its settings; "),
     (["resume", "/no/such/run", "--model.tie=3"], "only accepts --data.train, --data.val, --data.tokenizer, "),
     (["resume", "/no/such/run", "--train.threads", "few"], "few"),
     (["data"], "COMMAND"),

@@ -53,7 +53,7 @@ OTHER_NAMES = {
     "widths": "quant.bit_allocation",
 }
 """Settings by the last part of their names in other programs and in earlier versions of this one."""
-_BUDGET_SETTINGS = [f"train.{name}" for name in BUDGETS]
+BUDGET_SETTINGS = tuple(f"train.{name}" for name in BUDGETS)
 DIAL = "train.dial"
 """The names of the settings that the dial chooses."""
 
@@ -67,8 +67,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        if any(layer.get(name) for name in _BUDGET_SETTINGS):
-            merged = {name: value for name, value in merged.items() if name not in _BUDGET_SETTINGS}
+        if any(layer.get(name) for name in BUDGET_SETTINGS):
+            merged = {name: value for name, value in merged.items() if name not in BUDGET_SETTINGS}
         if DIAL in merged:
             merged[DIAL] = [name for name in merged[DIAL] if name not in layer]
         merged.update(layer)

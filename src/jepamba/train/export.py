@@ -24,6 +24,8 @@ from jepamba.model import count_by_component
 from jepamba.progress import Progress
 from jepamba.train.state import TrainState
 
+SUMMARY = "summary.json"
+
 
 def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
     """Pack the model into `out`, score the packed model, and write summary.json. All ranks must call it.
@@ -115,7 +117,7 @@ def _summarize(
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write summary.json to `out` atomically."""
-    atomic_write(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    atomic_write(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
