@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,11 @@ def test_lists_of_texts_give_lists(loaded: jepamba.TextModel) -> None:
     written = loaded.generate(prompts, 8, seed=5)
     assert written == [loaded.generate(prompt, 8, seed=5 + index) for index, prompt in enumerate(prompts)]
     assert loaded.score([]) == []
+
+
+def test_a_model_shows_what_it_is(loaded: jepamba.TextModel) -> None:
+    symbols = "256 bytes" if loaded.tokenizer.kind == "bytes" else f"{loaded.tokenizer.vocab_size} sentencepiece"
+    assert re.fullmatch(rf"TextModel\([\d,]+ parameters, {symbols} tokens, on cpu\)", repr(loaded))
 
 
 def test_text_that_is_no_document_is_refused(loaded: jepamba.TextModel) -> None:

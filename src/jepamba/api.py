@@ -1,230 +1,28 @@
-"""The Python API: load a trained model, score text with it, generate, read its latents; train one.
-
-A thin layer over `artifact`, `evaluate`, `generate` and `train`. docs/python.md has examples.
-
-Legend: T tokens, N positions, D d_model.
-"""
+"""The functions of the Python API: load a trained model, train one. docs/python.md has examples."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
 
 from jepamba.artifact.heads import HEADS, load_heads
 from jepamba.artifact.locate import locate
-from jepamba.artifact.store import Artifact, load_artifact
-from jepamba.config import Model, Run, build, flatten, merge, to_dict
-from jepamba.data.tokens import Tokens, tokens_in_memory
+from jepamba.artifact.store import load_artifact
+from jepamba.config import Run, build, flatten, merge, to_dict
 from jepamba.errors import UserError
-from jepamba.evaluate import compute_latents, score_carried, score_plain, score_sliding
-from jepamba.evaluate.text_score import TextScore, text_score
 from jepamba.folder_lock import unused_folder
-from jepamba.generate import generate
 from jepamba.io import sha256_of
 from jepamba.jepa import JepaHeads
-from jepamba.model import LanguageModel
 from jepamba.presets import preset_settings
 from jepamba.progress import is_silent
-from jepamba.text import Tokenizer
+from jepamba.text_model import TextModel
 from jepamba.train import train as train_run
 from jepamba.train.init_from import model_settings
 from jepamba.train.trained import is_checkpoint, load_trained
-
-_Result = TypeVar("_Result")
-
-
-class TextModel:
-    """A trained model with its tokenizer; `jepamba.load` returns it.
-
-    Wherever a method takes a text, it also takes a list of texts, and then returns a list. Each text is one document.
-    The figures are those of the commands `jepamba eval`, `latents` and `generate`.
-
-    Arguments:
-        artifact: The model, its tokenizer and its stored settings.
-        load_heads: Returns the JEPA heads, when they are first needed.
-    """
-
-    def __init__(self, artifact: Artifact, load_heads: Callable[[], JepaHeads]) -> None:
-        self.artifact = artifact
-        self._load_heads = load_heads
-
-    @property
-    def model(self) -> LanguageModel:
-        """The network, a PyTorch module in evaluation mode: `h_BTD, state = model(ids_BT)`, `model.logits(h_BTD)`."""
-        return self.artifact.model
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Converts text to ids (`encode`) and ids to bytes (`decode`)."""
-        return self.artifact.tokenizer
-
-    @property
-    def config(self) -> Model:
-        """The settings of the network, such as `d_model` and `n_layer`."""
-        return self.model.config
-
-    @property
-    def temperature(self) -> float:
-        """The divisor of the logits that the artifact stores."""
-        return self.artifact.temperature
-
-    @cached_property
-    def heads(self) -> JepaHeads:
-        """The projector and predictor. Raises `UserError` if the run did not keep them (`train.keep_heads`)."""
-        return self._load_heads()
-
-    def encode(self, text: str) -> Int64[Tensor, " T"]:
-        """Return the ids of a document as the model reads them, BOS first, on the model's device."""
-        tokens = tokens_in_memory([text], self.tokenizer)
-        return torch.from_numpy(tokens.read(0, len(tokens)).astype(np.int64)).to(self._device)
-
-    @overload
-    def score(
-        self, text: str, *, carry: bool = ..., sliding: int = ..., temperature: float | None = ...
-    ) -> TextScore: ...
-    @overload
-    def score(
-        self, text: list[str], *, carry: bool = ..., sliding: int = ..., temperature: float | None = ...
-    ) -> list[TextScore]: ...
-    def score(
-        self, text: str | list[str], *, carry: bool = False, sliding: int = 0, temperature: float | None = None
-    ) -> TextScore | list[TextScore]:
-        """Score a text in bits per byte, as `jepamba eval` scores a file with this text.
-
-        Arguments:
-            carry: Carry the state through the text. Otherwise each window of `data.seq_len` tokens starts anew.
-            sliding: Use overlapping windows that start this many tokens apart. 0: adjacent windows.
-            temperature: Divisor of the logits. None: the artifact's.
-
-        Raises:
-            UserError: The text is empty or has a NUL, or an argument is out of range.
-        """
-        if carry and sliding:
-            raise UserError("carry and sliding exclude each other; choose one")
-
-        def score_one(text: str) -> TextScore:
-            tokens, data = tokens_in_memory([text], self.tokenizer), self.artifact.run.data
-            nats_N = torch.empty(max(len(tokens) - 1, 0), dtype=torch.float64)
-            common: dict[str, Any] = {
-                "temperature": self.temperature if temperature is None else temperature,
-                "reset": data.reset,
-                "nats_N": nats_N,
-            }
-            if sliding:
-                score = score_sliding(self.model, tokens, data.seq_len, stride=sliding, **common)
-            elif carry:
-                score = score_carried(self.model, tokens, data.seq_len, **common)
-            else:
-                score = score_plain(self.model, tokens, data.seq_len, **common)
-            return text_score(score, tokens, nats_N)
-
-        return _for_each(score_one, text)
-
-    @overload
-    def generate(self, prompt: str, max_new_tokens: int = ..., **sampling: Any) -> str: ...
-    @overload
-    def generate(self, prompt: list[str], max_new_tokens: int = ..., **sampling: Any) -> list[str]: ...
-    def generate(self, prompt: str | list[str], max_new_tokens: int = 128, **sampling: Any) -> str | list[str]:
-        """Continue a prompt. Returns the new text, without the prompt.
-
-        Arguments: see `stream`. Of a list of prompts, the i-th (from 0) has the seed `seed + i`.
-        """
-        if isinstance(prompt, str):
-            return "".join(self.stream(prompt, max_new_tokens, **sampling))
-        seed = sampling.pop("seed", 0)
-        return [
-            "".join(self.stream(text, max_new_tokens, seed=seed + index, **sampling))
-            for index, text in enumerate(prompt)
-        ]
-
-    def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 128,
-        *,
-        seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> Iterator[str]:
-        """Continue a prompt, which starts a document, and yield the new text in pieces as it is sampled.
-
-        The text ends after `max_new_tokens`, or where the model starts another document.
-
-        Arguments:
-            seed: The same seed gives the same text.
-            temperature: 0: always the most likely token. 1: the temperature of the artifact.
-            top_k: Sample from the `top_k` most likely tokens only. 0: all.
-            top_p: Sample from the smallest set of most likely tokens with this total probability.
-
-        Raises:
-            UserError: A value is out of range.
-        """
-        # Here and not only in `generate`, so that the message has the caller's number and not the product.
-        if not 0 <= temperature < math.inf:
-            raise UserError(f"temperature = {temperature}: must be 0 (always the most likely token) or more")
-        return generate(
-            self.model,
-            self.tokenizer,
-            prompt,
-            max_new_tokens,
-            temperature=temperature * self.temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
-
-    @overload
-    def latents(self, text: str, kind: Literal["h", "z"] = ..., *, carry: bool = ...) -> Tensor: ...
-    @overload
-    def latents(self, text: list[str], kind: Literal["h", "z"] = ..., *, carry: bool = ...) -> list[Tensor]: ...
-    def latents(self, text: str | list[str], kind: str = "h", *, carry: bool = False) -> Tensor | list[Tensor]:
-        """Return a latent for each token of a text, (T, D) in fp32 on the CPU.
-
-        Row t is the latent after the model has read token t of `encode(text)`; row 0 is that of BOS.
-
-        Arguments:
-            kind: `h`, from which the head predicts the next token, or `z`, its projection by the JEPA heads.
-            carry: Carry the state through the text. Otherwise each window of `data.seq_len` tokens starts anew.
-
-        Raises:
-            UserError: The text has a NUL, or `z` has no heads.
-        """
-        if kind not in ("h", "z"):
-            raise UserError(f"latents of kind {kind!r}: use 'h' or 'z'")
-        heads = self.heads if kind == "z" else None
-
-        def latents_of(text: str) -> Tensor:
-            tokens, data = tokens_in_memory([text], self.tokenizer), self.artifact.run.data
-            # The last token of a stream is only a target. With one more token every token of the text has a latent.
-            ids = np.append(tokens.read(0, len(tokens)), np.uint16(0))
-            stream = Tokens([ids], self.tokenizer)
-            return compute_latents(self.model, stream, data.seq_len, heads=heads, carry=carry, reset=data.reset).latents
-
-        return _for_each(latents_of, text)
-
-    def predict_next_latent(self, z: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """Predict the latents one token after `z`, which holds latents or earlier predictions.
-
-        Raises `UserError` if the run did not keep its JEPA heads.
-        """
-        with torch.no_grad():
-            z_1NE = z.to(self._device, torch.float32).reshape(1, -1, z.shape[-1])
-            return self.heads.step(z_1NE).reshape(z.shape).to(z.device)
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
-        return device
 
 
 def load(path: str | Path, device: torch.device | str | None = None) -> TextModel:
@@ -280,7 +78,3 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
         if not is_silent():
             write_report(folder)
         return load(folder)
-
-
-def _for_each(function: Callable[[str], _Result], text: str | list[str]) -> _Result | list[_Result]:
-    return function(text) if isinstance(text, str) else [function(one) for one in text]

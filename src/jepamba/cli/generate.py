@@ -14,7 +14,7 @@ from jepamba.cli.parser import Commands
 from jepamba.cli.streams import STDIN, read_stdin_text
 
 if TYPE_CHECKING:
-    from jepamba.api import TextModel
+    from jepamba.text_model import TextModel
 
 
 def add(commands: Commands) -> None:

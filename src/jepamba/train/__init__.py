@@ -15,10 +15,11 @@ __all__ = ["read_and_resolve", "resolve", "resume", "train"]
 class _CallablePackage(ModuleType):
     """An import of this package makes it the attribute `train` of `jepamba`, where the API has a function."""
 
-    def __call__(self, *args: Any, **settings: Any) -> Any:
+    def __call__(self, preset: Any, *, out: Any = None, **sections: Any) -> Any:
+        """Train a model, pack it, score it, and load it; see `jepamba.api.train`."""
         from jepamba.api import train as train_and_load
 
-        return train_and_load(*args, **settings)
+        return train_and_load(preset, out=out, **sections)
 
 
 sys.modules[__name__].__class__ = _CallablePackage
