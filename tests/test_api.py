@@ -95,16 +95,32 @@ def test_a_token_s_bits_are_divided_over_its_bytes() -> None:
     assert score.byte_bits.tolist() == [1.0, 1.0, 1.0, 28.0]
 
 
+@pytest.mark.parametrize("arguments", [{}, {"carry": True}, {"sliding": 5}], ids=str)
+def test_lists_of_texts_have_the_scores_of_the_texts(loaded: jepamba.TextModel, arguments: dict[str, Any]) -> None:
+    texts = [TEXT[:50], "A", TEXT[100:], TEXT[:300]]
+    for found, text in zip(loaded.score(texts, **arguments), texts, strict=True):
+        alone = loaded.score(text, **arguments)
+        exact = ("bytes", "tokens", "counted", "mode", "temperature", "token_bytes", "unrestored_bytes")
+        assert all(getattr(found, name) == getattr(alone, name) for name in exact)
+        assert found.bpb == pytest.approx(alone.bpb, rel=1e-5)
+        np.testing.assert_allclose(found.token_bits, alone.token_bits, rtol=1e-3, atol=1e-3)
+    assert loaded.score([], **arguments) == []
+    with pytest.raises(jepamba.UserError, match="fewer than 2 tokens"):
+        loaded.score(["text", ""], **arguments)
+    with pytest.raises(jepamba.UserError, match="temperature 0: must be between"):
+        loaded.score(["text"], temperature=0, **arguments)
+
+
 def test_lists_of_texts_give_lists(loaded: jepamba.TextModel) -> None:
-    texts = [TEXT[:50], "A", TEXT[100:]]
-    for found, text in zip(loaded.score(texts), texts, strict=True):
-        assert found.bpb == loaded.score(text).bpb
-    for latents, text in zip(loaded.latents(texts), texts, strict=True):
-        assert torch.equal(latents, loaded.latents(text))
+    texts = [TEXT[:50], "", "A", TEXT[100:]]
+    for kind in ("h", "z"):
+        for latents, text in zip(loaded.latents(texts, kind), texts, strict=True):  # type: ignore[call-overload]
+            assert len(latents) == len(loaded.encode(text))
+            torch.testing.assert_close(latents, loaded.latents(text, kind), rtol=1e-4, atol=1e-4)  # type: ignore[call-overload]
+    assert loaded.latents([]) == []
     prompts = ["The ", "The ", "A"]
     written = loaded.generate(prompts, 8, seed=5)
     assert written == [loaded.generate(prompt, 8, seed=5 + index) for index, prompt in enumerate(prompts)]
-    assert loaded.score([]) == []
 
 
 def test_a_model_shows_what_it_is(loaded: jepamba.TextModel) -> None:

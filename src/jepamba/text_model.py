@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import count
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -20,16 +19,15 @@ from torch import Tensor
 
 from jepamba.artifact.store import Artifact
 from jepamba.config import Model
-from jepamba.data.tokens import Tokens, tokens_in_memory
+from jepamba.data.tokens import tokens_in_memory
 from jepamba.errors import UserError
-from jepamba.evaluate import compute_latents, score_carried, score_plain, score_sliding
+from jepamba.evaluate import score_carried, score_plain, score_sliding
+from jepamba.evaluate.many import latents_of_documents, score_documents
 from jepamba.evaluate.text_score import TextScore, text_score
 from jepamba.generate import generate
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.text import Tokenizer
-
-_Result = TypeVar("_Result")
 
 
 class TextModel:
@@ -95,6 +93,8 @@ class TextModel:
     ) -> TextScore | list[TextScore]:
         """Score a text in bits per byte, as `jepamba eval` scores a file with this text.
 
+        The texts of a list are read in parallel; their scores are the same up to rounding.
+
         Arguments:
             carry: Carry the state through the text. Otherwise each window of `data.seq_len` tokens starts anew.
             sliding: Use overlapping windows that start this many tokens apart. 0: adjacent windows.
@@ -106,23 +106,24 @@ class TextModel:
         if carry and sliding:
             raise UserError("carry and sliding exclude each other; choose one")
 
-        def score_one(text: str) -> TextScore:
-            tokens, data = tokens_in_memory([text], self.tokenizer), self.artifact.run.data
-            nats_N = torch.empty(max(len(tokens) - 1, 0), dtype=torch.float64)
-            common: dict[str, Any] = {
-                "temperature": self.temperature if temperature is None else temperature,
-                "reset": data.reset,
-                "nats_N": nats_N,
-            }
-            if sliding:
-                score = score_sliding(self.model, tokens, data.seq_len, stride=sliding, **common)
-            elif carry:
-                score = score_carried(self.model, tokens, data.seq_len, **common)
-            else:
-                score = score_plain(self.model, tokens, data.seq_len, **common)
-            return text_score(score, tokens, nats_N)
-
-        return _for_each(score_one, text)
+        data, temperature = self.artifact.run.data, self.temperature if temperature is None else temperature
+        if isinstance(text, list) and not sliding:
+            documents = [tokens_in_memory([one], self.tokenizer) for one in text]
+            return score_documents(
+                self.model, documents, data.seq_len, carry=carry, reset=data.reset, temperature=temperature
+            )
+        if isinstance(text, list):
+            return [self.score(one, sliding=sliding, temperature=temperature) for one in text]
+        tokens = tokens_in_memory([text], self.tokenizer)
+        nats_N = torch.empty(max(len(tokens) - 1, 0), dtype=torch.float64)
+        common: dict[str, Any] = {"temperature": temperature, "reset": data.reset, "nats_N": nats_N}
+        if sliding:
+            score = score_sliding(self.model, tokens, data.seq_len, stride=sliding, **common)
+        elif carry:
+            score = score_carried(self.model, tokens, data.seq_len, **common)
+        else:
+            score = score_plain(self.model, tokens, data.seq_len, **common)
+        return text_score(score, tokens, nats_N)
 
     @overload
     def generate(
@@ -148,13 +149,11 @@ class TextModel:
 
         Arguments: see `stream`. Of a list of prompts, the i-th (from 0) has the seed `seed + i`.
         """
-        seeds = count(seed)
-        return _for_each(
-            lambda text: "".join(
-                self.stream(text, max_new_tokens, seed=next(seeds), temperature=temperature, top_k=top_k, top_p=top_p)
-            ),
-            prompt,
-        )
+        found = [
+            "".join(self.stream(one, max_new_tokens, seed=index, temperature=temperature, top_k=top_k, top_p=top_p))
+            for index, one in enumerate([prompt] if isinstance(prompt, str) else prompt, start=seed)
+        ]
+        return found[0] if isinstance(prompt, str) else found
 
     def stream(
         self,
@@ -211,16 +210,11 @@ class TextModel:
         """
         if kind not in ("h", "z"):
             raise UserError(f"latents of kind {kind!r}: use 'h' or 'z'")
+        documents = [tokens_in_memory([one], self.tokenizer) for one in ([text] if isinstance(text, str) else text)]
         heads = self.heads if kind == "z" else None
-
-        def latents_of(text: str) -> Tensor:
-            tokens, data = tokens_in_memory([text], self.tokenizer), self.artifact.run.data
-            # The last token of a stream is only a target. With one more token every token of the text has a latent.
-            ids = np.append(tokens.read(0, len(tokens)), np.uint16(0))
-            stream = Tokens([ids], self.tokenizer)
-            return compute_latents(self.model, stream, data.seq_len, heads=heads, carry=carry, reset=data.reset).latents
-
-        return _for_each(latents_of, text)
+        seq_len = self.artifact.run.data.seq_len
+        found = latents_of_documents(self.model, documents, seq_len, heads=heads, carry=carry)
+        return found[0] if isinstance(text, str) else found
 
     def predict_next_latent(self, z: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Predict the latents one token after `z`, which holds latents or earlier predictions.
@@ -235,7 +229,3 @@ class TextModel:
     def _device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
-
-
-def _for_each(function: Callable[[str], _Result], text: str | list[str]) -> _Result | list[_Result]:
-    return function(text) if isinstance(text, str) else [function(one) for one in text]

@@ -5,7 +5,7 @@ Legend: N tokens, B windows, T tokens of a window, D d_model, E latent dimension
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,14 +71,15 @@ def compute_latents(
         raise UserError(f"a limit of {limit} tokens: must be 0 (all) or more")
     count = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
-    if carry:
-        batches = carried_latents(model, tokens, [documents(tokens, bos, count)], tokens_per_batch, bos is not None)
-    else:
-        batches = windowed_latents(model, tokens, plain_windows(count, seq_len), tokens_per_batch, reset)
+    batches: Iterator[tuple[Any, ...]] = (
+        carried_latents(model, tokens, [documents(tokens, bos, count)], tokens_per_batch, bos is not None)
+        if carry
+        else windowed_latents(model, tokens, plain_windows(count, seq_len), tokens_per_batch, reset)
+    )
     latents_ND = torch.empty(count, model.config.d_model, dtype=dtype)
     done = 0
     with stored(model), evaluating(heads):
-        for h_ND, _ in batches:
+        for h_ND, *_ in batches:
             latents_ND[done : done + len(h_ND)] = h_ND if heads is None else heads.project(h_ND.unsqueeze(0))[0]
             done += len(h_ND)
             if progress is not None:

@@ -20,7 +20,7 @@ from jepamba.artifact.manifest import MAX_TEMPERATURE, MIN_TEMPERATURE
 from jepamba.data.tokens import Tokens
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
-from jepamba.evaluate.accounting import Counted, text_bytes
+from jepamba.evaluate.accounting import Counted, TextBytes, text_bytes
 from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel
@@ -114,8 +114,7 @@ def scores(
         StoppedError: `stopped` returned True on some rank.
     """
     for temperature in temperatures:
-        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-            raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
+        check_temperature(temperature)
     started = time.monotonic()
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
@@ -137,22 +136,43 @@ def scores(
         raise AssertionError(f"{done} targets scored of {targets}")
     seconds = time.monotonic() - started
     return [
-        Score(
-            bpb=nats / math.log(2) / size.original,
-            bpb_decoded=nats / math.log(2) / size.decoded,
-            nats_per_token=nats / targets,
-            tokens=targets,
-            bytes=size.original,
-            decoded_bytes=size.decoded,
-            counted=size.counted,
-            unrestored_bytes=None if tokens.unrestored is None else tokens.unrestored.bytes,
-            mode=mode,
-            reset=reset,
-            temperature=temperature,
-            seconds=seconds,
-        )
+        score_of(nats, tokens, size, targets, mode=mode, reset=reset, temperature=temperature, seconds=seconds)
         for nats, temperature in zip(nats, temperatures, strict=True)
     ]
+
+
+def score_of(
+    nats: float,
+    tokens: Tokens,
+    size: TextBytes,
+    targets: int,
+    *,
+    mode: str,
+    reset: bool,
+    temperature: float,
+    seconds: float,
+) -> Score:
+    """Return the score of the first `targets` targets, whose −ln p have the sum `nats` and whose text has `size`."""
+    return Score(
+        bpb=nats / math.log(2) / size.original,
+        bpb_decoded=nats / math.log(2) / size.decoded,
+        nats_per_token=nats / targets,
+        tokens=targets,
+        bytes=size.original,
+        decoded_bytes=size.decoded,
+        counted=size.counted,
+        unrestored_bytes=None if tokens.unrestored is None else tokens.unrestored.bytes,
+        mode=mode,
+        reset=reset,
+        temperature=temperature,
+        seconds=seconds,
+    )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `UserError` for a temperature at which scores are meaningless."""
+    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
 
 
 def _synchronized(
