@@ -56,6 +56,7 @@ def test_the_first_step_is_taken_from_the_weights_of_the_artifact(first: Path, t
     assert f"initial weights and JEPA heads: {first} (sha256 " in log
     recorded = load_preset(str(tmp_path / "tuned" / "config.toml"))
     assert (recorded.model.n_layer, recorded.data.tokenizer, recorded.train.init_from) == (2, "bpe", str(first))
+    assert recorded.data.vocab == before.tokenizer.vocab_size
 
 
 def test_the_command_has_a_short_flag_and_resume_starts_again(

@@ -26,11 +26,11 @@ def model_settings(settings: dict[str, Any]) -> dict[str, Any]:
     if not settings.get(SETTING):
         return {}
     stored = flatten(to_dict(open_artifact(locate(settings[SETTING])).manifest.run))
-    return {
-        name: value
-        for name, value in stored.items()
-        if name.startswith("model.") or name in ("data.tokenizer", "data.byte_separator")
-    }
+    layer = {name: value for name, value in stored.items() if name.startswith("model.")}
+    layer |= {name: stored[name] for name in ("data.tokenizer", "data.byte_separator")}
+    if stored["data.tokenizer"] == "bpe":
+        layer["data.vocab"] = max(stored["model.vocab_size"], 264)  # nothing for the dial to choose
+    return layer
 
 
 def run_corpus(run: Run, progress: Report | None = None) -> Corpus:

@@ -199,6 +199,7 @@ class Loop:
         )
         if not self.world.is_rank_zero:
             model.set_bit_allocation(chosen)
+        self.state.counters.bit_choices += 1
         self._event(message)
 
     def _caption(self, record: dict[str, float]) -> str:
