@@ -1,19 +1,12 @@
-"""Score a text with a trained artifact, and continue a prompt. Run `jepamba demo` first."""
+"""Score a text with a trained model, and continue a prompt. Run `jepamba demo` first."""
 
 from pathlib import Path
 
-from jepamba.artifact import load_artifact
-from jepamba.data import load_tokens
-from jepamba.evaluate import score_carried
-from jepamba.generate import generate
+import jepamba
 
-artifact = load_artifact(Path("runs/demo/artifact.jepa"))
-data, temperature = artifact.run.data, artifact.temperature
-
-tokens = load_tokens("README.md", artifact.tokenizer, data)
-score = score_carried(artifact.model, tokens, data.seq_len, temperature=temperature, reset=data.reset)
+lm = jepamba.load("runs/demo")
+score = lm.score(Path("README.md").read_text(), carry=True)
 print(f"{score.bpb:.3f} bits per byte of {score.bytes:,} bytes")
 
 prompt = "The function "
-text = generate(artifact.model, artifact.tokenizer, prompt, tokens=60, temperature=0.8 * temperature, seed=1)
-print(prompt + "".join(text))
+print(prompt + lm.generate(prompt, max_new_tokens=60, temperature=0.8, seed=1))

@@ -1,8 +1,10 @@
-"""A server on this machine that speaks as much of the Hugging Face hub's protocol as fetching a data set takes.
+"""A server on this machine that speaks as much of the Hugging Face hub's protocol as fetching a data set or a model
+takes.
 
 Written after https://huggingface.co/docs/hub/api and what huggingface_hub asks for: `/api/datasets/NAME/revision/REV`,
 `/api/datasets/NAME/tree/REV` in pages with a `Link` header, and `/datasets/NAME/resolve/REV/PATH` with `ETag`,
-`X-Repo-Commit`, `X-Linked-Size`, and a redirect to another path for the content of large files, which `Range` cuts.
+`X-Repo-Commit`, `X-Linked-Size`, and a redirect to another path for the content of large files, which `Range` cuts. A
+model has `models` in place of the first `datasets`, and nothing in place of the second.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ LARGE = 64
 
 
 class HubServer:
-    """A context that serves `data_sets`: by name and revision ("main"), the content of each path.
+    """A context that serves `data_sets`: by name and revision ("main"), the content of each path. All are models too.
 
     `sent` counts the bytes of content that went out, by path; `requests` lists the requests, `resumed`
     those for a part, with its first byte. Faults: `cut[path]`, how many
@@ -96,16 +98,17 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         path = unquote(parts.path)
         self.server_of.requests.append((self.command, path))
-        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path):
+        if match := re.fullmatch(r"/api/((?:datasets|models)/[^/]+/[^/]+)/(revision|tree)/([^/]+)", path):
             self._describe(*match.groups(), parse_qs(parts.query))
-        elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*match.groups(), with_body)
         elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/(.+)", path):
             self._content(*match.groups(), with_body, {})
         else:
             self._missing("unknown")
 
-    def _describe(self, name: str, what: str, revision: str, query: dict[str, list[str]]) -> None:
+    def _describe(self, kind_and_name: str, what: str, revision: str, query: dict[str, list[str]]) -> None:
+        name = kind_and_name.partition("/")[2]
         found = self.server_of.find(name, revision)
         if isinstance(found, str):
             return self._missing(found)
@@ -125,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(query.get("cursor", ["0"])[0])
         headers = {}
         if start + PAGE < len(entries):
-            url = f"{self.server_of.url}/api/datasets/{name}/tree/{revision}?recursive=True&cursor={start + PAGE}"
+            url = f"{self.server_of.url}/api/{kind_and_name}/tree/{revision}?recursive=True&cursor={start + PAGE}"
             headers["Link"] = f'<{url}>; rel="next"'
         return self._json(entries[start : start + PAGE], headers)
 

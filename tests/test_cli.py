@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +25,7 @@ from safetensors import safe_open
 from jepamba import __version__
 from jepamba.artifact import load_artifact
 from jepamba.artifact.heads import HEADS, save_heads
-from jepamba.cli import build_parser, common, main, presets
+from jepamba.cli import build_parser, common, main, presets, streams
 from jepamba.config import Jepa
 from jepamba.data import load_tokens
 from jepamba.errors import UserError
@@ -243,6 +246,85 @@ def test_generate_is_the_same_for_a_seed(run_dir: Path, capsys: pytest.CaptureFi
     assert first.startswith("The ")
     found = json_of(capsys, *words, "--seed", "1", "--top-k", "5", "--top-p", "0.9", "--temperature", "0.5")
     assert found["prompt"] == "The "
+    assert "temperature = -1.0: must be 0" in mistake(capsys, *words, "--temperature", "-1")
+
+
+def test_a_dash_is_standard_input(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, text = str(run_dir), run_dir.parent / "text" / "03.txt"
+    several = tmp_path / "several.txt"
+    several.write_bytes(b"\0".join(page.read_bytes() for page in sorted(text.parent.glob("0*.txt"))) + b"\0")
+
+    def from_stdin(content: bytes, *words: str) -> Any:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return json_of(capsys, *words)
+
+    for flags in ([], ["--carry"]):
+        expected = json_of(capsys, "eval", run, "--data", str(several), *flags)
+        found = from_stdin(several.read_bytes(), "eval", run, "--data", "-", *flags)
+        assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    for file, out in (("-", tmp_path / "a.jpc"), (str(text), tmp_path / "b.jpc")):
+        from_stdin(text.read_bytes(), "compress", file, "--model", run, "-o", str(out))
+    assert (tmp_path / "a.jpc").read_bytes() == (tmp_path / "b.jpc").read_bytes()
+    given = json_of(capsys, "generate", run, "--prompt", "The été", "--tokens", "5")
+    assert from_stdin("The été\n".encode(), "generate", run, "--prompt", "-", "--tokens", "5") == given
+    for content, message in ((b"a\xff", "not UTF-8 (byte 0xFF at 1)"), (b"", "fewer than 2 tokens")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert message in mistake(capsys, "eval", run, "--data", "-")
+    monkeypatch.setattr(streams, "MAX_STDIN", 3)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"four")))
+    assert "more than 3 bytes" in mistake(capsys, "eval", run, "--data", "-")
+
+
+def test_a_run_folder_stands_for_its_artifact(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact, text = run_dir / "artifact.jepa", str(run_dir.parent / "text" / "03.txt")
+    scores = [json_of(capsys, "eval", str(path), "--data", text)["bpb"] for path in (artifact, run_dir)]
+    assert scores[0] == scores[1]
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    assert json_of(capsys, "eval", str(newest), "--data", text)["temperature"] == 1
+    packed, back = str(tmp_path / "packed"), tmp_path / "back"
+    out_of(capsys, "compress", text, "--model", str(run_dir), "-o", packed)
+    out_of(capsys, "decompress", packed, "--model", str(artifact), "-o", str(back))
+    assert back.read_bytes() == Path(text).read_bytes()
+    for words in (["eval", "--data", text], ["generate"], ["inspect"], ["latents", "--data", text, "-o", packed]):
+        assert "no artifact.jepa here" in mistake(capsys, words[0], str(tmp_path), *words[1:])
+        assert "hf://name: not the name of a model" in mistake(capsys, words[0], "hf://name", *words[1:])
+
+
+def test_generate_asks_for_prompts_on_a_terminal(run_dir: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "jepamba", "generate", str(run_dir), "--tokens", "5", "--temperature", "0"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    shown, typed = b"", [b"The one\n", b"Another\n", b"\x04"]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            shown += os.read(ours, 1 << 12)
+        except OSError:  # the other end is closed
+            break
+        if typed and shown.count(b"> ") > 3 - len(typed):
+            os.write(ours, typed.pop(0))
+    os.close(ours)
+    assert process.wait(timeout=20) == 0
+    assert shown.count(b"The one") == shown.count(b"Another") == 2, shown
+    assert process.stderr is not None
+    assert "Ctrl-D ends" in process.stderr.read()
+    process.stderr.close()
+
+
+def test_a_single_file_trains(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "input.txt"
+    text.write_text("\n\n".join(page.read_text() for page in sorted((run_dir.parent / "text").iterdir())))
+    words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "1", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    size = re.search(r"([\d,]+) bytes at the end of the only document are held out", captured.err)
+    assert size is not None, captured.err
+    assert 0.05 < int(size[1].replace(",", "")) / text.stat().st_size < 0.15
 
 
 def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,6 +406,10 @@ MISTAKES = [
     (["train", "quick", "--train.stps", "3"], "did you mean --train.steps?"),
     (["train", "quick", "--stpes", "3"], "unknown flag --stpes; did you mean --train.steps?"),
     (["train", "quick", "--otu", "x"], "did you mean --out?"),
+    (["train", "quick", "--n_embd", "64"], "unknown flag --n_embd; did you mean --model.d_model?"),
+    (["train", "quick", "--model.num-layers", "4"], "did you mean --model.n_layer?"),
+    (["train", "quick", "--conv_width=4"], "did you mean --model.d_conv?"),
+    (["train", "quick", "--vocab-size", "4096"], "did you mean --data.vocab?"),
     (["train", "quick", "extra"], "unexpected argument 'extra'"),
     (["train", "quick", "--", "--train.steps", "3"], "misplaced flag --train.steps; flags go after the command and"),
     (["train", "--", "quick", "--train.steps=3"], "misplaced flag --train.steps; flags go after the command and"),
@@ -345,11 +431,14 @@ MISTAKES = [
     (["eval", "a.jepa", "--data", "x", "--adapt-lr", "0.1"], "--adapt-lr has no effect without --adapt"),
     (["eval", "a.jepa", "--data", "x", "--adapt", "--adapt-lr", "high"], "high"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
+    (["generate", "hf://name"], "hf://name: not the name of a model; give hf://owner/name"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "."], "no artifact.jepa here"),
+    (["data", "info", "hf://owner/name"], "hf://owner/name is a name on the hub; give a local path"),
+    (["resume", "hf://owner/name"], "hf://owner/name is a name on the hub; give a local path"),
     (["resume", "/no/such/run"], "/no/such/run"),
     (["resume", "/no/such/run", "--data.train", "x", "--train.threads=2"], "/no/such/run: no run here"),
-    (["resume", "/no/such/run", "--train.steps", "3"], "--train.steps: a run keeps its settings; "),
+    (["resume", "/no/such/run", "--train.seed", "3"], "--train.seed: a run keeps its settings; "),
     (["resume", "/no/such/run", "--model.tie=3"], "only accepts --data.train, --data.val, --data.tokenizer, "),
     (["resume", "/no/such/run", "--train.threads", "few"], "few"),
     (["data"], "COMMAND"),
@@ -478,6 +567,7 @@ def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: p
     assert f"jepamba resume {out}" in printed
     assert "Traceback" not in printed
     assert not (out / "summary.json").exists()
+    assert json_of(capsys, "watch", str(out))["state"] == "stopped"
     found = json_of(capsys, "resume", str(out))
     assert found["steps"] == 60
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"kind": "step"' in line]

@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepamba.config import ConfigError, Jepa, Model, Run, Train, from_dict, merge, to_dict, with_settings
+from jepamba.config import (
+    OTHER_NAMES,
+    ConfigError,
+    Jepa,
+    Model,
+    Run,
+    Train,
+    build,
+    from_dict,
+    merge,
+    setting_types,
+    to_dict,
+    with_settings,
+)
 from jepamba.errors import UserError
 
 INF, NAN = float("inf"), float("nan")
@@ -199,6 +212,14 @@ def test_integers_are_fine_floats_and_booleans_are_no_integers() -> None:
         with_settings(Run(), {"model.n_layer": True})
     with pytest.raises(ConfigError, match=r"model.tie = True: use one of 0, 1, 2, 3"):
         with_settings(Run(), {"model.tie": True})
+
+
+def test_other_common_names_are_understood() -> None:
+    for name, meant in (("model.hidden_size", "model.d_model"), ("optim.lr", "optim.muon_lr")):
+        with pytest.raises(ConfigError, match=f"unknown setting {name}; did you mean {meant}\\?"):
+            build({name: 3})
+    assert set(OTHER_NAMES.values()) <= setting_types().keys()
+    assert not {name.rpartition(".")[2] for name in setting_types()} & (OTHER_NAMES.keys() - {"vocab_size"})
 
 
 def test_unknown_rooms_and_keys_are_refused_by_name() -> None:

@@ -188,6 +188,21 @@ def test_holdout_of_few_documents(tmp_path: Path) -> None:
     assert documents_of(corpus(settings(path, val=str(path))).val) == ["only one"] * 2
 
 
+def test_the_end_of_a_single_document_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    text = "\n\n".join(f"Paragraph {number}, which says little." for number in range(200))
+    path.write_text(text)
+    found, again = corpus(settings(path)), corpus(settings(path))
+    (train,), (val,) = documents_of(found.train), documents_of(found.val)
+    assert train + val == text
+    assert val.startswith("Paragraph 180,")
+    assert found.is_end
+    assert again.is_end, "also from the cache"
+    assert found.overlap is not None
+    path.write_text(text.replace("Paragraph 7,", "\0"))
+    assert not corpus(settings(path)).is_end
+
+
 def test_stdlib_corpus() -> None:
     found = corpus(Data(tokenizer="bpe", vocab=1024))
     train, val = documents_of(found.train), documents_of(found.val)

@@ -18,11 +18,12 @@ import pytest
 
 from jepamba.cli import build_parser, main, parse
 from jepamba.cli.flags import settings_from_args
-from jepamba.config import Run, from_dict, with_settings
+from jepamba.config import Run, flatten, from_dict, to_dict, with_settings
 from jepamba.errors import UserError
 from jepamba.presets import load_preset
 from jepamba.study.plan import load_plan
 from jepamba.train import train
+from tiny import text_file, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -78,8 +79,7 @@ def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
 @pytest.mark.parametrize(("page", "command", "span"), shown_commands())
 def test_shown_commands_are_understood(page: str, command: str, span: bool) -> None:
     words = shlex.split(command, comments=True)[1:]
-    if ">" in words:
-        words = words[: words.index(">")]
+    words = words[: next((place for place, word in enumerate(words) if word in "<>"), None)]
     if words[-1] in ("--help", "--version"):
         with pytest.raises(SystemExit) as left:
             parse(words)
@@ -262,6 +262,26 @@ def test_the_example_of_the_readme_runs(
     runpy.run_path(str(script))
     printed = capsys.readouterr().out
     assert re.match(rf"\d+\.\d{{3}} bits per byte of {len(readme.encode()):,} bytes\nThe function .", printed)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in order, in one namespace, with a small model in place of the preset."""
+    text = text_file(tmp_path)
+    (tmp_path / "mytext").mkdir()
+    for index, document in enumerate(text.read_text().split("\0")):
+        (tmp_path / "mytext" / f"{index}.txt").write_text(document)
+    small = tiny(text)
+    train(with_settings(small, {"train.keep_heads": True}), tmp_path / "runs/mine")
+    monkeypatch.setattr("jepamba.api.preset_settings", lambda name: flatten(to_dict(small)))
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "docs/python.md", "exec"), namespace)
+    assert namespace["state"]["counters"]["step"] == 8
+    assert namespace["lm"].config.n_layer == 2
+    assert 0 < float(namespace["error"]) < 100
 
 
 def test_the_maker_writes_its_page(maker: ModuleType, tmp_path: Path) -> None:

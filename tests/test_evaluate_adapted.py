@@ -13,7 +13,7 @@ import jepamba.evaluate.score as score_module
 from jepamba.data import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate import score_adapted, score_carried
-from jepamba.evaluate.likelihood import summed_nats
+from jepamba.evaluate.likelihood import target_nats
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer
 from test_evaluate_carried import small_model, stream
@@ -36,11 +36,11 @@ def chunk_nats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     nats: list[float] = []
 
     def recorded(*args: Any) -> torch.Tensor:
-        total = summed_nats(*args)
-        nats.append(float(total))
-        return total
+        nats_KN = target_nats(*args)
+        nats.append(float(nats_KN.sum()))
+        return nats_KN
 
-    monkeypatch.setattr(score_module, "summed_nats", recorded)
+    monkeypatch.setattr(score_module, "target_nats", recorded)
     return nats
 
 
@@ -120,9 +120,9 @@ def test_a_score_does_not_depend_on_its_own_target(monkeypatch: pytest.MonkeyPat
 
     def recorded(model: LanguageModel, h_ND: torch.Tensor, *rest: Any) -> torch.Tensor:
         latents.append(torch.cat([h_ND.flatten(), model.logits(h_ND).flatten()]))
-        return summed_nats(model, h_ND, *rest)
+        return target_nats(model, h_ND, *rest)
 
-    monkeypatch.setattr(score_module, "summed_nats", recorded)
+    monkeypatch.setattr(score_module, "target_nats", recorded)
     model, tokens = loaded_model(), stream([100])
     ids = tokens.read(0, len(tokens)).copy()
     ids[3 * CHUNK] = ord("#")

@@ -16,7 +16,7 @@ from jepamba.config import Model, Quant
 from jepamba.data import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate import score_carried, score_plain, score_sliding, stored
-from jepamba.evaluate.carried import _lanes, documents
+from jepamba.evaluate.carried import documents, even_lanes
 from jepamba.model import LanguageModel, State
 from jepamba.text import ByteTokenizer, stdlib_documents
 
@@ -132,7 +132,7 @@ def test_every_token_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lanes_hold_every_part_once_and_are_balanced(lengths: list[int], most: int) -> None:
     ends = np.cumsum(lengths).tolist()
     parts = list(zip([0, *ends[:-1]], ends, strict=True))
-    lanes = _lanes(parts, most)
+    lanes = even_lanes(parts, most)
     assert sorted(part for lane in lanes for part in lane) == parts
     assert 1 <= len(lanes) <= most
     loads = [sum(stop - start for start, stop in lane) for lane in lanes]

@@ -219,6 +219,17 @@ def test_the_report_has_tables_pictures_and_json(tmp_path: Path) -> None:
     assert len(json.loads((out / "report.json").read_text())["runs"]) == 6
 
 
+def test_the_final_validation_of_more_text_is_in_the_picture(tmp_path: Path) -> None:
+    out = study(tmp_path / "s")
+    for seed in (1, 2, 3):
+        with (out / "a" / f"seed-{seed}" / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(val(42, 4.2, 1.5, 9000)) + "\n")
+    report_study(out)
+    described = (out / "curves.svg").read_text().partition("<desc")[2].partition("</desc>")[0]
+    assert "a: from 2.77 to 2.02; a, all validation text: from 1.5 to 1.5; b: from " in described
+    assert "b, all validation text" not in described
+
+
 def test_a_single_pair_has_no_interval(tmp_path: Path) -> None:
     out = study(tmp_path / "s", seeds=(2,))
     item = found(out, "steps")

@@ -9,7 +9,7 @@ import pytest
 
 from jepamba.errors import UserError
 from jepamba.text import near_duplicates, stdlib_documents
-from jepamba.text.near_duplicates import hold_out
+from jepamba.text.near_duplicates import hold_out, hold_out_end
 
 STDLIB = [text for _, text in stdlib_documents()]
 
@@ -123,3 +123,36 @@ def test_documents_shorter_than_a_passage_are_divided() -> None:
     found = hold_out(documents * 3, 0.1)
     assert sum(text in found for text in documents) == 2
     assert found.overlap == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "start"),
+    [
+        ("a b\n" * 40 + "\n" + "c d\n" * 4, 0.1, 161),
+        ("a b\n" * 20 + "\n" + "c d\n" * 25, 0.1, 161),  # the paragraph ends too far away: a line
+        ("\n\n".join("para graph" for _ in range(50)), 0.2, 480),
+        ("ab " * 40, 0.4, 72),
+        ("a" * 70 + "\n \n\n" + "b" * 30, 0.1, 94),  # no break near the share
+        ("ab", 0.4, 1),
+    ],
+)
+def test_the_end_of_a_document_starts_after_a_paragraph(text: str, share: float, start: int) -> None:
+    found, held = hold_out_end(text, share)
+    assert found == start
+    assert text[start:] in held
+    assert text[:start] not in held
+
+
+@pytest.mark.parametrize("text", ["a", "same\n\nsame\n\n"])
+def test_some_documents_have_no_end_to_hold_out(text: str) -> None:
+    with pytest.raises(UserError, match="whose end cannot be held out"):
+        hold_out_end(text, 0.5)
+
+
+def test_the_overlap_of_an_end_is_counted() -> None:
+    text = words(1, 2000)
+    repeated = f"{text}\n\n{text[:1000]}"
+    start, held = hold_out_end(repeated, 1000 / len(repeated))
+    assert repeated[start:] == text[:1000]
+    assert held.overlap == 1.0
+    assert hold_out_end(text, 0.1)[1].overlap < 0.01

@@ -177,6 +177,27 @@ def test_resume_equals_the_uninterrupted_run(small: Run, tmp_path: Path, setting
     assert (out / "artifact.jepa").read_bytes() == (tmp_path / "whole" / "artifact.jepa").read_bytes()
 
 
+def test_a_finished_run_goes_on_with_a_new_budget(
+    small: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run that had this budget from its start, if no step before depended on the budget."""
+    settings = with_settings(small, {"optim.warmdown": 0.2, "quant.qat_fraction": 0.0, "train.steps": 8})
+    train(settings, tmp_path / "whole")
+    out = tmp_path / "longer"
+    train(with_settings(settings, {"train.steps": 4}), out, preset="mine")
+    with pytest.raises(UserError, match=r"train\.steps = 4: this run has already trained that long"):
+        resume(out, {"train.steps": 4})
+    assert (out / "summary.json").exists()
+    capsys.readouterr()
+    assert resume(out, {"train.steps": 8})["steps"] == 8
+    said = "new budget, train.steps = 8: 50% of it is spent; the learning rate is 100% of its peak from here"
+    assert said in capsys.readouterr().err
+    assert said in [record["what"] for record in records(out, "event")]
+    assert losses(out) == losses(tmp_path / "whole")
+    assert (out / "artifact.jepa").read_bytes() == (tmp_path / "whole" / "artifact.jepa").read_bytes()
+    assert (out / "config.toml").read_text() == "# preset: mine\n" + (tmp_path / "whole" / "config.toml").read_text()
+
+
 def test_a_budget_in_tokens_ends_with_the_step_that_reaches_it(small: Run, tmp_path: Path) -> None:
     """The learning rate falls over the tokens."""
     settings = {"train.tokens": 5 * small.train.tokens_per_step - 1, "optim.warmdown": 1.0}
@@ -382,7 +403,7 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
         other.write_bytes(found.read_bytes().replace(b"the", b"thE", 1))
         with pytest.raises(UserError, match=f"the {name} text is not what this run started with: put the files back"):
             resume(out, moved | {where: str(other)})
-    for name in ("train.steps", "data.seq_len", "nonsense"):
+    for name in ("train.seed", "data.seq_len", "nonsense"):
         with pytest.raises(
             ConfigError, match=f"{name} cannot change in a resumed run; these settings can: data.train, "
         ):

@@ -160,6 +160,32 @@ def test_the_headline_and_the_curves_of_a_run(run: Path) -> None:
         assert sum("╭" in row for row in drawn.splitlines()) == 4 // panels
 
 
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 13), (60, 24), (120, 60)])
+def test_the_view_fits_the_terminal(run: Path, width: int, height: int) -> None:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    console.print(RunView(RunWatcher(run).poll()))
+    rows = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(rows) < height
+    assert max(map(len, rows)) <= width
+    assert "training, bits per byte: 0.3895" in "".join(rows)
+    if height >= 24 and width >= 80:
+        assert "tokens per second" in "".join(rows), "all four curves"
+
+
+def test_a_stopped_run_and_one_that_is_packed(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(line("event", 50, what="stopped by SIGINT"))
+    os.utime(run / "metrics.jsonl", (1e9, 1e9))
+    shown = headline(RunWatcher(run).poll())
+    assert shown.startswith("mine: stopped, step 50")
+    assert f"`jepamba resume {run}` continues it" in shown
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(line("event", 50, what="resumed at step 50") + steps(51, 200))
+    status = RunWatcher(run).poll()
+    assert status.state == "running"
+    assert headline(status).endswith("the budget is spent: packing and scoring, 0.5000 BPB at step 50")
+
+
 def test_states(run: Path) -> None:
     old = time.time() - 1000
     os.utime(run / "metrics.jsonl", (old, old))

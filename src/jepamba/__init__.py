@@ -1,3 +1,32 @@
-"""jepamba: tiny text language models as LeWorldModels on a Mamba-2 backbone, judged by bits per byte."""
+"""jepamba: tiny text language models as LeWorldModels on a Mamba-2 backbone, judged by bits per byte.
+
+`jepamba.load` and `jepamba.train` return a `jepamba.TextModel`; see docs/python.md.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jepamba.api import load as load
+    from jepamba.api import train as train
+    from jepamba.errors import UserError as UserError
+    from jepamba.evaluate.text_score import TextScore as TextScore
+    from jepamba.text_model import TextModel as TextModel
 
 __version__ = "0.1.0"
+__all__ = ["TextModel", "TextScore", "UserError", "__version__", "load", "train"]
+# `train` is the package of this name, which can be called: an import of it sets the attribute in any case.
+_MODULES = {"TextModel": "text_model", "TextScore": "evaluate.text_score", "UserError": "errors", "load": "api"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when it is first used, so that `import jepamba` does not import PyTorch."""
+    if name == "train":
+        return import_module("jepamba.train")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"jepamba.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jepamba.cli.parser import Parser
+from jepamba.cli.streams import STDIN, read_stdin_text
 from jepamba.errors import UserError
+
+if TYPE_CHECKING:
+    from jepamba.artifact import Artifact
+    from jepamba.data import Tokens
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -25,29 +33,34 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def default_device() -> str:
-    """Return `cuda` if a GPU is available, else `cpu`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def artifact_in(path: Path) -> Path:
-    """Return `path`, or the artifact in it if it is the folder of a run. Raises `UserError` if that has none."""
-    from jepamba.train.export import ARTIFACT
-
-    if not path.is_dir():
-        return path
-    if not (path / ARTIFACT).exists():
-        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
-    return path / ARTIFACT
+def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
+    """Add the argument that `jepamba.artifact.locate` reads. It is text, since a `Path` would change `hf://`."""
+    parser.add_argument(name, metavar="ARTIFACT", help="an artifact, the folder of a run, or hf://owner/name", **more)
 
 
 def add_text_flags(parser: Parser, purpose: str) -> None:
     """Add the flags that name the text and its split; `purpose` says what the text is for."""
-    parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="text, folder, JSONL, parquet or shards; -: text from standard input",
+    )
     parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
     parser.add_argument("--split", default="val", metavar="S", help=f"split to {purpose}, for shards (default: val)")
+
+
+def read_text(args: Namespace, artifact: Artifact) -> Tokens:
+    """Read the text that `add_text_flags` names, with the tokenizer of `artifact`. Documents of `-` are not cached."""
+    from jepamba.data import load_tokens
+    from jepamba.data.tokens import tokens_in_memory
+    from jepamba.progress import Progress
+
+    if args.data == STDIN:
+        return tokens_in_memory(filter(None, read_stdin_text("the text").split("\0")), artifact.tokenizer)
+    data = replace(artifact.run.data, column=args.column)
+    with Progress("reading the text") as report:
+        return load_tokens(args.data, artifact.tokenizer, data, args.split, report)
 
 
 def summary_printer(out: Path) -> Callable[[str], None]:

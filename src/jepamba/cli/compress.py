@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
-from pathlib import Path
 
-from jepamba.cli.common import check_output, summary_printer
-from jepamba.cli.parser import Commands
+from jepamba.cli.common import add_artifact, check_output, summary_printer
+from jepamba.cli.parser import Commands, local_path
+from jepamba.cli.streams import STDIN, read_stdin
 
 
 def add(commands: Commands) -> None:
@@ -29,9 +29,10 @@ def add(commands: Commands) -> None:
         ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
     )
     for command in (compressing, decompressing):
-        command.add_argument("file", type=Path, metavar="FILE", help="file to read")
-        command.add_argument("--model", type=Path, required=True, metavar="ARTIFACT", help="artifact of the model")
-        command.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+        add_artifact(command, "--model", required=True)
+        command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
+    compressing.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
+    decompressing.add_argument("file", type=local_path, metavar="FILE", help="file to read")
     compressing.add_argument(
         "--lanes", type=int, default=0, metavar="N", help="parallel lanes (default: by size); fewer are slower"
     )
@@ -39,15 +40,18 @@ def add(commands: Commands) -> None:
 
 def compress(args: Namespace) -> int:
     """Run `jepamba compress` and print the sizes."""
+    from jepamba.artifact.locate import locate
     from jepamba.compress import MAX_BYTES, Compressor
     from jepamba.io import atomic_write, read_untrusted
     from jepamba.progress import Progress, duration
 
-    check_output(args.out, args.file, args.model)
-    data = read_untrusted(args.file, "the file to compress", MAX_BYTES)
+    model = locate(args.model)
+    check_output(args.out, args.file, model)
+    what = "the file to compress"
+    data = read_stdin(what, MAX_BYTES) if str(args.file) == STDIN else read_untrusted(args.file, what, MAX_BYTES)
     started = time.monotonic()
     with Progress("compressing") as report:
-        result = Compressor.open(args.model).compress(data, args.lanes, report)
+        result = Compressor.open(model).compress(data, args.lanes, report)
     print_summary = summary_printer(args.out)
     atomic_write(args.out, result.content)
     args.results_in = args.out
@@ -82,14 +86,16 @@ def compress(args: Namespace) -> int:
 
 def decompress(args: Namespace) -> int:
     """Run `jepamba decompress` and print the size of the restored file."""
+    from jepamba.artifact.locate import locate
     from jepamba.compress import Compressor
     from jepamba.io import atomic_write
     from jepamba.progress import Progress, duration
 
-    check_output(args.out, args.file, args.model)
+    model = locate(args.model)
+    check_output(args.out, args.file, model)
     started = time.monotonic()
     with Progress("decompressing") as report:
-        data = Compressor.open(args.model).decompress_file(args.file, report)
+        data = Compressor.open(model).decompress_file(args.file, report)
     print_summary = summary_printer(args.out)
     atomic_write(args.out, data)
     args.results_in = args.out

@@ -7,11 +7,10 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jepamba.cli.common import columns
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 from jepamba.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def add(commands: Commands) -> None:
         ],
     )
     build.add_argument("paths", nargs="+", metavar="PATH", help="text file, folder, JSONL, parquet, hf://… or `stdlib`")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+    build.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder for the shards")
     build.add_argument(
         "--tokenizer", default="bpe", metavar="T", help="bpe (trained on PATH), bytes, or a .model file (default: bpe)"
     )
@@ -61,11 +60,11 @@ def add(commands: Commands) -> None:
     fineweb.add_argument(
         "--shards", type=int, default=1, metavar="N", help="training shards of 100 M tokens, 0.2 GB each (default: 1)"
     )
-    fineweb.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+    fineweb.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder for the shards")
     fineweb.add_argument("--repo", default="", metavar="OWNER/NAME", help="another hub repository")
     fineweb.add_argument("--revision", default="", metavar="R", help="branch, tag or commit (default: main)")
     info = group.add("info", data_info, "Describe a folder of shards.", ["jepamba data info shards"])
-    info.add_argument("dir", type=Path, metavar="DIR", help="folder of shards, or one shard")
+    info.add_argument("dir", type=local_path, metavar="DIR", help="folder of shards, or one shard")
 
 
 def data_build(args: Namespace) -> int:

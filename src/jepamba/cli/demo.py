@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.cli.common import columns
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         "Train a small model on the English text in Python's library, pack it, and compare it with compressors.",
         ["jepamba demo", "jepamba demo --seconds 30 --out runs/first", "jepamba demo --json"],
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/demo)")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="folder of the run (default: runs/demo)")
     parser.add_argument("--seconds", type=float, metavar="N", help="training time in seconds (default: the preset's)")
 
 

@@ -6,10 +6,9 @@ import json
 import os
 from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import add_text_flags, default_device
+from jepamba.cli.common import add_artifact, add_text_flags, read_text
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -31,9 +30,10 @@ def add(commands: Commands) -> None:
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt --carry",
             "jepamba eval runs/mine/artifact.jepa --data shards/ --sliding 16 --json",
             "jepamba eval runs/mine/artifact.jepa --data held-out.txt --adapt",
+            "cat held-out.txt | jepamba eval hf://owner/name --data -",
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to score with")
+    add_artifact(parser)
     add_text_flags(parser, "score")
     parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
     parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")
@@ -51,10 +51,7 @@ def add(commands: Commands) -> None:
 
 def evaluate(args: Namespace) -> int:
     """Run `jepamba eval` and print the score."""
-    from dataclasses import replace
-
-    from jepamba.artifact import load_artifact
-    from jepamba.data import load_tokens
+    from jepamba.api import load
     from jepamba.evaluate import ADAPT_LR, score_adapted, score_carried, score_plain, score_sliding
     from jepamba.progress import Progress
 
@@ -68,11 +65,10 @@ def evaluate(args: Namespace) -> int:
         raise UserError(
             f"--adapt runs in one process, and WORLD_SIZE = {processes} in the environment: start it without torchrun"
         )
-    artifact = load_artifact(args.artifact, device=default_device())
-    data = replace(artifact.run.data, column=args.column)
+    artifact = load(args.artifact).artifact
+    data = artifact.run.data
     temperature = artifact.temperature if args.temperature is None else args.temperature
-    with Progress("reading the text") as report:
-        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    tokens = read_text(args, artifact)
     with Progress("scoring") as report:
         reset = data.reset and not args.no_reset
         common: dict[str, Any] = {"temperature": temperature, "reset": reset, "progress": report}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jepamba.config import Run, field_docs, setting_types
+from jepamba.config import OTHER_NAMES, Run, field_docs, setting_types
 from jepamba.errors import UserError
 
 _YES = {"true", "yes", "on", "1"}
@@ -95,7 +95,9 @@ def unknown_flag_message(word: str, known: Collection[str]) -> str:
         return misplaced_flag_message(flag)
     name, tails = flag.lstrip("-"), {other.rpartition(".")[2]: other for other in reversed(list(known))}
     tail = name.rpartition(".")[2]
-    close = [tails[tail]] if tail in tails else get_close_matches(name, list(known), 1, 0.6)
+    meant = OTHER_NAMES.get(tail.replace("-", "_"))
+    close = [meant] if meant in known else [tails[tail]] if tail in tails else []
+    close = close or get_close_matches(name, list(known), 1, 0.6)
     close = close or [tails[other] for other in get_close_matches(tail, list(tails), 1, 0.75)]
     return f"unknown flag {flag}; " + (f"did you mean --{close[0]}?" if close else "--help lists all flags")
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Iterable
+from itertools import count
+from typing import TYPE_CHECKING
 
-from jepamba.cli.common import default_device
+from jepamba.cli.common import add_artifact
 from jepamba.cli.parser import Commands
+from jepamba.cli.streams import STDIN, read_stdin_text
+
+if TYPE_CHECKING:
+    from jepamba.text_model import TextModel
 
 
 def add(commands: Commands) -> None:
@@ -15,14 +22,20 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "generate",
         generate,
-        "Continue a prompt with an artifact, in constant memory.",
+        "Continue a prompt with an artifact, in constant memory; without a prompt, one prompt after the other.",
         [
-            'jepamba generate runs/mine/artifact.jepa --prompt "In the beginning" --tokens 200 --seed 1',
-            'jepamba generate runs/mine/artifact.jepa --prompt "The " --temperature 0.8 --top-p 0.95',
+            'jepamba generate runs/mine --prompt "In the beginning" --tokens 200 --seed 1',
+            'jepamba generate runs/mine --prompt "The " --temperature 0.8 --top-p 0.95',
+            "jepamba generate runs/mine --prompt - < start.txt",
+            "jepamba generate runs/mine",
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact to sample from")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="start of the text")
+    add_artifact(parser)
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="start of the text; -: standard input (default: ask for prompts on a terminal, else none)",
+    )
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="maximum number of tokens (default: 128)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the sampling (default: 0)")
     parser.add_argument(
@@ -38,25 +51,50 @@ def add(commands: Commands) -> None:
 
 def generate(args: Namespace) -> int:
     """Run `jepamba generate` and print each piece of text as it is sampled."""
-    from jepamba.artifact import load_artifact
-    from jepamba.generate import generate as generate_text
+    from jepamba.api import load
 
-    artifact = load_artifact(args.artifact, device=default_device())
-    pieces = generate_text(
-        artifact.model,
-        artifact.tokenizer,
-        args.prompt,
-        args.tokens,
-        temperature=args.temperature * artifact.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
+    model = load(args.artifact)
+    on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    if args.prompt is None and on_terminal and not args.json:
+        return _ask_for_prompts(model, args)
+    prompt = args.prompt or ""
+    if prompt == STDIN:
+        # A shell's `echo` ends its text with a line break that is not meant.
+        prompt = read_stdin_text("the prompt").removesuffix("\n")
+    pieces = _sample(model, prompt, args.seed, args)
     if args.json:
-        print(json.dumps({"prompt": args.prompt, "text": "".join(pieces), "seed": args.seed}))
-        return 0
-    print(args.prompt, end="", flush=True)
+        print(json.dumps({"prompt": prompt, "text": "".join(pieces), "seed": args.seed}))
+    else:
+        _print_text(prompt, pieces)
+    return 0
+
+
+def _ask_for_prompts(model: TextModel, args: Namespace) -> int:
+    """Read prompts from the terminal and continue each, with the next seed, until the end of the input."""
+    import readline  # noqa: F401  # `input` then has a history
+
+    print(f"Type the start of a text. Ctrl-C stops a text, Ctrl-D ends. First seed: {args.seed}.", file=sys.stderr)
+    for seed in count(args.seed):
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return 0
+        try:
+            _print_text(prompt, _sample(model, prompt, seed, args))
+        except KeyboardInterrupt:
+            print()
+    raise AssertionError
+
+
+def _sample(model: TextModel, prompt: str, seed: int, args: Namespace) -> Iterable[str]:
+    return model.stream(
+        prompt, args.tokens, seed=seed, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p
+    )
+
+
+def _print_text(prompt: str, pieces: Iterable[str]) -> None:
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
-    return 0

@@ -7,8 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import artifact_in, columns
-from jepamba.cli.parser import Commands
+from jepamba.cli.common import add_artifact, columns
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -23,9 +23,9 @@ def add(commands: Commands) -> None:
             "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact or the folder of a run")
+    add_artifact(parser)
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
+        "--checkpoint", type=local_path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
     )
 
 
@@ -45,18 +45,18 @@ def inspect(args: Namespace) -> int:
     return 0
 
 
-def _resolve_paths(path: Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
+def _resolve_paths(artifact: str, checkpoint: Path | None) -> tuple[Path, Path | None]:
     """Return the artifact and the checkpoint to compare it with, or None without one."""
+    from jepamba.artifact.locate import locate
     from jepamba.train.checkpoint import checkpoints
     from jepamba.train.loop import CHECKPOINTS
 
     if checkpoint is not None:
         available = checkpoints(checkpoint) or checkpoints(checkpoint / CHECKPOINTS)
         checkpoint = available[-1] if available else checkpoint
-    if not path.is_dir():
-        return path, checkpoint
-    available = checkpoints(path / CHECKPOINTS)
-    return artifact_in(path), checkpoint or (available[-1] if available else None)
+    if checkpoint is None and Path(artifact).is_dir():
+        checkpoint = next(reversed(checkpoints(Path(artifact) / CHECKPOINTS)), None)
+    return locate(artifact), checkpoint
 
 
 def _master_weights(checkpoint: Path) -> dict[str, Any]:

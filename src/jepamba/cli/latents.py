@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jepamba.cli.common import add_text_flags, artifact_in, check_output, columns, default_device, summary_printer
-from jepamba.cli.parser import Commands
-from jepamba.errors import UserError
-
-if TYPE_CHECKING:
-    from jepamba.jepa import JepaHeads
+from jepamba.cli.common import add_artifact, add_text_flags, check_output, columns, read_text, summary_printer
+from jepamba.cli.parser import Commands, local_path
 
 _LIMIT = 65536
 
@@ -30,9 +25,9 @@ def add(commands: Commands) -> None:
             "jepamba latents runs/mine --data shards/ --limit 400000 --carry --probe --json -o latents.safetensors",
         ],
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact or the folder of a run")
+    add_artifact(parser)
     add_text_flags(parser, "read")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file to write")
+    parser.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
     parser.add_argument(
         "--latent",
         choices=("h", "z"),
@@ -69,27 +64,24 @@ def add(commands: Commands) -> None:
 
 def latents(args: Namespace) -> int:
     """Run `jepamba latents`: write the file and print its size, and what `--measure` and `--probe` ask for."""
-    from dataclasses import replace
-
     import torch
 
-    from jepamba.artifact import load_artifact
+    from jepamba.api import load
     from jepamba.artifact.heads import HEADS
-    from jepamba.data import load_tokens
+    from jepamba.artifact.locate import locate
     from jepamba.evaluate import compute_latents, measure_latents, probe_latents, probe_rows, save_latents
     from jepamba.io import sha256_of
     from jepamba.progress import Progress
 
-    path = artifact_in(args.artifact)
-    heads_path = path.parent / HEADS
-    check_output(args.out, path, heads_path, Path(args.data))
-    artifact = load_artifact(path, device=default_device())
+    path = locate(args.artifact)
+    check_output(args.out, path, path.parent / HEADS, Path(args.data))
+    loaded = load(path)
+    artifact = loaded.artifact
     sha256 = sha256_of(path, "the artifact")
-    heads = _load_heads(heads_path, artifact.model.config.d_model, sha256) if args.latent == "z" else None
-    data = replace(artifact.run.data, column=args.column)
+    heads = loaded.heads if args.latent == "z" else None
+    data = artifact.run.data
     reset = data.reset and not args.no_reset
-    with Progress("reading the text") as report:
-        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    tokens = read_text(args, artifact)
     with Progress("computing latents") as report:
         found = compute_latents(
             artifact.model,
@@ -139,13 +131,3 @@ def latents(args: Namespace) -> int:
         cosines = ", ".join(f"{value:.2f} after {lag}" for lag, value in probes["cosine"].items())
         print_summary(f"cosine of centred latents: {cosines} tokens\n{columns(probe_rows(probes))}")
     return 0
-
-
-def _load_heads(path: Path, d_model: int, artifact_sha256: str) -> JepaHeads:
-    from jepamba.artifact.heads import load_heads
-
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such file, and z needs its projector: train with --train.keep_heads, or use --latent h"
-        )
-    return load_heads(path, d_model, artifact_sha256, default_device())

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from jepamba.errors import UserError
+
+
+def local_path(text: str) -> Path:
+    """Convert an argument to a path. A name on the hub, which `Path` would change to `hf:/…`, is refused."""
+    if text.startswith("hf://"):
+        raise argparse.ArgumentTypeError(f"{text} is a name on the hub; give a local path")
+    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):

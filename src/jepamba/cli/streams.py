@@ -7,6 +7,12 @@ import os
 import sys
 from typing import Any
 
+from jepamba.errors import UserError
+
+STDIN = "-"
+"""The path of standard input."""
+MAX_STDIN = 1 << 28
+
 
 def prepare_streams() -> None:
     """Open the standard streams that are closed, escape what their encoding lacks, and ignore errors of stderr.
@@ -18,6 +24,27 @@ def prepare_streams() -> None:
     os.close(descriptor)
     sys.stdout = _stream(io.FileIO(1, "w", closefd=False), sys.stdout)
     sys.stderr = _stream(_NeverFails(2, "w", closefd=False), sys.stderr)
+
+
+def read_stdin(what: str, limit: int) -> bytes:
+    """Return all of standard input, which the command line names `-`. Error messages call it `what`.
+
+    Raises `UserError` for more than `limit` bytes.
+    """
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"standard input cannot be {what}: more than {limit:,} bytes; give a file")
+    return data
+
+
+def read_stdin_text(what: str) -> str:
+    """Return standard input as text. Raises `UserError` if it is not UTF-8."""
+    try:
+        return read_stdin(what, MAX_STDIN).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"standard input cannot be {what}: not UTF-8 (byte 0x{error.object[error.start]:02X} at {error.start:,})"
+        ) from None
 
 
 def _stream(file: io.FileIO, before: Any) -> io.TextIOWrapper:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jepamba.cli.common import columns
 from jepamba.cli.flags import add_settings, settings_from_args
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 from jepamba.errors import UserError
 
 
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         ],
     )
     run.add_argument("plan", metavar="PLAN", help="a .toml file or the name of a shipped plan (`jepamba study plans`)")
-    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: runs/PLAN)")
+    run.add_argument("--out", type=local_path, metavar="DIR", help="folder of the study (default: runs/PLAN)")
     run.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs to use, each for one run at a time")
     run.add_argument(
         "--overlap",
@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
         "Report the differences to the baseline with confidence intervals.",
         ["jepamba study report runs/quick-jepa"],
     )
-    report.add_argument("dir", type=Path, metavar="DIR", help="folder of the study")
+    report.add_argument("dir", type=local_path, metavar="DIR", help="folder of the study")
     group.add("plans", study_plans, "List the shipped plans.", ["jepamba study plans"])
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from pathlib import Path
 
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -20,8 +19,8 @@ def add(commands: Commands) -> None:
             "jepamba submission runs/mine -o submission --packed --validation",
         ],
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of a finished run")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder to make")
+    parser.add_argument("dir", type=local_path, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="folder to make")
     for field, meaning in (
         ("name", "title"),
         ("author", "author"),

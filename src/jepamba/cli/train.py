@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from jepamba.cli.common import columns
 from jepamba.cli.flags import add_settings, settings_from_args
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -27,12 +27,16 @@ def add(commands: Commands) -> None:
             "jepamba train cpu+sigreg-lewm --jepa.rollout_steps 3",
             "jepamba train submission-bpe --dry-run --json",
             "jepamba train runs/mine/config.toml --out runs/again",
+            "jepamba train cpu --init-from runs/mine --data.train more/ --train.steps 500",
         ],
     )
     parser.add_argument("preset", metavar="PRESET", help="a preset (`jepamba presets`) with +overlays, or a .toml file")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the dial's choices and the size of the model and stop"
+    )
+    parser.add_argument(
+        "--init-from", dest="train.init_from", default=SUPPRESS, metavar="ARTIFACT", help="same as --train.init_from"
     )
     add_settings(parser)
 
@@ -42,7 +46,12 @@ def train(args: Namespace) -> int:
     from jepamba.config import build, merge
     from jepamba.presets import preset_settings
 
-    run = build(merge(preset_settings(args.preset), settings_from_args(args)))
+    settings, flags = preset_settings(args.preset), settings_from_args(args)
+    if flags.get("train.init_from") or settings.get("train.init_from"):
+        from jepamba.train.init_from import model_settings
+
+        settings = merge(settings, model_settings({**settings, **flags}))
+    run = build(merge(settings, flags))
     if args.dry_run:
         return _dry_run(run, args.json)
     from jepamba.folder_lock import unused_folder

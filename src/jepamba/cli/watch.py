@@ -6,9 +6,8 @@ import json
 import sys
 import time
 from argparse import Namespace
-from pathlib import Path
 
-from jepamba.cli.parser import Commands
+from jepamba.cli.parser import Commands, local_path
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +18,7 @@ def add(commands: Commands) -> None:
         "Draw the curves of a run in the terminal, live until it finishes.",
         ["jepamba watch runs/mine", "jepamba watch runs/mine --once", "jepamba watch runs/mine --json"],
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("dir", type=local_path, metavar="DIR", help="folder of the run")
     parser.add_argument("--once", action="store_true", help="draw once and stop")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between updates (default: 2)")
 

@@ -14,6 +14,8 @@ from jepamba.config.optim import Optim
 from jepamba.config.quant import Quant
 from jepamba.config.run import MACHINE_SETTINGS, Run
 from jepamba.config.settings import (
+    BUDGET_SETTINGS,
+    OTHER_NAMES,
     build,
     field_docs,
     flatten,
@@ -27,7 +29,9 @@ from jepamba.config.train import BUDGETS, Train
 
 __all__ = [
     "BUDGETS",
+    "BUDGET_SETTINGS",
     "MACHINE_SETTINGS",
+    "OTHER_NAMES",
     "ConfigError",
     "Data",
     "Eval",

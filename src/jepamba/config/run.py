@@ -15,7 +15,14 @@ from jepamba.config.optim import Optim
 from jepamba.config.quant import Quant
 from jepamba.config.train import BATCH_SETTINGS, Train
 
-MACHINE_SETTINGS = ("data.train", "data.val", "data.tokenizer", "data.cache", "train.threads")
+MACHINE_SETTINGS = (
+    "data.train",
+    "data.val",
+    "data.tokenizer",
+    "data.cache",
+    "train.init_from",
+    "train.threads",
+)
 """Settings that may change on resume: paths (the contents must stay the same) and CPU threads (which change results by
 rounding alone)."""
 
@@ -61,6 +68,10 @@ class Run:
         require(
             self.jepa.stride < self.data.seq_len,
             f"jepa.stride = {self.jepa.stride}: must be less than data.seq_len = {self.data.seq_len}",
+        )
+        require(
+            not (self.train.init_from and self.data.tokenizer.endswith(".model")),
+            f"data.tokenizer = {self.data.tokenizer}: with train.init_from it is that of the initial weights",
         )
         require(
             self.eval.stride <= self.data.seq_len,

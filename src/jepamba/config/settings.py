@@ -19,7 +19,41 @@ from jepamba.config.checks import require
 from jepamba.config.run import Run
 from jepamba.config.train import BUDGETS
 
-_BUDGET_SETTINGS = [f"train.{name}" for name in BUDGETS]
+OTHER_NAMES = {
+    "n_embd": "model.d_model",
+    "hidden_size": "model.d_model",
+    "dim": "model.d_model",
+    "num_layers": "model.n_layer",
+    "n_layers": "model.n_layer",
+    "num_hidden_layers": "model.n_layer",
+    "layers": "model.n_layer",
+    "depth": "model.n_layer",
+    "state_size": "model.d_state",
+    "head_dim": "model.headdim",
+    "n_groups": "model.ngroups",
+    "conv_kernel": "model.d_conv",
+    "conv_width": "model.d_conv",
+    "chunk": "model.chunk_size",
+    "sliding_window": "model.attention_window",
+    "block_size": "data.seq_len",
+    "context_length": "data.seq_len",
+    "max_seq_len": "data.seq_len",
+    "sequence": "data.seq_len",
+    "sequence_len": "data.seq_len",
+    "vocab_size": "data.vocab",
+    "batch_size": "train.tokens_per_step",
+    "micro_batch_size": "train.tokens_per_micro",
+    "device_batch_size": "train.tokens_per_micro",
+    "max_steps": "train.steps",
+    "max_iters": "train.steps",
+    "num_iterations": "train.steps",
+    "learning_rate": "optim.muon_lr",
+    "lr": "optim.muon_lr",
+    "weight_decay": "optim.muon_weight_decay",
+    "widths": "quant.bit_allocation",
+}
+"""Settings by the last part of their names in other programs and in earlier versions of this one."""
+BUDGET_SETTINGS = tuple(f"train.{name}" for name in BUDGETS)
 DIAL = "train.dial"
 """The names of the settings that the dial chooses."""
 
@@ -33,8 +67,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        if any(layer.get(name) for name in _BUDGET_SETTINGS):
-            merged = {name: value for name, value in merged.items() if name not in _BUDGET_SETTINGS}
+        if any(layer.get(name) for name in BUDGET_SETTINGS):
+            merged = {name: value for name, value in merged.items() if name not in BUDGET_SETTINGS}
         if DIAL in merged:
             merged[DIAL] = [name for name in merged[DIAL] if name not in layer]
         merged.update(layer)
@@ -62,7 +96,7 @@ def build(settings: Mapping[str, Any]) -> Run:
     types = setting_types()
     sections: dict[str, dict[str, Any]] = {}
     for dotted, value in settings.items():
-        require(dotted in types, f"unknown setting {' '.join(dotted.split())[:80]}")
+        require(dotted in types, f"unknown setting {' '.join(dotted.split())[:80]}{_meant(dotted)}")
         section, _, name = dotted.partition(".")
         sections.setdefault(section, {})[name] = _checked(dotted, types[dotted], value)
     return Run(**{section: _hints(Run)[section](**values) for section, values in sections.items()})
@@ -103,6 +137,11 @@ def field_docs(cls: type) -> dict[str, str]:
             assert isinstance(text, ast.Expr), f"{cls}: {field.target.id} has no docstring"
             found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return found
+
+
+def _meant(dotted: str) -> str:
+    meant = OTHER_NAMES.get(dotted.rpartition(".")[2])
+    return f"; did you mean {meant}?" if meant else ""
 
 
 @functools.cache

@@ -51,6 +51,9 @@ class Train:
     """Tokens per optimizer step, over all processes."""
     tokens_per_micro: int = 65536
     """Maximum tokens per forward and backward pass of one process."""
+    init_from: str = ""
+    """Artifact, folder of a run or `hf://owner/name` whose weights, tokenizer and JEPA heads (if kept) training starts
+    from; empty: random weights. The settings of `model` are then those of that artifact."""
     seed: int = 42
     """Seed of the weights, the data order and SIGReg's directions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

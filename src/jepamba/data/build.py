@@ -34,6 +34,8 @@ class Corpus:
     the tokenizer normalises text."""
     overlap: float | None = None
     """Share of the passages of held-out text that occur in the training text; None with `data.val` or if unknown."""
+    is_end: bool = False
+    """Whether the validation text is the end of a single document, and the training text the rest."""
 
 
 def build(
@@ -65,31 +67,38 @@ def build(
     return open_folder(out_dir)
 
 
-def corpus(config: Data, progress: Report | None = None) -> Corpus:
+def corpus(config: Data, progress: Report | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
     """Return the training and validation tokens of `config`. Text is encoded once and then cached.
+
+    A `tokenizer` takes the place of the one that `config` names.
 
     `config.train` and `config.val` are text (see `read_documents`), a folder of shards, or a shard. Without
     `config.val`, validation is the `val` split of the folder of shards, or the fraction `config.holdout` of the
-    documents, as `hold_out` selects them. A "bpe" tokenizer is trained on the training documents only. The cache
-    key contains path, size and modification time of the files, the relevant settings, and the tokenizer.
+    documents, as `hold_out` selects them, or of a single document its end. A "bpe" tokenizer is trained on the training
+    documents only. The cache key contains path, size and modification time of the files, the relevant settings, and the
+    tokenizer.
 
     Runs with different seeds share their data and split. Raises `UserError` with the file name for text, shards or
     tokenizers that are invalid or do not match.
     """
     if is_shards(config.train):
-        tokenizer = _shard_tokenizer(config)
+        tokenizer = tokenizer or _shard_tokenizer(config)
         train = load_tokens(config.train, tokenizer, config, "train", progress)
         val = load_tokens(config.val or config.train, tokenizer, config, "val", progress)
         built = _folder_of(Path(config.train))
         splits = built.splits if built is not None else {}
+        is_end = False
     else:
         source = _train_source(config)
-        tokenizer = _text_tokenizer(config, source, progress)
+        tokenizer = tokenizer or _text_tokenizer(config, source, progress)
         folder = _cached_folder(source, tokenizer, config, progress)
         train, splits = folder.tokens("train"), folder.splits
         val = load_tokens(config.val, tokenizer, config, "val", progress) if config.val else folder.tokens("val")
+        one_each = not config.val and splits["train"].documents == splits["val"].documents == 1
+        is_end = one_each and source.is_one_document()
     overlap = splits["val"].overlap if "val" in splits and not config.val else None
-    return Corpus(train, val, tokenizer, val.decoded_bytes if val.text_bytes is None else val.text_bytes, overlap)
+    size = val.decoded_bytes if val.text_bytes is None else val.text_bytes
+    return Corpus(train, val, tokenizer, size, overlap, is_end)
 
 
 def trained_on(config: Data) -> list[str]:

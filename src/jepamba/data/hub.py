@@ -1,4 +1,4 @@
-"""Lists and downloads the files of a data set of the Hugging Face hub, at one commit.
+"""Lists and downloads the files of a data set or a model of the Hugging Face hub, at one commit.
 
 Every request goes through huggingface_hub, with its cache, retries, range requests, access tokens and `HF_ENDPOINT`.
 """
@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jepamba.errors import UserError
 from jepamba.progress import Report
 
+Kind = Literal["dataset", "model"]
+_KINDS: dict[Kind, str] = {"dataset": "data set", "model": "model"}
 _CHUNK_BYTES = 1 << 22
 
 
@@ -33,25 +35,25 @@ class HubFile:
 
 
 class Repository:
-    """A data set of the hub, fixed to the current commit of `revision`.
+    """A data set or a model of the hub, fixed to the current commit of `revision`.
 
-    Arguments: `name`: "owner/name"; `revision`: a branch, a tag or a commit. The constructor and every method raise
-    `UserError` with the answer of the hub if a request fails, or if the hub cannot be reached.
+    Arguments: `name`: "owner/name"; `revision`: a branch, a tag or a commit; `kind`: what it is. The constructor and
+    every method raise `UserError` with the answer of the hub if a request fails, or if the hub cannot be reached.
     """
 
-    def __init__(self, name: str, revision: str = "main") -> None:
+    def __init__(self, name: str, revision: str = "main", kind: Kind = "dataset") -> None:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.hf_api import RepoFile
 
         # huggingface_hub retries broken connections. This class reports the final error in one line.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        self.name, self.endpoint = name, constants.ENDPOINT
+        self.name, self.kind, self.endpoint = name, kind, constants.ENDPOINT
         if name.count("/") != 1 or not all(name.split("/")):
-            raise UserError(f"{name!r}: not the name of a data set on the hub; give owner/name")
+            raise UserError(f"{name!r}: not the name of a {_KINDS[kind]} on the hub; give owner/name")
         with self._as_user_errors(f"revision {revision!r}"):
             api = HfApi()
-            self.commit = str(api.dataset_info(name, revision=revision).sha)
-            tree = api.list_repo_tree(name, recursive=True, revision=self.commit, repo_type="dataset")
+            self.commit = str(api.repo_info(name, revision=revision, repo_type=kind).sha)
+            tree = api.list_repo_tree(name, recursive=True, revision=self.commit, repo_type=kind)
             found = [entry for entry in tree if isinstance(entry, RepoFile)]
         self.files = {
             entry.path: HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs is not None else "")
@@ -60,7 +62,7 @@ class Repository:
         """The files by path."""
 
     def __str__(self) -> str:
-        return f"{self.endpoint}/datasets/{self.name}"
+        return f"{self.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def fetch(self, file: HubFile, folder: Path | None = None, on_bytes: Callable[[int], None] | None = None) -> Path:
         """Download `file` to `folder`, or to the cache of huggingface_hub, and return its path.
@@ -75,7 +77,7 @@ class Repository:
             place = hf_hub_download(
                 self.name,
                 file.path,
-                repo_type="dataset",
+                repo_type=self.kind,
                 revision=self.commit,
                 local_dir=folder,
                 tqdm_class=_progress_class(on_bytes),
@@ -106,7 +108,7 @@ class Repository:
         if isinstance(error, errors.GatedRepoError):
             return "the owner must grant access; then set HF_TOKEN"
         if isinstance(error, errors.RepositoryNotFoundError):
-            return "there is no such data set, or it is private (then set HF_TOKEN)"
+            return f"there is no such {_KINDS[self.kind]}, or it is private (then set HF_TOKEN)"
         if isinstance(error, errors.RevisionNotFoundError):
             return "there is no such revision"
         if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.documents import STDLIB, read_documents, source_files
 from jepamba.text.embedded import stdlib_identity
-from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, hold_out
+from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, OneDocumentError, hold_out, hold_out_end
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Source:
     split: str = "train"
     holdout: float = 0.0
     _held_out: HeldOut | None = field(default=None, init=False, repr=False, compare=False)
+    _end: int | None = field(default=None, init=False, repr=False, compare=False)
+    """Of a single document, the character at which the held-out text starts."""
 
     def documents(self, progress: Report | None = None) -> Iterator[tuple[str, str]]:
         """Iterate over (split, text) of every document, in order.
@@ -42,17 +45,35 @@ class Source:
             yield self.split if held_out is None else "val" if text in held_out else "train", text
 
     def held_out(self, progress: Report | None = None) -> HeldOut:
-        """Select the validation documents; see `hold_out`. The first call reads all documents."""
+        """Select the validation documents; see `hold_out`. The first call reads all documents.
+
+        The end of a single document is held out; it then counts as two.
+        """
         if self._held_out is None:
             try:
-                self._held_out = hold_out(self._texts(progress), self.holdout)
+                try:
+                    self._held_out = hold_out(self._texts(progress), self.holdout)
+                except OneDocumentError:
+                    if not self.is_one_document():  # but copies of it
+                        raise
+                    self._end, self._held_out = hold_out_end(next(self._texts(progress)), self.holdout)
             except NothingHeldOutError as error:
                 raise UserError(
                     f"{', '.join(self.paths)}: {error}; set data.val, add files, or separate documents by NUL bytes"
                 ) from None
         return self._held_out
 
+    def is_one_document(self) -> bool:
+        """Whether there is a single document, whose end is held out."""
+        return len(list(islice(self._whole_texts(None), 2))) == 1
+
     def _texts(self, progress: Report | None) -> Iterator[str]:
+        for text in self._whole_texts(progress):
+            yield text[: self._end]
+            if self._end is not None:
+                yield text[self._end :]
+
+    def _whole_texts(self, progress: Report | None) -> Iterator[str]:
         for path in self.paths:
             if path.startswith(HUB):
                 yield from hub_text(path).documents(self.column, progress)

@@ -6,14 +6,16 @@ Legend: N tokens.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.data.shards import Shard, check_tokens
+from jepamba.errors import UserError
+from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
-from jepamba.text.unrestored import Unrestored
+from jepamba.text.unrestored import Unrestored, compare
 
 _CHUNK_TOKENS = 1 << 22
 
@@ -114,3 +116,16 @@ class Tokens:
     def _before_first(self) -> int:
         """Return a text token, because the stream is assumed to start in the middle of a document."""
         return next(i for i in range(self.tokenizer.vocab_size) if i not in self.tokenizer.control_ids)
+
+
+def tokens_in_memory(documents: Iterable[str], tokenizer: Tokenizer) -> Tokens:
+    """Encode `documents` as a stream, with the tokens and the byte counts that a file with these documents has.
+
+    Raises `UserError` for a NUL in a document, and for text that has no UTF-8 form.
+    """
+    texts = list(documents)
+    if any("\0" in text for text in texts):
+        raise UserError("the text contains a NUL, which separates documents: give a list with a text for each document")
+    ids = join_documents(tokenizer, tokenizer.encode_batch(texts))
+    text, decoded = "".join(texts), tokenizer.decode(ids)
+    return Tokens([ids], tokenizer, len(utf8(text)), len(decoded), compare(text, decoded))

@@ -35,6 +35,7 @@ def score_carried(
     limit: int = 0,
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
+    nats_N: Tensor | None = None,
 ) -> Score:
     """Score `tokens` in one pass, where each target is predicted from all preceding tokens of its document.
 
@@ -44,14 +45,19 @@ def score_carried(
         seq_len: Shortest window of a forward pass. With fewer lanes the windows are longer. Apart from rounding, it
             affects only the speed.
         tokens_per_batch: Tokens of a forward pass. Apart from rounding, it affects only the speed.
+        nats_N: See `score_plain`. The documents are then read one after the other.
 
     Other arguments and errors: see `score_plain`.
     """
     targets = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
-    lanes = _lanes(documents(tokens, bos, targets), max(1, tokens_per_batch // seq_len))
-    latents = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None)
-    (score,) = scores(model, tokens, latents, targets, (temperature,), mode="carried", reset=reset, progress=progress)
+    spans = documents(tokens, bos, targets)
+    lanes = [spans] if nats_N is not None else even_lanes(spans, max(1, tokens_per_batch // seq_len))
+    batches = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None)
+    latents = ((h_ND, targets_N) for h_ND, targets_N, _ in batches)
+    (score,) = scores(
+        model, tokens, latents, targets, (temperature,), mode="carried", reset=reset, progress=progress, nats_N=nats_N
+    )
     return score
 
 
@@ -73,7 +79,7 @@ def documents(tokens: Tokens, bos: int | None, targets: int) -> list[Span]:
     return list(zip(starts, [*starts[1:], targets], strict=True))
 
 
-def _lanes(spans: Sequence[Span], max_lanes: int) -> list[list[Span]]:
+def even_lanes(spans: Sequence[Span], max_lanes: int) -> list[list[Span]]:
     """Distribute `spans` over at most `max_lanes` lanes of nearly equal length.
 
     There are few enough lanes that the longest span does not exceed their mean length. In order of decreasing length,
@@ -99,13 +105,13 @@ class _Lane:
         self._at_start = True
 
     def read(self, out: NDArray[np.int64], starts: NDArray[np.bool_]) -> None:
-        """Read up to T inputs and targets into `out` (2, T), and set `starts` (T,) where a span starts."""
+        """Read up to T inputs, targets and places of the inputs into `out` (3, T); set `starts` (T,) at span starts."""
         done = 0
         while done < out.shape[1] and self._spans:
             start, stop = self._spans.pop()
             step = min(stop - start, out.shape[1] - done)
             ids = self.tokens.read(start, start + step + 1)
-            out[0, done : done + step], out[1, done : done + step] = ids[:-1], ids[1:]
+            out[:, done : done + step] = ids[:-1], ids[1:], np.arange(start, start + step)
             starts[done] = self._at_start
             self._at_start = start + step == stop
             if not self._at_start:
@@ -121,10 +127,11 @@ def carried_latents(
     tokens_per_batch: int,
     reset: bool,
     layer: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (h_ND, targets_N) for one window of every lane at a time. One lane is read in its order.
+) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
+    """Yield (h_ND, targets_N, places_N) for one window of every lane at a time. One lane is read in its order.
 
-    With a `layer` greater than 0, h_ND are the latents after that many blocks.
+    A place is that of the input in the stream. `reset`: whether the state is reset at the start of each span. With a
+    `layer` greater than 0, h_ND are the latents after that many blocks.
     """
     device, chunk = next(model.parameters()).device, model.config.chunk_size
     lanes = [_Lane(tokens, spans) for spans in spans_by_lane]
@@ -134,16 +141,17 @@ def carried_latents(
         # The SSD operator works on whole chunks, and it can split a long window if that has a multiple of 16 chunks.
         multiple = chunk if window < 32 * chunk else 16 * chunk
         window = min(window - window % multiple if window > multiple else window, max(lane.remaining for lane in lanes))
-        ids_B2T = np.zeros((len(lanes), 2, window), dtype=np.int64)
+        ids_B3T = np.zeros((len(lanes), 3, window), dtype=np.int64)
         starts_BT = np.zeros((len(lanes), window), dtype=np.bool_)
         counted_B1 = np.array([[min(lane.remaining, window)] for lane in lanes])
-        for lane, out, starts in zip(lanes, ids_B2T, starts_BT, strict=True):
+        for lane, out, starts in zip(lanes, ids_B3T, starts_BT, strict=True):
             lane.read(out, starts)
-        inputs_BT, targets_BT = torch.from_numpy(ids_B2T).to(device).unbind(1)
+        inputs_BT, targets_BT = torch.from_numpy(ids_B3T[:, :2]).to(device).unbind(1)
         h_BTD, state = model(inputs_BT, torch.from_numpy(starts_BT).to(device) if reset else None, state, layer)
         # The padding of a lane that ended within the window is not scored.
-        counted_BT = torch.from_numpy(np.arange(window) < counted_B1).to(device)
-        yield h_BTD[counted_BT], targets_BT[counted_BT]
+        scored_BT = np.arange(window) < counted_B1
+        counted_BT = torch.from_numpy(scored_BT).to(device)
+        yield h_BTD[counted_BT], targets_BT[counted_BT], ids_B3T[:, 2][scored_BT]
         active = [row for row, lane in enumerate(lanes) if lane.remaining]
         if len(active) < len(lanes):
             lanes, rows_B = [lanes[row] for row in active], torch.tensor(active, dtype=torch.int64, device=device)

@@ -5,7 +5,7 @@ Legend: N tokens, B windows, T tokens of a window, D d_model, E latent dimension
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,18 +72,17 @@ def compute_latents(
         raise UserError(f"a limit of {limit} tokens: must be 0 (all) or more")
     count = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
-    layer = 0 if heads is None else heads.config.layer
-    if layer > model.config.n_layer:
-        raise UserError(f"these heads read the latents after {layer:,} blocks, the model has {model.config.n_layer}")
-    if carry:
-        lanes = [documents(tokens, bos, count)]
-        batches = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None, layer)
-    else:
-        batches = windowed_latents(model, tokens, plain_windows(count, seq_len), tokens_per_batch, reset, layer)
+    layer = layer_of(heads, model)
+    lanes = [documents(tokens, bos, count)]
+    batches: Iterator[tuple[Any, ...]] = (
+        carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None, layer)
+        if carry
+        else windowed_latents(model, tokens, plain_windows(count, seq_len), tokens_per_batch, reset, layer)
+    )
     latents_ND = torch.empty(count, model.config.d_model, dtype=dtype)
     done = 0
     with stored(model), evaluating(heads):
-        for h_ND, _ in batches:
+        for h_ND, *_ in batches:
             latents_ND[done : done + len(h_ND)] = h_ND if heads is None else heads.project(h_ND.unsqueeze(0))[0]
             done += len(h_ND)
             if progress is not None:
@@ -100,6 +99,14 @@ def compute_latents(
         np.repeat(np.arange(len(starts)), lengths),
     )
     return Latents(latents_ND, *(torch.from_numpy(column.astype(np.int32)) for column in columns))
+
+
+def layer_of(heads: JepaHeads | None, model: LanguageModel) -> int:
+    """Return the block after which `heads` read latents of `model`; 0: h. Raises `UserError` if it has fewer blocks."""
+    layer = 0 if heads is None else heads.config.layer
+    if layer > model.config.n_layer:
+        raise UserError(f"these heads read the latents after {layer:,} blocks, the model has {model.config.n_layer}")
+    return layer
 
 
 def save_latents(path: Path, latents: Latents, metadata: Mapping[str, str]) -> int:

@@ -27,12 +27,14 @@ def logit_slices(
         yield model.logits(h_ND[start : start + rows]).float(), targets_N[start : start + rows]
 
 
-def summed_nats(
+def target_nats(
     model: LanguageModel, h_ND: Float[Tensor, "N D"], targets_N: Int64[Tensor, " N"], temperatures: Sequence[float]
-) -> Float64[Tensor, " K"]:
-    """Return the sum of −ln p over the targets at each of `temperatures`, in float64. Logits are computed once."""
-    total_K = torch.zeros(len(temperatures), dtype=torch.float64)
+) -> Float64[Tensor, "K N"]:
+    """Return −ln p of each target at each of `temperatures`, in float64 on the CPU. Logits are computed once."""
+    nats_KN = torch.empty(len(temperatures), len(targets_N), dtype=torch.float64)
+    done = 0
     for logits_nV, targets_n in logit_slices(model, h_ND, targets_N):
         for index, temperature in enumerate(temperatures):
-            total_K[index] += token_nats(logits_nV, targets_n, temperature).double().sum().cpu()
-    return total_K
+            nats_KN[index, done : done + len(targets_n)] = token_nats(logits_nV, targets_n, temperature)
+        done += len(targets_n)
+    return nats_KN

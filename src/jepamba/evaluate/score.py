@@ -20,8 +20,8 @@ from jepamba.artifact.manifest import MAX_TEMPERATURE, MIN_TEMPERATURE
 from jepamba.data.tokens import Tokens
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
-from jepamba.evaluate.accounting import Counted, text_bytes
-from jepamba.evaluate.likelihood import summed_nats
+from jepamba.evaluate.accounting import Counted, TextBytes, text_bytes
+from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
@@ -95,6 +95,7 @@ def scores(
     progress: Report | None,
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
+    nats_N: Tensor | None = None,
 ) -> list[Score]:
     """Score the first `targets` targets at each temperature, with the weights as the artifact holds them.
 
@@ -102,6 +103,8 @@ def scores(
         latents: Yields (h_ND, targets_N). Each target occurs once, on one rank, in any order.
         mode: `Score.mode`.
         stopped: If it returns True on one rank, all ranks raise `StoppedError` after the current batch.
+        nats_N: A float64 tensor on the CPU that receives −ln p of each target at the first temperature, in the order of
+            `latents`. For one process.
 
     Returns:
         A score for each temperature, equal on all ranks.
@@ -111,14 +114,16 @@ def scores(
         StoppedError: `stopped` returned True on some rank.
     """
     for temperature in temperatures:
-        if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-            raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
+        check_temperature(temperature)
     started = time.monotonic()
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
     with stored(model):
         for h_ND, targets_N in latents if stopped is None else _synchronized(latents, world, stopped):
-            nats_K += summed_nats(model, h_ND, targets_N, temperatures)
+            nats_Kn = target_nats(model, h_ND, targets_N, temperatures)
+            nats_K += nats_Kn.sum(1)
+            if nats_N is not None:
+                nats_N[done : done + len(targets_N)] = nats_Kn[0]
             done += len(targets_N)
             if progress is not None:
                 progress(
@@ -131,22 +136,43 @@ def scores(
         raise AssertionError(f"{done} targets scored of {targets}")
     seconds = time.monotonic() - started
     return [
-        Score(
-            bpb=nats / math.log(2) / size.original,
-            bpb_decoded=nats / math.log(2) / size.decoded,
-            nats_per_token=nats / targets,
-            tokens=targets,
-            bytes=size.original,
-            decoded_bytes=size.decoded,
-            counted=size.counted,
-            unrestored_bytes=None if tokens.unrestored is None else tokens.unrestored.bytes,
-            mode=mode,
-            reset=reset,
-            temperature=temperature,
-            seconds=seconds,
-        )
+        score_of(nats, tokens, size, targets, mode=mode, reset=reset, temperature=temperature, seconds=seconds)
         for nats, temperature in zip(nats, temperatures, strict=True)
     ]
+
+
+def score_of(
+    nats: float,
+    tokens: Tokens,
+    size: TextBytes,
+    targets: int,
+    *,
+    mode: str,
+    reset: bool,
+    temperature: float,
+    seconds: float,
+) -> Score:
+    """Return the score of the first `targets` targets, whose −ln p have the sum `nats` and whose text has `size`."""
+    return Score(
+        bpb=nats / math.log(2) / size.original,
+        bpb_decoded=nats / math.log(2) / size.decoded,
+        nats_per_token=nats / targets,
+        tokens=targets,
+        bytes=size.original,
+        decoded_bytes=size.decoded,
+        counted=size.counted,
+        unrestored_bytes=None if tokens.unrestored is None else tokens.unrestored.bytes,
+        mode=mode,
+        reset=reset,
+        temperature=temperature,
+        seconds=seconds,
+    )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `UserError` for a temperature at which scores are meaningless."""
+    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
 
 
 def _synchronized(

@@ -6,7 +6,7 @@ import torch
 
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
-from jepamba.evaluate.likelihood import summed_nats
+from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.windows import batches, plain_windows
 from jepamba.model import LanguageModel
@@ -61,7 +61,9 @@ def _best(
         new = [index for index in indices if 0 <= index < len(temperatures) and index not in costs]
         if new:
             chosen = [temperatures[index] for index in new]
-            total_K = torch.stack([summed_nats(model, h_ND, targets_N, chosen) for h_ND, targets_N in latents]).sum(0)
+            total_K = torch.stack(
+                [target_nats(model, h_ND, targets_N, chosen).sum(1) for h_ND, targets_N in latents]
+            ).sum(0)
             costs.update(zip(new, total_K.tolist(), strict=True))
 
     best = start

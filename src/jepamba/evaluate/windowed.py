@@ -32,6 +32,7 @@ def score_plain(
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
+    nats_N: Tensor | None = None,
 ) -> Score:
     """Score `tokens` in adjacent windows of `seq_len` inputs, with the weights as the artifact holds them.
 
@@ -43,6 +44,8 @@ def score_plain(
         tokens_per_batch: Tokens of a forward pass.
         world: Its ranks share the windows. All must call this function.
         stopped: Called between batches; True cancels the scoring on all ranks. Pass it on all ranks or on none.
+        nats_N: A float64 tensor on the CPU that receives −ln p of each target, in the order of the text. For one
+            process.
 
     Raises:
         UserError: The text is empty, the tokenizer has more symbols than the model, the temperature is out of range, or
@@ -60,6 +63,7 @@ def score_plain(
         progress=progress,
         world=world,
         stopped=stopped,
+        nats_N=nats_N,
     )
     return score
 
@@ -76,8 +80,12 @@ def score_plain_at(
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
+    nats_N: Tensor | None = None,
 ) -> list[Score]:
-    """`score_plain` at each of `temperatures`, from one set of forward passes. `seconds` is that of all together."""
+    """`score_plain` at each of `temperatures`, from one set of forward passes. `seconds` is that of all together.
+
+    `nats_N` receives −ln p at the first of them.
+    """
     targets = scored_targets(model, tokens, seq_len, limit)
     windows = islice(plain_windows(targets, seq_len), world.rank, None, world.world_size)
     latents = windowed_latents(model, tokens, windows, tokens_per_batch, reset)
@@ -92,6 +100,7 @@ def score_plain_at(
         progress=progress,
         world=world,
         stopped=stopped,
+        nats_N=nats_N,
     )
 
 
@@ -107,6 +116,7 @@ def score_sliding(
     tokens_per_batch: int = 16384,
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
+    nats_N: Tensor | None = None,
 ) -> Score:
     """Score `tokens` in windows of `seq_len` inputs that start `stride` apart.
 
@@ -122,7 +132,16 @@ def score_sliding(
     latents = windowed_latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"
     (score,) = scores(
-        model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress, world=world
+        model,
+        tokens,
+        latents,
+        targets,
+        (temperature,),
+        mode=mode,
+        reset=reset,
+        progress=progress,
+        world=world,
+        nats_N=nats_N,
     )
     return score
 

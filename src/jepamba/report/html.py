@@ -85,7 +85,10 @@ def _state(metrics: Metrics, summary: Record | None) -> str:
     elapsed = f" after {duration(seconds)} of training" if seconds is not None else ""
     broken = f" {metrics.broken} lines of metrics.jsonl are incomplete and were skipped." if metrics.broken else ""
     if summary is not None:
-        return "This run is finished. All bits per byte (BPB) below are measured on held-out text." + broken
+        return (
+            "This run is finished. Bits per byte (BPB) are of held-out text, but for the curve of the training text."
+            + broken
+        )
     return f"This run has no summary yet. It is at step {last.get('step', 0)}{elapsed}.{broken}"
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+STOPPED = "stopped by "
+"""Start of the event that a run logs when a signal stops it."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jepamba.config import BUDGETS
 from jepamba.errors import UserError
 from jepamba.progress import duration
 from jepamba.report.records import (
+    STOPPED,
     Metrics,
     MetricsFile,
     Record,
@@ -34,7 +35,9 @@ _SILENT_SECONDS = 120.0
 """Seconds without a log line after which an unfinished run counts as silent."""
 _MAX_POINTS = 400
 """Maximum number of points of a curve in JSON."""
-_CURVE_LINES = 10
+_CURVE_LINES, _LEAST_LINES = 10, 4
+"""Lines of a curve, and the fewest in a terminal that is not high enough for all of them."""
+_FRAME_LINES = 2
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,11 @@ class RunStatus:
 
     @property
     def state(self) -> str:
-        """`finished`, `running`, or `silent`: no log line for two minutes."""
+        """`finished`, `running`, `stopped` by a signal, or `silent`: no log line for two minutes."""
         if self.finished:
             return "finished"
+        if self.metrics.events and str(self.metrics.events[-1].get("what")).startswith(STOPPED):
+            return "stopped"
         return "running" if self.silent_s < _SILENT_SECONDS else "silent"
 
     def curves(self) -> dict[str, Points]:
@@ -120,16 +125,25 @@ class RunView:
         table = Table.grid(expand=True)
         for _ in range(columns):
             table.add_column(ratio=1)
+        curves = {name: points for name, points in self.status.curves().items() if points}
+        if "training, bits per byte" in curves:
+            # Cross-entropy has the same shape. It is shown only if the log has no byte counts.
+            curves.pop("training, nats per token", None)
+        title = Text(headline(self.status))
+        height, shown = _CURVE_LINES, len(curves)
+        if console.is_terminal and curves:
+            # One line is left for the cursor.
+            available = options.max_height - len(console.render_lines(title, options)) - 1
+            rows = max(min(-(-shown // columns), available // (_LEAST_LINES + _FRAME_LINES)), 1)
+            height, shown = min(max(available // rows - _FRAME_LINES, _LEAST_LINES), _CURVE_LINES), rows * columns
         panels: list[RenderableType] = []
-        for name, points in self.status.curves().items():
-            # Cross-entropy has the same shape as bits per byte. It is shown only if the log has no byte counts.
-            if points and (name != "training, nats per token" or not panels):
-                lines = plot_curve(points, width, _CURVE_LINES, options.ascii_only)
-                title = f"{name}: {short_number(points[-1][1])}"
-                panels.append(Panel(Text("\n".join(lines), no_wrap=True), title=title, title_align="left"))
+        for name, points in list(curves.items())[:shown]:
+            lines = "\n".join(plot_curve(points, width, height, options.ascii_only))
+            heading = f"{name}: {short_number(points[-1][1])}"
+            panels.append(Panel(Text(lines, no_wrap=True), title=heading, title_align="left"))
         for start in range(0, len(panels), columns):
             table.add_row(*panels[start : start + columns])
-        yield Group(Text(headline(self.status)), table if panels else Text("no step yet"))
+        yield Group(title, table if panels else Text("no step yet"))
 
 
 def headline(status: RunStatus) -> str:
@@ -147,9 +161,13 @@ def headline(status: RunStatus) -> str:
         fields.append(f"{short_number(tokens)} tokens")
     if ce is not None:
         fields.append(f"{ce:.3f} nats per token")
-    if status.share is not None and not status.finished and status.share > 0 and seconds is not None:
+    if status.share == 1 and not status.finished:
+        fields.append("the budget is spent: packing and scoring")
+    elif status.share is not None and not status.finished and status.share > 0 and seconds is not None:
         remaining = seconds / status.share * (1 - status.share)
         fields.append(f"{status.share:.0%} of the budget, {duration(remaining)} left")
+    if status.state == "stopped":
+        fields.append(f"`jepamba resume {status.folder}` continues it")
     vals = status.metrics.vals
     held_out, unit = series(vals, "step", "bpb"), bpb_unit(vals[-1].get("counted") if vals else None)
     if held_out:

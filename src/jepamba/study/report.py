@@ -13,6 +13,7 @@ from typing import Any
 from jepamba.progress import duration
 from jepamba.report.charts import Line, interval_chart, line_chart, standalone
 from jepamba.study.compare import MEASURES, Measure
+from jepamba.study.records import Curve
 from jepamba.study.results import Study, read_study
 from jepamba.study.run_table import run_values, runs_csv
 from jepamba.study.statistics import MIN_PAIRS, Difference, pairs_for, smallest_effect
@@ -220,17 +221,29 @@ def _differences(study: Study) -> str:
 
 
 def _curves(study: Study) -> str:
-    """Draw the validation BPB of each configuration over steps, averaged over the seeds with that step."""
+    """Draw the validation BPB of each configuration over steps, averaged over the seeds with that step.
+
+    Validations of another text than those of the longest curve, as the final one of all validation text, are points
+    of their own.
+    """
     lines = []
     for item in study.plan.configurations:
-        by_step: dict[int, list[float]] = {}
-        for result in study.results:
-            if result.name == item.name and result.curves:
-                longest = max(result.curves.values(), key=len)
-                for step, _seconds, bpb in longest:
-                    by_step.setdefault(step, []).append(bpb)
-        lines.append(Line(item.name, [(step, statistics.fmean(by_step[step])) for step in sorted(by_step)]))
+        curves = [result.curves for result in study.results if result.name == item.name and result.curves]
+        # Of equally many validations, those of the most text.
+        longest = [max((len(curve), size) for size, curve in by_size.items())[1] for by_size in curves]
+        lines.append(Line(item.name, _mean_curve([c[size] for c, size in zip(curves, longest, strict=True)])))
+        whole = [c[max(c)] for c, size in zip(curves, longest, strict=True) if max(c) != size]
+        lines.append(Line(f"{item.name}, all validation text", _mean_curve(whole)))
     return line_chart(f"{study.plan.name}: validation, mean of seeds", "step", "BPB", lines, dots=True)
+
+
+def _mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
+    """Return the points (step, BPB), averaged over the curves with that step."""
+    by_step: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, _seconds, bpb in curve:
+            by_step.setdefault(step, []).append(bpb)
+    return [(step, statistics.fmean(by_step[step])) for step in sorted(by_step)]
 
 
 def _settings(settings: Any) -> str:

@@ -142,7 +142,8 @@ def _module(name: str) -> _Module:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(name)
     source = Path(spec.origin).read_text(encoding="utf-8")
-    module = _Module(source.splitlines(), ast.parse(source).body)
+    body = [statement for statement in ast.parse(source).body if not _is_for_types(statement)]
+    module = _Module(source.splitlines(), body)
     for statement in module.body:
         bound = list(_bound(statement))
         for each in bound:
@@ -232,6 +233,11 @@ def _used(statement: ast.stmt) -> dict[str, bool]:
         if isinstance(node, ast.Name):
             names[node.id] = names.get(node.id, True) and id(node) in annotated
     return names
+
+
+def _is_for_types(statement: ast.stmt) -> bool:
+    """Whether it is `if TYPE_CHECKING:`, which nothing executes."""
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
 
 
 def _is_docstring(statement: ast.stmt) -> bool:

@@ -16,7 +16,7 @@ from jepamba import __version__
 from jepamba.artifact.container import open_container
 from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import Run, with_settings
-from jepamba.data import Tokens, corpus, write_shard
+from jepamba.data import Tokens, write_shard
 from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
 from jepamba.io import sha256_of
@@ -26,6 +26,7 @@ from jepamba.report.records import Metrics, read_metrics, read_summary
 from jepamba.submission.bundle import bundle
 from jepamba.submission.readme import readme
 from jepamba.submission.scoring import TOLERANCE
+from jepamba.train.init_from import run_corpus
 
 SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
 PACKAGES = {"ans": "constriction", "brotli": "brotli", "zstd": "zstandard"}
@@ -110,7 +111,7 @@ def check(out: Path, run_dir: Path) -> dict[str, Any]:
 def write_validation(run: Run, path: Path) -> None:
     """Write the validation tokens of `run` as one shard at `path`."""
     with Progress("reading the text") as report:
-        tokens: Tokens = corpus(run.data, progress=report).val
+        tokens: Tokens = run_corpus(run, report).val
     write_shard(path, tokens.read(0, len(tokens)))
 
 

@@ -9,6 +9,7 @@ Dimensions: D distinct documents, G groups, S passages (one per byte at which a 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -32,8 +33,16 @@ _INVERSE_POWERS = np.cumprod(np.full(_BLOCK + PASSAGE, pow(_BASE, -1, 1 << 64), 
 _BYTE_VALUES = np.random.Generator(np.random.PCG64(0)).integers(1 << 64, size=256, dtype=np.uint64)
 
 
+_BREAKS = (r"\n[ \t\r]*\n\s*", r"\n", r"\s")
+"""Ends of paragraphs, lines and words."""
+
+
 class NothingHeldOutError(UserError):
     """No document can be held out."""
+
+
+class OneDocumentError(NothingHeldOutError):
+    """There is only one distinct document."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,12 @@ def hold_out(documents: Iterable[str], share: float) -> HeldOut:
     if no group qualifies. The result depends only on the text, not on the order of the documents, and copies share a
     side.
 
-    Raises `NothingHeldOutError` if there is only one distinct document, or if no group qualifies at any limit.
+    Raises `OneDocumentError` if there is only one distinct document, and `NothingHeldOutError` if no group qualifies at
+    any limit.
     """
     hashes, passages_S, document_S = _sample(documents)
     if hashes.size < 2:
-        raise NothingHeldOutError("only one document, none can be held out for validation")
+        raise OneDocumentError("only one document, none can be held out for validation")
     held = min(max(round(share * hashes.size), 1), hashes.size - 1)
     starts = np.flatnonzero(np.diff(passages_S, prepend=~passages_S[:1]))  # of each run of equal passages
     run_S = np.repeat(np.arange(starts.size), np.diff(starts, append=passages_S.size))
@@ -79,10 +89,34 @@ def hold_out(documents: Iterable[str], share: float) -> HeldOut:
     else:
         raise NothingHeldOutError("all documents are near-duplicates, none can be held out for validation")
     held_D = _choose(group_D, apart_G, held)[group_D]
-    held_S = held_D[document_S]
+    return HeldOut(frozenset(hashes[held_D].tolist()), _overlap(held_D[document_S], starts, run_S))
+
+
+def hold_out_end(text: str, share: float) -> tuple[int, HeldOut]:
+    """Divide a single document: hold out about the fraction `share` at its end.
+
+    Returns the character at which the held-out text starts, and that text. It starts after the end of a paragraph, the
+    one nearest to the share; if none is within half of the share, of a line, and then of a word.
+
+    Raises `NothingHeldOutError` if both parts would be equal, or one empty.
+    """
+    goal, reach = round((1 - share) * len(text)), len(text) * min(share, 1 - share) / 2
+    first, last = max(round(goal - reach), 0), min(round(goal + reach), len(text) - 1)
+    places = ([match.end() for match in re.compile(pattern).finditer(text, first, last)] for pattern in _BREAKS)
+    start = min(next(filter(None, places), [goal]), key=lambda place: abs(place - goal))
+    hashes, passages_S, document_S = _sample([text[:start], text[start:]])
+    if not 0 < start < len(text) or hashes.size < 2:
+        raise NothingHeldOutError("only one document, whose end cannot be held out for validation")
+    held_hash = _document_hash(utf8(text[start:]))
+    starts = np.flatnonzero(np.diff(passages_S, prepend=~passages_S[:1]))
+    run_S = np.repeat(np.arange(starts.size), np.diff(starts, append=passages_S.size))
+    return start, HeldOut(frozenset([held_hash]), _overlap((hashes == held_hash)[document_S], starts, run_S))
+
+
+def _overlap(held_S: NDArray[np.bool_], starts: NDArray[np.int64], run_S: NDArray[np.int64]) -> float:
+    """Return the share of the held-out passages that occur in the training text. `starts`: of equal passages."""
     in_training = ~np.logical_and.reduceat(held_S, starts)
-    overlap = float(in_training[run_S][held_S].mean()) if held_S.any() else 0.0
-    return HeldOut(frozenset(hashes[held_D].tolist()), overlap)
+    return float(in_training[run_S][held_S].mean()) if held_S.any() else 0.0
 
 
 def overlap_in_words(overlap: float) -> str:

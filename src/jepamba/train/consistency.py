@@ -10,13 +10,14 @@ import torch
 
 from jepamba import __version__
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
-from jepamba.data import Corpus, Tokens, corpus
+from jepamba.data import Corpus, Tokens
 from jepamba.data.build import trained_on
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import check_scorable
 from jepamba.progress import Progress
 from jepamba.text.near_duplicates import overlap_in_words
+from jepamba.train.init_from import run_corpus
 
 WINDOWS, WINDOW_TOKENS = 64, 4096
 """Number and length of the windows of a token stream that its fingerprint samples. A shorter stream is hashed whole."""
@@ -92,9 +93,10 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _read(run: Run) -> Corpus:
     with Progress("reading the text") as report:
-        text = corpus(run.data, progress=report)
+        text = run_corpus(run, report)
         if text.overlap is not None:
-            report.say(f"jepamba: {text.val_text_bytes:,} bytes are held out, {overlap_in_words(text.overlap)}")
+            held_out = f"{text.val_text_bytes:,} bytes" + " at the end of the only document" * text.is_end
+            report.say(f"jepamba: {held_out} are held out, {overlap_in_words(text.overlap)}")
         shared = trained_on(run.data)
         if shared:
             report.say(

@@ -15,6 +15,7 @@ import torch
 
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.heads import HEADS, save_heads
+from jepamba.artifact.locate import ARTIFACT
 from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_carried, score_plain_at, score_sliding
 from jepamba.generate import generate
@@ -24,7 +25,7 @@ from jepamba.progress import Progress
 from jepamba.train.device import gpu_turn
 from jepamba.train.state import TrainState
 
-ARTIFACT = "artifact.jepa"
+SUMMARY = "summary.json"
 
 
 def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _summarize(
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write summary.json to `out` atomically."""
-    atomic_write(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    atomic_write(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from jepamba.artifact.locate import ARTIFACT
 from jepamba.config import BUDGETS, Run
 from jepamba.data import Corpus
 from jepamba.distributed import SINGLE_PROCESS, World
@@ -24,7 +25,8 @@ from jepamba.text.unrestored import bpb_unit
 from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device, gpu_turn
-from jepamba.train.export import ARTIFACT, export_and_evaluate
+from jepamba.train.export import export_and_evaluate
+from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.state import TrainState
@@ -68,6 +70,8 @@ class Loop:
             self.restored, self.saved = True, self.state.counters.step
         self.metrics.rewind(self.state.counters.step)
         self._event(f"resumed at step {self.state.counters.step}")
+        for what in [] if self.restored else initialize(self.state):
+            self._event(what)
 
     def run_to_end(self) -> dict[str, Any]:
         """Train until the budget is spent, then pack and score. Returns the content of summary.json."""
@@ -95,18 +99,17 @@ class Loop:
         self.world.check_equal(dict(self.state.modules.state_dict()))
         self.trainer.release()
         self.world.on_rank_zero(self.metrics.flush)
-        for message in self.world.on_rank_zero(
-            lambda: bit_allocation.pack_within_budget(self.state, self.out / ARTIFACT)
-        ):
+        artifact = self.out / ARTIFACT
+        for message in self.world.on_rank_zero(lambda: bit_allocation.pack_within_budget(self.state, artifact)):
             self._event(message)
         summary = export_and_evaluate(self.state, self.out, self.preset)
         # All ranks wait here, however long the dashboard takes to send the last records.
-        self.world.on_rank_zero(lambda: self._log_final(summary["bpb_plain"]))
+        self.world.on_rank_zero(lambda: self._log_score(summary["bpb_plain"], final=True))
         return summary
 
-    def _log_final(self, score: Mapping[str, Any]) -> None:
+    def _log_score(self, score: Mapping[str, Any], final: bool) -> None:
         counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
-        self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=True)
+        self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=final)
 
     def budget_fraction(self) -> float:
         """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
@@ -238,6 +241,7 @@ class Loop:
         failure = self.writer.failure(wait=True)
         if failure is not None:
             raise UserError(f"{failure}; the run stops on {signal_name}, {self._newest()}")
+        self._event(f"stopped by {signal_name}")
         # With several ranks the process ends without Python's exit handlers, which a dashboard may rely on.
         self.metrics.close()
 
@@ -270,11 +274,9 @@ class Loop:
                     stopped=lambda: stop.signal is not None,
                 )
             )
-            counters = self.state.counters
-            fields = {key: score[key] for key in VAL_FIELDS}
-            self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=False)
+            self._log_score(score, final=False)
             unit = bpb_unit(score["counted"])
-            self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {counters.step}"
+            self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {self.state.counters.step}"
         return self._synchronized(0.0, stop)[1]
 
     def _ghost_warmup(self, report: Progress) -> None:

@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import MACHINE_SETTINGS, ConfigError, Run, build, flatten, merge, to_dict, with_settings
-from jepamba.data import Corpus, corpus
+from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, with_settings
+from jepamba.data import Corpus
 from jepamba.data.hub_text import HUB, pinned
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
 from jepamba.io import atomic_write, check_utf8_name
+from jepamba.optim import learning_rate_scale
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
 from jepamba.train.dial import Choice, resolve_dial, resolve_vocabulary
+from jepamba.train.export import SUMMARY
+from jepamba.train.init_from import initialize, run_corpus
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -52,8 +55,8 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         run, others = resolve_dial(resolve(run, text), text, world, print_line)
         world.on_rank_zero(lambda: _create_run(run, out, preset))
         loop = Loop(run, out, text, preset, world)
-        for choice in (*choices, *others):
-            loop.metrics.append("event", 0, what=str(choice))
+        for what in (*initialize(loop.state), *choices, *others):
+            loop.metrics.append("event", 0, what=str(what))
         return loop.run_to_end()
 
 
@@ -65,26 +68,31 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
 
     Arguments:
         out: the run's folder.
-        changes: settings of this machine by their dotted names, as in `{"data.train": "elsewhere.txt"}`. Only those
-            in `MACHINE_SETTINGS` may change. They apply to this process only and are not written to config.toml.
+        changes: settings by their dotted names, as in `{"data.train": "elsewhere.txt"}`. Those in `MACHINE_SETTINGS`
+            apply to this process only and are not written to config.toml. A new budget (`train.steps`,
+            `train.seconds` or `train.tokens`) replaces the old one for good; other settings cannot change.
 
     Returns:
         The content of summary.json.
 
     Raises:
         ConfigError: for a change of another setting.
-        UserError: if there is no run in `out`, if another process writes to it, or if the text differs from that of
-            the run.
+        UserError: if there is no run in `out`, if another process writes to it, if the text differs from that of the
+            run, or if a new budget is already spent.
     """
     with _world() as world, contextlib.ExitStack() as stack:
         check_same_command("resume", world)
         # Only rank 0 has the folder. `changes` say where this machine has its files.
-        settings, preset = world.on_rank_zero(lambda: _read_run(out))
-        run = _with_changes(settings, changes or {})
+        before, preset = world.on_rank_zero(lambda: read_run(out))
+        run = _with_changes(before, changes or {})
         check_same_settings(run, world)
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         loop = Loop(run, out, read_same_corpus(run, world), preset, world)
         loop.restore()
+        budget = {name: value for name, value in (changes or {}).items() if name in BUDGET_SETTINGS}
+        if budget:
+            _note_new_budget(loop, budget)
+            world.on_rank_zero(lambda: _create_run(with_settings(before, budget), out, preset))
         return loop.run_to_end()
 
 
@@ -117,30 +125,41 @@ def _create_run(run: Run, out: Path, preset: str) -> None:
     atomic_write(out / CONFIG, content.encode(errors="replace"))
 
 
-def _read_run(out: Path) -> tuple[dict[str, Any], str]:
-    """The dotted settings of the run in `out`, and the name of its preset."""
+def read_run(out: Path) -> tuple[Run, str]:
+    """Return the settings of the run in `out`, and the name of its preset. Raises `UserError` if there is no run."""
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: no run here (no {CONFIG}); start one with `jepamba train PRESET --out {out}`")
     run = load_preset(str(out / CONFIG))
     first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
-    return flatten(to_dict(run)), first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
+    return run, first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
 
 
-def _with_changes(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Run:
-    """The run of `settings` with `changes`. Raises `ConfigError` for a change that is not `MACHINE_SETTINGS`."""
+def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
+    """`run` with `changes`. Raises `ConfigError` for a change of a setting that a run keeps."""
+    changeable = (*MACHINE_SETTINGS, *BUDGET_SETTINGS)
     for name in changes:
-        if name not in MACHINE_SETTINGS:
-            raise ConfigError(
-                f"{name} cannot change in a resumed run; these settings can: {', '.join(MACHINE_SETTINGS)}"
-            )
-    return build(merge(settings, changes))
+        if name not in changeable:
+            raise ConfigError(f"{name} cannot change in a resumed run; these settings can: {', '.join(changeable)}")
+    return with_settings(run, changes)
+
+
+def _note_new_budget(loop: Loop, budget: Mapping[str, Any]) -> None:
+    """Say and log how the run goes on under its new `budget`. Raises `UserError` if that is spent already."""
+    spent, named = loop.budget_fraction(), ", ".join(f"{name} = {value:,}" for name, value in budget.items())
+    if spent >= 1:
+        raise UserError(f"{named}: this run has already trained that long; give a larger budget")
+    scale = learning_rate_scale(loop.run.optim, spent)
+    message = f"new budget, {named}: {spent:.0%} of it is spent; the learning rate is {scale:.0%} of its peak from here"
+    print_line(f"jepamba: {message}")
+    loop.metrics.append("event", loop.state.counters.step, what=message)
+    loop.world.on_rank_zero(lambda: (loop.out / SUMMARY).unlink(missing_ok=True))
 
 
 def read_and_resolve(run: Run, say: Callable[[str], None]) -> tuple[Run, list[Choice]]:
     """Read the text of `run`, set the vocabulary, and resolve the dial, as `train` does, in this process alone."""
     run, choices = resolve_vocabulary(run, say=say)
     with Progress("reading the text") as report:
-        text = corpus(run.data, progress=report)
+        text = run_corpus(run, report)
     run, others = resolve_dial(resolve(run, text), text, say=say)
     return run, [*choices, *others]
 

@@ -1,0 +1,80 @@
+"""The functions of the Python API: load a trained model, train one. docs/python.md has examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepamba.artifact.heads import HEADS, load_heads
+from jepamba.artifact.locate import locate
+from jepamba.artifact.store import load_artifact
+from jepamba.config import Run, build, flatten, merge, to_dict
+from jepamba.errors import UserError
+from jepamba.folder_lock import unused_folder
+from jepamba.io import sha256_of
+from jepamba.jepa import JepaHeads
+from jepamba.presets import preset_settings
+from jepamba.progress import is_silent
+from jepamba.text_model import TextModel
+from jepamba.train import train as train_run
+from jepamba.train.init_from import model_settings
+from jepamba.train.trained import is_checkpoint, load_trained
+
+
+def load(path: str | Path, device: torch.device | str | None = None) -> TextModel:
+    """Load a trained model. Nothing in its files is executed.
+
+    Arguments:
+        path: An artifact, the folder of a run, a checkpoint (`runs/mine/checkpoints/step-000000400`), or
+            `hf://owner/name[@revision][/file]` for a model of the Hugging Face hub. A checkpoint has its JEPA heads and
+            the temperature 1.
+        device: None: a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: One line that names the file, if it is missing or invalid.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if is_checkpoint(path):
+        trained = load_trained(Path(path))
+        trained.artifact.model.to(device)
+        return TextModel(trained.artifact, lambda: trained.heads.to(device))
+    place = locate(path)
+    artifact = load_artifact(place, device)
+
+    def heads() -> JepaHeads:
+        beside = place.with_name(HEADS)
+        if not beside.exists():
+            raise UserError(f"{beside}: no such file, and z needs its projector: train with --train.keep_heads")
+        return load_heads(beside, artifact.model.config.d_model, sha256_of(place, "the artifact"), device)
+
+    return TextModel(artifact, heads)
+
+
+def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mapping[str, Any]) -> TextModel:
+    """Train a model, pack it, score it, and load it, as `jepamba train` does.
+
+    Arguments:
+        preset: A preset with `+overlays`, the path of a TOML file, or a `Run`.
+        out: Folder of the run. None: `runs/` and the name of the preset, or the first of `-2`, `-3` … that is unused.
+        sections: Sections of settings, as in `data={"train": "input.txt"}, train={"steps": 200}`.
+
+    Raises:
+        UserError: For a wrong setting, bad data, or a folder that holds a run.
+    """
+    from jepamba.report.html import write_report  # imported here because Matplotlib takes half a second
+
+    changes = flatten(sections)
+    if isinstance(preset, Run):
+        settings, name = flatten(to_dict(preset)), "run"
+    else:
+        settings, name = preset_settings(preset), Path(preset).name.removesuffix(".toml")
+    run = build(merge(settings, model_settings({**settings, **changes}), changes))
+    with unused_folder(Path("runs") / name) if out is None else nullcontext(Path(out)) as folder:
+        train_run(run, folder, preset="" if isinstance(preset, Run) else preset)
+        if not is_silent():
+            write_report(folder)
+        return load(folder)

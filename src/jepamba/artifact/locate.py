@@ -1,0 +1,48 @@
+"""Where an artifact is: a file, the folder of a run, or a model of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jepamba.artifact.heads import HEADS
+from jepamba.data.hub import Repository
+from jepamba.data.hub_text import HUB
+from jepamba.errors import UserError
+
+ARTIFACT = "artifact.jepa"
+"""Name of the artifact in the folder of a run and in a repository of the hub."""
+_NAME = re.compile(r"hf://([^/@:]+/[^/@:]+)(?:@([^/:]+))?(?:/([^:]+))?")
+
+
+def locate(name: str | Path) -> Path:
+    """Return the path of the artifact `name`: a file, the folder of a run, or `hf://owner/name[@revision][/file]`.
+
+    From the hub, the file (default: artifact.jepa) and the JEPA heads beside it go into the cache of huggingface_hub.
+
+    Raises:
+        UserError: If the folder has no artifact, or the hub has no such model or file or cannot be reached.
+    """
+    if str(name).startswith(HUB):
+        return _from_hub(str(name))
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    if not (path / ARTIFACT).exists():
+        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
+    return path / ARTIFACT
+
+
+def _from_hub(name: str) -> Path:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"{name}: not the name of a model; give hf://owner/name[@revision][/file]")
+    repository = Repository(match[1], match[2] or "main", "model")
+    file = match[3] or ARTIFACT
+    if file not in repository.files:
+        found = ", ".join(sorted(path for path in repository.files if path.endswith(".jepa"))) or "none"
+        raise UserError(f"{name}: no {file} in this repository; its artifacts: {found}")
+    heads = f"{file.rpartition('/')[0]}/{HEADS}".lstrip("/")
+    if heads in repository.files:
+        repository.fetch(repository.files[heads])
+    return repository.fetch(repository.files[file])

@@ -1,0 +1,96 @@
+"""Scores and latents of many documents at once: their windows are read in parallel lanes.
+
+Legend: N positions, T tokens of a document, D d_model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jepamba.data.tokens import Tokens
+from jepamba.evaluate.accounting import text_bytes
+from jepamba.evaluate.carried import carried_latents, even_lanes
+from jepamba.evaluate.diagnostics import evaluating
+from jepamba.evaluate.latents import layer_of
+from jepamba.evaluate.likelihood import target_nats
+from jepamba.evaluate.score import check_temperature, score_of, scored_targets
+from jepamba.evaluate.stored import stored
+from jepamba.evaluate.text_score import TextScore, text_score
+from jepamba.jepa import JepaHeads
+from jepamba.model import LanguageModel
+
+_TOKENS_PER_BATCH = 16384
+
+
+def score_documents(
+    model: LanguageModel, documents: Sequence[Tokens], seq_len: int, *, carry: bool, reset: bool, temperature: float
+) -> list[TextScore]:
+    """Score each of `documents`, single documents in memory, in plain windows or with the state carried.
+
+    Up to rounding they are the scores of `score_plain` and `score_carried`. Each document starts in the empty state;
+    `reset` is only recorded in the scores. `seconds` is an equal share of the time.
+
+    Raises `UserError` as these do.
+    """
+    check_temperature(temperature)
+    sizes = [text_bytes(tokens, scored_targets(model, tokens, seq_len, 0)) for tokens in documents]
+    started = time.monotonic()
+    nats_N = torch.empty(sum(map(len, documents)), dtype=torch.float64)
+    ids = [tokens.read(0, len(tokens)) for tokens in documents]
+    with stored(model):
+        for h_ND, targets_N, places_N in _latents(model, ids, documents, seq_len, carry):
+            nats_N[torch.from_numpy(places_N)] = target_nats(model, h_ND, targets_N, (temperature,))[0]
+    seconds = (time.monotonic() - started) / max(len(documents), 1)
+    found = []
+    for tokens, size, of_document_N in zip(documents, sizes, nats_N.split([len(i) for i in ids]), strict=True):
+        targets = len(tokens) - 1
+        nats, mode = float(of_document_N[:targets].sum()), "carried" if carry else "plain"
+        score = score_of(nats, tokens, size, targets, mode=mode, reset=reset, temperature=temperature, seconds=seconds)
+        found.append(text_score(score, tokens, of_document_N[:targets]))
+    return found
+
+
+def latents_of_documents(
+    model: LanguageModel, documents: Sequence[Tokens], seq_len: int, *, heads: JepaHeads | None, carry: bool
+) -> list[Tensor]:
+    """Return a latent for every token of each of `documents`, (T, D) in fp32 on the CPU.
+
+    Up to rounding they are those of `compute_latents`, which has none for the last token.
+    """
+    # With one more token, which is only a target, the last one of a document has a latent too.
+    ids = [np.append(tokens.read(0, len(tokens)), np.uint16(0)) for tokens in documents]
+    latents_ND = torch.empty(sum(map(len, ids)), model.config.d_model)
+    layer = layer_of(heads, model)
+    with stored(model), evaluating(heads):
+        for h_ND, _, places_N in _latents(model, ids, documents, seq_len, carry, layer):
+            z_ND = h_ND if heads is None else heads.project(h_ND.unsqueeze(0))[0]
+            latents_ND[torch.from_numpy(places_N)] = z_ND.float().cpu()
+    return [of_document_TD[:-1].clone() for of_document_TD in latents_ND.split([len(i) for i in ids])]
+
+
+def _latents(
+    model: LanguageModel,
+    ids: list[NDArray[np.uint16]],
+    documents: Sequence[Tokens],
+    seq_len: int,
+    carry: bool,
+    layer: int = 0,
+) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
+    """Yield (h_ND, targets_N, places_N) of `ids`, document after document. All but the last id of each are inputs."""
+    spans, start = [], 0
+    for of_document in ids:
+        stop = start + len(of_document) - 1
+        length = max(stop - start, 1) if carry else seq_len
+        spans += [(at, min(at + length, stop)) for at in range(start, stop, length)]
+        start = stop + 1
+    if not spans:
+        return iter(())
+    stream = Tokens(ids, documents[0].tokenizer)
+    lanes = even_lanes(spans, max(1, _TOKENS_PER_BATCH // min(seq_len, max(b - a for a, b in spans))))
+    return carried_latents(model, stream, lanes, _TOKENS_PER_BATCH, reset=True, layer=layer)

@@ -1,0 +1,72 @@
+"""Training that starts from a trained model (`train.init_from`): its settings, its tokenizer, its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jepamba.artifact.heads import HEADS, load_heads
+from jepamba.artifact.locate import locate
+from jepamba.artifact.store import load_artifact, open_artifact
+from jepamba.config import Run, flatten, to_dict
+from jepamba.data import Corpus, corpus
+from jepamba.errors import UserError
+from jepamba.io import sha256_of
+from jepamba.progress import Report
+
+if TYPE_CHECKING:
+    from jepamba.train.state import TrainState
+
+SETTING = "train.init_from"
+
+
+def model_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the layer of settings that `train.init_from` in `settings` implies: those of network and tokenizer."""
+    if not settings.get(SETTING):
+        return {}
+    stored = flatten(to_dict(open_artifact(locate(settings[SETTING])).manifest.run))
+    layer = {name: value for name, value in stored.items() if name.startswith("model.")}
+    layer |= {name: stored[name] for name in ("data.tokenizer", "data.byte_separator")}
+    if stored["data.tokenizer"] == "bpe":
+        layer["data.vocab"] = max(stored["model.vocab_size"], 264)  # nothing for the dial to choose
+    return layer
+
+
+def run_corpus(run: Run, progress: Report | None = None) -> Corpus:
+    """Return the tokens of `run`, by the tokenizer of the model that it starts from, if any; see `corpus`."""
+    start = run.train.init_from
+    return corpus(run.data, progress, open_artifact(locate(start)).tokenizer if start else None)
+
+
+def initialize(state: TrainState) -> list[str]:
+    """Give the model of `state` the weights that `train.init_from` names, and the heads their own if they were kept.
+
+    Returns: what was loaded, for the log; empty without `train.init_from`. Raises `UserError` if they do not fit.
+    """
+    if not state.run.train.init_from:
+        return []
+    path = locate(state.run.train.init_from)
+    stored = {name: weight.master for name, weight in load_artifact(path).model.quant_weights().items()}
+    weights = state.model.quant_weights()
+    wrong = [n for n in stored.keys() | weights.keys() if _shape(stored.get(n)) != _shape(weights.get(n))]
+    if wrong:
+        raise UserError(f"{path}: train.init_from: {min(wrong)} differs in shape; leave model.* as in that artifact")
+    sha256 = sha256_of(path, "the artifact")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.master.copy_(stored[name])
+        beside = path.with_name(HEADS)
+        if state.heads is None or not beside.exists():
+            return [f"initial weights: {path} (sha256 {sha256[:16]}); JEPA heads: random"]
+        try:
+            state.heads.load_state_dict(load_heads(beside, state.run.model.d_model, sha256).state_dict())
+        except RuntimeError:
+            raise UserError(
+                f"{beside}: train.init_from: has other heads; set jepa.projector and jepa.predictor_mult as in its run"
+            ) from None
+    return [f"initial weights and JEPA heads: {path.parent} (sha256 {sha256[:16]})"]
+
+
+def _shape(weight: object) -> torch.Size | None:
+    return getattr(getattr(weight, "master", weight), "shape", None)

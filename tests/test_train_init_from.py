@@ -1,0 +1,94 @@
+"""Training from a trained model starts with its weights, its tokenizer and its heads, and says what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jepamba
+from jepamba.cli import main
+from jepamba.config import ConfigError
+from jepamba.errors import UserError
+from jepamba.presets import load_preset
+from jepamba.train.checkpoint import checkpoints
+from tiny import preset, text_file, tiny
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a BPE, with its heads."""
+    folder = tmp_path_factory.mktemp("first")
+    jepamba.train(
+        tiny(text_file(folder), data__tokenizer="bpe", data__vocab=600, train__keep_heads=True), out=folder / "run"
+    )
+    return folder / "run"
+
+
+def other_text(folder: Path) -> str:
+    (folder / "input.txt").write_text("\n\n".join(f"Line {n} of another text, which says {n * n}." for n in range(300)))
+    return str(folder / "input.txt")
+
+
+def settings(folder: Path, **more: Any) -> str:
+    """A preset file whose model and tokenizer are other ones than those of `first`."""
+    return preset(folder, tiny(Path(other_text(folder)), data__tokenizer="bytes", model__n_layer=3, **more))
+
+
+def test_the_first_step_is_taken_from_the_weights_of_the_artifact(first: Path, tmp_path: Path) -> None:
+    lr = {"muon_lr": 1e-9, "adam_lr": 1e-9}
+    tuned = jepamba.train(
+        settings(tmp_path), out=tmp_path / "tuned", optim=lr, train={"init_from": str(first), "steps": 1}
+    )
+    before, after = jepamba.load(first), jepamba.load(checkpoints(tmp_path / "tuned" / "checkpoints")[-1])
+    assert tuned.tokenizer.fingerprint == before.tokenizer.fingerprint
+    assert tuned.config == before.config
+    for name, weight in before.model.state_dict().items():
+        torch.testing.assert_close(after.model.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+    for name, weight in before.heads.state_dict().items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after.heads.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+    log = (tmp_path / "tuned" / "metrics.jsonl").read_text()
+    assert f"initial weights and JEPA heads: {first} (sha256 " in log
+    recorded = load_preset(str(tmp_path / "tuned" / "config.toml"))
+    assert (recorded.model.n_layer, recorded.data.tokenizer, recorded.train.init_from) == (2, "bpe", str(first))
+    assert recorded.data.vocab == before.tokenizer.vocab_size
+
+
+def test_the_command_has_a_short_flag_and_resume_starts_again(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", settings(tmp_path), "--init-from", str(first / "artifact.jepa"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--dry-run"]) == 0
+    assert main(words) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    # Without a checkpoint a resumed run starts again from the same weights.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    moved = shutil.copytree(first, tmp_path / "moved")
+    assert main(["resume", str(tmp_path / "run"), "--train.init_from", str(moved)]) == 0
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["artifact_sha256"] == summary["artifact_sha256"]
+    assert f"initial weights and JEPA heads: {moved}" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_what_does_not_fit_is_refused(first: Path, tmp_path: Path) -> None:
+    def refused(match: str, kind: type[Exception] = UserError, **sections: dict[str, Any]) -> None:
+        sections["train"] = {"init_from": str(first), **sections.get("train", {})}
+        with pytest.raises(kind, match=match):
+            jepamba.train(settings(tmp_path), out=tmp_path / "no", **sections)
+        shutil.rmtree(tmp_path / "no", ignore_errors=True)
+
+    refused("differs in shape; leave model", model={"d_state": 16})
+    refused("has other heads; set jepa.projector", jepa={"predictor_mult": 3})
+    refused("it is that of the initial weights", ConfigError, data={"tokenizer": "some.model"})
+    refused("no artifact.jepa here", train={"init_from": str(tmp_path)})
+    # Heads that were not kept, or that the new run does not have, are no obstacle.
+    shutil.copy(first / "artifact.jepa", tmp_path)
+    jepamba.train(settings(tmp_path), out=tmp_path / "new", train={"init_from": str(tmp_path / "artifact.jepa")})
+    assert "JEPA heads: random" in (tmp_path / "new" / "metrics.jsonl").read_text()
+    off = {"weight": 0.0, "sigreg_weight": 0.0}
+    jepamba.train(settings(tmp_path), out=tmp_path / "off", jepa=off, train={"init_from": str(first)})
