@@ -206,7 +206,8 @@ def test_the_first_skip_doubles_its_input_and_is_there_only_on_request() -> None
         for block in model.blocks:
             block.register_forward_pre_hook(lambda module, args: given.append((args[0], args[2])))
             block.register_forward_hook(lambda module, args, out: outputs.append(out[0].x_BTD))
-        model(tokens_and_reset(config, 2, 9)[0])
+        with torch.no_grad():
+            model(tokens_and_reset(config, 2, 9)[0])
         return given, outputs
 
     given, outputs = skips(small(n_layer=4, self_skip=True))

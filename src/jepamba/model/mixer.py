@@ -92,7 +92,7 @@ class Mamba2(nn.Module):
             sizes = self.sizes
             if triton_launch.is_supported(projected_BTS.dtype, sizes.headdim, sizes.d_state, sizes.chunk_size):
                 return self._forward_fused
-        elif torch.is_grad_enabled() and is_supported(projected_BTS, self.sizes):
+        elif is_supported(projected_BTS, self.sizes):
             return self._forward_cpp
         return self._forward_plain
 

@@ -1,7 +1,7 @@
 """C++ kernels for the CPU, compiled for this machine by its compiler when they are first needed.
 
 A compilation takes one to two seconds, and its result is kept in the user's cache. Without a compiler, operators run in
-plain PyTorch. GCC's OpenMP runtime is the one that PyTorch has loaded, so `torch.set_num_threads` applies to the kernels.
+plain PyTorch. The kernels use the OpenMP runtime that PyTorch has loaded, so `torch.set_num_threads` applies to them.
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ def library(source: Path, **constants: int) -> ctypes.CDLL | None:
 
 
 def use_cpp(tensor: Tensor) -> bool:
-    """Whether kernels support the device and dtype of `tensor`. They are for training: other passes do not need them, and
-    their results shall not depend on whether there is a compiler."""
-    return tensor.device.type == "cpu" and tensor.dtype in DTYPES and torch.is_grad_enabled()
+    """Whether kernels support the device and dtype of `tensor`, in a pass with gradients.
+
+    Results of other passes, such as scores, do not depend on whether there is a compiler.
+    """
+    in_training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return in_training and tensor.device.type == "cpu" and tensor.dtype in DTYPES
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -73,7 +76,8 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def _command() -> list[str]:
     x86 = platform.machine() in ("x86_64", "AMD64")
-    flags = ["-std=c++17", "-O3", "-march=native" if x86 else "-mcpu=native", "-fno-math-errno", "-shared", "-fPIC", "-w"]
+    native = "-march=native" if x86 else "-mcpu=native"
+    flags = ["-std=c++17", "-O3", native, "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC", "-w"]
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         flags.append("-mprefer-vector-width=512")
     # Apple's compiler has no OpenMP: the kernels run in one thread there.

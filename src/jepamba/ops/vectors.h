@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 constexpr int LANES = 16;
 typedef float Vec __attribute__((vector_size(4 * LANES)));
@@ -27,9 +30,13 @@ static inline Vec load(const bf16* from) {
 
 // Rounds to nearest even; NaN stays NaN.
 static inline void store(bf16* to, Vec value) {
+#ifdef __AVX512BF16__
+    __m256bh half = _mm512_cvtneps_pbh((__m512)value);
+#else
     Bits bits = (Bits)value;
     Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     Halves half = __builtin_convertvector(value == value ? rounded : rounded * 0 + 0x7fc0, Halves);
+#endif
     memcpy(to, &half, sizeof half);
 }
 
@@ -61,6 +68,33 @@ static inline float sum(Vec value) {
     return (quarters[0][0] + quarters[0][2]) + (quarters[0][1] + quarters[0][3]);
 }
 
+// Lane i is the sum of values[i]; overwrites them.
+static inline Vec sums(Vec* values) {
+#if defined(__clang__) || __GNUC__ >= 12
+#define MERGE(width)                                                                                                   \
+    for (int i = 0; i < width; i++) {                                                                                  \
+        const Vec a = values[i], b = values[i + width];                                                                \
+        values[i] = __builtin_shufflevector(a, b, PICK(0, width), PICK(1, width), PICK(2, width), PICK(3, width),      \
+            PICK(4, width), PICK(5, width), PICK(6, width), PICK(7, width), PICK(8, width), PICK(9, width),            \
+            PICK(10, width), PICK(11, width), PICK(12, width), PICK(13, width), PICK(14, width), PICK(15, width))      \
+            + __builtin_shufflevector(a, b, NEXT(0, width), NEXT(1, width), NEXT(2, width), NEXT(3, width),            \
+            NEXT(4, width), NEXT(5, width), NEXT(6, width), NEXT(7, width), NEXT(8, width), NEXT(9, width),            \
+            NEXT(10, width), NEXT(11, width), NEXT(12, width), NEXT(13, width), NEXT(14, width), NEXT(15, width));     \
+    }
+#define PICK(lane, width) ((lane) & (width) ? LANES + (lane) - (width) : (lane))
+#define NEXT(lane, width) ((lane) & (width) ? LANES + (lane) : (lane) + (width))
+    MERGE(8)
+    MERGE(4)
+    MERGE(2)
+    MERGE(1)
+    return values[0];
+#else
+    Vec result;
+    for (int i = 0; i < LANES; i++) result[i] = sum(values[i]);
+    return result;
+#endif
+}
+
 static inline float largest(Vec value) {
     float most = value[0];
     for (int i = 1; i < LANES; i++) most = value[i] > most ? value[i] : most;
@@ -87,3 +121,20 @@ static inline Vec exp(Vec x) {
 }
 
 static inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// log(1 + y) for 0 ≤ y ≤ 1: 2·artanh(s) = 2·(s + s³/3 + …) with s = y / (2 + y) ≤ 1/3, with a relative error of 2e-7.
+static inline Vec log1p(Vec y) {
+    Vec s = y / (2.0f + y), square = s * s;
+    Vec p = splat(1.0f / 13);
+    p = p * square + 1.0f / 11;
+    p = p * square + 1.0f / 9;
+    p = p * square + 1.0f / 7;
+    p = p * square + 1.0f / 5;
+    p = p * square + 1.0f / 3;
+    return 2.0f * s * (p * square + 1.0f);
+}
+
+static inline Vec softplus(Vec x) {
+    Vec magnitude = x < 0.0f ? -x : x;
+    return (x < 0.0f ? splat(0.0f) : x) + log1p(exp(-magnitude));
+}

@@ -66,8 +66,8 @@ class Optimizers:
     ) -> Optimizers:
         """Create optimizers for the named parameters on `device`. Muon distributes its work over the ranks.
 
-        Newton–Schulz runs in bf16 on a GPU, and in `dtype`, that of the passes, on a CPU. Learning rates and momentum are tensors there, so that a CUDA graph can
-        capture `step`.
+        Newton–Schulz runs in bf16 on a GPU, and in `dtype`, that of the passes, on a CPU. On a GPU, learning rates and
+        momentum are tensors, so that a CUDA graph can capture `step`.
         """
         groups = group_parameters(named, config)
         for p in groups.untrained.values():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from jepamba.ops.cpp import DTYPES, LANES, library, pointer

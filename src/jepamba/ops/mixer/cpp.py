@@ -41,9 +41,7 @@ class _Before(ctypes.Structure):
 
 
 class _Gradients(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p) for name in ("kernel_BWC", "bias_BC", "dt_bias_BH", "A_BH", "D_BH", "norm_BI")
-    ]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("kernel_BWC", "bias_BC", "dt_bias_BH", "A_BH", "D_BH", "norm_BI")]
 
 
 def _kernels(sizes: MixerSizes) -> ctypes.CDLL | None:
@@ -145,7 +143,7 @@ class CppMixer(torch.autograd.Function):
         shapes = [(kernel_CW.shape[1], sizes.channels), (sizes.channels,), *[(heads,)] * 3, (sizes.inner,)]
         # Of each sequence: their sum does not depend on the number of threads.
         sums = [y_BTI.new_zeros(batch, *shape) for shape in shapes]
-        call = _Call(*inputs, sizes)
+        call = _Call(*inputs, sizes)  # type: ignore[call-arg]
         pointers = map(pointer, (y_BTI, starts_BKHNP, dout_BTI, dfinal_BHNP, dprojected_BTS))
         call("backward", *pointers, ctypes.byref(_Gradients(*map(pointer, sums))))
         dkernel_WC, dbias_C, ddt_bias_H, dA_H, dD_H, dnorm_I = (value.sum(0) for value in sums)

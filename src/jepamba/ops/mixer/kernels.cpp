@@ -61,17 +61,30 @@ static inline Vec convolution(const Sizes& s, const Weights& w, const Inputs& in
     return u;
 }
 
-// The decay exp(dt·A) of a token, 0 where the state is reset, and dt with its derivative.
-struct Step {
-    float dt, slope, decay;
+// Of each token and head of a sequence: dt, its derivative, and the decay exp(dt·A), 0 where the state is reset.
+struct Steps {
+    std::vector<float> dt, slope, decay;
 };
 
 template <class T>
-static inline Step step_of(const Sizes& s, const Weights& w, const Before& before, const T* row, int64_t bt, int64_t h) {
-    float raw = load1(row + s.inner() + s.channels() + h) + w.dt_bias_H[h];
-    float dt = raw > 20.0f ? raw : log1pf(expf(raw));
-    bool reset = before.reset_BT && before.reset_BT[bt];
-    return {dt, 1.0f / (1.0f + expf(-raw)), reset ? 0.0f : expf(dt * w.A_H[h])};
+static Steps read_steps(const Sizes& s, const Weights& w, const Before& before, const T* projected, int64_t b) {
+    const int64_t size = s.tokens * s.heads, padded = (size + LANES - 1) / LANES * LANES;
+    Steps steps{std::vector<float>(padded), std::vector<float>(padded), std::vector<float>(padded)};
+    for (int64_t t = 0; t < s.tokens; t++)
+        for (int64_t h = 0; h < s.heads; h++) {
+            const T* row = projected + (b * s.tokens + t) * s.row;
+            steps.dt[t * s.heads + h] = load1(row + s.inner() + s.channels() + h) + w.dt_bias_H[h];
+            steps.decay[t * s.heads + h] = w.A_H[h];
+        }
+    for (int64_t i = 0; i < padded; i += LANES) {
+        Vec raw = load(&steps.dt[i]), dt = softplus(raw);
+        store(&steps.dt[i], dt);
+        store(&steps.slope[i], sigmoid(raw));
+        store(&steps.decay[i], exp(dt * load(&steps.decay[i])));
+    }
+    for (int64_t t = 0; before.reset_BT && t < s.tokens; t++)
+        if (before.reset_BT[b * s.tokens + t]) std::fill_n(&steps.decay[t * s.heads], s.heads, 0.0f);
+    return steps;
 }
 
 template <class T>
@@ -82,7 +95,8 @@ static void forward(
     const int64_t I = s.inner(), C = s.channels();
 #pragma omp parallel for
     for (int64_t b = 0; b < s.batch; b++) {
-        Inputs in = read_inputs(s, projected, before, b);
+        const Inputs in = read_inputs(s, projected, before, b);
+        const Steps steps = read_steps(s, w, before, projected, b);
         std::vector<float> xBC(C);
         float* state = final_BHNP + b * s.state();
         if (before.state_BHNP) std::copy_n(before.state_BHNP + b * s.state(), s.state(), state);
@@ -97,19 +111,19 @@ static void forward(
                 store(&xBC[c], u * sigmoid(u));
             }
             for (int64_t h = 0; h < s.heads; h++) {
-                const Step step = step_of(s, w, before, row, bt, h);
+                const float dt = steps.dt[t * s.heads + h], decay = steps.decay[t * s.heads + h];
                 const float* B = &xBC[I + h / (s.heads / s.groups) * N];
                 const float* C_ = B + s.groups * N;
                 float* h_NP = state + h * N * P;
                 Vec y[K], xdt[K];
                 for (int k = 0; k < K; k++) {
                     Vec x = load(&xBC[h * P + k * LANES]);
-                    xdt[k] = x * step.dt;
+                    xdt[k] = x * dt;
                     y[k] = x * w.D_H[h];
                 }
                 for (int n = 0; n < N; n++)
                     for (int k = 0; k < K; k++) {
-                        Vec value = load(h_NP + n * P + k * LANES) * step.decay + xdt[k] * B[n];
+                        Vec value = load(h_NP + n * P + k * LANES) * decay + xdt[k] * B[n];
                         store(h_NP + n * P + k * LANES, value);
                         y[k] += value * C_[n];
                     }
@@ -138,13 +152,14 @@ static void gated_norm_backward(
 ) {
     Vec squares{}, dots{};
     for (int64_t i = 0; i < I; i += LANES) {
-        Vec z = load(z_I + i), gated = load(y_I + i) * z * sigmoid(z);
+        Vec z = load(z_I + i), gate = sigmoid(z), gated = load(y_I + i) * z * gate;
+        store(dy_I + i, gate);
         squares += gated * gated;
         dots += gated * load(dout_I + i) * load(w.norm_I + i);
     }
     const float scale = 1.0f / sqrtf(sum(squares) / I + w.eps), mean = sum(dots) * scale * scale / I;
     for (int64_t i = 0; i < I; i += LANES) {
-        Vec z = load(z_I + i), y = load(y_I + i), gate = sigmoid(z), gated = y * z * gate, dout = load(dout_I + i);
+        Vec z = load(z_I + i), y = load(y_I + i), gate = load(dy_I + i), gated = y * z * gate, dout = load(dout_I + i);
         store(dnorm_I + i, load(dnorm_I + i) + dout * gated * scale);
         Vec dgated = (dout * load(w.norm_I + i) - gated * mean) * scale;
         store(dy_I + i, dgated * z * gate);
@@ -152,18 +167,18 @@ static void gated_norm_backward(
     }
 }
 
-// The states after each token of a chunk, of one head, from the state before it.
+// The states of one head after each token of a chunk, from the state before it.
 static void chunk_states(
-    int64_t count, const Step* steps, int64_t heads, int64_t C, const float* x, const float* B, float* h_LNP
+    int64_t count, const float* dt, const float* decay, int64_t heads, const float* x, const float* B, int64_t C,
+    float* h_LNP
 ) {
     for (int64_t j = 0; j < count; j++, h_LNP += N * P) {
-        const Step step = steps[j * heads];
         Vec xdt[K];
-        for (int k = 0; k < K; k++) xdt[k] = load(x + j * C + k * LANES) * step.dt;
+        for (int k = 0; k < K; k++) xdt[k] = load(x + j * C + k * LANES) * dt[j * heads];
         for (int n = 0; n < N; n++)
             for (int k = 0; k < K; k++) {
                 const int64_t at = n * P + k * LANES;
-                store(h_LNP + N * P + at, load(h_LNP + at) * step.decay + xdt[k] * B[j * C + n]);
+                store(h_LNP + N * P + at, load(h_LNP + at) * decay[j * heads] + xdt[k] * B[j * C + n]);
             }
     }
 }
@@ -176,11 +191,11 @@ static void backward(
     const int64_t I = s.inner(), C = s.channels(), W1 = s.taps - 1, H = s.heads, GN = s.groups * N;
 #pragma omp parallel for
     for (int64_t b = 0; b < s.batch; b++) {
-        Inputs in = read_inputs(s, projected, before, b);
+        const Inputs in = read_inputs(s, projected, before, b);
+        const Steps steps = read_steps(s, w, before, projected, b);
         std::vector<float> xBC(s.tokens * C), slope(s.tokens * C), du(s.tokens * C), dy(s.tokens * I);
         std::vector<float> states((CHUNK + 1) * N * P), dstate(s.state());
         std::vector<Vec> dBC(CHUNK * 2 * GN);  // gradients of B and C, to be summed over the lanes
-        std::vector<Step> steps(s.tokens * H);
         if (dfinal_BHNP) std::copy_n(dfinal_BHNP + b * s.state(), s.state(), dstate.begin());
         for (int64_t t = 0; t < s.tokens; t++) {
             const int64_t bt = b * s.tokens + t;
@@ -189,7 +204,6 @@ static void backward(
                 store(&xBC[t * C + c], u * gate);
                 store(&slope[t * C + c], gate * (1.0f + u * (1.0f - gate)));
             }
-            for (int64_t h = 0; h < H; h++) steps[t * H + h] = step_of(s, w, before, projected + bt * s.row, bt, h);
             gated_norm_backward(
                 I, w, projected + bt * s.row, y_BTI + bt * I, dout_BTI + bt * I, &dy[t * I], dprojected + bt * s.row,
                 grads.norm_BI + b * I
@@ -201,19 +215,21 @@ static void backward(
             for (int64_t h = 0; h < H; h++) {
                 const int64_t group = h / (H / s.groups) * N;
                 std::copy_n(starts + ((b * s.chunks() + chunk) * H + h) * N * P, N * P, states.begin());
-                const float* x = &xBC[first * C + h * P];
-                chunk_states(count, &steps[first * H + h], H, C, x, &xBC[first * C + I + group], states.data());
+                chunk_states(
+                    count, &steps.dt[first * H + h], &steps.decay[first * H + h], H, &xBC[first * C + h * P],
+                    &xBC[first * C + I + group], C, states.data()
+                );
                 float* dh_NP = &dstate[h * N * P];
                 float dA = 0, dD = 0, ddt_bias = 0;
                 for (int64_t j = count - 1; j >= 0; j--) {
                     const int64_t t = first + j;
-                    const Step step = steps[t * H + h];
+                    const float dt = steps.dt[t * H + h], decay = steps.decay[t * H + h];
                     const float *B = &xBC[t * C + I + group], *C_ = B + GN;
                     const float *h_NP = &states[(j + 1) * N * P], *before_NP = h_NP - N * P;
                     Vec dy_[K], xdt[K], dxdt[K] = {}, ddecay{};
                     for (int k = 0; k < K; k++) {
                         dy_[k] = load(&dy[t * I + h * P + k * LANES]);
-                        xdt[k] = load(&xBC[t * C + h * P + k * LANES]) * step.dt;
+                        xdt[k] = load(&xBC[t * C + h * P + k * LANES]) * dt;
                     }
                     for (int n = 0; n < N; n++) {
                         Vec dB{}, dC{};
@@ -224,21 +240,21 @@ static void backward(
                             dB += dh * xdt[k];
                             dxdt[k] += dh * B[n];
                             ddecay += dh * load(before_NP + at);
-                            store(dh_NP + at, dh * step.decay);
+                            store(dh_NP + at, dh * decay);
                         }
                         dBC[j * 2 * GN + group + n] += dB;
                         dBC[j * 2 * GN + GN + group + n] += dC;
                     }
-                    const float dlog = sum(ddecay) * step.decay;  // of dt·A
+                    const float dlog = sum(ddecay) * decay;  // of dt·A
                     Vec ddt{}, dD_{};
                     for (int k = 0; k < K; k++) {
                         Vec x = load(&xBC[t * C + h * P + k * LANES]);
                         ddt += dxdt[k] * x;
                         dD_ += dy_[k] * x;
-                        store(&du[t * C + h * P + k * LANES], dxdt[k] * step.dt + dy_[k] * w.D_H[h]);
+                        store(&du[t * C + h * P + k * LANES], dxdt[k] * dt + dy_[k] * w.D_H[h]);
                     }
-                    const float draw = (sum(ddt) + dlog * w.A_H[h]) * step.slope;
-                    dA += dlog * step.dt;
+                    const float draw = (sum(ddt) + dlog * w.A_H[h]) * steps.slope[t * H + h];
+                    dA += dlog * dt;
                     dD += sum(dD_);
                     ddt_bias += draw;
                     store1(dprojected + (b * s.tokens + t) * s.row + I + C + h, draw);
@@ -248,7 +264,7 @@ static void backward(
                 grads.dt_bias_BH[b * H + h] += ddt_bias;
             }
             for (int64_t j = 0; j < count; j++)
-                for (int64_t i = 0; i < 2 * GN; i++) du[(first + j) * C + I + i] = sum(dBC[j * 2 * GN + i]);
+                for (int64_t i = 0; i < 2 * GN; i += LANES) store(&du[(first + j) * C + I + i], sums(&dBC[j * 2 * GN + i]));
         }
         float *dkernel = grads.kernel_BWC + b * s.taps * C, *dbias = grads.bias_BC + b * C;
         for (int64_t t = 0; t < s.tokens; t++)

@@ -68,7 +68,7 @@ class CppMixNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, x0: Tensor, mix: Tensor, skip: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        inputs = [x.contiguous(), x0.contiguous(), mix.contiguous(), _whole(skip), _whole(weight)]
+        inputs = x.contiguous(), x0.contiguous(), mix.contiguous(), _whole(skip), _whole(weight)
         mixed, normed = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
         _call("mix_norm", *inputs, mixed, normed)
         ctx.save_for_backward(*inputs)
@@ -86,7 +86,20 @@ class CppMixNorm(torch.autograd.Function):
         blocks = -(-x.numel() // x.shape[-1] // _BLOCK)
         sums_K3D = mix.new_zeros(blocks, 3, x.shape[-1])
         _call(
-            "mix_norm_backward", x, x0, mix, skip, weight, dmixed, dnormed, dx0_later, dx_later, dx, dx0, dskip, sums_K3D
+            "mix_norm_backward",
+            x,
+            x0,
+            mix,
+            skip,
+            weight,
+            dmixed,
+            dnormed,
+            dx0_later,
+            dx_later,
+            dx,
+            dx0,
+            dskip,
+            sums_K3D,
         )
         sums_3D = sums_K3D.sum(0)
         return dx, dx0, sums_3D[:2], dskip, None if weight is None else sums_3D[2]
