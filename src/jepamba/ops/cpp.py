@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jepamba.data.source import cache_folder
+from jepamba.ops.dispatch import kernels_enabled
 
 DTYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 """The dtypes of activations that kernels have, by the suffix of their names."""
@@ -39,7 +41,10 @@ def compiler() -> str | None:
 
 @functools.cache
 def library(source: Path, **constants: int) -> ctypes.CDLL | None:
-    """Compile `source` with the macros `constants`, and load it. None if there is no compiler, or if it fails."""
+    """Compile `source` with the macros `constants`, and load it.
+
+    None without a compiler, and with a warning if the compilation or the loading fails.
+    """
     if compiler() is None:
         return None
     command = [*_command(), *(f"-D{name}={value}" for name, value in constants.items())]
@@ -55,17 +60,20 @@ def library(source: Path, **constants: int) -> ctypes.CDLL | None:
                 subprocess.run(arguments, check=True, capture_output=True, timeout=_LIMIT_S)
                 out.replace(folder / name)
         return ctypes.CDLL(str(folder / name))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        first = reason.decode(errors="replace").strip().partition("\n")[0]
+        warnings.warn(f"{source.parent.name}: no C++ kernel, plain PyTorch instead: {first}", stacklevel=2)
         return None
 
 
 def use_cpp(tensor: Tensor) -> bool:
-    """Whether kernels support the device and dtype of `tensor`, in a pass with gradients.
+    """Whether kernels support the device and dtype of `tensor`.
 
-    Results of other passes, such as scores, do not depend on whether there is a compiler.
+    Only passes with gradients use them, so scores do not depend on whether there is a compiler.
     """
-    in_training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return in_training and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+    enabled = kernels_enabled() and not torch.compiler.is_compiling()
+    return enabled and tensor.device.type == "cpu" and tensor.dtype in DTYPES
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -1,6 +1,5 @@
 """Tests of a Muon step in PyTorch against its formulas in float64."""
 
-
 import pytest
 import torch
 

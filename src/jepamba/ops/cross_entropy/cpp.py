@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jepamba.ops.cpp import DTYPES, LANES, library, pointer
+from jepamba.ops.cpp import DTYPES, LANES, library, pointer, use_cpp
 from jepamba.ops.cross_entropy.pytorch import RowLosses
 
 _BLOCK = 16
@@ -24,7 +24,7 @@ def _kernels() -> ctypes.CDLL | None:
 def is_supported(raw_nV: Tensor) -> bool:
     """Whether the kernel supports this dtype, device and vocabulary, and could be compiled."""
     fits = raw_nV.shape[1] % LANES == 0 and raw_nV.is_contiguous()
-    return raw_nV.device.type == "cpu" and raw_nV.dtype in DTYPES and fits and _kernels() is not None
+    return use_cpp(raw_nV) and fits and _kernels() is not None
 
 
 def row_losses_cpp(

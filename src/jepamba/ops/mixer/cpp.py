@@ -51,7 +51,7 @@ def _kernels(sizes: MixerSizes) -> ctypes.CDLL | None:
 def is_supported(projected_BTS: Tensor, sizes: MixerSizes) -> bool:
     """Whether the kernels support this pass, dtype, device and size, and could be compiled."""
     fits = sizes.headdim % LANES == 0 and sizes.d_state % LANES == 0
-    return use_cpp(projected_BTS) and fits and _kernels(sizes) is not None
+    return torch.is_grad_enabled() and use_cpp(projected_BTS) and fits and _kernels(sizes) is not None
 
 
 class _Call:

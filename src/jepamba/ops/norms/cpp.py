@@ -23,7 +23,7 @@ def _kernels() -> ctypes.CDLL | None:
 
 def is_supported(x: Tensor) -> bool:
     """Whether the kernels support this pass, dtype, device and width, and could be compiled."""
-    return use_cpp(x) and x.shape[-1] % LANES == 0 and _kernels() is not None
+    return torch.is_grad_enabled() and use_cpp(x) and x.shape[-1] % LANES == 0 and _kernels() is not None
 
 
 def _call(name: str, x: Tensor, *tensors: Tensor | None) -> None:
