@@ -128,9 +128,8 @@ def main() -> None:
     steps[args.preset] = lambda: trainer.train_step(0.0)
     steps["pytorch"] = lambda: plain.train_step(0.0)
     print(f"{chosen.why}; torch {torch.__version__}; {run.train.tokens_per_step} tokens a step")
-    print(
-        "threads  row            parameters  CPU ms   wall ms   tokens/s of CPU time   of wall time   GFLOP/s of CPU time"
-    )
+    head = f"{'parameters':>12} {'CPU ms':>7} {'wall ms':>9} {'tokens/s of CPU':>16} {'of wall':>14} GFLOP/s"
+    print(f"threads  {'row':12} {head}")
     for threads in map(int, args.bench_threads.split(",")):
         torch.set_num_threads(threads)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
@@ -145,8 +144,8 @@ def main() -> None:
             cpu, wall = (statistics.median(values) for values in zip(*times[name], strict=True))
             rate, parameters = run.train.tokens_per_step / cpu, sum(p.numel() for p in peer.parameters())
             print(
-                f"{threads:7}  {name:12} {parameters:12,} {cpu * 1e3:7.1f}  {wall * 1e3:8.1f} {rate:16,.0f} "
-                f"{run.train.tokens_per_step / wall:14,.0f} {rate * product_flops(peer) / 1e9:16.0f}"
+                f"{threads:7}  {name:12} {parameters:12,} {cpu * 1e3:7.1f} {wall * 1e3:9.1f} {rate:16,.0f} "
+                f"{run.train.tokens_per_step / wall:14,.0f} {rate * product_flops(peer) / 1e9:7.0f}"
             )
             print(json.dumps({"threads": threads, "row": name, "cpu_s": cpu, "wall_s": wall, "parameters": parameters}))
 
