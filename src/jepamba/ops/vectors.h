@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,23 @@ static inline void store1(bf16* to, float value) {
 
 static inline Vec splat(float value) { return value - Vec{}; }
 
+// The larger of both; the second where one is NaN.
+static inline Vec maximum(Vec a, Vec b) {
+#ifdef __AVX512F__
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+static inline Vec minimum(Vec a, Vec b) {
+#ifdef __AVX512F__
+    return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
 static inline float sum(Vec value) {
     typedef float Half __attribute__((vector_size(2 * LANES)));
     typedef float Quarter __attribute__((vector_size(LANES)));
@@ -104,8 +121,7 @@ static inline float largest(Vec value) {
 // exp with a relative error of 2e-7 (the polynomial is that of Cephes), for x within −87 … 88 and for the nearest of
 // these elsewhere. NaN stays NaN.
 static inline Vec exp(Vec x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    x = x > 88.0f ? splat(88.0f) : x;
+    x = minimum(splat(88.0f), maximum(splat(-87.0f), x));
     // The sum's lowest bits are n + 127 with n = round(x / ln 2): the exponent of 2^n.
     Vec shifted = x * 1.44269504f + 12583039.0f;
     Vec n = shifted - 12583039.0f;

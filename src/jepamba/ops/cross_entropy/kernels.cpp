@@ -47,7 +47,7 @@ static void row_losses(
             for (int64_t v = 0; v < V; v += LANES) {
                 Vec value = softcap<kind>(load(raw + v) + load(bias_V + v), cap).value;
                 store(&values[v], value);
-                most = value > most ? value : most;
+                most = maximum(value, most);
             }
             const int64_t target = targets_n[row];
             const float shift = largest(most), logit = values[target];

@@ -7,11 +7,16 @@
 // state are over vectors of P. u is the convolution before SiLU.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 #include "vectors.h"
 
 constexpr int K = P / LANES;  // vectors of a head
 constexpr int CHUNK = 32;     // tokens between two saved states
+
+// Memory without initial values.
+template <class Value = float>
+static std::unique_ptr<Value[]> unwritten(int64_t size) { return std::unique_ptr<Value[]>(new Value[size]); }
 
 struct Sizes {
     int64_t batch, tokens, heads, groups, taps, row;  // row: columns of `projected`
@@ -33,15 +38,16 @@ struct Before {  // null at the start of a stream
 
 // The inputs of the convolution as fp32, after the history; and how many of the last taps each token reads.
 struct Inputs {
-    std::vector<float> raw;
+    std::unique_ptr<float[]> raw;
     std::vector<int> taps;
 };
 
 template <class T>
 static Inputs read_inputs(const Sizes& s, const T* projected, const Before& before, int64_t b) {
     const int64_t C = s.channels(), W1 = s.taps - 1;
-    Inputs in{std::vector<float>((W1 + s.tokens) * C), std::vector<int>(s.tokens)};
-    if (before.history_BWC) std::copy_n(before.history_BWC + b * W1 * C, W1 * C, in.raw.begin());
+    Inputs in{unwritten((W1 + s.tokens) * C), std::vector<int>(s.tokens)};
+    if (before.history_BWC) std::copy_n(before.history_BWC + b * W1 * C, W1 * C, in.raw.get());
+    else std::fill_n(in.raw.get(), W1 * C, 0.0f);
     int since = s.taps;
     for (int64_t t = 0; t < s.tokens; t++) {
         const T* row = projected + (b * s.tokens + t) * s.row + s.inner();
@@ -136,7 +142,8 @@ static void forward(
                 store(&xBC[i], gated);
             }
             const float scale = 1.0f / sqrtf(sum(squares) / I + w.eps);
-            for (int64_t i = 0; i < I; i += LANES) store(out_BTI + bt * I + i, load(&xBC[i]) * scale * load(w.norm_I + i));
+            for (int64_t i = 0; i < I; i += LANES)
+                store(out_BTI + bt * I + i, load(&xBC[i]) * scale * load(w.norm_I + i));
         }
     }
 }
@@ -193,9 +200,10 @@ static void backward(
     for (int64_t b = 0; b < s.batch; b++) {
         const Inputs in = read_inputs(s, projected, before, b);
         const Steps steps = read_steps(s, w, before, projected, b);
-        std::vector<float> xBC(s.tokens * C), slope(s.tokens * C), du(s.tokens * C), dy(s.tokens * I);
-        std::vector<float> states((CHUNK + 1) * N * P), dstate(s.state());
-        std::vector<Vec> dBC(CHUNK * 2 * GN);  // gradients of B and C, to be summed over the lanes
+        auto xBC = unwritten(s.tokens * C), slope = unwritten(s.tokens * C), du = unwritten(s.tokens * C);
+        auto dy = unwritten(s.tokens * I), states = unwritten((CHUNK + 1) * N * P);
+        auto dBC = unwritten<Vec>(CHUNK * 2 * GN);  // gradients of B and C, to be summed over the lanes
+        std::vector<float> dstate(s.state());
         if (dfinal_BHNP) std::copy_n(dfinal_BHNP + b * s.state(), s.state(), dstate.begin());
         for (int64_t t = 0; t < s.tokens; t++) {
             const int64_t bt = b * s.tokens + t;
@@ -211,16 +219,16 @@ static void backward(
         }
         for (int64_t chunk = s.chunks() - 1; chunk >= 0; chunk--) {
             const int64_t first = chunk * CHUNK, count = std::min<int64_t>(CHUNK, s.tokens - first);
-            std::fill(dBC.begin(), dBC.end(), Vec{});
             for (int64_t h = 0; h < H; h++) {
                 const int64_t group = h / (H / s.groups) * N;
-                std::copy_n(starts + ((b * s.chunks() + chunk) * H + h) * N * P, N * P, states.begin());
+                std::copy_n(starts + ((b * s.chunks() + chunk) * H + h) * N * P, N * P, states.get());
                 chunk_states(
                     count, &steps.dt[first * H + h], &steps.decay[first * H + h], H, &xBC[first * C + h * P],
-                    &xBC[first * C + I + group], C, states.data()
+                    &xBC[first * C + I + group], C, states.get()
                 );
                 float* dh_NP = &dstate[h * N * P];
                 float dA = 0, dD = 0, ddt_bias = 0;
+                const bool first_of_group = h % (H / s.groups) == 0;
                 for (int64_t j = count - 1; j >= 0; j--) {
                     const int64_t t = first + j;
                     const float dt = steps.dt[t * H + h], decay = steps.decay[t * H + h];
@@ -242,8 +250,9 @@ static void backward(
                             ddecay += dh * load(before_NP + at);
                             store(dh_NP + at, dh * decay);
                         }
-                        dBC[j * 2 * GN + group + n] += dB;
-                        dBC[j * 2 * GN + GN + group + n] += dC;
+                        Vec* sums = &dBC[j * 2 * GN + group + n];
+                        sums[0] = first_of_group ? dB : sums[0] + dB;
+                        sums[GN] = first_of_group ? dC : sums[GN] + dC;
                     }
                     const float dlog = sum(ddecay) * decay;  // of dt·A
                     Vec ddt{}, dD_{};
@@ -264,7 +273,8 @@ static void backward(
                 grads.dt_bias_BH[b * H + h] += ddt_bias;
             }
             for (int64_t j = 0; j < count; j++)
-                for (int64_t i = 0; i < 2 * GN; i += LANES) store(&du[(first + j) * C + I + i], sums(&dBC[j * 2 * GN + i]));
+                for (int64_t i = 0; i < 2 * GN; i += LANES)
+                    store(&du[(first + j) * C + I + i], sums(&dBC[j * 2 * GN + i]));
         }
         float *dkernel = grads.kernel_BWC + b * s.taps * C, *dbias = grads.bias_BC + b * C;
         for (int64_t t = 0; t < s.tokens; t++)
@@ -287,7 +297,7 @@ static void backward(
     }
 }
 
-#define EXPORT(T)                                                                                                       \
+#define EXPORT(T)                                                                                                      \
     extern "C" void mixer_forward_##T(                                                                                 \
         const Sizes* s, const Weights* w, const Before* before, const T* projected, T* out, float* y, float* starts,   \
         float* final_                                                                                                  \

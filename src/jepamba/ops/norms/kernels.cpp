@@ -33,7 +33,9 @@ static void add_norm(int64_t N, int64_t D, float eps, const T* x, const T* branc
 
 // dx = dtotal + the gradient of rms(total) · dnormed.
 template <class T>
-static void add_norm_backward(int64_t N, int64_t D, float eps, const T* total, const T* dtotal, const T* dnormed, T* dx) {
+static void add_norm_backward(
+    int64_t N, int64_t D, float eps, const T* total, const T* dtotal, const T* dnormed, T* dx
+) {
     each_block(N, [=](int64_t n, int64_t) {
         Vec squares{}, dots{};
         for (int64_t at = n * D; at < (n + 1) * D; at += LANES) {
@@ -49,8 +51,11 @@ static void add_norm_backward(int64_t N, int64_t D, float eps, const T* total, c
     });
 }
 
+// LANES values of mixed, which begin at `at`, in column d of their row.
 template <class T>
-static inline Vec mixed_at(const T* x, const T* x0, const float* mix_2D, const T* skip, const float* skip_D, int64_t D, int64_t at, int64_t d) {
+static inline Vec mixed_at(
+    const T* x, const T* x0, const float* mix_2D, const T* skip, const float* skip_D, int64_t D, int64_t at, int64_t d
+) {
     Vec value = load(x + at);
     if (skip) value += load(skip_D + d) * load(skip + at);
     return load(mix_2D + d) * value + load(mix_2D + D + d) * load(x0 + at);
