@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from jepamba.evaluate.text_score import TextScore as TextScore
     from jepamba.text_model import TextModel as TextModel
 
+import os
+
+# Read when PyTorch is imported. By default a thread that waits for the others is busy for up to a millisecond. Where
+# another process wants its core, a step then takes several times as long (docs/results/cpu-speed-2026-11-29.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"
 __all__ = ["TextModel", "TextScore", "UserError", "__version__", "load", "train"]
 # `train` is the package of this name, which can be called: an import of it sets the attribute in any case.

@@ -66,7 +66,7 @@ class Train:
     """Start each window from the detached state of the preceding window (truncated back-propagation through time). It
     requires `data.shuffle` off."""
     compile: bool = False
-    """Compile the model's blocks with torch.compile; CPU only."""
+    """Compile the model's blocks with torch.compile, in place of the C++ kernels; CPU only."""
     graph: bool = True
     """Replay the work of a step (weights, micro-batches, clipping, update) as CUDA graphs; GPU only."""
     threads: int = 0

@@ -7,6 +7,7 @@ C = I + 2·G·N channels that pass through the convolution.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from jepamba.config import Model, Quant
 from jepamba.model.layers import QuantLinear, exact_quantizer, small_quantizer, vector_quantizer
 from jepamba.ops.causal_conv import conv_history
 from jepamba.ops.dispatch import use_triton
+from jepamba.ops.mixer.cpp import CppMixer, is_supported
 from jepamba.ops.mixer.pytorch import mixer_torch
 from jepamba.ops.mixer.sizes import MixerSizes
 from jepamba.quant import QuantWeight
@@ -73,19 +75,26 @@ class Mamba2(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
         """Return `scale` times the output, and the state after the last token; `state` None starts a stream."""
         projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda else 0)
-        use_fused = self._use_fused(projected_BTS, state)
-        mix = self._forward_fused if use_fused else self._forward_plain
+        mix = self._implementation(projected_BTS, state)
         normed_BTI, state = mix(projected_BTS, reset_BT, state)
         out_BTD: Tensor = self.out_proj(normed_BTI, scale_D)
         return out_BTD, state
 
-    def _use_fused(self, projected_BTS: Tensor, state: MixerState | None) -> bool:
-        """Whether the fused kernels support this pass."""
-        if not use_triton(projected_BTS) or (state is not None and any(value.requires_grad for value in state)):
-            return False
-        from jepamba.ops.ssd.triton_launch import is_supported
+    def _implementation(
+        self, projected_BTS: Tensor, state: MixerState | None
+    ) -> Callable[[Tensor, Tensor | None, MixerState | None], tuple[Tensor, MixerState]]:
+        """Choose the fused kernels of the device where they support this pass. Those of a CPU are for training."""
+        if state is not None and any(value.requires_grad for value in state):
+            return self._forward_plain
+        if use_triton(projected_BTS):
+            from jepamba.ops.ssd import triton_launch
 
-        return is_supported(projected_BTS.dtype, self.sizes.headdim, self.sizes.d_state, self.sizes.chunk_size)
+            sizes = self.sizes
+            if triton_launch.is_supported(projected_BTS.dtype, sizes.headdim, sizes.d_state, sizes.chunk_size):
+                return self._forward_fused
+        elif is_supported(projected_BTS, self.sizes):
+            return self._forward_cpp
+        return self._forward_plain
 
     def _forward_fused(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
@@ -106,6 +115,16 @@ class Mamba2(nn.Module):
         normed_BTI, history_BCW, ssm_BHPN = mixer_torch(
             projected_BTS, *self._weights(), history_BCW, ssm_BHPN, reset_BT, self.sizes
         )
+        return normed_BTI, MixerState(history_BCW, ssm_BHPN)
+
+    def _forward_cpp(
+        self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        history_BCW, ssm_BHPN = (None, None) if state is None else state
+        normed_BTI, ssm_BHPN = CppMixer.apply(  # type: ignore[no-untyped-call]
+            projected_BTS, *self._weights(), history_BCW, ssm_BHPN, reset_BT, self.sizes
+        )
+        history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

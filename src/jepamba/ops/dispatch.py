@@ -1,4 +1,4 @@
-"""Selects between PyTorch and Triton kernels, and computes launch settings. It does not import Triton."""
+"""Selects between PyTorch and kernels, and computes launch settings. It does not import Triton."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ _enabled = True
 
 @contextlib.contextmanager
 def triton_kernels(enabled: bool) -> Iterator[None]:
-    """A context that enables or disables the Triton kernels. Disabled, all operators run in plain PyTorch."""
+    """A context that enables or disables the kernels, those in C++ too. Disabled, all operators are plain PyTorch."""
     global _enabled
     previous, _enabled = _enabled, enabled
     try:
         yield
     finally:
         _enabled = previous
+
+
+def kernels_enabled() -> bool:
+    """Whether operators may use kernels."""
+    return _enabled
 
 
 def use_triton(tensor: Tensor) -> bool:

@@ -57,12 +57,17 @@ class Optimizers:
 
     @classmethod
     def build(
-        cls, named: Iterable[tuple[str, Tensor]], config: Optim, device: torch.device, world: World = SINGLE_PROCESS
+        cls,
+        named: Iterable[tuple[str, Tensor]],
+        config: Optim,
+        device: torch.device,
+        world: World = SINGLE_PROCESS,
+        dtype: torch.dtype = torch.float32,
     ) -> Optimizers:
         """Create optimizers for the named parameters on `device`. Muon distributes its work over the ranks.
 
-        On a GPU, Newton–Schulz runs in bf16. Learning rates and momentum are tensors there, so that a CUDA graph can
-        capture `step`.
+        Newton–Schulz runs in bf16 on a GPU, and in `dtype`, that of the passes, on a CPU. On a GPU, learning rates and
+        momentum are tensors, so that a CUDA graph can capture `step`.
         """
         groups = group_parameters(named, config)
         for p in groups.untrained.values():
@@ -80,7 +85,7 @@ class Optimizers:
             steps=config.newton_schulz_steps,
             row_norm=config.muon_row_norm,
             weight_decay=config.muon_weight_decay,
-            compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
+            compute_dtype=torch.bfloat16 if on_gpu else dtype,
             world=world,
         )
         adam = torch.optim.AdamW(

@@ -16,6 +16,7 @@ import torch
 from jepamba.config import Train
 from jepamba.distributed import local_rank
 from jepamba.errors import UserError
+from jepamba.ops.cpp import compiler
 
 GPU_TURN = "JEPAMBA_GPU_TURN"
 """Environment variable with the file of `gpu_turn`."""
@@ -84,7 +85,7 @@ def choose_device(config: Train) -> DeviceConfig:
         fast = has_bf16_products()
         chosen, reason = ("bf16", "AVX512-BF16") if fast else ("fp32", "no AVX512-BF16")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
-    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads, {_kernels()},"
     return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )
@@ -109,6 +110,11 @@ def gpu_turn() -> Iterator[None]:
 def has_bf16_products() -> bool:
     """Whether this CPU has instructions for products of bf16 (AVX512-BF16, which every CPU with AMX has too)."""
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _kernels() -> str:
+    """The kind of kernels of a training pass on the CPU."""
+    return f"kernels compiled by {compiler()}" if compiler() else "without a C++ compiler at half the speed"
 
 
 def keep_freed_memory() -> None:

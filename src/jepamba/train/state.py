@@ -85,7 +85,9 @@ class TrainState:
         self.modules.to(self.device)
         # The heads stay in fp32: they are plain modules without master weights.
         self.model.to(torch.bfloat16 if run.train.masters == "bf16" else torch.float32)
-        self.optimizers = Optimizers.build(self.modules.named_parameters(), run.optim, self.device, world)
+        self.optimizers = Optimizers.build(
+            self.modules.named_parameters(), run.optim, self.device, world, device_config.dtype
+        )
         data = run.data
         rows = run.train.tokens_per_micro // data.seq_len if run.train.carry_state else 0
         loader = Loader(corpus.train, data.seq_len, run.train.seed, data.shuffle, data.reset, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jepamba.ops.cross_entropy.cpp import is_supported, row_losses_cpp
 from jepamba.ops.cross_entropy.pytorch import RowLosses, row_losses_torch, token_nats_torch
 from jepamba.ops.dispatch import use_triton
 
@@ -27,6 +28,8 @@ def row_losses(
         from jepamba.ops.cross_entropy.triton import row_losses_triton
 
         return row_losses_triton(raw_nV, bias_V, targets_n, kind, cap, z_weight=z_weight, scale=scale)
+    if scale is not None and is_supported(raw_nV):
+        return row_losses_cpp(raw_nV, bias_V, targets_n, kind, cap, z_weight=z_weight, scale=scale)
     return row_losses_torch(raw_nV, bias_V, targets_n, kind, cap, z_weight=z_weight, scale=scale)
 
 

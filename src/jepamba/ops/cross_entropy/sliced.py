@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from jepamba.ops.cross_entropy.rows import row_losses
 from jepamba.ops.linear.products import product_fp32
 
-SLICE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits of a slice. They fit in the cache of a CPU, or fill a GPU."""
+SLICE_VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Logits of a slice. They fit in the shared cache of a CPU, or fill a GPU."""
 
 
 class Losses(NamedTuple):

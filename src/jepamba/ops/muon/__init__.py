@@ -17,7 +17,6 @@ from jepamba.ops.dispatch import use_triton
 from jepamba.ops.muon.pytorch import (
     apply_updates_torch,
     nesterov_updates_torch,
-    orthogonalize_fused,
     orthogonalize_torch,
 )
 
@@ -44,7 +43,7 @@ def nesterov_updates(
 
 def orthogonalize(update_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S R C"]:
     """Bring all singular values near 1 with `steps` Newton–Schulz iterations, in the dtype of the update."""
-    return orthogonalize_fused(update_SRC, steps) if use_triton(update_SRC) else orthogonalize_torch(update_SRC, steps)
+    return orthogonalize_torch(update_SRC, steps)
 
 
 def apply_updates(

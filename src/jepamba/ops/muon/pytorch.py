@@ -1,4 +1,4 @@
-"""A Muon step in plain PyTorch: the CPU path, and in float64 the reference. `orthogonalize_fused` is the GPU's.
+"""A Muon step in plain PyTorch: the CPU path, and in float64 the reference. Its orthogonalization is also the GPU's.
 
 Legend: R rows, C columns, S matrices of one shape.
 """
@@ -36,22 +36,10 @@ def nesterov_updates_torch(
 
 
 def orthogonalize_torch(update_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S R C"]:
-    """See `muon.orthogonalize`."""
-    a, b, c = COEFFICIENTS
-    tall = update_SRC.shape[1] > update_SRC.shape[2]
-    x = _normalized(update_SRC.transpose(1, 2) if tall else update_SRC)
-    for _ in range(steps):
-        gram = x @ x.transpose(1, 2)
-        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    out: Tensor = x.transpose(1, 2) if tall else x
-    return out
+    """See `muon.orthogonalize`. An iteration is three products and no other pass over x. Returns a contiguous tensor.
 
-
-def orthogonalize_fused(update_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S R C"]:
-    """`orthogonalize_torch` with two products and no other pass over x per iteration. Returns a contiguous tensor.
-
-    a·x is a part of the product, as a·I in its other factor: `torch.baddbmm(x, polynomial, x, beta=a)` would first copy
-    x into its result. In bf16 on a GPU this is closer to float64 than `orthogonalize_torch`, which rounds more often.
+    a·x is a part of the last product, as a·I in its other factor: `torch.baddbmm(x, polynomial, x, beta=a)` would first
+    copy x into its result. In bf16 this is also closer to float64 than adding a·x, which rounds more often.
     """
     a, b, c = COEFFICIENTS
     tall = update_SRC.shape[1] > update_SRC.shape[2]

@@ -1,6 +1,7 @@
-"""RMS norms with fused row-wise operations: plain PyTorch, or one Triton kernel each on a GPU.
+"""RMS norms with fused row-wise operations: plain PyTorch, one Triton kernel each on a GPU, or, for training, one C++
+kernel each on a CPU.
 
-Both compute in fp32 inside and return the dtype of their first argument.
+All compute in fp32 inside and return the dtype of their first argument.
 
 Legend: B batch, T time, D width of the residual stream, I inner width of a mixer, M hidden width of an MLP.
 """
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.ops.dispatch import use_triton
+from jepamba.ops.norms.cpp import CppAddNorm, CppMixNorm, CppRelu2Norm, is_supported
 from jepamba.ops.norms.pytorch import (
     GATED_NORM_EPS,
     RMS_EPS,
@@ -31,6 +33,8 @@ def rms(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
 
         normed: Tensor = AddNorm.apply(x, None, RMS_EPS)[1]  # type: ignore[no-untyped-call]
         return normed
+    if is_supported(x):
+        return CppAddNorm.apply(x, None)[1]  # type: ignore[no-any-return, no-untyped-call]
     return rms_torch(x)
 
 
@@ -43,6 +47,8 @@ def add_norm(
 
         both: tuple[Tensor, Tensor] = AddNorm.apply(x, branch.to(x.dtype), RMS_EPS)  # type: ignore[no-untyped-call]
         return both
+    if is_supported(x):
+        return CppAddNorm.apply(x, branch.to(x.dtype))  # type: ignore[no-any-return, no-untyped-call]
     return add_norm_torch(x, branch)
 
 
@@ -65,6 +71,8 @@ def mix_norm(
             x, x0, mix, skip, skip_weight, RMS_EPS
         )
         return four
+    if is_supported(x):
+        return CppMixNorm.apply(x, x0, mix, skip, skip_weight)  # type: ignore[no-any-return, no-untyped-call]
     return mix_norm_torch(x, x0, mix, skip, skip_weight)
 
 
@@ -87,4 +95,6 @@ def relu2_norm(u: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
 
         out: Tensor = Relu2Norm.apply(u, RMS_EPS)  # type: ignore[no-untyped-call]
         return out
+    if is_supported(u):
+        return CppRelu2Norm.apply(u)  # type: ignore[no-any-return, no-untyped-call]
     return relu2_norm_torch(u)
