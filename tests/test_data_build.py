@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,9 +220,9 @@ def test_text_is_read_once_and_again_when_it_changes(
     reads: list[str] = []
     original = read_documents
 
-    def counted(path: str | Path, *rest: object) -> Iterator[str]:
+    def counted(path: str | Path, *rest: Any, **settings: Any) -> Iterator[str]:
         reads.append(str(path))
-        return original(path, *rest)  # type: ignore[arg-type]
+        return original(path, *rest, **settings)
 
     monkeypatch.setattr("jepamba.data.source.read_documents", counted)
     config = settings(text, tokenizer="bpe", vocab=300)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jepamba.cli.parser import Parser
 from jepamba.errors import UserError
+
+if TYPE_CHECKING:
+    from jepamba.artifact import Artifact
+    from jepamba.data import Tokens
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -47,7 +54,28 @@ def add_text_flags(parser: Parser, purpose: str) -> None:
     """Add the flags that name the text and its split; `purpose` says what the text is for."""
     parser.add_argument("--data", required=True, metavar="PATH", help="text, folder, JSONL, parquet or shards")
     parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
+    parser.add_argument(
+        "--skip-bad", type=int, default=0, metavar="N", help="bad rows that may be left out (default: 0)"
+    )
     parser.add_argument("--split", default="val", metavar="S", help=f"split to {purpose}, for shards (default: val)")
+
+
+def read_text(args: Namespace, artifact: Artifact) -> Tokens:
+    """Read the text that `add_text_flags` names, with the tokenizer of `artifact`, and say what is left out of it."""
+    from jepamba.data import load_tokens
+    from jepamba.data.build import inventory
+    from jepamba.progress import Progress
+    from jepamba.text.inventory import table
+
+    data = replace(artifact.run.data, column=args.column, skip_bad=args.skip_bad)
+    files = inventory(args.data, args.split)
+    with Progress("reading the text") as report:
+        if files.left_out:
+            report.say(table({"text": files}))
+        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+        if tokens.bad_rows:
+            report.say(f"jepamba: bad rows left out: {tokens.bad_rows:,}")
+    return tokens
 
 
 def summary_printer(out: Path) -> Callable[[str], None]:

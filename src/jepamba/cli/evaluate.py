@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import add_text_flags, default_device
+from jepamba.cli.common import add_text_flags, default_device, read_text
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -51,10 +51,7 @@ def add(commands: Commands) -> None:
 
 def evaluate(args: Namespace) -> int:
     """Run `jepamba eval` and print the score."""
-    from dataclasses import replace
-
     from jepamba.artifact import load_artifact
-    from jepamba.data import load_tokens
     from jepamba.evaluate import ADAPT_LR, score_adapted, score_carried, score_plain, score_sliding
     from jepamba.progress import Progress
 
@@ -69,10 +66,9 @@ def evaluate(args: Namespace) -> int:
             f"--adapt runs in one process, and WORLD_SIZE = {processes} in the environment: start it without torchrun"
         )
     artifact = load_artifact(args.artifact, device=default_device())
-    data = replace(artifact.run.data, column=args.column)
+    data = artifact.run.data
     temperature = artifact.temperature if args.temperature is None else args.temperature
-    with Progress("reading the text") as report:
-        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    tokens = read_text(args, artifact)
     with Progress("scoring") as report:
         reset = data.reset and not args.no_reset
         common: dict[str, Any] = {"temperature": temperature, "reset": reset, "progress": report}

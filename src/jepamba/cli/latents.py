@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jepamba.cli.common import add_text_flags, artifact_in, check_output, default_device, summary_printer
+from jepamba.cli.common import add_text_flags, artifact_in, check_output, default_device, read_text, summary_printer
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -63,13 +63,10 @@ def add(commands: Commands) -> None:
 
 def latents(args: Namespace) -> int:
     """Run `jepamba latents`: write the file and print its size, and with `--measure` measures of the latents."""
-    from dataclasses import replace
-
     import torch
 
     from jepamba.artifact import load_artifact
     from jepamba.artifact.heads import HEADS
-    from jepamba.data import load_tokens
     from jepamba.evaluate import compute_latents, measure_latents, save_latents
     from jepamba.io import sha256_of
     from jepamba.progress import Progress
@@ -80,10 +77,9 @@ def latents(args: Namespace) -> int:
     artifact = load_artifact(path, device=default_device())
     sha256 = sha256_of(path, "the artifact")
     heads = _load_heads(heads_path, artifact.model.config.d_model, sha256) if args.latent == "z" else None
-    data = replace(artifact.run.data, column=args.column)
+    data = artifact.run.data
     reset = data.reset and not args.no_reset
-    with Progress("reading the text") as report:
-        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+    tokens = read_text(args, artifact)
     with Progress("computing latents") as report:
         found = compute_latents(
             artifact.model,

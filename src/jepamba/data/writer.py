@@ -18,6 +18,7 @@ from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
+from jepamba.text.documents import BadRows
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 from jepamba.text.unrestored import Unrestored, compare
@@ -58,11 +59,16 @@ class FolderWriter:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
 
-    def write(self, documents: Iterable[tuple[str, str]], val_overlap: float | None = None) -> None:
+    def write(
+        self,
+        documents: Iterable[tuple[str, str]],
+        val_overlap: float | None = None,
+        bad_rows: BadRows | None = None,
+    ) -> None:
         """Encode `documents`, pairs of (split, text), with BOS before each if the tokenizer has a separator.
 
-        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split. Raises `UserError` if the
-        folder already has the split.
+        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split, and the number of `bad_rows`
+        after the last document in the first split. Raises `UserError` if the folder already has the split.
         """
         with ExitStack() as stack:
             writers: dict[str, ShardWriter] = {}
@@ -76,9 +82,10 @@ class FolderWriter:
                     tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
                     writers[split].append(tokens)
                     self._count(split, [batch[index][1] for index in of_split], tokens)
-        for split, writer in writers.items():
+        for index, (split, writer) in enumerate(sorted(writers.items())):
             shards, overlap = tuple(name for name, _ in writer.files), val_overlap if split == "val" else None
-            self._new[split] = replace(self._new[split], shards=shards, overlap=overlap)
+            bad = 0 if index or bad_rows is None else bad_rows.count
+            self._new[split] = replace(self._new[split], shards=shards, overlap=overlap, bad_rows=bad)
 
     def _start_split(self, split: str) -> None:
         if split in self._old or split in self._new:

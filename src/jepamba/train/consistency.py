@@ -11,11 +11,12 @@ import torch
 from jepamba import __version__
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
 from jepamba.data import Corpus, Tokens, corpus
-from jepamba.data.build import trained_on
+from jepamba.data.build import text_inventory, trained_on
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import check_scorable
-from jepamba.progress import Progress
+from jepamba.progress import Progress, print_line
+from jepamba.text.inventory import table
 from jepamba.text.near_duplicates import overlap_in_words
 
 WINDOWS, WINDOW_TOKENS = 64, 4096
@@ -91,6 +92,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _read(run: Run) -> Corpus:
+    files = table(text_inventory(run.data))
+    if files:
+        print_line(files)
     with Progress("reading the text") as report:
         text = corpus(run.data, progress=report)
         if text.overlap is not None:
@@ -102,6 +106,8 @@ def _read(run: Run) -> Corpus:
                 f"{shared[0]}"
             )
         for name, tokens in (("training", text.train), ("validation", text.val)):
+            if tokens.bad_rows:
+                report.say(f"jepamba: {name} text: bad rows left out: {tokens.bad_rows:,} (data.skip_bad)")
             if tokens.loss:
                 report.say(f"jepamba: {name} text: {tokens.loss}")
         for limit in (0, run.train.val_tokens, run.eval.sliding_tokens):
