@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from jepamba.cli.parser import Parser
 from jepamba.errors import UserError
+from jepamba.io import check_writable
 
 if TYPE_CHECKING:
     from jepamba.artifact import Artifact
@@ -88,6 +89,7 @@ def summary_printer(out: Path) -> Callable[[str], None]:
 
 
 def check_output(out: Path, *inputs: Path) -> None:
-    """Raise `UserError` if `out` is one of `inputs`."""
+    """Raise `UserError` if `out` cannot be written, or is one of `inputs`."""
+    check_writable(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
         raise UserError(f"{out}: this output is also an input; choose another -o")

@@ -76,7 +76,7 @@ def data_build(args: Namespace) -> int:
     from jepamba.data import is_shards
     from jepamba.data.hub_text import HUB, pinned
     from jepamba.data.source import Source
-    from jepamba.data.writer import FolderWriter
+    from jepamba.data.writer import FolderWriter, check_output_folder
     from jepamba.progress import Progress, print_line
     from jepamba.text.inventory import table
     from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
@@ -87,6 +87,7 @@ def data_build(args: Namespace) -> int:
     for path in [*args.paths, args.val]:
         if path and is_shards(path):
             raise UserError(f"{path}: these are shards already; build needs text")
+    check_output_folder(args.out, "train", "val")
     holdout = 0.0 if args.val else checked.holdout
     for name in dict.fromkeys(path for path in [*args.paths, args.val] if path.startswith(HUB)):
         print_line(f"jepamba: reading {pinned(name)}")

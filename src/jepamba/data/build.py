@@ -14,7 +14,7 @@ from jepamba.data.source import Source, cache_folder, cache_key
 from jepamba.data.tokens import Tokens
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
-from jepamba.io import atomic_write
+from jepamba.io import atomic_write, check_writable
 from jepamba.progress import Report
 from jepamba.text.inventory import Inventory
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
@@ -226,6 +226,7 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
             return read_tokenizer(file)
         except UserError:
             file.unlink()
+    check_writable(file)
     documents = source.documents(_with_note(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
     atomic_write(file, tokenizer.serialize())
@@ -245,9 +246,9 @@ def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress:
         except UserError:
             shutil.rmtree(out)
     report = _with_note(progress, "tokenizing")
-    overlap = source.held_out(report).overlap if source.holdout else None
     try:
         with FolderWriter(out, tokenizer) as writer:
+            overlap = source.held_out(report).overlap if source.holdout else None
             writer.write(source.documents(report), overlap, source.bad_rows)
     except UserError:
         # Another process may have written the same folder first.

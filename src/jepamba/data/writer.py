@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
+from jepamba.io import check_writable
 from jepamba.text.documents import BadRows
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
@@ -31,30 +32,25 @@ _DECODED_TOKENS = 1 << 16
 class FolderWriter:
     """A context manager that writes splits into the folder `out`.
 
-    It writes into a hidden folder next to `out`. The exit of the context moves the files to `out`; an exception deletes
-    them. `out` must be new, empty, or a folder of shards with the same tokenizer and without the new splits.
+    It writes into a hidden folder, next to `out` if that is new, else in it: `out` may be a mounted volume, or the
+    current folder. The exit of the context moves the files to `out`; an exception deletes them. `out` must be new,
+    empty, or a folder of shards with the same tokenizer and without the new splits.
 
     Raises `UserError` at entry if `out` is anything else, and at exit if no document was written.
     """
 
     def __init__(self, out: Path, tokenizer: Tokenizer, limit: int = SHARD_TOKENS) -> None:
         self.out, self.tokenizer, self.limit = out, tokenizer, limit
-        self._old: dict[str, Split] = {}
         self._new: dict[str, Split] = {}
 
     def __enter__(self) -> FolderWriter:
-        if is_folder(self.out):
-            folder = open_folder(self.out)
-            if folder.tokenizer.fingerprint != self.tokenizer.fingerprint:
-                raise UserError(f"{self.out}: its shards were made with another tokenizer; choose another folder")
-            self._old = dict(folder.splits)
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError(f"{self.out}: exists and is not a folder of jepamba shards; choose another folder")
+        check_output_folder(self.out, tokenizer=self.tokenizer)
+        place = self.out.resolve()
+        self._is_new = not place.exists()
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
-            self._work = self.out.with_name(f".{self.out.name}.{secrets.token_hex(8)}.partial")
-            self._work.mkdir()
+            self._work = (place.parent if self._is_new else place) / f".{place.name}.{secrets.token_hex(8)}.partial"
+            self._work.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
@@ -88,8 +84,7 @@ class FolderWriter:
             self._new[split] = replace(self._new[split], shards=shards, overlap=overlap, bad_rows=bad)
 
     def _start_split(self, split: str) -> None:
-        if split in self._old or split in self._new:
-            raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
+        check_output_folder(self.out, split)
         if not split.isalnum():
             raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
         self._new[split] = Split(0, 0, 0, 0, (), unrestored=Unrestored())
@@ -128,29 +123,39 @@ class FolderWriter:
             raise UserError(f"{self.out}: nothing to write, no document has text")
         (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
         try:
-            if self._old:
+            if self._is_new:
+                self._write_meta({})
+                os.rename(self._work, self.out.resolve())
+            else:
                 with locked(self.out):
                     self._add_to_folder()
-            else:
-                self._write_meta()
-                os.rename(self._work, self.out)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
 
     def _add_to_folder(self) -> None:
         # Another process may have added splits since the start.
-        self._old = dict(open_folder(self.out).splits)
-        for split in self._new.keys() & self._old.keys():
-            raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
-        self._write_meta()
-        # The old meta.json does not list the new shards, so readers ignore them until it is replaced.
-        for new in self._new.values():
-            for name in new.shards:
-                os.replace(self._work / name, self.out / name)
-        os.replace(self._work / META, self.out / META)
+        check_output_folder(self.out, *self._new, tokenizer=self.tokenizer)
+        self._write_meta(open_folder(self.out).splits if is_folder(self.out) else {})
+        # The old meta.json does not list the new shards, so readers ignore them until it is replaced, at last.
+        for file in sorted(self._work.iterdir(), key=lambda file: file.name == META):
+            os.replace(file, self.out / file.name)
 
-    def _write_meta(self) -> None:
-        (self._work / META).write_text(describe(self.tokenizer, self._old | self._new), encoding="utf-8")
+    def _write_meta(self, old: Mapping[str, Split]) -> None:
+        (self._work / META).write_text(describe(self.tokenizer, {**old, **self._new}), encoding="utf-8")
+
+
+def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = None) -> None:
+    """Raise `UserError` if `FolderWriter` cannot write `splits` to `out`, as far as can be known before."""
+    if is_folder(out):
+        folder = open_folder(out)
+        for split in folder.splits.keys() & {*splits}:
+            raise UserError(f"{out}: already has a {split!r} split; choose another folder")
+        if tokenizer is not None and folder.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{out}: its shards were made with another tokenizer; choose another folder")
+    # A new volume has lost+found.
+    elif out.exists() and not (out.is_dir() and all(name.startswith((".", "lost+found")) for name in os.listdir(out))):
+        raise UserError(f"{out}: exists and is not a folder of jepamba shards; choose another folder")
+    check_writable(out / META)
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
