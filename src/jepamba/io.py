@@ -94,12 +94,11 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
 def check_writable(path: Path) -> None:
     """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
     try:
-        target = path.resolve()
-        if target.is_dir():
+        if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if target.exists() and not target.is_file():
+        if path.exists() and not path.is_file():
             return
-        folder = next(parent for parent in target.parents if parent.exists())
+        folder = next(parent for parent in path.resolve().parents if parent.exists())
         # Permissions alone do not tell: the file system may be read-only, or the user root.
         probe = folder / f".{secrets.token_hex(8)}.partial"
         probe.touch(exist_ok=False)
