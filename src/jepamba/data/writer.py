@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,18 @@ from jepamba.text.unrestored import Unrestored, compare
 BATCH_CHARS = 1 << 21
 """Minimum characters of a batch of documents that are encoded together."""
 _DECODED_TOKENS = 1 << 16
+
+
+class _Part(NamedTuple):
+    """Encoded documents of one split, or a piece of a long document."""
+
+    split: str
+    documents: int
+    """Documents that start in this part."""
+    text: str
+    tokens: NDArray[np.uint16]
+    before: int | None
+    """The token before the part, if it continues a document."""
 
 
 class FolderWriter:
@@ -69,19 +82,34 @@ class FolderWriter:
         with ExitStack() as stack:
             writers: dict[str, ShardWriter] = {}
             for batch in _batches(documents):
-                encoded = self.tokenizer.encode_batch([text for _, text in batch])
-                for split in dict.fromkeys(name for name, _ in batch):
-                    if split not in writers:
-                        self._start_split(split)
-                        writers[split] = stack.enter_context(ShardWriter(self._work, "text", split, self.limit))
-                    of_split = [index for index, (name, _) in enumerate(batch) if name == split]
-                    tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
-                    writers[split].append(tokens)
-                    self._count(split, [batch[index][1] for index in of_split], tokens)
+                for part in self._encoded(batch):
+                    if part.split not in writers:
+                        self._start_split(part.split)
+                        writers[part.split] = stack.enter_context(
+                            ShardWriter(self._work, "text", part.split, self.limit)
+                        )
+                    writers[part.split].append(part.tokens)
+                    self._count(part)
         for index, (split, writer) in enumerate(sorted(writers.items())):
             shards, overlap = tuple(name for name, _ in writer.files), val_overlap if split == "val" else None
             bad = 0 if index or bad_rows is None else bad_rows.count
             self._new[split] = replace(self._new[split], shards=shards, overlap=overlap, bad_rows=bad)
+
+    def _encoded(self, batch: list[tuple[str, str]]) -> Iterator[_Part]:
+        """Encode `batch`. A long document is in a batch of its own and gives several parts."""
+        if len(batch) == 1:
+            ((split, text),) = batch
+            before = None
+            for index, (piece, ids) in enumerate(self.tokenizer.encode_pieces(text)):
+                tokens = ids if index else join_documents(self.tokenizer, [ids])
+                yield _Part(split, int(not index), piece, tokens, before)
+                before = int(tokens[-1]) if tokens.size else before
+            return
+        encoded = self.tokenizer.encode_batch([text for _, text in batch])
+        for split in dict.fromkeys(name for name, _ in batch):
+            of_split = [index for index, (name, _) in enumerate(batch) if name == split]
+            tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
+            yield _Part(split, len(of_split), "".join([batch[index][1] for index in of_split]), tokens, None)
 
     def _start_split(self, split: str) -> None:
         check_output_folder(self.out, split)
@@ -89,23 +117,25 @@ class FolderWriter:
             raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
         self._new[split] = Split(0, 0, 0, 0, (), unrestored=Unrestored())
 
-    def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
-        # The previous token does not change the byte count: each document starts with BOS, or the tokenizer is bytes.
-        previous = np.concatenate([tokens[:1], tokens[:-1]])
-        totals = self._new[split]
-        self._new[split] = Split(
-            documents=(totals.documents or 0) + len(texts),
-            text_bytes=(totals.text_bytes or 0) + sum(len(utf8(text)) for text in texts),
-            decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
-            tokens=totals.tokens + len(tokens),
+    def _count(self, part: _Part) -> None:
+        # Where there is no token before, it does not matter: the document starts with BOS, or the tokenizer is bytes.
+        first = part.tokens[:1] if part.before is None else np.array([part.before], dtype=np.uint16)
+        previous = np.concatenate([first, part.tokens[:-1]])[: len(part.tokens)]
+        totals = self._new[part.split]
+        self._new[part.split] = Split(
+            documents=(totals.documents or 0) + part.documents,
+            text_bytes=(totals.text_bytes or 0) + len(utf8(part.text)),
+            decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, part.tokens).sum()),
+            tokens=totals.tokens + len(part.tokens),
             shards=(),
-            unrestored=(totals.unrestored or Unrestored()) + compare("".join(texts), self._decoded(tokens)),
+            unrestored=(totals.unrestored or Unrestored()) + compare(part.text, self._decoded(part)),
         )
 
-    def _decoded(self, tokens: NDArray[np.uint16]) -> bytes:
-        """Decode the tokens of whole documents in slices, which bounds the memory of a large document."""
+    def _decoded(self, part: _Part) -> bytes:
+        """Decode the tokens of `part` in slices, which bounds the memory."""
+        tokens = part.tokens
         return b"".join(
-            self.tokenizer.decode(tokens[at : at + _DECODED_TOKENS], int(tokens[at - 1]) if at else None)
+            self.tokenizer.decode(tokens[at : at + _DECODED_TOKENS], int(tokens[at - 1]) if at else part.before)
             for at in range(0, len(tokens), _DECODED_TOKENS)
         )
 
@@ -159,13 +189,19 @@ def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = N
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Group `documents`, divided at NUL, into batches. A document as long as a batch is one of its own."""
     batch: list[tuple[str, str]] = []
     size = 0
     for split, document in documents:
-        for text in document.split("\0"):
-            if text:
-                batch.append((split, text))
-                size += len(text)
+        for text in filter(None, document.split("\0")):
+            if len(text) >= BATCH_CHARS:
+                if batch:
+                    yield batch
+                yield [(split, text)]
+                batch, size = [], 0
+                continue
+            batch.append((split, text))
+            size += len(text)
         if size >= BATCH_CHARS:
             yield batch
             batch, size = [], 0

@@ -147,20 +147,32 @@ def _split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
     for block in blocks:
         *ended, rest = block.split(separator)
         for part in ended:
-            yield b"".join([*pending, part])
-            pending = []
+            pending.append(part)
+            yield _taken(pending)
         pending.append(rest)
-    yield b"".join(pending)
+    yield _taken(pending)
+
+
+def _taken(parts: list[bytes]) -> bytes:
+    """Join and empty `parts`, so that a long document is in memory once."""
+    joined = b"".join(parts)
+    parts.clear()
+    return joined
 
 
 def _plain(file: Path, blocks: Iterable[bytes], bad_rows: BadRows) -> Iterator[str]:
-    line = 1
-    for index, raw in enumerate(_split(blocks, b"\0")):
+    # `raw` is dropped before its text is used: a document may be long.
+    first, line = True, 1
+    for raw in _split(blocks, b"\0"):
+        start, line = line, line + raw.count(b"\n")
         try:
-            yield _decoded(raw, file, line, first=index == 0)
+            text = _decoded(raw, file, start, first)
         except UserError as error:
             bad_rows.leave_out(error)
-        line += raw.count(b"\n")
+            text = ""
+        del raw
+        first = False
+        yield text
 
 
 def _decoded(raw: bytes, file: Path, line: int, first: bool) -> str:
