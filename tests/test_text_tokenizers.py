@@ -192,12 +192,15 @@ def test_half_a_surrogate_pair_is_refused() -> None:
 
 def test_long_texts_are_encoded_in_parts_to_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n\n".join(text for _, text in stdlib_documents()[:60])
+    scripts = "слово и дело, λόγος και έργο ½ ² ﬁn ﷺ ͺ ͺx यह एक כל مرحبا بالعالم ｆｕｌｌ　 width  two_ _x 1 2 " * 200
+    text += scripts
     for tokenizer in all_kinds():
         if not isinstance(tokenizer, SentencePieceTokenizer):
             continue
         whole = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialize()).encode(text)
         monkeypatch.setattr(tokenizer, "cut_chars", 50)
         assert len(list(tokenizer._parts(text))) > 1000
+        assert max(len(part) for _, part in tokenizer._parts(scripts)) < 150
         ids = tokenizer.encode(text).tolist()
         # A unigram model chooses by sums of scores, whose rounding depends on what precedes: ties may fall elsewhere.
         assert sum(a != b for a, b in zip(ids, whole, strict=True)) <= (

@@ -22,7 +22,8 @@ from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, utf8
 
 SPACE = "▁"
 _SPACE_BYTES = SPACE.encode()
-_CUT = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
+_CUT = re.compile(r"(?<=\w) (?=\w)")
+"""A space between two words of any script."""
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 _THREADS = min(os.cpu_count() or 1, 8)
