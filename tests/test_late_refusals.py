@@ -142,12 +142,21 @@ def test_a_bad_prompt_is_refused_before_training(tmp_path: Path, prompt: str, se
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("train__device", "cuda"), ("train__track", "wandb"), ("data__tokenizer", "gone.model")]
+    ("name", "value"),
+    [
+        ("train__device", "cuda"),
+        ("train__track", "wandb"),
+        ("data__tokenizer", "gone.model"),
+        ("data__val", "gone.txt"),
+        ("data__val", "z.zip"),
+    ],
 )
 def test_what_needs_no_text_is_refused_before_it_is_read(
     tmp_path: Path, name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = text_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "z.zip").touch()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("jepamba.data.source.read_documents", never)

@@ -19,9 +19,8 @@ from pyarrow import parquet
 
 from examples import examples
 from jepamba.errors import UserError
-from jepamba.text import documents as documents_module
 from jepamba.text import files as files_module
-from jepamba.text import read_documents, stdlib_documents
+from jepamba.text import inventory, read_documents, stdlib_documents
 from jepamba.text.embedded import stdlib_identity
 from jepamba.text.inventory import take_inventory
 
@@ -292,4 +291,4 @@ def test_stdlib_text_is_the_same_in_another_process() -> None:
 
 
 def test_the_list_of_refused_forms_has_no_text_form() -> None:
-    assert not {".txt", ".md", ".jsonl", ".parquet", ""} & set(documents_module._NO_TEXT)
+    assert not {".txt", ".md", ".jsonl", ".parquet", ""} & set(inventory._NO_TEXT)

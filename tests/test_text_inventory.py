@@ -136,6 +136,10 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("os.listdir", refusing)
     assert read(data) == ["a.txt"]
     assert left_out(data) == {"locked": "cannot be read (Permission denied)"}
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != data / "b.txt")
+    fill(data, b_txt="secret")
+    assert read(data) == ["a.txt"]
+    assert left_out(data)["b.txt"] == "cannot be read (Permission denied)"
 
 
 def test_the_output_of_this_command_is_no_text(tmp_path: Path) -> None:
@@ -197,6 +201,8 @@ def test_a_clone_of_a_data_set(tmp_path: Path) -> None:
         stats_json='{"rows":\n 3}',
         _gitattributes="x",
         notes_txt="prose of its own",
+        metadata_csv="a,b",
+        images_zip="PK",
     )
     (clone / "data").mkdir()
     for split in ("train", "validation", "test"):
@@ -211,6 +217,8 @@ def test_a_clone_of_a_data_set(tmp_path: Path) -> None:
             "LICENSE": "describes the data",
             "dataset_infos.json": "describes the data",
             "stats.json": "JSON, but not one object a line",
+            "metadata.csv": "no text",
+            "images.zip": "no text",
             "data/validation-0.parquet": "split validation",
             "data/test-0.parquet": "split test",
         }

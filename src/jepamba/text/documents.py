@@ -12,24 +12,12 @@ from typing import Any
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.embedded import stdlib_documents
-from jepamba.text.files import CODECS, ReadCallback, read_blocks
+from jepamba.text.files import ReadCallback, read_blocks
 from jepamba.text.inventory import JSON_LINES, form_of, is_json_line, take_inventory
 
 STDLIB = "stdlib"
 """The path that selects the English text of the Python standard library."""
 
-_NO_TEXT = {
-    ".csv": "a table; convert it to JSON lines or parquet",
-    ".tsv": "a table; convert it to JSON lines or parquet",
-    ".arrow": "an Arrow file; convert it to parquet (Dataset.to_parquet of the library datasets)",
-    ".feather": "an Arrow file; convert it to parquet",
-    ".bin": "a token shard, not text; set the data path to the folder of shards or to the file itself",
-    ".tar": "an archive; unpack it into a folder",
-    ".tgz": "an archive; unpack it into a folder",
-    ".zip": "an archive; unpack it into a folder",
-    ".7z": "an archive; unpack it into a folder",
-    ".bz2": "bzip2 files are not supported; use .xz, .gz or .zst",
-}
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -121,11 +109,7 @@ def read_files(
 
 def _texts(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
     form = form_of(file)
-    if form in _NO_TEXT:
-        raise UserError(f"{file}: {_NO_TEXT[form]}")
     if form == ".parquet":
-        if file.suffix.lower() in CODECS:
-            raise UserError(f"{file}: a compressed parquet file; decompress it, parquet has its own compression")
         return _parquet(file, column, on_read, bad_rows)
     blocks = read_blocks(file, on_read)
     start = next(blocks, b"")

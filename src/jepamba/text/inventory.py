@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,19 @@ _SPLITS = {
 https://huggingface.co/docs/hub/datasets-file-names-and-splits."""
 _ABOUT = re.compile(r"(readme|licen[cs]e|citation|dataset_card)\b.*|dataset_infos?\.json|state\.json", re.IGNORECASE)
 """Files that describe the parquet and JSON lines files beside them."""
+_NO_TEXT = {
+    ".csv": "a table; convert it to JSON lines or parquet",
+    ".tsv": "a table; convert it to JSON lines or parquet",
+    ".arrow": "an Arrow file; convert it to parquet (Dataset.to_parquet of the library datasets)",
+    ".feather": "an Arrow file; convert it to parquet",
+    ".bin": "a token shard, not text; set the data path to the folder of shards or to the file itself",
+    ".tar": "an archive; unpack it into a folder",
+    ".tgz": "an archive; unpack it into a folder",
+    ".zip": "an archive; unpack it into a folder",
+    ".7z": "an archive; unpack it into a folder",
+    ".bz2": "bzip2 files are not supported; use .xz, .gz or .zst",
+}
+"""Suffixes that are refused, and why."""
 _BINARY = {".jepa": "an artifact", ".model": "a tokenizer", ".safetensors": "tensors", ".pyc": "compiled code"}
 _EXAMPLES = 3
 
@@ -68,10 +82,11 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
     data set of the hub, only the files of `split` and those of no split are read. Beside parquet or JSON lines files,
     a README and JSON of another form are left out.
 
-    Raises `UserError` if there is nothing to read, or if `path` is a run.
+    Raises `UserError` if there is nothing to read, if a file is no text by its name, or if `path` is a run.
     """
     root = Path(path)
     if root.is_file():
+        _refuse_no_text(root)
         return Inventory(((str(root), root.stat().st_size),))
     if not root.is_dir():
         raise UserError(f"{path}: no such file or folder")
@@ -89,6 +104,8 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
         reasons = {file: _no_table(file) for file in found}
         left_out += [(names[file], reason) for file, reason in reasons.items() if reason]
         found = [file for file, reason in reasons.items() if not reason]
+    for file in found:
+        _refuse_no_text(file)
     if not found:
         listed = "; ".join(f"{name} is left out, {why}" for name, why in left_out[:_EXAMPLES])
         raise UserError(f"{path}: empty folder{f' ({listed})' if listed else ''}; put text files into it")
@@ -136,6 +153,8 @@ def _walk(folder: Path, seen: set[tuple[int, int]], left_out: list[tuple[str, st
                 reason = "read already, or the output of this command"
             elif stat.S_ISDIR(status.st_mode):
                 reason = _made_here(set(os.listdir(path)))
+            elif not os.access(path, os.R_OK):
+                reason = f"cannot be read ({os.strerror(errno.EACCES)})"
             else:
                 reason = _BINARY.get(path.suffix.lower(), "")
         except OSError as error:
@@ -182,6 +201,14 @@ def form_of(file: PurePath) -> str:
     return Path(file.stem).suffix.lower() if suffix in CODECS else suffix
 
 
+def _refuse_no_text(file: Path) -> None:
+    form = form_of(file)
+    if form in _NO_TEXT:
+        raise UserError(f"{file}: {_NO_TEXT[form]}")
+    if form == ".parquet" and file.suffix.lower() in CODECS:
+        raise UserError(f"{file}: a compressed parquet file; decompress it, parquet has its own compression")
+
+
 def _holds_json_lines(file: Path) -> bool:
     return form_of(file) in JSON_LINES or (form_of(file) == ".json" and is_json_line(read_start(file)))
 
@@ -190,4 +217,6 @@ def _no_table(file: Path) -> str:
     """Say why `file` is left out beside parquet and JSON lines files. Returns an empty text if it is read."""
     if _ABOUT.fullmatch(file.name):
         return "describes the data"
+    if form_of(file) in _NO_TEXT:
+        return "no text"
     return "JSON, but not one object a line" if form_of(file) == ".json" and not _holds_json_lines(file) else ""
