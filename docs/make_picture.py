@@ -1,14 +1,17 @@
 """Draw the pictures of the manual into docs/img: `.venv/bin/python docs/make_picture.py`.
 
 loss.svg: the run and the figures of the published script in docs/results/submission-bpe-400.md. record.svg: figures of
-the notes that docs/results/record.md links.
+the notes that docs/results/record.md links. latent-spectrum.svg and latent-cosine.svg: what `jepamba latents --measure
+--probe --json` printed of each model, in docs/results/jepa/latents-LABEL.json, once there are such files.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from jepamba.report.charts import Line, line_chart, standalone
+from jepamba.report.latent_charts import cosine_chart, spectrum_chart
 from jepamba.report.records import read_metrics, series, with_train_bpb
 
 DOCS = Path(__file__).parent
@@ -26,6 +29,7 @@ RECORD_QUARTER = {
 RECORD_WHOLE = {
     "whole text: published settings": [(181.0, 1.3667), (1200.0, 1.1576)],
     "whole text: pilot's settings, then best": [(120.0, 1.2386), (120.0, 1.2249)],
+    "whole text: best, 16,384 pieces": [(120.0, 1.2060), (540.0, 1.1286)],
 }
 """The same on the whole validation text."""
 
@@ -51,3 +55,7 @@ def picture() -> str:
 if __name__ == "__main__":
     (DOCS / "img/loss.svg").write_text(picture(), encoding="utf-8")
     (DOCS / "img/record.svg").write_text(record(), encoding="utf-8")
+    files = sorted((DOCS / "results/jepa").glob("latents-*.json"))
+    if measured := {file.stem.removeprefix("latents-"): json.loads(file.read_text()) for file in files}:
+        (DOCS / "img/latent-spectrum.svg").write_text(standalone(spectrum_chart(measured)), encoding="utf-8")
+        (DOCS / "img/latent-cosine.svg").write_text(standalone(cosine_chart(measured)), encoding="utf-8")

@@ -154,6 +154,14 @@ def test_latents_writes_h_and_z(run_dir: Path, tmp_path: Path, capsys: pytest.Ca
     assert "effective rank" in out_of(capsys, *words, "--measure")
     measures = json_of(capsys, *words, "--measure")
     assert sum(measures["spectrum"]) == pytest.approx(1)
+    assert "1,000 tokens or more" in mistake(capsys, *words, "--probe")
+    longer = ["latents", str(path), "--data", str(text.parent), "--probe", "-o", str(out)]
+    probes = json_of(capsys, *longer)["probes"]
+    assert {"accuracy", "majority", "shuffled", "classes"} == probes["part_2"].keys()
+    shown = out_of(capsys, *longer)
+    assert "cosine of centred latents: " in shown
+    assert "shuffled labels" in shown
+    assert f"{probes['part_2']['majority']:.1%}".replace("%", " %") in shown
     assert json_of(capsys, "latents", str(tmp_path), *words[2:])["latent"] == "h", "the folder instead of the artifact"
     for other in (path, tmp_path / HEADS, text):
         assert "also an input" in mistake(capsys, *words, "-o", str(other))

@@ -146,6 +146,26 @@ def test_a_bad_plan_is_refused(changes: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+LONGER = {"name": "a-longer", "settings": {"train.steps": 5}}
+
+
+def test_a_time_baseline_is_the_baseline_with_more_steps() -> None:
+    plan = parse_plan(small(run=[*small()["run"], LONGER], time_baseline="a-longer", rule="r", cost="c"), "plan")
+    assert (plan.time_baseline, plan.rule, plan.cost) == ("a-longer", "r", "c")
+    assert parse_plan(plan.to_dict(), "again") == plan
+    assert plan.first_seeds(1).seeds == (1,)
+    for settings, message in (
+        ({"train.steps": 3}, "must have more train.steps than 'a' and no other difference$"),
+        ({"train.seconds": 9.0}, "must have more train.steps than 'a'"),
+        ({"train.steps": 5, "jepa.weight": 0.5}, r"no other difference, but it differs in jepa\.weight"),
+    ):
+        runs = [*small()["run"], {"name": "a-longer", "settings": settings}]
+        with pytest.raises(UserError, match=message):
+            parse_plan(small(run=runs, time_baseline="a-longer"), "plan")
+    with pytest.raises(UserError, match="time_baseline = 'c' is not one of its runs"):
+        parse_plan(small(time_baseline="c"), "plan")
+
+
 def test_a_plan_that_is_not_there_is_named_with_its_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean quick-jepa"):
         load_plan("quik-jepa")

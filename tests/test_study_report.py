@@ -11,10 +11,12 @@ import pytest
 import tomli_w
 
 from jepamba.errors import UserError
-from jepamba.study.compare import Result, compare
-from jepamba.study.report import as_json, read_study, report_study
+from jepamba.study.compare import compare
+from jepamba.study.records import Result
+from jepamba.study.report import as_json, report_study
+from jepamba.study.results import read_study
 
-PLAN = {
+PLAN: dict[str, Any] = {
     "name": "small",
     "question": "Is b better than a?",
     "preset": "quick",
@@ -108,6 +110,92 @@ def test_the_ends_of_one_budget_in_seconds_are_the_same_time() -> None:
     assert (pair.at, pair.value, pair.baseline) == (10.0, 2.1, 2.2)
 
 
+LONGER = {
+    **PLAN,
+    "time_baseline": "a-longer",
+    "rule": "b is better if its interval at equal time is below 0.",
+    "cost": "none",
+    "run": [{"name": "a"}, {"name": "a-longer", "settings": {"train.steps": 80}}, PLAN["run"][1]],
+}
+
+
+def finish(out: Path, name: str, seed: int, step_seconds: float, steps: int, plain: float, carried: float) -> None:
+    """A finished run, whose first step waits 50 s for a compilation."""
+    folder = out / name / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    records = [{"kind": "step", "step": i, "seconds": 50 + step_seconds * i} for i in range(1, steps + 1)]
+    records.append({**val(steps, records[-1]["seconds"], plain), "final": True})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    scores = {"bpb_plain": plain, "bpb_calibrated": plain, "bpb_carried": carried}
+    summary = {key: {"bpb": bpb, "bytes": 1000} for key, bpb in scores.items()} | {"steps": steps, "train_tokens": 5}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def longer_study(out: Path, step_seconds: float = 0.2) -> Path:
+    """At 40 steps b is 0.1 better than a, and takes `step_seconds` instead of 0.1. a with 80 steps is 0.2 better."""
+    out.mkdir()
+    (out / "plan.toml").write_text(tomli_w.dumps(LONGER))
+    for seed in (1, 2, 3):
+        noise = 0.01 * seed
+        finish(out, "a", seed, 0.1, 40, 2.1 + noise, 2.0 + noise)
+        finish(out, "a-longer", seed, 0.1, 80, 1.9 + noise, 1.8 + noise)
+        finish(out, "b", seed, step_seconds, 40, 2.0 + noise, 1.9 + noise * 1.1)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "baseline"), [(0.1, 2.01), (0.2, 1.81), (0.1 * 2**0.5, 1.91), (0.1 * 2**1.24, 1.762)]
+)
+def test_a_time_baseline_gives_the_baseline_at_the_time_of_each_configuration(
+    tmp_path: Path, step_seconds: float, baseline: float
+) -> None:
+    comparisons = as_json(read_study(longer_study(tmp_path / "s", step_seconds)))["comparisons"]
+    (item,) = [item for item in comparisons if item["measure"] == "time"]
+    assert item["configuration"] == "b"
+    assert item["n"] == 3
+    assert item["pairs"][0]["baseline"] == pytest.approx(baseline, abs=1e-9)
+    assert item["pairs"][0]["value"] == pytest.approx(1.911)
+    # The first step, which waited for a compilation, counts as one of the others.
+    assert item["pairs"][0]["at"] == pytest.approx(40 * step_seconds)
+
+
+@pytest.mark.parametrize("step_seconds", [0.08, 0.1 * 2**1.26])
+def test_a_time_beyond_the_time_baseline_is_not_compared(tmp_path: Path, step_seconds: float) -> None:
+    comparisons = as_json(read_study(longer_study(tmp_path / "s", step_seconds)))["comparisons"]
+    assert [item["n"] for item in comparisons if item["measure"] == "time"] == [0]
+
+
+def test_the_report_has_rule_cost_and_statistics_of_the_pairs(tmp_path: Path) -> None:
+    out = longer_study(tmp_path / "s")
+    text = report_study(out)
+    assert "Rule, fixed before the runs: b is better if its interval at equal time is below 0." in text
+    assert "Cost: none" in text
+    assert "through `a` and `a-longer`" in text
+    carried = text.partition("## Finished artifacts, state carried")[2]
+    # Differences of −0.099, −0.098 and −0.097: t = −169.7, and 2 of 8 choices of signs.
+    assert (
+        "| b | 1.9220 | 2.0200 | -0.0980 | [-0.1005, -0.0955] | 3 | lower | 0.0010 | 3.5e-05 | 0.25 | 0.0033 | 4 |"
+        in carried
+    )
+    (item,) = [
+        i for i in as_json(read_study(out))["comparisons"] if (i["measure"], i["configuration"]) == ("carried", "b")
+    ]
+    assert item["sd"] == pytest.approx(0.001)
+    assert item["smallest_effect"] == pytest.approx(0.00326, abs=1e-5)
+    assert item["pairs_for_half_width"] == 4
+    rows = (out / "runs.csv").read_text().splitlines()
+    assert rows[1] == "small,a,1,40 steps,40,,4,2.11,2.01,"
+    assert len(rows) == 10
+
+
+def test_runs_of_other_text_are_refused(tmp_path: Path) -> None:
+    out = longer_study(tmp_path / "s")
+    path = out / "b/seed-2/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"train_tokens": 6}))
+    with pytest.raises(UserError, match="b, seed 2 had other text: 5 and 6 training tokens, 1000 and 1000 validation"):
+        read_study(out)
+
+
 def test_two_seeds_are_too_few_to_call_it_a_difference(tmp_path: Path) -> None:
     out = study(tmp_path / "s", seeds=(1, 2))
     assert {found(out, measure)["verdict"] for measure in ("steps", "time", "artifact")} == {"too few pairs"}
@@ -122,6 +210,7 @@ def test_the_report_has_tables_pictures_and_json(tmp_path: Path) -> None:
     text = report_study(out)
     assert text == (out / "report.md").read_text()
     assert "| b | 1.9200 | 2.0200 | -0.1000 | [-0.1000, -0.1000] | 3 | lower |" in text
+    assert "BPB carried |" in text
     assert "Is b better than a?" in text
     assert "`jepa.weight = 0.0`" in text
     for picture in ("differences.svg", "curves.svg"):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,10 @@ from folder_holder import held
 from jepamba.errors import UserError
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
+from jepamba.study.records import planned_runs
 from jepamba.study.report import report_study
-from jepamba.study.run import planned_runs, run_plan
+from jepamba.study.run import run_plan
+from jepamba.train.device import GPU_TURN, gpu_turn
 
 
 def plan(**settings: object) -> Plan:
@@ -36,33 +42,69 @@ def plan(**settings: object) -> Plan:
     )
 
 
+class Ended(subprocess.Popen[bytes]):
+    """A process that has ended, or that ends after `polls` polls or a signal."""
+
+    def __init__(self, code: int, polls: int = 0, on_signal: Callable[[], object] = lambda: None) -> None:
+        self.returncode, self.polls, self.signals, self.on_signal = code, polls, list[int](), on_signal
+        self._child_created = False
+
+    def poll(self) -> int | None:
+        self.polls -= 1
+        return None if self.polls >= 0 else self.returncode
+
+    def send_signal(self, number: int) -> None:
+        self.polls = 0
+        self.signals.append(number)
+        self.on_signal()
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.returncode
+
+
 class Trainer:
-    """Replaces the process of a run: records the command and writes the files of a run."""
+    """Replaces the processes of the runs: records the commands and writes the files of a run."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
+        self.variables: list[dict[str, str]] = []
+        self.processes: list[Ended] = []
         self.fail: set[str] = set()
+        self.slow: set[str] = set()
+        """Runs that do not end by themselves."""
+        self.last_moment = False
+        """Whether the slow runs finish when they are stopped."""
         self.stop_at = ""
 
-    def __call__(self, command: list[str]) -> int:
+    def __call__(self, command: list[str], variables: dict[str, str]) -> Ended:
         words = command[3:]
         folder = Path(words[-1])
         key = f"{folder.parent.name}/{folder.name}"
         self.commands.append([words[0], key])
-        folder.mkdir(exist_ok=True)
+        self.variables.append(variables)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text("")
         if key == self.stop_at:
             raise KeyboardInterrupt
-        if key in self.fail:
-            return 2
-        (folder / "summary.json").write_text(json.dumps({"bpb_plain": {"bpb": 2.0}}))
-        return 0
+
+        def finish() -> None:
+            (folder / "summary.json").write_text(json.dumps({"bpb_plain": {"bpb": 2.0}, "seconds": 4.0}))
+
+        if key in self.slow:
+            self.processes.append(Ended(130, 1 << 30, finish if self.last_moment else lambda: None))
+        elif key in self.fail:
+            self.processes.append(Ended(2))
+        else:
+            finish()
+            self.processes.append(Ended(0))
+        return self.processes[-1]
 
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
-    monkeypatch.setattr(study_run, "_run_process", trainer)
+    monkeypatch.setattr(study_run, "_start", trainer)
+    monkeypatch.setattr(study_run, "_POLL_SECONDS", 0.0)
     return trainer
 
 
@@ -121,6 +163,7 @@ def test_a_failed_write_leaves_the_old_file(
 
 def test_a_broken_summary_is_no_finished_run(tmp_path: Path, trainer: Trainer) -> None:
     run_plan(plan(), tmp_path / "s")
+    (tmp_path / "s/a/seed-1.json").unlink()
     (tmp_path / "s/a/seed-1/summary.json").write_text('{"bpb_pl')
     trainer.commands = []
     run_plan(plan(), tmp_path / "s")
@@ -133,6 +176,125 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(tmp_
     with pytest.raises(UserError, match=r"this run has optim\.grad_clip = 1\.0, but the plan has 2\.0"):
         run_plan(plan(**{"optim.grad_clip": 2.0}), tmp_path / "s")
     assert trainer.commands == []
+
+
+def test_a_record_replaces_the_folder_of_its_run(tmp_path: Path, trainer: Trainer) -> None:
+    """Records of two machines, copied into one folder, are one finished study."""
+    one, other, both = (tmp_path / name for name in ("one", "other", "both"))
+    run_plan(plan().first_seeds(1), one)
+    run_plan(replace(plan(), seeds=(2,)), other)
+    assert not list(one.rglob("checkpoints"))
+    for source in (one, other):
+        for record in source.glob("*/seed-*.json"):
+            (both / record.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(record, both / record.parent.name)
+    trainer.commands = []
+    assert {outcome.state for outcome in run_plan(plan(), both)} == {"skipped"}
+    assert trainer.commands == []
+    assert report_study(both).count("| 2.0000 |") == 4
+    lines = (both / "runs.csv").read_text().splitlines()
+    assert lines[:2] == [
+        "study,arm,seed,budget,steps,seconds,steady_seconds,bpb_plain,bpb_carried,device",
+        "small,a,1,3 steps,,4,,2,,",
+    ]
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"summary": {"steps": 3}}'])
+def test_a_damaged_record_is_refused(tmp_path: Path, trainer: Trainer, content: str) -> None:
+    (tmp_path / "s/a").mkdir(parents=True)
+    (tmp_path / "s/a/seed-1.json").write_text(content)
+    with pytest.raises(UserError, match=r"seed-1\.json: not the record of a finished run; remove it"):
+        run_plan(plan(), tmp_path / "s")
+    assert trainer.commands == []
+
+
+def test_a_record_of_other_settings_is_refused_but_not_one_of_other_paths(tmp_path: Path, trainer: Trainer) -> None:
+    run_plan(plan(**{"data.train": "here.txt"}), tmp_path / "s")
+    with pytest.raises(UserError, match=r"this run has optim\.grad_clip = 1\.0, but the plan has 2\.0"):
+        run_plan(plan(**{"optim.grad_clip": 2.0}), tmp_path / "s")
+    states = {outcome.state for outcome in run_plan(plan(**{"data.train": "there.txt"}), tmp_path / "s")}
+    assert states == {"skipped"}
+
+
+@pytest.mark.parametrize("overlap", [1, 3])
+def test_each_gpu_keeps_the_runs_of_a_seed(tmp_path: Path, trainer: Trainer, overlap: int) -> None:
+    four = replace(plan(), seeds=(1, 2, 3, 4))
+    outcomes = run_plan(four, tmp_path / "s", gpus=2, overlap=overlap)
+    assert {outcome.state for outcome in outcomes} == {"finished"}
+    assert sorted(trainer.commands) == sorted(["train", f"{n}/seed-{s}"] for n in "ab" for s in four.seeds)
+    of_seed: dict[str, set[str]] = {}
+    for (_, key), variables in zip(trainer.commands, trainer.variables, strict=True):
+        of_seed.setdefault(key[-1], set()).add(variables["CUDA_VISIBLE_DEVICES"])
+        turn = variables.get("JEPAMBA_GPU_TURN", "")
+        assert Path(turn).name == (f"gpu-{variables['CUDA_VISIBLE_DEVICES']}" if overlap > 1 else "")
+    assert all(len(gpus) == 1 for gpus in of_seed.values())
+    assert set.union(*of_seed.values()) == {"0", "1"}
+
+
+def test_the_visible_gpu_of_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert study_run._environment(0, [0], tmp_path) == {}
+    assert study_run._environment(0, [0, 0], tmp_path) == {GPU_TURN: str(tmp_path / "gpu-0")}
+    assert study_run._environment(1, [0, 1], tmp_path) == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert study_run._environment(1, [0, 1], tmp_path) == {"CUDA_VISIBLE_DEVICES": "7"}
+    command = [sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CUDA_VISIBLE_DEVICES']))"]
+    assert study_run._start(command, {"CUDA_VISIBLE_DEVICES": "7"}).wait() == 7
+
+
+def test_processes_of_one_gpu_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No two of three threads are in a turn at once; without the variable they are."""
+    inside, most = [0], [0]
+
+    def work() -> None:
+        for _ in range(3):
+            with gpu_turn():
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.02)
+                inside[0] -= 1
+
+    for variable, expected in ((str(tmp_path / "turn"), {1}), ("", {2, 3})):
+        monkeypatch.setenv(GPU_TURN, variable)
+        most[0] = 0
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most[0] in expected
+
+
+def test_no_run_starts_that_would_not_end_in_time(tmp_path: Path, trainer: Trainer) -> None:
+    out = tmp_path / "s"
+    run_plan(plan().first_seeds(1), out)
+    for name, seconds in {"a": 50.0, "b": 5.0}.items():
+        path = out / name / "seed-1.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"wall_seconds": seconds}))
+    trainer.commands = []
+    states = {(o.name, o.seed): o.state for o in run_plan(plan(), out, stop_after=20.0)}
+    assert trainer.commands == [["train", "b/seed-2"]]
+    assert states[("a", 2)] == "waiting"
+    run_plan(plan(), out, stop_after=60.0)
+    assert trainer.commands[1:] == [["train", "a/seed-2"]]
+
+
+def test_a_run_that_does_not_end_in_time_is_stopped(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.slow = {"b/seed-1"}
+    states = [outcome.state for outcome in run_plan(plan(), tmp_path / "s", stop_after=0.5)]
+    assert states == ["finished", "waiting", "waiting", "waiting"]
+    assert trainer.processes[1].signals == [signal.SIGINT]
+    trainer.slow, trainer.commands = set(), []
+    run_plan(plan(), tmp_path / "s")
+    assert trainer.commands[0] == ["resume", "b/seed-1"]
+
+
+def test_a_run_that_finishes_while_it_is_stopped_is_recorded(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.slow, trainer.last_moment = {"a/seed-1"}, True
+    states = [outcome.state for outcome in run_plan(plan(), tmp_path / "s", stop_after=0.2)]
+    assert states == ["finished", "waiting", "waiting", "waiting"]
+    assert (tmp_path / "s/a/seed-1.json").exists()
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, trainer: Trainer) -> None:
@@ -178,8 +340,16 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
 
     thread = threading.Thread(target=interrupt)
     thread.start()
+    process = study_run._start([sys.executable, "-c", CHILD, str(note)], {})
+
+    def wait() -> None:
+        try:
+            process.wait()
+        finally:
+            study_run._stop([process])
+
     with pytest.raises(KeyboardInterrupt), study_run._signals_as_interrupts():
-        study_run._run_process([sys.executable, "-c", CHILD, str(note)])
+        wait()
     thread.join()
     assert note.read_text() == str(int(signal.SIGINT))
 
@@ -202,6 +372,7 @@ TINY = {
     "train.val_tokens": 64,
     "train.terms_every": 0,
     "eval.calibrate_tokens": 0,
+    "eval.carry": True,
     "eval.diagnostics_tokens": 0,
     "eval.prompts": ["a"],
     "eval.sample_tokens": 1,
@@ -220,7 +391,10 @@ def test_a_study_of_real_runs(tmp_path: Path) -> None:
     assert [outcome.state for outcome in run_plan(one_seed, out)] == ["skipped", "skipped"]
     text = report_study(out)
     # By steps and as artifacts; whether so short runs have a common second is left to chance.
-    assert text.count("| 1 | too few pairs |") >= 2
+    assert text.count("| 1 | too few pairs |") >= 3
+    cells = [line.split(",") for line in (out / "runs.csv").read_text().splitlines()[1:]]
+    assert [row[1:5] for row in cells] == [["a", "5", "4 steps", "4"], ["b", "5", "4 steps", "4"]]
+    assert all(0 < float(row[6]) <= float(row[5]) and 1 < float(row[8]) < 9 and row[9] == "CPU" for row in cells)
     # The same seed: both runs begin at the same weights and read the same windows, so their first losses are equal.
     first = [
         json.loads(line)["ce"]
@@ -230,3 +404,9 @@ def test_a_study_of_real_runs(tmp_path: Path) -> None:
     ]
     assert len(first) == 2
     assert first[0] == first[1]
+    # The record replaces the folder.
+    before = json.loads((out / "report.json").read_text())
+    shutil.rmtree(out / "a/seed-5")
+    report_study(out)
+    assert json.loads((out / "report.json").read_text()) == before
+    assert [outcome.state for outcome in run_plan(one_seed, out)] == ["skipped", "skipped"]

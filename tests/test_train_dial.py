@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.cli import main
@@ -23,7 +27,15 @@ from jepamba.study.plan import Plan, parse_plan
 from jepamba.submission.bundle import bundle
 from jepamba.train import dial, resolve, resume, train
 from jepamba.train.checkpoint import checkpoints
-from jepamba.train.dial import BYTES_PER_PARAMETER, CODE_RESERVE, SIZES, Circumstances, choose, resolve_dial
+from jepamba.train.dial import (
+    BYTES_PER_PARAMETER,
+    CODE_RESERVE,
+    SIZES,
+    Circumstances,
+    choose,
+    resolve_dial,
+    resolve_vocabulary,
+)
 from jepamba.train.state import TrainState
 from spawn import together
 from tiny import text_file
@@ -61,9 +73,26 @@ def small(folder: Path, **settings: Any) -> Run:
 
 def test_every_setting_of_the_dial_is_chosen_with_a_reason() -> None:
     choices = choose(best(train__steps=100), GPU)
-    assert sorted(choice.name for choice in choices) == sorted(DIALLED) == sorted(load_preset("best").train.dial)
+    assert sorted(DIALLED) == sorted(load_preset("best").train.dial)
+    assert {"data.vocab", *(choice.name for choice in choices)} == set(DIALLED)
     assert all(choice.reason for choice in choices)
     assert choices == choose(best(train__steps=100), GPU)
+
+
+@pytest.mark.parametrize(("device", "pieces"), [("cuda", dial.GPU_VOCAB), ("cpu", dial.CPU_VOCAB)])
+def test_the_vocabulary_follows_the_device_unless_it_is_given(
+    device: str, pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "choose_device", lambda _: SimpleNamespace(device=torch.device(device)))
+    text = {"data__train": str(text_file(tmp_path)), "train__steps": 9}
+    run, choices = resolve_vocabulary(best(**text))
+    assert (run.data.vocab, [choice.value for choice in choices]) == (pieces, [pieces])
+    assert "data.vocab" not in run.train.dial
+    run, choices = resolve_vocabulary(best(**text, data__vocab=512))
+    assert (run.data.vocab, choices) == (512, [])
+    run, choices = resolve_vocabulary(best(**text, data__tokenizer="bytes"))
+    assert "not used" in choices[0].reason
+    assert "data.vocab" not in run.train.dial
 
 
 def test_the_measured_recipe_at_two_minutes_of_an_h200() -> None:
@@ -84,7 +113,9 @@ def test_the_presets_for_two_cores_are_what_the_dial_chooses(preset: str, text_t
     fixed = load_preset(preset)
     run = best(train__seconds=fixed.train.seconds, data__vocab=fixed.data.vocab)
     given = flatten(to_dict(fixed))
-    assert chosen(run, Circumstances(text_tokens, False, 1, speed)) == {name: given[name] for name in DIALLED}
+    assert chosen(run, Circumstances(text_tokens, False, 1, speed)) == {
+        name: given[name] for name in DIALLED if name != "data.vocab"
+    }
 
 
 @pytest.mark.parametrize("budget", ["steps", "tokens", "seconds"])
@@ -133,6 +164,7 @@ def test_the_batch_gives_every_process_its_windows(known: Circumstances) -> None
 
 def test_given_settings_are_kept_and_the_rest_follows() -> None:
     run = best(train__tokens=10**6, train__tokens_per_step=12_288, model__d_model=256, optim__warmdown=0.85)
+    run, _ = resolve_vocabulary(run)
     found = chosen(run, CPU)
     assert not {"train.tokens_per_step", "model.d_model", "optim.warmdown"} & found.keys()
     resolved = dial.apply(run, choose(run, CPU))
@@ -151,7 +183,7 @@ def test_an_overlay_takes_its_settings_from_the_dial(tmp_path: Path) -> None:
     run = load_preset(f"best+{mine}")
     assert set(DIALLED) - set(run.train.dial) == {"model.n_layer"}
     assert (run.model.n_layer, run.train.steps, run.train.seconds) == (4, 50, 0.0)
-    resolved = dial.apply(run, choose(run, CPU))
+    resolved = dial.apply(resolve_vocabulary(run)[0], choose(run, CPU))
     mine.write_text(dump_toml(resolved))
     assert load_preset(f"best+{mine}") == resolved
 
@@ -173,7 +205,7 @@ def test_no_clock_is_read_without_a_budget_in_seconds(tmp_path: Path, monkeypatc
     for budget in ({"train__steps": 20}, {"train__tokens": 40_000}):
         run = small(tmp_path, **budget)
         text = corpus(run.data)
-        run = resolve(run, text)
+        run = resolve(resolve_vocabulary(run)[0], text)
         assert resolve_dial(run, text) == resolve_dial(run, text)
     run = with_settings(run, {"train.seconds": 5.0})
     with pytest.raises(AssertionError, match="the clock was read"):
@@ -213,7 +245,7 @@ def _resolved(world: World, folder: str) -> dict[str, Any]:
     dial.measure_speed = lambda run, text, world: 1e9 * 1e4**world.rank
     run = small(Path(folder) / str(world.rank), train__seconds=60.0)
     text = corpus(run.data)
-    run, choices = resolve_dial(resolve(run, text), text, world)
+    run, choices = resolve_dial(resolve(resolve_vocabulary(run, world)[0], text), text, world)
     return {choice.name: choice.value for choice in choices} | {"resolved": run.train.dial == ()}
 
 
@@ -243,7 +275,12 @@ def test_a_study_resolves_the_dial_once_for_all_runs(tmp_path: Path, monkeypatch
     speeds = [1e9, 1e14]
     monkeypatch.setattr(dial, "measure_speed", lambda *_: speeds.pop(0))
     commands = list[list[str]]()
-    monkeypatch.setattr(study_run, "_run_process", lambda command: commands.append(command) or 2)
+
+    def fail(command: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        commands.append(command)
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+
+    monkeypatch.setattr(study_run, "_start", fail)
 
     def settings_of_runs(plan: Plan) -> dict[str, Run]:
         study_run.run_plan(plan, tmp_path / "s")

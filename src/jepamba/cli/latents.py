@@ -7,7 +7,15 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jepamba.cli.common import add_text_flags, artifact_in, check_output, default_device, read_text, summary_printer
+from jepamba.cli.common import (
+    add_text_flags,
+    artifact_in,
+    check_output,
+    columns,
+    default_device,
+    read_text,
+    summary_printer,
+)
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -27,6 +35,7 @@ def add(commands: Commands) -> None:
             "jepamba latents runs/mine/artifact.jepa --data held-out.txt -o latents.safetensors",
             "jepamba latents runs/mine/artifact.jepa --data held-out.txt --carry --measure -o latents.safetensors",
             "jepamba latents runs/mine --data shards/ --latent z --limit 0 -o latents.safetensors",
+            "jepamba latents runs/mine --data shards/ --limit 400000 --carry --probe --json -o latents.safetensors",
         ],
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact or the folder of a run")
@@ -59,15 +68,20 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="print norm, effective rank and variances; with --json the spectrum too",
     )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="print what linear probes find in the latents beyond the next token, and how fast latents change",
+    )
 
 
 def latents(args: Namespace) -> int:
-    """Run `jepamba latents`: write the file and print its size, and with `--measure` measures of the latents."""
+    """Run `jepamba latents`: write the file and print its size, and what `--measure` and `--probe` ask for."""
     import torch
 
     from jepamba.artifact import load_artifact
     from jepamba.artifact.heads import HEADS
-    from jepamba.evaluate import compute_latents, measure_latents, save_latents
+    from jepamba.evaluate import compute_latents, measure_latents, probe_latents, probe_rows, save_latents
     from jepamba.io import sha256_of
     from jepamba.progress import Progress
 
@@ -101,12 +115,15 @@ def latents(args: Namespace) -> int:
         "tokenizer_fingerprint": artifact.tokenizer.fingerprint,
     }
     measures = measure_latents(found.latents, data.seq_len) if args.measure else {}
+    probes = probe_latents(found, artifact.tokenizer, 0 if args.carry else data.seq_len) if args.probe else {}
     print_summary = summary_printer(args.out)
     size = save_latents(args.out, found, metadata)
     if args.json:
         shape = dict(zip(("tokens", "d_model"), found.latents.shape, strict=True))
         print_summary(
-            json.dumps({**metadata, "seq_len": data.seq_len, "reset": reset, **shape, "bytes": size, **measures})
+            json.dumps(
+                {**metadata, "seq_len": data.seq_len, "reset": reset, **shape, "bytes": size, **measures, **probes}
+            )
         )
         return 0
     method = "state carried" if args.carry else f"plain windows of {data.seq_len}"
@@ -122,6 +139,9 @@ def latents(args: Namespace) -> int:
             f"{100 * measures['within_sequence']:.1f} % of the variance within windows, "
             f"{100 * measures['spectrum'][0]:.1f} % along the first principal axis"
         )
+    if probes:
+        cosines = ", ".join(f"{value:.2f} after {lag}" for lag, value in probes["cosine"].items())
+        print_summary(f"cosine of centred latents: {cosines} tokens\n{columns(probe_rows(probes))}")
     return 0
 
 

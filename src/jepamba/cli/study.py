@@ -10,6 +10,7 @@ from pathlib import Path
 from jepamba.cli.common import columns
 from jepamba.cli.flags import add_settings, settings_from_args
 from jepamba.cli.parser import Commands
+from jepamba.errors import UserError
 
 
 def add(commands: Commands) -> None:
@@ -23,10 +24,29 @@ def add(commands: Commands) -> None:
             "jepamba study run quick-jepa",
             "jepamba study run published-n-layer --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
             "jepamba study run mine.toml --out runs/mine",
+            "jepamba study run jepa-bpe-60 --data.train shards --gpus 2 --overlap 3 --seeds 5 --stop-after 540",
         ],
     )
     run.add_argument("plan", metavar="PLAN", help="a .toml file or the name of a shipped plan (`jepamba study plans`)")
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: runs/PLAN)")
+    run.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs to use, each for one run at a time")
+    run.add_argument(
+        "--overlap",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes for each GPU: one trains or scores while the others start, pack or wait (default: 1)",
+    )
+    run.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="run the first N seeds of the plan only (default: all)"
+    )
+    run.add_argument(
+        "--stop-after",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="start no run that would not end by then, and stop the others with a checkpoint (default: no limit)",
+    )
     add_settings(run)
     report = group.add(
         "report",
@@ -44,10 +64,14 @@ def study_run(args: Namespace) -> int:
     from jepamba.study.report import report_study
     from jepamba.study.run import run_plan
 
+    if min(args.gpus, args.overlap) < 1 or args.seeds < 0 or not 0 <= args.stop_after < float("inf"):
+        raise UserError("--gpus and --overlap must be 1 or more, --seeds and --stop-after 0 (all, no limit) or more")
     plan = load_plan(args.plan).with_common(settings_from_args(args))
+    if args.seeds:
+        plan = plan.first_seeds(args.seeds)
     out = args.out or Path("runs") / plan.name
     args.on_interrupt = "stopped; the same command continues this study"
-    outcomes = run_plan(plan, out)
+    outcomes = run_plan(plan, out, gpus=args.gpus, overlap=args.overlap, stop_after=args.stop_after)
     text = report_study(out)
     args.results_in = out
     print(json.dumps({"out": str(out), "runs": [asdict(o) for o in outcomes]}) if args.json else text)
@@ -56,7 +80,8 @@ def study_run(args: Namespace) -> int:
 
 def study_report(args: Namespace) -> int:
     """Run `jepamba study report`: write the report files and print the report."""
-    from jepamba.study.report import as_json, read_study, report_study
+    from jepamba.study.report import as_json, report_study
+    from jepamba.study.results import read_study
 
     text = report_study(args.dir)
     print(json.dumps(as_json(read_study(args.dir))) if args.json else text)

@@ -118,6 +118,7 @@ def print_summary(args: Namespace, out: Path, summary: Mapping[str, Any]) -> int
         "plain windows": summary["bpb_plain"],
         f"plain windows, temperature {summary['temperature']:.2f}": summary["bpb_calibrated"],
         "sliding windows, same temperature": summary["bpb_sliding"],
+        "state carried, same temperature": summary["bpb_carried"],
     }
     print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {duration(summary['seconds'])} of training\n")
     print(

@@ -15,6 +15,8 @@ class Eval:
     """Stride of the sliding evaluation at the end of a run, in tokens; 0: plain windows only."""
     sliding_tokens: int = 0
     """Targets of the sliding evaluation; 0: all. A target costs seq_len / stride times the plain one."""
+    carry: bool = False
+    """Score the text with the state carried too, at the end of a run."""
     calibrate_tokens: int = 65536
     """Training tokens for the calibration of the temperature; 0: temperature 1."""
     tokens_per_batch: int = 16384

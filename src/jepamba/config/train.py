@@ -10,6 +10,7 @@ from jepamba.config.checks import require
 BUDGETS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 """The budgets of a run, each with the counter that it limits; 0: no limit."""
 DIALLED = (
+    "data.vocab",
     "data.seq_len",
     "model.embed_dim",
     "model.d_model",

@@ -8,6 +8,7 @@ from jepamba.evaluate.adapted import ADAPT_LR, score_adapted
 from jepamba.evaluate.baselines import Baseline, compressors
 from jepamba.evaluate.carried import score_carried
 from jepamba.evaluate.diagnostics import diagnostics
+from jepamba.evaluate.latent_probes import probe_latents, probe_rows
 from jepamba.evaluate.latents import Latents, compute_latents, measure_latents, save_latents
 from jepamba.evaluate.score import Score, StoppedError
 from jepamba.evaluate.stored import stored
@@ -28,6 +29,8 @@ __all__ = [
     "counted_bytes",
     "diagnostics",
     "measure_latents",
+    "probe_latents",
+    "probe_rows",
     "save_latents",
     "score_adapted",
     "score_carried",

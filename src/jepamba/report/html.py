@@ -95,6 +95,7 @@ def _key_values(metrics: Metrics, summary: Record) -> list[tuple[str, str]]:
         f"{unit} at the calibrated temperature": _mapping(summary, "bpb_calibrated").get("bpb"),
         f"{unit}, plain windows": plain.get("bpb"),
         f"{unit}, sliding windows": _mapping(summary, "bpb_sliding").get("bpb"),
+        f"{unit}, state carried": _mapping(summary, "bpb_carried").get("bpb"),
     }
     if plain.get("bpb_decoded") != plain.get("bpb"):
         bpb["BPB, plain windows, by decoded bytes"] = plain.get("bpb_decoded")

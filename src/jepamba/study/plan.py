@@ -5,8 +5,12 @@ question = "Does the JEPA objective lower the bits per byte?"
 preset = "quick"                      # the base of every configuration
 seeds = [1, 2, 3]                     # each configuration runs with each seed
 baseline = "off"                      # the configuration to compare with
+time_baseline = "off-longer"          # optional: the baseline with more steps, for the comparison at equal time
+rule = "At n = 10 …"                  # optional: how the result will be judged, written before the runs
+cost = "0.5 GPU-hours: …"             # optional: what the runs take
 run = [
     { name = "off", settings = { "jepa.weight" = 0.0, "jepa.sigreg_weight" = 0.0 } },
+    { name = "off-longer", settings = { "jepa.weight" = 0.0, "jepa.sigreg_weight" = 0.0, "train.steps" = 260 } },
     { name = "on" },
 ]
 
@@ -19,18 +23,19 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jepamba.config import ConfigError, Run, build, merge
+from jepamba.config import ConfigError, Run, build, flatten, merge, to_dict
 from jepamba.errors import UserError
 from jepamba.presets import preset_settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_KEYS = {"name", "question", "preset", "seeds", "baseline", "run", "settings"}
+_OPTIONAL = ("time_baseline", "rule", "cost")
+_KEYS = {"name", "question", "preset", "seeds", "baseline", "run", "settings", *_OPTIONAL}
 _RUN_KEYS = {"name", "settings"}
 
 
@@ -54,6 +59,12 @@ class Plan:
     settings: Mapping[str, Any]
     """Common settings of all configurations, by dotted name."""
     configurations: tuple[Configuration, ...]
+    time_baseline: str = ""
+    """The configuration that is the baseline with more steps; empty: none. See `compare`."""
+    rule: str = ""
+    """How the result will be judged."""
+    cost: str = ""
+    """What the runs take."""
 
     def run(self, configuration: Configuration, seed: int) -> Run:
         """Return the settings of one run. Raises `ConfigError` if they are invalid."""
@@ -71,6 +82,10 @@ class Plan:
         """Return this plan with `settings` merged over the common ones. Settings of a configuration override both."""
         return parse_plan({**self.to_dict(), "settings": merge(self.settings, settings)}, self.name)
 
+    def first_seeds(self, count: int) -> Plan:
+        """Return this plan with its first `count` seeds only."""
+        return replace(self, seeds=self.seeds[:count])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan in the form of its TOML file."""
         return {
@@ -79,6 +94,7 @@ class Plan:
             "preset": self.preset,
             "seeds": list(self.seeds),
             "baseline": self.baseline,
+            **{key: value for key in _OPTIONAL if (value := getattr(self, key))},
             "run": [{"name": item.name, "settings": dict(item.settings)} for item in self.configurations],
             "settings": dict(self.settings),
         }
@@ -138,9 +154,13 @@ def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
         baseline=_field(values, "baseline", str, where),
         settings=dict(_field(values, "settings", dict, where, {})),
         configurations=configurations,
+        **{key: _field(values, key, str, where, "") for key in _OPTIONAL},
     )
-    if plan.baseline not in names:
-        raise UserError(f"{where}: baseline = {plan.baseline!r} is not one of its runs ({', '.join(names)})")
+    for key, name in {"baseline": plan.baseline, "time_baseline": plan.time_baseline or plan.baseline}.items():
+        if name not in names:
+            raise UserError(f"{where}: {key} = {name!r} is not one of its runs ({', '.join(names)})")
+    if plan.time_baseline:
+        _check_time_baseline(plan, where)
     for configuration in configurations:
         if "train.seed" in {**plan.settings, **configuration.settings}:
             raise UserError(f"{where}: train.seed is not allowed in settings; use seeds")
@@ -154,6 +174,18 @@ def _configuration(item: Any, where: str) -> Configuration:
     _check_keys(item, _RUN_KEYS, f"{where}, run {item.get('name', '?')}")
     name = _name(_field(item, "name", str, where), where)
     return Configuration(name, dict(_field(item, "settings", dict, f"{where}, run {name}", {})))
+
+
+def _check_time_baseline(plan: Plan, where: str) -> None:
+    """Raise `UserError` unless the time baseline is the baseline with more steps and nothing else changed."""
+    by_name = {item.name: flatten(to_dict(plan.run(item, plan.seeds[0]))) for item in plan.configurations}
+    short, long = by_name[plan.baseline], by_name[plan.time_baseline]
+    others = [key for key in short if short[key] != long[key] and key != "train.steps"]
+    if others or not 0 < short["train.steps"] < long["train.steps"]:
+        raise UserError(
+            f"{where}: time_baseline = {plan.time_baseline!r} must have more train.steps than {plan.baseline!r} and "
+            f"no other difference{f', but it differs in {others[0]}' if others else ''}"
+        )
 
 
 def _name(name: str, where: str) -> str:

@@ -6,22 +6,25 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jepamba.errors import UserError
 from jepamba.progress import duration
 from jepamba.report.charts import Line, interval_chart, line_chart, standalone
-from jepamba.report.records import number
-from jepamba.study.compare import MEASURES, Measure, Pair, Result, compare, results
-from jepamba.study.plan import Plan, load_plan
-from jepamba.study.statistics import MIN_PAIRS, Difference, paired_difference
+from jepamba.study.compare import MEASURES, Measure
+from jepamba.study.results import Study, read_study
+from jepamba.study.run_table import run_values, runs_csv
+from jepamba.study.statistics import MIN_PAIRS, Difference, pairs_for, smallest_effect
+
+HALF_WIDTH = 0.002
+"""The half-width of an interval, in BPB, for which the report says how many pairs it takes."""
 
 TITLES: dict[Measure, str] = {
     "steps": "At equal steps",
     "time": "At equal time",
     "artifact": "Finished artifacts",
+    "carried": "Finished artifacts, state carried",
 }
 _EXPLANATIONS: dict[Measure, str] = {
     "steps": "Validation BPB at the last step at which both runs of a pair were validated.",
@@ -29,55 +32,18 @@ _EXPLANATIONS: dict[Measure, str] = {
     "between validations. A run that is compared before its end has not completed its learning-rate warmdown. To "
     "compare at equal time, give the plan a budget in `train.seconds`.",
     "artifact": "BPB of the packed artifact as read back, at its calibrated temperature, in plain windows over all "
-    "validation text.",
+    "validation text, whatever the steps of the run.",
+    "carried": "The same with the state carried through the text, of runs with `eval.carry`.",
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A configuration compared with the baseline by one measure."""
-
-    name: str
-    measure: Measure
-    pairs: tuple[Pair, ...]
-    difference: Difference | None
-    """BPB of the configuration − BPB of the baseline; None without pairs."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study, possibly unfinished: its plan, its results so far and their comparisons."""
-
-    plan: Plan
-    results: list[Result]
-    comparisons: list[Comparison]
-
-
-def read_study(out: Path) -> Study:
-    """Read the study in the folder `out`. Raises `UserError` if there is none."""
-    if not (out / "plan.toml").is_file():
-        raise UserError(f"{out}: no study here (no plan.toml); start one with `jepamba study run PLAN --out {out}`")
-    plan = load_plan(out / "plan.toml")
-    found = results(plan, out)
-    by_name = {
-        item.name: {result.seed: result for result in found if result.name == item.name} for item in plan.configurations
-    }
-    baseline = by_name[plan.baseline]
-    comparisons = []
-    for measure in MEASURES:
-        for name, runs in by_name.items():
-            if name != plan.baseline:
-                shared = sorted(runs.keys() & baseline.keys())
-                pairs = [pair for s in shared if (pair := compare(runs[s], baseline[s], measure)) is not None]
-                difference = paired_difference(
-                    {pair.seed: pair.value for pair in pairs}, {pair.seed: pair.baseline for pair in pairs}
-                )
-                comparisons.append(Comparison(name, measure, tuple(pairs), difference))
-    return Study(plan, found, comparisons)
+_TIME_BASELINE = (
+    "BPB of the finished artifacts (state carried if scored so) against the baseline trained for as long. The baseline "
+    "at that time is read on the line in the logarithm of the time through `{}` and `{}`, both with a complete "
+    "warmdown. The time of a configuration is the median over the seeds, without compilations."
+)
 
 
 def report_study(out: Path) -> str:
-    """Write report.md, report.json, differences.svg and curves.svg into the folder `out`.
+    """Write report.md, report.json, runs.csv, differences.svg and curves.svg into the folder `out`.
 
     The report lists unfinished runs and includes their results so far.
     Returns: the Markdown.
@@ -87,6 +53,8 @@ def report_study(out: Path) -> str:
     text = markdown(study)
     (out / "differences.svg").write_text(standalone(_differences(study)), encoding="utf-8")
     (out / "curves.svg").write_text(standalone(_curves(study)), encoding="utf-8")
+    rows = [run_values(study.plan, result) for result in study.results]
+    (out / "runs.csv").write_text(runs_csv(rows), encoding="utf-8")
     (out / "report.json").write_text(json.dumps(as_json(study), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "report.md").write_text(text, encoding="utf-8")
     return text
@@ -106,15 +74,16 @@ def as_json(study: Study) -> dict[str, Any]:
                 "low": _finite(item.difference.low) if item.difference else None,
                 "high": _finite(item.difference.high) if item.difference else None,
                 "sd": _finite(item.difference.sd) if item.difference else None,
+                "p_t": item.difference.p_t if item.difference else None,
+                "p_sign_flip": item.difference.p_flip if item.difference else None,
+                "smallest_effect": _smallest_effect(item.difference),
+                "pairs_for_half_width": _pairs_needed(item.difference),
                 "verdict": item.difference.verdict if item.difference else "no pairs",
                 "pairs": [asdict(pair) for pair in item.pairs],
             }
             for item in study.comparisons
         ],
-        "runs": [
-            {"configuration": item.name, "seed": item.seed, "finished": item.summary is not None, **_run_results(item)}
-            for item in study.results
-        ],
+        "runs": [run_values(study.plan, result) for result in study.results],
     }
 
 
@@ -128,6 +97,8 @@ def markdown(study: Study) -> str:
         "",
         f"Preset `{plan.preset}`; seeds {', '.join(map(str, plan.seeds))}; baseline **{plan.baseline}**.",
         *([f"Common settings: {_settings(plan.settings)}."] if plan.settings else []),
+        *([f"\nRule, fixed before the runs: {plan.rule}"] if plan.rule else []),
+        *([f"\nCost: {plan.cost}"] if plan.cost else []),
         "",
         *_table(["configuration", "settings"], [[item.name, _settings(item.settings)] for item in plan.configurations]),
         "",
@@ -135,11 +106,17 @@ def markdown(study: Study) -> str:
         "Differences are in bits per byte (BPB) of held-out text, configuration minus baseline: negative is better. "
         "The two runs of a pair share their seed and therefore the order of the data. The interval is the 95 % "
         "Student t interval of the mean difference, not corrected for the number of comparisons. "
-        f"Fewer than {MIN_PAIRS} pairs give no verdict.",
+        f"Fewer than {MIN_PAIRS} pairs give no verdict. sd is the standard deviation of the differences. The p values "
+        "are those of the two-sided t test and of the permutation test by sign flips. The smallest effect is what a t "
+        "test of these pairs at the 5 % level would show with a probability of 80 %. The last column is the number of "
+        f"pairs for an interval of ± {HALF_WIDTH}.",
         "",
     ]
     for measure in MEASURES:
-        lines += [f"## {TITLES[measure]}", "", _EXPLANATIONS[measure], "", *_comparison_table(study, measure), ""]
+        explanation = _EXPLANATIONS[measure]
+        if measure == "time" and plan.time_baseline:
+            explanation = _TIME_BASELINE.format(plan.baseline, plan.time_baseline)
+        lines += [f"## {TITLES[measure]}", "", explanation, "", *_comparison_table(study, measure), ""]
     lines += ["![Differences with intervals](differences.svg)", "", "![Validation curves](curves.svg)", ""]
     lines += ["## Runs", "", *_run_table(study), ""]
     return "\n".join(lines)
@@ -151,12 +128,25 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
         if item.measure == measure:
             found = item.difference
             if found is None:
-                rows.append([item.name, "–", "–", "–", "–", "0", "no pairs"])
+                rows.append([item.name, "–", "–", "–", "–", "0", "no pairs", *["–"] * 5])
                 continue
             value, base = (statistics.fmean(getattr(pair, key) for pair in item.pairs) for key in ("value", "baseline"))
             interval = f"[{found.low:+.4f}, {found.high:+.4f}]" if math.isfinite(found.low) else "–"
             rows.append(
-                [item.name, f"{value:.4f}", f"{base:.4f}", f"{found.mean:+.4f}", interval, str(found.n), found.verdict]
+                [
+                    item.name,
+                    f"{value:.4f}",
+                    f"{base:.4f}",
+                    f"{found.mean:+.4f}",
+                    interval,
+                    str(found.n),
+                    found.verdict,
+                    _format(found.sd if found.n > 1 else None, ".4f"),
+                    _format(found.p_t if found.n > 1 else None, ".2g"),
+                    _format(found.p_flip if found.n > 1 else None, ".2g"),
+                    _format(_smallest_effect(found), ".4f"),
+                    _format(_pairs_needed(found), ",.0f"),
+                ]
             )
     heads = [
         "configuration",
@@ -166,6 +156,11 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
         "95 % interval",
         "n",
         "verdict",
+        "sd",
+        "p, t",
+        "p, flips",
+        "smallest effect",
+        f"n for ± {HALF_WIDTH}",
     ]
     return _table(heads, rows)
 
@@ -173,7 +168,7 @@ def _comparison_table(study: Study, measure: Measure) -> list[str]:
 def _run_table(study: Study) -> list[str]:
     rows = []
     for item in study.results:
-        values = _run_results(item)
+        values = run_values(study.plan, item)
         seconds = values["seconds"]
         rows.append(
             [
@@ -181,6 +176,7 @@ def _run_table(study: Study) -> list[str]:
                 str(item.seed),
                 _format(values["bpb_plain"], ".4f"),
                 _format(values["bpb_calibrated"], ".4f"),
+                _format(values["bpb_carried"], ".4f"),
                 _format(values["steps"], ",.0f"),
                 "–" if seconds is None else duration(seconds),
                 _format(values["parameters_kept"], ",.0f"),
@@ -192,6 +188,7 @@ def _run_table(study: Study) -> list[str]:
         "seed",
         "BPB plain",
         "BPB calibrated",
+        "BPB carried",
         "steps",
         "training",
         "parameters",
@@ -209,22 +206,6 @@ def _unfinished(study: Study) -> list[str]:
         if (item.name, seed) not in finished
     ]
     return [f"**Not finished:** {'; '.join(unfinished)}.", ""] if unfinished else []
-
-
-def _run_results(result: Result) -> dict[str, float | None]:
-    found = result.summary or {}
-    plain, calibrated, parameters = (
-        value if isinstance(value := found.get(key), dict) else {}
-        for key in ("bpb_plain", "bpb_calibrated", "parameters")
-    )
-    return {
-        "bpb_plain": number(plain.get("bpb")),
-        "bpb_calibrated": number(calibrated.get("bpb")),
-        "steps": number(found.get("steps")),
-        "seconds": number(found.get("seconds")),
-        "parameters_kept": number(parameters.get("kept")),
-        "artifact_bytes": number(found.get("artifact_bytes")),
-    }
 
 
 def _differences(study: Study) -> str:
@@ -262,6 +243,14 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _format(value: float | None, format_spec: str) -> str:
     return "–" if value is None else format(value, format_spec)
+
+
+def _smallest_effect(found: Difference | None) -> float | None:
+    return smallest_effect(found.sd, found.n) if found is not None and found.n > 1 else None
+
+
+def _pairs_needed(found: Difference | None) -> int | None:
+    return pairs_for(found.sd, HALF_WIDTH) if found is not None and found.n > 1 else None
 
 
 def _finite(value: float) -> float | None:

@@ -1,62 +1,47 @@
 """Execution of a plan: each run, a configuration with a seed, has its own process and its own folder.
 
     OUT/plan.toml                       the plan
+    OUT/<configuration>/seed-<s>.json   the record of a finished run
     OUT/<configuration>/seed-<s>.toml   the settings of a run, written before it starts
     OUT/<configuration>/seed-<s>/       the folder of the run: config.toml, metrics.jsonl, summary.json, …
 
 Finished runs are skipped and interrupted runs resume from their newest checkpoint, so the same command, repeated,
-completes a study.
+completes a study. With several GPUs each has one run at a time, and the runs of a seed stay on one GPU.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
 import tomli_w
 
-from jepamba.config import Run, flatten, to_dict
+from jepamba.config import flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
-from jepamba.report.records import read_summary
 from jepamba.study.plan import Plan, load_plan
+from jepamba.study.records import PlannedRun, planned_runs, read_record, write_record
 
 INTERRUPT_SECONDS = 120.0
-"""Maximum time for an interrupted run to write its checkpoint; then it is killed."""
+"""Maximum time for interrupted runs to write their checkpoints; then they are killed."""
+_POLL_SECONDS = 0.1
 
-State = Literal["finished", "skipped", "failed"]
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of a plan: a configuration with a seed, its settings and its folder."""
-
-    name: str
-    seed: int
-    settings: Run
-    folder: Path
-
-    @property
-    def settings_file(self) -> Path:
-        """The file with the settings that the run started with."""
-        return self.folder.with_name(self.folder.name + ".toml")
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has a complete summary.json, which a run writes last."""
-        summary = read_summary(self.folder)
-        return summary is not None and isinstance(summary.get("bpb_plain"), dict)
+State = Literal["finished", "skipped", "failed", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -66,39 +51,41 @@ class Outcome:
     name: str
     seed: int
     state: State
+    """`waiting`: not finished before `stop_after`."""
     seconds: float
-    """Wall-clock time of this execution, with start-up and scoring; 0 for a skipped run."""
+    """Wall-clock time of this execution, with start-up and scoring; 0 for a run that was not started."""
     message: str = ""
 
 
-def planned_runs(plan: Plan, out: Path) -> list[PlannedRun]:
-    """Return the runs of `plan` in the folder `out`, seed by seed, so that the first pairs are complete early."""
-    return [
-        PlannedRun(item.name, seed, plan.run(item, seed), out / item.name / f"seed-{seed}")
-        for seed in plan.seeds
-        for item in plan.configurations
-    ]
+@dataclass(frozen=True)
+class _Process:
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    started: float
 
 
-def run_plan(plan: Plan, out: Path) -> list[Outcome]:
+def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_after: float = 0.0) -> list[Outcome]:
     """Execute the unfinished runs of `plan` in the folder `out`. A failed run does not stop the others.
 
-    Returns: one outcome per run, in the order of execution.
+    Arguments:
+        gpus: GPUs to use, each for one run at a time. 1: what the process sees.
+        overlap: Processes for each GPU. One of them trains or scores, while the others start, pack their artifact or
+            wait for their turn.
+        stop_after: Seconds after which no run is at work. No run is started that would not end in time, as far as
+            earlier runs tell; a run that does not end in time is stopped after a checkpoint. 0: no limit.
+
+    Returns: one outcome per run, in the order of the plan.
     Raises: `UserError` before the first run if another process uses `out` or if `out` holds runs with other settings;
-    `KeyboardInterrupt` on a signal of `SIGNALS`, after the current run has written its checkpoint.
+    `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP, after the current runs have written their checkpoints.
     """
-    with locked(out), _signals_as_interrupts():
+    deadline = time.monotonic() + stop_after if stop_after > 0 else float("inf")
+    with locked(out), _signals_as_interrupts(), tempfile.TemporaryDirectory() as turns:
         plan = _with_choices(plan, out)
         runs = planned_runs(plan, out)
         for run in runs:
             _check_settings(run)
         atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
-        outcomes = []
-        for index, run in enumerate(runs, 1):
-            _log(f"[{index}/{len(runs)}] {run.name}, seed {run.seed}")
-            outcomes.append(_execute(run))
-            _log(f"    {_describe(outcomes[-1])}")
-    return outcomes
+        return _execute(runs, [gpu for _ in range(overlap) for gpu in range(gpus)], deadline, Path(turns))
 
 
 def _with_choices(plan: Plan, out: Path) -> Plan:
@@ -117,48 +104,139 @@ def _with_choices(plan: Plan, out: Path) -> Plan:
     return plan.with_common({choice.name: choice.value for choice in choices})
 
 
-def _execute(run: PlannedRun) -> Outcome:
-    if run.finished:
-        return Outcome(run.name, run.seed, "skipped", 0.0)
+def _execute(runs: Sequence[PlannedRun], places: Sequence[int], deadline: float, turns: Path) -> list[Outcome]:
+    """Execute `runs`, one process at a time in each of `places`, which are numbers of GPUs.
+
+    Arguments: `turns`, a folder for the files by which the processes of a GPU take turns.
+    """
+    outcomes = {run: Outcome(run.name, run.seed, "waiting", 0.0) for run in runs}
+    waiting = []
+    for run in runs:
+        if not run.finished:
+            waiting.append(run)
+            continue
+        outcomes[run] = replace(outcomes[run], state="skipped")
+        if not run.record_file.exists():
+            write_record(run, 0.0)
+    _log(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
+    processes: dict[int, _Process] = {}
+    seeds: dict[int, int] = {}
+    times = _wall_seconds(runs)
+    try:
+        while time.monotonic() < deadline:
+            for place, gpu in enumerate(places):
+                seconds = deadline - time.monotonic()
+                if place not in processes and (chosen := _next_run(waiting, gpu, seeds, times, seconds)) is not None:
+                    waiting.remove(chosen)
+                    seeds[gpu] = chosen.seed
+                    processes[place] = _begin(chosen, _environment(gpu, places, turns))
+            if not processes:
+                break
+            time.sleep(_POLL_SECONDS)
+            for place, current in list(processes.items()):
+                code = current.process.poll()
+                if code is not None:
+                    del processes[place]
+                    outcome = outcomes[current.run] = _ended(current, code)
+                    if outcome.state == "finished":
+                        times.setdefault(outcome.name, []).append(outcome.seconds)
+                    _log(f"{outcome.name}, seed {outcome.seed}: {_describe(outcome)}")
+    finally:
+        _stop([current.process for current in processes.values()])
+    for current in processes.values():
+        if current.run.finished:
+            outcomes[current.run] = _ended(current, 0)
+    return list(outcomes.values())
+
+
+def _next_run(
+    waiting: Sequence[PlannedRun], gpu: int, seeds: Mapping[int, int], times: Mapping[str, list[float]], seconds: float
+) -> PlannedRun | None:
+    """The next run for `gpu` that should end within `seconds`; None if there is none.
+
+    First the runs of the seed that the GPU had last, then those of seeds that no GPU has: a pair shares its GPU.
+    """
+    others = {seed for other, seed in seeds.items() if other != gpu}
+    ordered = sorted(waiting, key=lambda run: 0 if run.seed == seeds.get(gpu) else 2 if run.seed in others else 1)
+    return next((run for run in ordered if _expected_seconds(run, times) <= seconds), None)
+
+
+def _wall_seconds(runs: Sequence[PlannedRun]) -> dict[str, list[float]]:
+    """The wall-clock seconds of the finished runs by configuration, as far as they are known."""
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        seconds = (read_record(run) or {}).get("wall_seconds")
+        if seconds:
+            times.setdefault(run.name, []).append(float(seconds))
+    return times
+
+
+def _expected_seconds(run: PlannedRun, times: Mapping[str, list[float]]) -> float:
+    """How long `run` should take: as runs of its configuration did, or else as the longest of the others did."""
+    if run.name in times:
+        return statistics.median(times[run.name])
+    return max((max(values) for values in times.values()), default=0.0)
+
+
+def _environment(gpu: int, places: Sequence[int], turns: Path) -> dict[str, str]:
+    """The variables of a process on `gpu`: the GPU that it sees if there are several, and whose turn it waits for."""
+    variables = {}
+    if len(set(places)) > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    if len(places) > len(set(places)):
+        variables["JEPAMBA_GPU_TURN"] = str(turns / f"gpu-{gpu}")
+    return variables
+
+
+def _begin(run: PlannedRun, variables: Mapping[str, str]) -> _Process:
+    _log(f"{run.name}, seed {run.seed}: started {' '.join(f'{name}={value}' for name, value in variables.items())}")
     atomic_write(run.settings_file, dump_toml(run.settings).encode())
     has_begun = (run.folder / "config.toml").exists()
     words = ["resume", str(run.folder)] if has_begun else ["train", str(run.settings_file), "--out", str(run.folder)]
-    started = time.monotonic()
-    code = _run_process([sys.executable, "-m", "jepamba", *words])
-    seconds = time.monotonic() - started
+    return _Process(run, _start([sys.executable, "-m", "jepamba", *words], variables), time.monotonic())
+
+
+def _ended(current: _Process, code: int) -> Outcome:
+    run, seconds = current.run, time.monotonic() - current.started
     if code == 0 and run.finished:
+        write_record(run, seconds)
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return Outcome(run.name, run.seed, "finished", seconds)
     reason = f"exit code {code}" if code else "it ended without a summary.json"
     return Outcome(run.name, run.seed, "failed", seconds, reason)
 
 
-def _run_process(command: list[str]) -> int:
-    """Run `command` and return its exit code. Its output goes to standard error; standard output is for results.
+def _start(command: list[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `command`, with `variables` added to the environment.
 
-    The process has its own process group, so that Ctrl-C reaches it exactly once, through this function. It can then
-    write a checkpoint.
+    Its output goes to standard error; standard output is for results. The process has its own process group, so that
+    Ctrl-C reaches it exactly once, through `_stop`. It can then write a checkpoint.
     """
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0)
+    environment = {**os.environ, **variables}
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, env=environment)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt `processes` and wait for their checkpoints; after `INTERRUPT_SECONDS` or a second signal, kill them."""
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        try:
-            code = process.wait(INTERRUPT_SECONDS)
-        except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            process.kill()
-            code = process.wait()
-        _log(f"    stopped (exit code {code})")
-        raise
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        end = time.monotonic() + INTERRUPT_SECONDS
+        with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            for process in processes:
+                process.wait(max(0.0, end - time.monotonic()))
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            _log(f"    stopped (exit code {process.returncode})")
 
 
 def _check_settings(run: PlannedRun) -> None:
-    """Raise `UserError` if the folder of `run` holds a run with other settings."""
-    if not run.folder.exists():
+    """Raise `UserError` if the record or the folder of `run` is of a run with other settings."""
+    if read_record(run) is not None or not run.folder.exists():
         return
     if not run.settings_file.exists():
         raise UserError(f"{run.folder}: holds a run that is not part of this study; choose another --out")
@@ -194,6 +272,8 @@ def _describe(outcome: Outcome) -> str:
             return f"finished in {duration(outcome.seconds)}"
         case "failed":
             return f"FAILED: {outcome.message}"
+        case "waiting":
+            return "not finished"
 
 
 def _log(line: str) -> None:

@@ -16,11 +16,12 @@ import torch
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.heads import HEADS, save_heads
 from jepamba.distributed import World
-from jepamba.evaluate import Score, calibrate, diagnostics, score_plain_at, score_sliding
+from jepamba.evaluate import Score, calibrate, diagnostics, score_carried, score_plain_at, score_sliding
 from jepamba.generate import generate
 from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
 from jepamba.progress import Progress
+from jepamba.train.device import gpu_turn
 from jepamba.train.state import TrainState
 
 ARTIFACT = "artifact.jepa"
@@ -38,8 +39,12 @@ def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, 
     """
     state.model.eval()
     temperature, artifact_bytes = state.world.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
-    scores = _scores(state, out / ARTIFACT)
-    return state.world.on_rank_zero(lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores))
+    with gpu_turn():
+        scores = _scores(state, out / ARTIFACT)
+        latents = state.world.on_rank_zero(lambda: _diagnostics(state))
+    return state.world.on_rank_zero(
+        lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores | {"diagnostics": latents})
+    )
 
 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
@@ -59,27 +64,34 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
             else 1.0
         )
     with Progress("packing"):
-        size = save_artifact(path, state.model, run, text.tokenizer, temperature, {})
+        if run.quant.budget_bytes > 0 and temperature == 1.0:
+            size = path.stat().st_size  # `pack_within_budget` wrote it for this temperature
+        else:
+            size = save_artifact(path, state.model, run, text.tokenizer, temperature)
         if run.train.keep_heads and state.heads is not None:
             save_heads(path.with_name(HEADS), state.heads, run.jepa, sha256_of(path, "the artifact"))
         return temperature, size
+
+
+def _diagnostics(state: TrainState) -> dict[str, Any]:
+    run = state.run
+    with Progress("diagnostics"):
+        return diagnostics(
+            state.model,
+            state.heads,
+            state.corpus.val,
+            run.data.seq_len,
+            count=run.eval.diagnostics_tokens,
+            reset=run.data.reset,
+            tokens_per_batch=run.eval.tokens_per_batch,
+        )
 
 
 def _summarize(
     state: TrainState, out: Path, preset: str, temperature: float, artifact_bytes: int, scores: dict[str, Any]
 ) -> dict[str, Any]:
     """Write summary.json to `out` and return its content."""
-    run, text = state.run, state.corpus
-    with Progress("diagnostics"):
-        latents = diagnostics(
-            state.model,
-            state.heads,
-            text.val,
-            run.data.seq_len,
-            count=run.eval.diagnostics_tokens,
-            reset=run.data.reset,
-            tokens_per_batch=run.eval.tokens_per_batch,
-        )
+    text = state.corpus
     packed = inspect(out / ARTIFACT)
     summary = {
         "preset": preset,
@@ -87,6 +99,7 @@ def _summarize(
         "skipped": state.counters.skipped,
         "seconds": state.counters.seconds,
         "tokens": state.counters.tokens,
+        "train_tokens": len(text.train),
         **scores,
         "val_overlap": text.overlap,
         "temperature": temperature,
@@ -100,7 +113,6 @@ def _summarize(
         },
         "bit_allocation": state.model.quant.bits_by_name,
         "bytes_by_part": packed["bytes_by_part"],
-        "diagnostics": latents,
         "samples": _samples(state, out / ARTIFACT),
         "baselines": None,
         "environment": {
@@ -154,11 +166,24 @@ def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
                 world=state.world,
             )
 
+    def carried() -> Score:
+        with Progress("scoring with the state carried") as report:
+            return score_carried(
+                loaded.model,
+                val,
+                seq_len,
+                temperature=loaded.temperature,
+                reset=reset,
+                tokens_per_batch=batch,
+                progress=report,
+            )
+
     uncalibrated, calibrated = plain()
     return {
         "bpb_plain": asdict(uncalibrated),
         "bpb_calibrated": asdict(calibrated),
         "bpb_sliding": asdict(sliding()) if run.eval.stride > 0 else None,
+        "bpb_carried": asdict(state.world.on_rank_zero(carried)) if run.eval.carry else None,
     }
 
 
@@ -178,6 +203,8 @@ def _on_every_rank(path: Path, world: World) -> Iterator[Path]:
 
 def _samples(state: TrainState, artifact: Path) -> list[dict[str, str]]:
     """The artifact's continuations of the prompts in `eval.prompts`."""
+    if not state.run.eval.prompts:
+        return []
     loaded = load_artifact(artifact)
     return [
         {

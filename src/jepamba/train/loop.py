@@ -23,7 +23,7 @@ from jepamba.progress import Progress
 from jepamba.text.unrestored import bpb_unit
 from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import choose_device
+from jepamba.train.device import choose_device, gpu_turn
 from jepamba.train.export import ARTIFACT, export_and_evaluate
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
@@ -82,7 +82,7 @@ class Loop:
         self._event(self.state.device_config.why)
         self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
         self.world.check_equal(dict(self.state.modules.state_dict()))
-        with StopRequest() as stop, self.writer, Progress("training") as report:
+        with gpu_turn(), StopRequest() as stop, self.writer, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 self._ghost_warmup(report)
             self._loop(stop, report)
@@ -120,8 +120,7 @@ class Loop:
                 self._choose_bits(fraction)
                 self._stop_on(self._synchronized(0.0, stop)[1])
                 clock = time.perf_counter()
-            before = counters.tokens
-            record, problem = dict[str, float](), ""
+            before, record, problem = counters.tokens, dict[str, float](), ""
             try:
                 record = self.trainer.train_step(fraction)
             except NotFiniteError as error:
@@ -197,6 +196,7 @@ class Loop:
         )
         if not self.world.is_rank_zero:
             model.set_bit_allocation(chosen)
+        self.state.counters.bit_choices += 1
         self._event(message)
 
     def _caption(self, record: dict[str, float]) -> str:

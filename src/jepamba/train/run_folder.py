@@ -18,7 +18,7 @@ from jepamba.io import atomic_write, check_utf8_name
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress, print_line, silence
 from jepamba.train.consistency import check_same_command, check_same_settings, read_same_corpus
-from jepamba.train.dial import Choice, resolve_dial
+from jepamba.train.dial import Choice, resolve_dial, resolve_vocabulary
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
@@ -47,12 +47,12 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         world.on_rank_zero(lambda: _refuse_existing_run(out))
         run = _pinned(run, world)
+        run, choices = resolve_vocabulary(run, world, print_line)
         text = read_same_corpus(run, world)
-        run = resolve(run, text)
-        run, choices = resolve_dial(run, text, world, print_line)
+        run, others = resolve_dial(resolve(run, text), text, world, print_line)
         world.on_rank_zero(lambda: _create_run(run, out, preset))
         loop = Loop(run, out, text, preset, world)
-        for choice in choices:
+        for choice in (*choices, *others):
             loop.metrics.append("event", 0, what=str(choice))
         return loop.run_to_end()
 
@@ -138,9 +138,11 @@ def _with_changes(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Ru
 
 def read_and_resolve(run: Run, say: Callable[[str], None]) -> tuple[Run, list[Choice]]:
     """Read the text of `run`, set the vocabulary, and resolve the dial, as `train` does, in this process alone."""
+    run, choices = resolve_vocabulary(run, say=say)
     with Progress("reading the text") as report:
         text = corpus(run.data, progress=report)
-    return resolve_dial(resolve(run, text), text, say=say)
+    run, others = resolve_dial(resolve(run, text), text, say=say)
+    return run, [*choices, *others]
 
 
 def resolve(run: Run, text: Corpus) -> Run:

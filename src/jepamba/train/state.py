@@ -33,6 +33,8 @@ class Counters:
     """Bytes of the original text of those targets; see `Tokens.original_per_decoded`."""
     skipped: int = 0
     """Steps whose update was skipped because the loss or the gradient was not finite, ghost steps included."""
+    bit_choices: int = 0
+    """How often the bits were chosen for `quant.budget_bytes`."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counters:

@@ -71,11 +71,12 @@ def prepare_kernel(
 @triton.jit
 @no_type_check
 def decay_gradient_kernel(
-    dts, logs, documents, A, reset, sums, passing, ddt, partials,
+    dts, logs, documents, A, reset, sums, starts, dends, ddt, partials,
     T, H, chunks, columns, sums_sk, ddt_sb, ddt_st, ddt_sh, reset_sb, reset_st,
-    L: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr, RAW: tl.constexpr,
+    L: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.constexpr, HAS_RESET: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
-    """Write ddt, and partial sums of dA, dD and (RAW) ddt_bias, from the sums of `gradient_kernel`.
+    """Write ddt, and partial sums of dA, dD and (RAW) ddt_bias, from the sums of `gradient_kernel`, and the
+    states at the chunks' starts and the gradients of those at their ends, of STATE = P · N values each.
 
     ddt is (B, T, columns), with zeros in the columns from H on. partials is (programs of a head, 2 or 3, H).
 
@@ -95,8 +96,14 @@ def decay_gradient_kernel(
     reading_cL = tl.load(sums + sums_sk, mask=inside_cL, other=0.0)
     diagonal_cL = tl.load(sums + 2 * sums_sk, mask=inside_cL, other=0.0)
     dt_cL = tl.load(dts + row * L + t_cL, mask=inside_cL, other=0.0)
-    passing_cP = passing + (row + c[:, None]) * P + tl.arange(0, P)[None, :]
-    passing_c = tl.sum(tl.load(passing_cP, mask=(c < chunks)[:, None], other=0.0), axis=1)
+    # What passes through a chunk: the product of the state at its start and the gradient at its end.
+    passing_c = tl.zeros((BLOCK,), tl.float32)
+    piece: tl.constexpr = 512  # divides P · N
+    for first in tl.range(0, STATE, piece):
+        value_cS = (row + c[:, None]) * STATE + first + tl.arange(0, piece)[None, :]
+        start_cS = tl.load(starts + value_cS, mask=(c < chunks)[:, None], other=0.0).to(tl.float32)
+        dend_cS = tl.load(dends + value_cS, mask=(c < chunks)[:, None], other=0.0).to(tl.float32)
+        passing_c += tl.sum(start_cS * dend_cS, axis=1)
     end_c = c * L + L - 1
     passing_c *= tl.exp2(tl.load(logs + row * L + end_c, mask=c < chunks, other=0.0))
     if HAS_RESET:

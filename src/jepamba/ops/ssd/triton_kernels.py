@@ -178,13 +178,16 @@ def _row_products(tile_LN, other, opaque_zero, L: tl.constexpr, N: tl.constexpr)
 @triton.jit
 @no_type_check
 def gradient_kernel(
-    x, dts, logs, documents, B, C, B_pairs, C_pairs, D, dy, starts, dends, dx, dB, dC, sums, passing,
+    x, dts, logs, documents, B, C, B_pairs, C_pairs, D, dy, starts, dends, dx, dB, dC, sums,
     T, H, heads_per_group, chunks, zero, dB_sp, dB_sb, dB_st, sums_sk,
     L: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAIRED: tl.constexpr,
-    HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, SPLITS: tl.constexpr, HAS_RESET: tl.constexpr, WITH_B: tl.constexpr, WITH_C: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write dx, dB, dC and the sums for the decay gradients of one chunk, in a loop over HEADS heads of a group.
+
+    WITH_B is for dx, dB and their sums, WITH_C for dC and its sum. With a large N two launches with one of them each
+    are faster, because the tiles of both do not fit in the registers.
 
     The heads of a group share B and C, so dB and dC stay on chip during the loop. Square tiles are (j, i), with the
     read token as row and the reading token as column. Two of the three products with them can then read them from
@@ -195,12 +198,14 @@ def gradient_kernel(
     g = tl.program_id(2) // SPLITS
     split = tl.program_id(2) % SPLITS
     l = tl.arange(0, L)  # noqa: E741
-    p = tl.arange(0, P)
     B_LN = B.load([b, g, c * L, 0]).reshape(L, N)
-    C_LN = C.load([b, g, c * L, 0]).reshape(L, N)
+    if WITH_B or not PAIRED:
+        C_LN = C.load([b, g, c * L, 0]).reshape(L, N)
     if PAIRED:
-        B_rows = B_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
-        C_rows = C_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
+        if WITH_B:
+            B_rows = B_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
+        if WITH_C:
+            C_rows = C_pairs.load([b, g, c * L, 0]).reshape(L, N // 2)
     else:
         B_rows = B_LN.to(tl.float32)
         C_rows = C_LN.to(tl.float32)
@@ -213,9 +218,13 @@ def gradient_kernel(
         row = b * H + h
         x_LP = x.load([b, h, c * L, 0]).reshape(L, P)
         dy_LP = dy.load([b, h, c * L, 0]).reshape(L, P)
-        dend_PN = dends.load([row * chunks + c, 0, 0]).reshape(P, N)
-        start_PN = starts.load([row * chunks + c, 0, 0]).reshape(P, N)
-        D_h = tl.load(D + h).to(tl.float32)
+        # All loads of a descriptor come before the store of dx: with P 128 and N 16 a load after it gave wrong tiles
+        # (Triton 3.6).
+        if WITH_B:
+            dend_PN = dends.load([row * chunks + c, 0, 0]).reshape(P, N)
+            D_h = tl.load(D + h).to(tl.float32)
+        if WITH_C:
+            start_PN = starts.load([row * chunks + c, 0, 0]).reshape(P, N)
         tokens = row.to(tl.int64) * chunks * L
         dt_L, s_L, s_end, doc_L, doc_end = _decays(dts + tokens, logs + tokens, documents, c, L, HAS_RESET)
         dt_L = tl.maximum(dt_L, TINY)
@@ -227,37 +236,39 @@ def gradient_kernel(
         if HAS_RESET:
             visible_LL = visible_LL & (doc_L[:, None] == doc_L[None, :])
         E_LL = tl.exp2(tl.where(visible_LL, s_L[None, :] - s_L[:, None], float("-inf"))) * dt_L[:, None]
-        weight_to_end_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
 
         # The gradient of the weight C_i·B_j E_ij dt_j, with D added on the diagonal, is x_j·dy_i.
-        # The product is the same for every head, but recomputing it is faster than keeping it in registers.
-        product_LL = tl.dot(
-            B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + opaque_zero.to(tl.float32), input_precision=PRECISION
-        )
-        weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
+        if WITH_B:
+            # The product is the same for every head, but recomputing it is faster than keeping it in registers.
+            product_LL = tl.dot(
+                B_LN, tl.trans(C_LN), tl.zeros((L, L), tl.float32) + opaque_zero.to(tl.float32),
+                input_precision=PRECISION,
+            )  # fmt: skip
+            weight_LL = (product_LL * E_LL + tl.where(diagonal_LL, D_h, 0.0)).to(x_LP.dtype)
         R_LL = tl.dot(x_LP, tl.trans(dy_LP), input_precision=PRECISION)
-        tl.store(out_L + 2 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
+        if WITH_B:
+            tl.store(out_L + 2 * sums_sk, tl.sum(tl.where(diagonal_LL, R_LL, 0.0), axis=1))
         W_LL = (R_LL * E_LL).to(x_LP.dtype)
-        dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision=PRECISION) * weight_to_end_L[:, None]
-        dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision=PRECISION)
-        dx.store([b, h, c * L, 0], dx_LP.to(x_LP.dtype).reshape(1, 1, L, P))
+        if WITH_B:
+            weight_to_end_L = dt_L * _to_end(s_L, s_end, doc_L, doc_end, HAS_RESET)
+            dx_LP = tl.dot(B_LN, tl.trans(dend_PN), input_precision=PRECISION) * weight_to_end_L[:, None]
+            dx_LP = tl.dot(weight_LL, dy_LP, dx_LP, input_precision=PRECISION)
+            dx.store([b, h, c * L, 0], dx_LP.to(x_LP.dtype).reshape(1, 1, L, P))
 
-        head_LN = tl.dot(x_LP, dend_PN, input_precision=PRECISION) * weight_to_end_L[:, None]
-        tl.store(out_L + 3 * sums_sk, _row_products(head_LN, B_rows, opaque_zero * 2, L, N))
-        head_LN = tl.dot(W_LL, C_LN, head_LN, input_precision=PRECISION)
-        tl.store(out_L, _row_products(head_LN, B_rows, opaque_zero, L, N))
-        dB_LN += head_LN
-
-        head_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION) * _from_start(s_L, doc_L, HAS_RESET)[:, None]
-        head_LN = tl.dot(tl.trans(W_LL), B_LN, head_LN, input_precision=PRECISION)
-        tl.store(out_L + sums_sk, _row_products(head_LN, C_rows, opaque_zero, L, N))
-        dC_LN += head_LN
-
-        # Σ dend ⊙ start as the diagonal of a product, because tensor cores read shared memory and save registers.
-        passing_PP = tl.dot(dend_PN, tl.trans(start_PN), input_precision=PRECISION)
-        passing_P = tl.sum(tl.where((p + opaque_zero)[:, None] == p[None, :], passing_PP, 0.0), axis=1)
-        tl.store(passing + (row.to(tl.int64) * chunks + c) * P + p, passing_P)
+            head_LN = tl.dot(x_LP, dend_PN, input_precision=PRECISION) * weight_to_end_L[:, None]
+            tl.store(out_L + 3 * sums_sk, _row_products(head_LN, B_rows, opaque_zero * 2, L, N))
+            head_LN = tl.dot(W_LL, C_LN, head_LN, input_precision=PRECISION)
+            tl.store(out_L, _row_products(head_LN, B_rows, opaque_zero, L, N))
+            dB_LN += head_LN
+        if WITH_C:
+            head_LN = tl.dot(dy_LP, start_PN, input_precision=PRECISION)
+            head_LN *= _from_start(s_L, doc_L, HAS_RESET)[:, None]
+            head_LN = tl.dot(tl.trans(W_LL), B_LN, head_LN, input_precision=PRECISION)
+            tl.store(out_L + sums_sk, _row_products(head_LN, C_rows, opaque_zero, L, N))
+            dC_LN += head_LN
     t = c * L + l
     out = split * dB_sp + b.to(tl.int64) * dB_sb + t[:, None].to(tl.int64) * dB_st + g * N + tl.arange(0, N)[None, :]
-    tl.store(dB + out, dB_LN.to(dB.dtype.element_ty), mask=(t < T)[:, None])
-    tl.store(dC + out, dC_LN.to(dC.dtype.element_ty), mask=(t < T)[:, None])
+    if WITH_B:
+        tl.store(dB + out, dB_LN.to(dB.dtype.element_ty), mask=(t < T)[:, None])
+    if WITH_C:
+        tl.store(dC + out, dC_LN.to(dC.dtype.element_ty), mask=(t < T)[:, None])

@@ -57,6 +57,11 @@ def launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[
     return settings | {"PRECISION": FLOAT32}
 
 
+def gradient_launches(n: int) -> list[tuple[bool, bool]]:
+    """Return (WITH_B, WITH_C) of each launch of the gradient kernel."""
+    return [(True, False), (False, True)] if n > 64 else [(True, True)]
+
+
 @lru_cache
 def shared_memory() -> int:
     """Return the bytes of shared memory that a program can have on the current GPU; 0 without a GPU."""

@@ -21,6 +21,7 @@ from jepamba.ops.ssd.triton_launch import (
     GRADIENT_PROGRAMS,
     chunk_length,
     decay_tensors,
+    gradient_launches,
     launch,
     pairs,
     reset_bytes,
@@ -141,7 +142,6 @@ def run_backward(
     dB = dB_out.unsqueeze(0) if splits == 1 else x.new_empty(partial_shape, dtype=torch.float32)
     dC = dC_out.unsqueeze(0) if splits == 1 else torch.empty_like(dB)
     sums = x.new_empty(4, batch, heads, chunks * L, dtype=torch.float32)
-    passing = x.new_empty(batch, heads, chunks, headdim, dtype=torch.float32)
     blocks = triton.cdiv(chunks, BLOCK)
     partials_KSH = x.new_empty(batch * blocks, 2 if dt_bias is None else 3, heads, dtype=torch.float32)
     with on_device(x):
@@ -151,21 +151,22 @@ def run_backward(
             run_states(x, B, initial, starts, torch.empty_like(dinitial), reverse=False)
         run_states(dy, C, dfinal, dends, dinitial, reverse=True)
         B_tiles, C_tiles = tiles(B, L, n), tiles(C, L, n)
-        gradient_kernel[(chunks, batch, groups * splits)](
-            tiles(x, L, headdim), decays[0], decays[1], documents,
-            B_tiles, C_tiles, pairs(B_tiles), pairs(C_tiles), D, tiles(dy, L, headdim),
-            states_of(starts, headdim), states_of(dends, headdim), tiles(dx, L, headdim, written=True),
-            dB, dC, sums, passing,
-            tokens, heads, per_group, chunks, 0, *dB.stride()[:3], sums.stride(0),
-            L=L, P=headdim, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
-            PAIRED=x.dtype == torch.bfloat16,
-            **launch("gradient", x.dtype, L, headdim, n),
-        )  # fmt: skip
+        for with_B, with_C in gradient_launches(n):
+            gradient_kernel[(chunks, batch, groups * splits)](
+                tiles(x, L, headdim), decays[0], decays[1], documents,
+                B_tiles, C_tiles, pairs(B_tiles), pairs(C_tiles), D, tiles(dy, L, headdim),
+                states_of(starts, headdim), states_of(dends, headdim), tiles(dx, L, headdim, written=True),
+                dB, dC, sums,
+                tokens, heads, per_group, chunks, 0, *dB.stride()[:3], sums.stride(0),
+                L=L, P=headdim, N=n, HEADS=per_group // splits, SPLITS=splits, HAS_RESET=reset is not None,
+                PAIRED=x.dtype == torch.bfloat16, WITH_B=with_B, WITH_C=with_C,
+                **launch("gradient", x.dtype, L, headdim, n),
+            )  # fmt: skip
         bytes_, reset_sb, reset_st = reset_bytes(reset, dt)
         decay_gradient_kernel[(heads, batch, blocks)](
-            decays[0], decays[1], documents, A, bytes_, sums, passing, ddt, partials_KSH,
+            decays[0], decays[1], documents, A, bytes_, sums, starts, dends, ddt, partials_KSH,
             tokens, heads, chunks, ddt.shape[2], sums.stride(0), *ddt.stride(), reset_sb, reset_st,
-            L=L, P=headdim, BLOCK=BLOCK, HAS_RESET=reset is not None, RAW=dt_bias is not None,
+            L=L, STATE=headdim * n, BLOCK=BLOCK, HAS_RESET=reset is not None, RAW=dt_bias is not None,
         )  # fmt: skip
     if splits > 1:
         dB_out.copy_(dB.sum(0))

@@ -1,0 +1,155 @@
+"""The plans of the JEPA study: what the dial gives all arms on a GPU, and a few steps of every arm at a tiny size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jepamba.config import Run, flatten, to_dict
+from jepamba.data import Corpus, Tokens
+from jepamba.presets import load_preset
+from jepamba.study.plan import Plan, load_plan, parse_plan, plan_names
+from jepamba.text import ByteTokenizer, stdlib_documents
+from jepamba.train.device import choose_device
+from jepamba.train.dial import Circumstances, choose, resolve_vocabulary
+from jepamba.train.state import TrainState
+from jepamba.train.step import Trainer
+
+PLANS = [name for name in plan_names() if name == "best-bytes" or (name.startswith("jepa-") and name != "jepa-off")]
+CELLS = {
+    "off": (0.0, 0.0),
+    "both": (1.0, 1.0),
+    "off-longer": (0.0, 0.0),
+    "sigreg-only": (0.0, 1.0),
+    "both-0.1": (0.1, 0.1),
+}
+"""Weights of the prediction and of SIGReg."""
+TINY = {
+    "data.seq_len": 32,
+    "model.d_model": 32,
+    "model.embed_dim": 16,
+    "model.n_layer": 2,
+    "model.headdim": 16,
+    "model.d_state": 8,
+    "model.mlp_mult": 1.0,
+    "model.chunk_size": 16,
+    "jepa.sigreg_projections": 8,
+    "optim.ghost_steps": 0,
+    "train.tokens_per_step": 128,
+    "train.tokens_per_micro": 64,
+    "train.steps": 2,
+    "train.device": "cpu",
+}
+
+
+def test_all_required_cells_are_planned() -> None:
+    required = [f"jepa-{text}-{seconds}" for text in ("bpe", "bytes") for seconds in (20, 60, 240)]
+    for name in [*required, "jepa-published-60", "jepa-many-epochs"]:
+        plan = load_plan(name)
+        weights = {item.name: (run.jepa.weight, run.jepa.sigreg_weight) for item, run in runs(plan)}
+        assert weights == CELLS
+        assert plan.time_baseline == "off-longer"
+    for name in PLANS:
+        assert load_plan(name).rule
+        assert "GPU-hours" in load_plan(name).cost
+
+
+def runs(plan: Plan) -> list[tuple[Any, Any]]:
+    return [(item, plan.run(item, plan.seeds[0])) for item in plan.configurations]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_published_objective_is_in_every_arm(name: str) -> None:
+    """Whatever an arm does not set itself, a latent term has the published form."""
+    published = flatten(to_dict(load_preset("submission-bpe")))
+    for item, run in runs(load_plan(name)):
+        if run.jepa.active:
+            settings = flatten(to_dict(run))
+            changed = {key for key in published if key.startswith("jepa.") and settings[key] != published[key]}
+            own = {*item.settings, "jepa.weight", "jepa.sigreg_weight"}
+            assert changed <= own | ({"jepa.sigreg_projections"} if "bytes" in name else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "text_tokens", "size"),
+    [
+        ("jepa-bpe-20", 43_897_222, (640, 6, 64, 1024, 32768)),
+        ("jepa-bpe-60", 43_897_222, (640, 6, 64, 1024, 32768)),
+        ("jepa-bpe-60-more", 43_897_222, (640, 6, 64, 1024, 32768)),
+        ("jepa-bpe-240", 43_897_222, (640, 8, 128, 1024, 32768)),
+        ("jepa-bytes-20", 159_940_718, (640, 6, 64, 4096, 65536)),
+        ("jepa-bytes-60", 159_940_718, (640, 6, 64, 4096, 65536)),
+        ("jepa-bytes-240", 159_940_718, (640, 8, 128, 4096, 65536)),
+        ("best-bytes", 159_940_718, (640, 6, 64, 4096, 65536)),
+        ("jepa-many-epochs", 4_400_000, (384, 8, 64, 512, 32768)),
+        ("jepa-published-60", 43_897_222, (640, 10, 64, 1024, 524288)),
+    ],
+)
+def test_the_dial_chooses_once_for_all_arms_what_the_plan_says(
+    name: str, text_tokens: int, size: tuple[int, ...]
+) -> None:
+    plan = load_plan(name)
+    base, choices = resolve_vocabulary(plan.base())
+    base = replace(base, model=replace(base.model, vocab_size=256 if "bytes" in name else 8192))
+    choices += choose(base, Circumstances(text_tokens, on_gpu=True)) if base.train.dial else []
+    chosen = plan.with_common({choice.name: choice.value for choice in choices})
+    own = {key for item in plan.configurations for key in item.settings}
+    for item, run in runs(chosen):
+        assert not run.train.dial
+        if name != "best-bytes" or item.name == "base":
+            model, train = run.model, run.train
+            found = (model.d_model, model.n_layer, model.d_state, run.data.seq_len, train.tokens_per_step)
+            assert found == size
+    arms = [flatten(to_dict(run)) for _, run in runs(chosen)]
+    assert {key for arm in arms for key in arm if arm[key] != arms[0][key]} <= own
+
+
+def tiny(plan: Plan) -> Plan:
+    """`plan` with the sizes of `TINY`, also where an arm has a size of its own."""
+    values = plan.to_dict()
+
+    def shrunk(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: TINY.get(key, value) for key, value in settings.items()}
+
+    longer = {plan.time_baseline: {"train.steps": 3}}
+    arms = [{"name": a["name"], "settings": shrunk(a["settings"]) | longer.get(a["name"], {})} for a in values["run"]]
+    base, choices = resolve_vocabulary(plan.base())
+    choices += choose(base, Circumstances(10_000, on_gpu=True))
+    dialled = {choice.name: choice.value for choice in choices}
+    settings = {key: value for key, value in values["settings"].items() if key != "data.tokenizer"}
+    return parse_plan(values | {"run": arms, "settings": dialled | settings | TINY}, plan.name)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    tokenizer = ByteTokenizer()
+    texts = [text for _, text in itertools.islice(stdlib_documents(), 20)]
+    ids = np.concatenate([np.array([0, *tokenizer.encode(text[:300])], dtype=np.uint16) for text in texts])
+    return Corpus(Tokens([ids], tokenizer), Tokens([ids[:500]], tokenizer), tokenizer, 500)
+
+
+def test_every_arm_takes_steps_and_only_its_own_terms_are_not_zero(corpus: Corpus) -> None:
+    seen = set()
+    for name in PLANS:
+        for item, run in runs(tiny(load_plan(name))):
+            assert run.train.steps == (3 if item.name == "off-longer" else 2)
+            # Many arms are the same at this size.
+            if run not in seen:
+                seen.add(run)
+                record = last_step(replace(run, model=replace(run.model, vocab_size=256)), corpus)
+                assert 0 < record["ce"] < 10
+                assert (record["jepa"] > 0) == (run.jepa.weight > 0), (name, item.name)
+                assert (record["sigreg"] > 0) == (run.jepa.sigreg_weight > 0), (name, item.name)
+    assert len(seen) > len(CELLS) + 3
+
+
+def last_step(run: Run, corpus: Corpus) -> dict[str, float]:
+    trainer = Trainer(TrainState(run, corpus, choose_device(run.train)))
+    for step in range(run.train.steps):
+        record = trainer.train_step(step / run.train.steps)
+    return record
