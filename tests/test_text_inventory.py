@@ -244,20 +244,9 @@ def test_a_readme_without_tables_is_text(tmp_path: Path) -> None:
 
 
 def test_what_jepamba_wrote_is_no_text(tmp_path: Path) -> None:
-    data = fill(
-        tmp_path,
-        a_txt="own",
-        runs__r__config_toml="",
-        runs__r__metrics_jsonl="",
-        study__plan_toml="",
-        study__r_toml="",
-        sub__config_toml="",
-        sub__submission_json="{}",
-        shards__meta_json="{}",
-        shards__text_bin="",
-        cache__tokenizers__k_model="",
-        x_jepa="",
-    )
+    names = "runs__r__config_toml runs__r__metrics_jsonl study__plan_toml study__r_toml sub__config_toml"
+    names += " sub__submission_json shards__meta_json shards__text_bin cache__tokenizers__k_model x_jepa"
+    data = fill(tmp_path, a_txt="own", **dict.fromkeys(names.split(), ""))
     assert read(data) == ["a.txt"]
     assert left_out(data) == {
         "runs/r": "a run",
