@@ -495,15 +495,6 @@ def test_an_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPat
         main(["presets"])
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("jepamba.train.train", interrupted)
-    assert main(["train", "quick", "--out", "/tmp/some-run"]) == 130
-    assert "jepamba resume /tmp/some-run" in capsys.readouterr().err
-
-
 def test_a_message_with_several_lines_is_put_on_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

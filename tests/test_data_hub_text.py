@@ -119,6 +119,22 @@ def test_invalid_names_are_refused(hub: HubServer, name: str, complaint: str) ->
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_left_out_of_a_data_set_is_listed(hub: HubServer) -> None:
+    hub.data_sets["some/c4"] = {
+        "main": {"README.md": b"# C4", "c4-train.0.json.gz": gzip.compress(jsonl(texts("one")))}
+    }
+    source = Source(("hf://some/c4",), "text")
+    assert [text for _, text in source.documents()] == texts("one")
+    assert source.inventory().left_out == (("README.md", "not in the data read"),)
+    books = Source(("hf://some/books",), "text").inventory()
+    assert [name for name, _ in books.read] == [f"data/train-0000{i}-of-00002.parquet" for i in range(2)]
+    assert dict(books.left_out) == {
+        "README.md": "not in the data read",
+        "data/test-00000-of-00001.parquet": "split test",
+        "data/validation-00000-of-00001.parquet": "split validation",
+    }
+
+
 def test_files_are_downloaded_on_demand_and_once(hub: HubServer) -> None:
     """The first document is yielded before the second file is downloaded. The second pass reads the cache."""
     files = hub.data_sets["some/books"]["main"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jepamba.errors import UserError
 from jepamba.evaluate import score_adapted, score_carried
 from jepamba.evaluate.likelihood import target_nats
 from jepamba.model import LanguageModel
+from jepamba.ops.dispatch import triton_kernels
 from jepamba.text import ByteTokenizer
 from test_evaluate_carried import small_model, stream
 
@@ -31,8 +32,11 @@ def loaded_model() -> LanguageModel:
 
 
 @pytest.fixture
-def chunk_nats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """−ln p of each batch that is scored from now on, in order."""
+def chunk_nats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """−ln p of each batch that is scored from now on, in order.
+
+    In plain PyTorch: passes with gradients can use C++ kernels, which add in another order.
+    """
     nats: list[float] = []
 
     def recorded(*args: Any) -> torch.Tensor:
@@ -41,7 +45,8 @@ def chunk_nats(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return nats_KN
 
     monkeypatch.setattr(score_module, "target_nats", recorded)
-    return nats
+    with triton_kernels(False):
+        yield nats
 
 
 def snapshot(model: LanguageModel) -> dict[str, torch.Tensor]:

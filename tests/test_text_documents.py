@@ -19,11 +19,10 @@ from pyarrow import parquet
 
 from examples import examples
 from jepamba.errors import UserError
-from jepamba.text import documents as documents_module
 from jepamba.text import files as files_module
-from jepamba.text import read_documents, stdlib_documents
-from jepamba.text.documents import source_files
+from jepamba.text import inventory, read_documents, stdlib_documents
 from jepamba.text.embedded import stdlib_identity
+from jepamba.text.inventory import take_inventory
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -68,7 +67,7 @@ def test_jsonl(tmp_path: Path, packing: str) -> None:
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary("int32", "string")])
 def test_parquet_in_row_groups(tmp_path: Path, kind: pyarrow.DataType) -> None:
-    texts = [*TEXTS, None, "", "a\0b"] * 300
+    texts = [*TEXTS, "", "a\0b"] * 300
     table = pyarrow.table({"n": list(range(len(texts))), "text": pyarrow.array(texts, pyarrow.string()).cast(kind)})
     parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
     assert list(read_documents(tmp_path / "rows.parquet")) == [*TEXTS, "a", "b"] * 300
@@ -85,7 +84,7 @@ def test_folder_is_read_recursively_in_sorted_order(tmp_path: Path) -> None:
     write(tmp_path / ".hidden", b"\xff")
     write(tmp_path / ".git" / "config", b"\xff")
     assert list(read_documents(tmp_path)) == ["one", "two", "three", "four", "five"]
-    assert [file.name for file in source_files(tmp_path)] == [
+    assert [Path(name).name for name, _ in take_inventory(tmp_path).read] == [
         "rows.jsonl.xz",
         "z.txt",
         "b.txt",
@@ -207,8 +206,8 @@ def test_compressed_files_of_several_streams(tmp_path: Path, packing: str) -> No
 
 def test_names_of_parquet_columns(tmp_path: Path) -> None:
     """Equal names, and a name with a dot beside the nested column that has the same path."""
-    path, rows = tmp_path / "rows.parquet", pyarrow.array(["one", None, "two"])
-    nested = pyarrow.array([{"text": "wrong"}] * 3)
+    path, rows = tmp_path / "rows.parquet", pyarrow.array(["one", "two"])
+    nested = pyarrow.array([{"text": "wrong"}] * 2)
     parquet.write_table(pyarrow.Table.from_arrays([rows, rows, rows], ["text", "text", "id"]), path)
     assert refusal(path).endswith("2 columns are named 'text'; rename all but one")
     assert list(read_documents(path, "id")) == ["one", "two"]
@@ -292,4 +291,4 @@ def test_stdlib_text_is_the_same_in_another_process() -> None:
 
 
 def test_the_list_of_refused_forms_has_no_text_form() -> None:
-    assert not {".txt", ".md", ".jsonl", ".parquet", ""} & set(documents_module._NO_TEXT)
+    assert not {".txt", ".md", ".jsonl", ".parquet", ""} & set(inventory._NO_TEXT)

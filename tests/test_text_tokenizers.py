@@ -192,12 +192,15 @@ def test_half_a_surrogate_pair_is_refused() -> None:
 
 def test_long_texts_are_encoded_in_parts_to_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n\n".join(text for _, text in stdlib_documents()[:60])
+    scripts = "слово и дело, λόγος και έργο ½ ² ﬁn ﷺ ͺ ͺx यह एक כל مرحبا بالعالم ｆｕｌｌ　 width  two_ _x 1 2 " * 200
+    text += scripts
     for tokenizer in all_kinds():
         if not isinstance(tokenizer, SentencePieceTokenizer):
             continue
         whole = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialize()).encode(text)
         monkeypatch.setattr(tokenizer, "cut_chars", 50)
-        assert len(tokenizer._parts(text)) > 1000
+        assert len(list(tokenizer._parts(text))) > 1000
+        assert max(len(part) for _, part in tokenizer._parts(scripts)) < 150
         ids = tokenizer.encode(text).tolist()
         # A unigram model chooses by sums of scores, whose rounding depends on what precedes: ties may fall elsewhere.
         assert sum(a != b for a, b in zip(ids, whole, strict=True)) <= (
@@ -356,3 +359,18 @@ def test_published_model_as_its_library_encodes() -> None:
         assert tokenizer.decode([1, *ids]).decode() == processor.decode(ids)
     assert tokenizer.lossless_on("plain words")
     assert not tokenizer.lossless_on("two  spaces")
+
+
+@pytest.mark.parametrize("piece_chars", [1, 40, 1 << 20])
+def test_the_pieces_of_a_long_text_have_its_ids(piece_chars: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("byte_level", "pieces"):
+        monkeypatch.setattr(f"jepamba.text.{module}.PIECE_CHARS", piece_chars)
+    trained = train_bpe(["the river answers the stone, ☃ " * 40, "1 2 3"], 400)
+    monkeypatch.setattr(trained, "cut_chars", 20)
+    tokenizers: list[Tokenizer] = [ByteTokenizer(), trained]
+    for text in (" the river answers" * 30, "a", "▁▁the ▁river▁ " * 9, "☃" * 50, "no cut" * 2, " "):
+        for tokenizer in tokenizers:
+            pieces = list(tokenizer.encode_pieces(text))
+            assert "".join(piece for piece, _ in pieces) == text
+            assert np.array_equal(np.concatenate([ids for _, ids in pieces]), tokenizer.encode(text))
+    assert len(list(trained.encode_pieces(" the river answers" * 30))) > 5 or piece_chars > 40

@@ -16,6 +16,13 @@ class UserError(Exception):
     """Invalid input. The message is one line with the problem, the place and the remedy. The CLI exits with code 2."""
 
 
+class DivergedError(UserError):
+    """What a model computes is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__("the model has diverged, it computes no finite values: train again with a lower learning rate")
+
+
 def in_words(error: BaseException) -> str:
     """Describe `error` in one line for the other ranks."""
     if isinstance(error, UserError):

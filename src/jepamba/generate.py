@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel, State
 from jepamba.text import Tokenizer
@@ -84,6 +84,8 @@ class Sampler:
 
     def __call__(self, logits_V: Float[Tensor, " V"]) -> int:
         """Sample the next token."""
+        if logits_V.isnan().any():
+            raise DivergedError
         logits_V = logits_V.float().cpu().masked_fill(self.forbidden, -math.inf)
         if self.temperature == 0:
             return int(logits_V.argmax())

@@ -91,6 +91,22 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
             os.fsync(descriptor)
 
 
+def check_writable(path: Path) -> None:
+    """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            return
+        folder = next(parent for parent in path.resolve().parents if parent.exists())
+        # Permissions alone do not tell: the file system may be read-only, or the user root.
+        probe = folder / f".{secrets.token_hex(8)}.partial"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
+
+
 def check_utf8_name(path: Path) -> None:
     """Raise `UserError` if the name `path` is not UTF-8: safetensors and TOML cannot have it."""
     try:

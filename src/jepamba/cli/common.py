@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jepamba.cli.parser import Parser
 from jepamba.cli.streams import STDIN, read_stdin_text
 from jepamba.errors import UserError
+from jepamba.io import check_writable
 
 if TYPE_CHECKING:
     from jepamba.artifact import Artifact
@@ -47,20 +48,34 @@ def add_text_flags(parser: Parser, purpose: str) -> None:
         help="text, folder, JSONL, parquet or shards; -: text from standard input",
     )
     parser.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
+    parser.add_argument(
+        "--skip-bad", type=int, default=0, metavar="N", help="bad rows that may be left out (default: 0)"
+    )
     parser.add_argument("--split", default="val", metavar="S", help=f"split to {purpose}, for shards (default: val)")
 
 
 def read_text(args: Namespace, artifact: Artifact) -> Tokens:
-    """Read the text that `add_text_flags` names, with the tokenizer of `artifact`. Documents of `-` are not cached."""
+    """Read the text that `add_text_flags` names, with the tokenizer of `artifact`, and say what is left out of it.
+
+    Documents of `-` are not cached.
+    """
     from jepamba.data import load_tokens
+    from jepamba.data.build import inventory
     from jepamba.data.tokens import tokens_in_memory
     from jepamba.progress import Progress
+    from jepamba.text.inventory import table
 
     if args.data == STDIN:
         return tokens_in_memory(filter(None, read_stdin_text("the text").split("\0")), artifact.tokenizer)
-    data = replace(artifact.run.data, column=args.column)
+    data = replace(artifact.run.data, column=args.column, skip_bad=args.skip_bad)
+    files = inventory(args.data, args.split)
     with Progress("reading the text") as report:
-        return load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+        if files.left_out:
+            report.say(table({"text": files}))
+        tokens = load_tokens(args.data, artifact.tokenizer, data, args.split, report)
+        if tokens.bad_rows:
+            report.say(f"jepamba: bad rows left out: {tokens.bad_rows:,}")
+    return tokens
 
 
 def summary_printer(out: Path) -> Callable[[str], None]:
@@ -73,6 +88,7 @@ def summary_printer(out: Path) -> Callable[[str], None]:
 
 
 def check_output(out: Path, *inputs: Path) -> None:
-    """Raise `UserError` if `out` is one of `inputs`."""
+    """Raise `UserError` if `out` cannot be written, or is one of `inputs`."""
+    check_writable(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
         raise UserError(f"{out}: this output is also an input; choose another -o")

@@ -6,7 +6,6 @@ import json
 import sys
 from argparse import Namespace
 from dataclasses import asdict
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from jepamba.cli.common import columns
@@ -39,6 +38,9 @@ def add(commands: Commands) -> None:
     )
     build.add_argument("--vocab", type=int, default=8192, metavar="N", help="vocabulary size of bpe (default: 8192)")
     build.add_argument("--column", default="text", metavar="C", help="column of JSONL and parquet (default: text)")
+    build.add_argument(
+        "--skip-bad", type=int, default=0, metavar="N", help="bad rows that may be left out (default: 0)"
+    )
     build.add_argument("--val", default="", metavar="PATH", help="validation text (default: a share of PATH)")
     build.add_argument(
         "--holdout", type=float, default=0.1, metavar="S", help="validation share of PATH without --val (default: 0.1)"
@@ -73,18 +75,28 @@ def data_build(args: Namespace) -> int:
     from jepamba.data import is_shards
     from jepamba.data.hub_text import HUB, pinned
     from jepamba.data.source import Source
-    from jepamba.data.writer import FolderWriter
+    from jepamba.data.writer import FolderWriter, check_output_folder
     from jepamba.progress import Progress, print_line
+    from jepamba.text.inventory import table
     from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-    checked = Data(tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, holdout=args.holdout)
+    checked = Data(
+        tokenizer=args.tokenizer, vocab=args.vocab, column=args.column, holdout=args.holdout, skip_bad=args.skip_bad
+    )
     for path in [*args.paths, args.val]:
         if path and is_shards(path):
             raise UserError(f"{path}: these are shards already; build needs text")
+    check_output_folder(args.out, "train", "val")
     holdout = 0.0 if args.val else checked.holdout
     for name in dict.fromkeys(path for path in [*args.paths, args.val] if path.startswith(HUB)):
         print_line(f"jepamba: reading {pinned(name)}")
-    source = Source(tuple(args.paths), args.column, "train", holdout)
+    source = Source(tuple(args.paths), args.column, "train", holdout, args.skip_bad)
+    sources = {"training": source}
+    if args.val:
+        sources["validation"] = Source((args.val,), args.column, "val", skip_bad=args.skip_bad)
+    files = table({name: source.inventory() for name, source in sources.items()})
+    if files:
+        print_line(files)
     tokenizer: Tokenizer
     if args.tokenizer == "bytes":
         tokenizer = ByteTokenizer()
@@ -93,10 +105,12 @@ def data_build(args: Namespace) -> int:
             tokenizer = train_bpe((text for split, text in source.documents(report) if split == "train"), args.vocab)
     else:
         tokenizer = read_tokenizer(args.tokenizer)
-    sources = [source, Source((args.val,), args.column, "val")] if args.val else [source]
     with Progress("tokenizing") as report, FolderWriter(args.out, tokenizer) as writer:
         overlap = source.held_out(report).overlap if holdout else None
-        writer.write(chain.from_iterable(source.documents(report) for source in sources), overlap)
+        for text in sources.values():
+            writer.write(text.documents(report), overlap, text.bad_rows)
+            if text.bad_rows.count:
+                report.say(f"jepamba: {text.bad_rows.in_words()}")
     args.dir = args.results_in = args.out
     return data_info(args)
 
@@ -164,6 +178,8 @@ def _print_folder(folder: TokenFolder, as_json: bool) -> int:
     for name, split in folder.splits.items():
         if split.overlap is not None:
             print(f"\n{name}: held out, {overlap_in_words(split.overlap)}")
+        if split.bad_rows:
+            print(f"\n{name}: bad rows of the text left out: {split.bad_rows:,}")
         if split.unrestored is not None and split.unrestored.bytes:
             print(f"\n{name}: {split.unrestored.in_words(split.text_bytes or 0)}")
     print(f"\ntokenizer: {kind}, {size:,} tokens, fingerprint {folder.tokenizer.fingerprint[:12]}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from jepamba.cli.common import columns
 from jepamba.cli.parser import Commands, local_path
+from jepamba.cli.train import resume_hint
 
 
 def add(commands: Commands) -> None:
@@ -30,8 +31,7 @@ def demo(args: Namespace) -> int:
     from jepamba.demo import run_demo
     from jepamba.folder_lock import unused_folder
 
-    with nullcontext(args.out) if args.out else unused_folder(Path("runs/demo")) as out:
-        args.on_interrupt = f"stopped; `jepamba resume {out}` continues the training"
+    with nullcontext(args.out) if args.out else unused_folder(Path("runs/demo")) as out, resume_hint(args, out):
         result = run_demo(out, args.seconds)
     args.results_in = out
     print(json.dumps(result) if args.json else demo_table(result))

@@ -53,6 +53,7 @@ def evaluate(args: Namespace) -> int:
     """Run `jepamba eval` and print the score."""
     from jepamba.api import load
     from jepamba.evaluate import ADAPT_LR, score_adapted, score_carried, score_plain, score_sliding
+    from jepamba.evaluate.score import check_stride, check_temperature
     from jepamba.progress import Progress
 
     modes = [flag for flag in ("carry", "sliding", "adapt") if getattr(args, flag)]
@@ -68,6 +69,10 @@ def evaluate(args: Namespace) -> int:
     artifact = load(args.artifact).artifact
     data = artifact.run.data
     temperature = artifact.temperature if args.temperature is None else args.temperature
+    # Before the text is read, which may take long.
+    check_temperature(temperature)
+    if args.sliding:
+        check_stride(args.sliding, data.seq_len)
     tokens = read_text(args, artifact)
     with Progress("scoring") as report:
         reset = data.reset and not args.no_reset

@@ -45,5 +45,6 @@ def resume(args: Namespace) -> int:
     """Run `jepamba resume` and print the scores."""
     from jepamba.train import resume as resume_run
 
-    args.on_interrupt = resume_hint(args.dir)
-    return print_summary(args, args.dir, resume_run(args.dir, settings_from_args(args)))
+    with resume_hint(args, args.dir):
+        summary = resume_run(args.dir, settings_from_args(args))
+    return print_summary(args, args.dir, summary)

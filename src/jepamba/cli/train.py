@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import SUPPRESS, Namespace
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,9 @@ def train(args: Namespace) -> int:
 
     default = unused_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
     with nullcontext(args.out) if args.out else default as out:
-        args.on_interrupt = resume_hint(out)
-        return print_summary(args, out, train_run(run, out, preset=args.preset))
+        with resume_hint(args, out):
+            summary = train_run(run, out, preset=args.preset)
+        return print_summary(args, out, summary)
 
 
 def _dry_run(run: Any, as_json: bool) -> int:
@@ -94,21 +95,31 @@ def _choices(run: Any, as_json: bool) -> tuple[Any, dict[str, Any]]:
     return run, {choice.name: {"value": choice.value, "reason": choice.reason} for choice in choices}
 
 
-def resume_hint(out: Path) -> str:
-    """Return the message for an interrupted training in `out`."""
-    return f"stopped; `jepamba resume {out}` continues this run"
+@contextmanager
+def resume_hint(args: Namespace, out: Path) -> Iterator[None]:
+    """On an interrupt, set the message that says whether there is a run in `out` to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        args.on_interrupt = "stopped before the run began; the same command starts it"
+        if (out / "config.toml").exists():
+            args.on_interrupt = f"stopped; `jepamba resume {out}` continues this run"
+        raise
 
 
 def print_summary(args: Namespace, out: Path, summary: Mapping[str, Any]) -> int:
     """Write the report of the finished run in `out`, print its scores, and return the exit code."""
-    from jepamba.progress import duration, is_silent
+    from jepamba.progress import duration, is_silent, print_line
     from jepamba.report.html import write_report
     from jepamba.text.unrestored import bpb_unit
 
     if is_silent():
         return 0
-    write_report(out)
     args.results_in = out
+    try:
+        write_report(out)
+    except OSError as error:
+        print_line(f"jepamba: the report cannot be written ({error.strerror}); `jepamba resume {out}` writes it")
     if args.json:
         print(json.dumps({"out": str(out), **summary}))
         return 0

@@ -21,6 +21,8 @@ class Data:
     """Share of the training documents held out for validation if `val` is empty."""
     column: str = "text"
     """Text column of JSONL and parquet input."""
+    skip_bad: int = 0
+    """Bad rows, and documents that are not UTF-8, that are left out and counted; one more ends the command."""
     tokenizer: str = "bpe"
     """`bytes`, `bpe` (trained on the training text), or the path of a SentencePiece `.model`."""
     vocab: int = 8192
@@ -39,6 +41,7 @@ class Data:
 
     def __post_init__(self) -> None:
         require(0.0 < self.holdout < 1.0, f"data.holdout = {self.holdout}: must lie between 0 and 1")
+        require(self.skip_bad >= 0, f"data.skip_bad = {self.skip_bad}: must not be negative")
         require(self.seq_len >= 2, f"data.seq_len = {self.seq_len}: a window needs at least 2 tokens")
         require(
             self.tokenizer in ("bytes", "bpe") or self.tokenizer.endswith(".model"),

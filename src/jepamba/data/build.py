@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepamba.config import Data
-from jepamba.data.folder import TokenFolder, is_folder, open_folder
+from jepamba.data.folder import META, TOKENIZER_FILE, TokenFolder, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, open_shard
 from jepamba.data.source import Source, cache_folder, cache_key
 from jepamba.data.tokens import Tokens
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
-from jepamba.io import atomic_write
+from jepamba.io import atomic_write, check_writable
 from jepamba.progress import Report
+from jepamba.text.inventory import Inventory
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Increment this when the same settings and text give different tokens or a different `meta.json` than before."""
 
 
@@ -101,11 +102,35 @@ def corpus(config: Data, progress: Report | None = None, tokenizer: Tokenizer | 
     return Corpus(train, val, tokenizer, size, overlap, is_end)
 
 
+def text_inventory(config: Data) -> dict[str, Inventory]:
+    """List the files of `config` that are read and those that are not, for training and validation."""
+    val = config.val or (config.train if is_shards(config.train) else "")
+    texts = {"training": (config.train, "train"), "validation": (val, "val")}
+    return {name: inventory(path, split) for name, (path, split) in texts.items() if path}
+
+
+def inventory(path: str, split: str) -> Inventory:
+    """List the files that `load_tokens` reads of `path`, and those that it does not."""
+    if not is_shards(path):
+        return Source((path,), "", split).inventory()
+    place = Path(path)
+    files = [place] if place.is_file() else sorted(place.glob(f"*_{split}_*.bin"))
+    known = {META, "source.json", *TOKENIZER_FILE.values()}
+    others = [] if place.is_file() else [file.name for file in place.iterdir() if file.suffix not in (".bin", ".model")]
+    left_out = [name for name in sorted(others) if name not in known and not name.startswith(".")]
+    return Inventory(
+        tuple((str(file), file.stat().st_size) for file in files), tuple((name, "no tokens") for name in left_out)
+    )
+
+
 def trained_on(config: Data) -> list[str]:
     """Return the files of the text `config.val` that `config.train` has too, or its name on the hub, or "stdlib"."""
     if not config.val or is_shards(config.val) or is_shards(config.train):
         return []
-    train, val = (Source((path,), config.column).identity()["files"] for path in (config.train, config.val))
+    train, val = (
+        Source((path,), config.column, split).identity()["files"]
+        for path, split in ((config.train, "train"), (config.val, "val"))
+    )
     known = set(train)
     return [config.val if isinstance(file, str) else file[0] for file in val if file in known]
 
@@ -119,7 +144,8 @@ def load_tokens(
     without a `meta.json`; "auto" means no. Raises `UserError` as `corpus` does, and for shards of another tokenizer.
     """
     if not is_shards(path):
-        return _cached_folder(Source((str(path),), config.column, split), tokenizer, config, progress).tokens(split)
+        source = Source((str(path),), config.column, split, skip_bad=config.skip_bad)
+        return _cached_folder(source, tokenizer, config, progress).tokens(split)
     folder = _folder_of(Path(path))
     if folder is not None:
         if folder.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -193,7 +219,7 @@ def _tokenizer_name(tokenizer: Tokenizer) -> str:
 
 
 def _train_source(config: Data) -> Source:
-    return Source((config.train,), config.column, "train", 0.0 if config.val else config.holdout)
+    return Source((config.train,), config.column, "train", 0.0 if config.val else config.holdout, config.skip_bad)
 
 
 def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> Tokenizer:
@@ -209,6 +235,7 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
             return read_tokenizer(file)
         except UserError:
             file.unlink()
+    check_writable(file)
     documents = source.documents(_with_note(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
     atomic_write(file, tokenizer.serialize())
@@ -228,10 +255,10 @@ def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress:
         except UserError:
             shutil.rmtree(out)
     report = _with_note(progress, "tokenizing")
-    overlap = source.held_out(report).overlap if source.holdout else None
     try:
         with FolderWriter(out, tokenizer) as writer:
-            writer.write(source.documents(report), overlap)
+            overlap = source.held_out(report).overlap if source.holdout else None
+            writer.write(source.documents(report), overlap, source.bad_rows)
     except UserError:
         # Another process may have written the same folder first.
         if not is_folder(out):

@@ -41,6 +41,8 @@ class Split:
     """Of a split that was held out, the share of its passages that occur in the training text; see `HeldOut`."""
     unrestored: Unrestored | None = None
     """What the tokens do not give back of the original documents."""
+    bad_rows: int | None = None
+    """Bad rows of the text that were left out. Of a source that was divided, the train split has those of val too."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,14 @@ class TokenFolder:
             raise UserError(f"{self.path}: no {split!r} split; its splits are {', '.join(self.splits) or 'none'}")
         expected = self.splits[split]
         shards = [open_shard(self.path / name, self.tokenizer.vocab_size, whole) for name in expected.shards]
-        tokens = Tokens(shards, self.tokenizer, expected.text_bytes, expected.decoded_bytes, expected.unrestored)
+        tokens = Tokens(
+            shards,
+            self.tokenizer,
+            expected.text_bytes,
+            expected.decoded_bytes,
+            expected.unrestored,
+            expected.bad_rows or 0,
+        )
         if len(tokens) != expected.tokens:
             raise UserError(
                 f"{self.path}: {META} says {expected.tokens} tokens of {split}, its shards have {len(tokens)}; "
@@ -129,7 +138,8 @@ def _split(values: Mapping[str, Any]) -> Split:
         if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ValueError(f"a shard named {name!r}")
     counts = {key: values[key] for key in ("documents", "text_bytes", "decoded_bytes", "tokens")}
-    for key, value in counts.items():
+    bad_rows = values.get("bad_rows")
+    for key, value in [*counts.items(), ("bad_rows", bad_rows)]:
         if (value is None and key != "tokens") or (type(value) is int and value >= 0):
             continue
         raise ValueError(f"{key} = {value!r}")
@@ -142,7 +152,7 @@ def _split(values: Mapping[str, Any]) -> Split:
         size, example = unrestored.bytes, _string(unrestored.example)
         if not (type(size) is int and size >= 0 and example.isprintable() and len(example) < 1000):
             raise ValueError(f"unrestored = {values['unrestored']!r}")
-    return Split(**counts, shards=names, overlap=overlap, unrestored=unrestored)
+    return Split(**counts, shards=names, overlap=overlap, unrestored=unrestored, bad_rows=bad_rows)
 
 
 def _string(value: Any) -> str:

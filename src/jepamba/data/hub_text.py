@@ -13,20 +13,18 @@ from pathlib import Path
 from jepamba.data.hub import HubFile, Repository, check_free_space, total_size
 from jepamba.errors import UserError
 from jepamba.progress import Report
-from jepamba.text.documents import read_files
+from jepamba.text.documents import BadRows, read_files
+from jepamba.text.inventory import Inventory, canonical_split, split_of
 
 HUB = "hf://"
 """Prefix of the name of a hub data set."""
 _NAME = re.compile(r"hf://([^/@:]+/[^/@:]+)(?:@([^/:]+))?(?:/([^:]*))?(?::([A-Za-z0-9_]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_READABLE = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|xz|zst))?)$")
-_SPLITS = {
-    "train": {"train", "training"},
-    "validation": {"validation", "valid", "val", "dev"},
-    "test": {"test", "testing", "eval"},
-}
-"""For each split, the words that select it in the path of a file. This is the convention of the hub,
-https://huggingface.co/docs/hub/datasets-file-names-and-splits."""
+_READABLE = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|xz|zst))?|json\.(gz|xz|zst))$")
+"""A .json file without compression mostly describes the data."""
+
+_inventories: dict[str, Inventory] = {}
+"""By the name of the data set with its commit."""
 
 
 class HubText:
@@ -43,8 +41,18 @@ class HubText:
         repository, revision, folder, split = match.groups()
         self.name, self.repository = name, Repository(repository, revision or "main")
         self.files = self._select_files((folder or "").strip("/"), split)
+        self.pinned = re.sub(r"^(hf://[^/@:]+/[^/@:]+)(@[^/:]+)?", rf"\1@{self.repository.commit}", name)
+        _inventories[self.pinned] = self._inventory()
 
-    def documents(self, column: str, progress: Report | None = None) -> Iterator[str]:
+    def _inventory(self) -> Inventory:
+        chosen = {file.path for file in self.files}
+        left_out = [
+            (path, f"split {split}" if (split := split_of(path)) and _READABLE.search(path) else "not in the data read")
+            for path in sorted(self.repository.files.keys() - chosen)
+        ]
+        return Inventory(tuple((file.path, file.size) for file in self.files), tuple(left_out))
+
+    def documents(self, column: str, progress: Report | None = None, bad_rows: BadRows | None = None) -> Iterator[str]:
         """Iterate over the documents, sorted by path, as `read_documents` does for a local folder.
 
         Raises `UserError` as `read_documents` does, if a download fails, or if the disk has too little space.
@@ -65,7 +73,7 @@ class HubText:
             total_size(missing), Path(constants.HF_HUB_CACHE), f"{len(missing)} files of {self.repository}"
         )
         total = total_size(self.files)
-        return read_files(self.name, self._downloaded_files(total, progress), total, column, progress)
+        return read_files(self.name, self._downloaded_files(total, progress), total, column, progress, bad_rows)
 
     def _downloaded_files(self, total: int, progress: Report | None) -> Iterator[Path]:
         before = 0
@@ -93,12 +101,12 @@ class HubText:
         )
         if not readable:
             raise UserError(f"{self.name}: no parquet or JSONL file found; folders are {self._folders() or 'none'}")
-        splits = {file.path: _split_of(file.path.removeprefix(inside), split) for file in readable}
+        splits = {file.path: split_of(file.path.removeprefix(inside), split or "") for file in readable}
         wanted = split or "train"
         if split is None and not any(splits.values()):
             chosen = readable
         else:
-            wanted = next((name for name, words in _SPLITS.items() if wanted in words), wanted)
+            wanted = canonical_split(wanted)
             chosen = [file for file in readable if splits[file.path] == wanted]
         if not chosen:
             available = ", ".join(sorted(set(filter(None, splits.values())))) or "none"
@@ -133,16 +141,12 @@ def pinned(name: str) -> str:
     match = _NAME.fullmatch(name)
     if match is not None and _COMMIT.fullmatch(match[2] or ""):
         return name
-    commit = hub_text(name).repository.commit
-    return re.sub(r"^(hf://[^/@:]+/[^/@:]+)(@[^/:]+)?", rf"\1@{commit}", name)
+    return hub_text(name).pinned
 
 
-def _split_of(path: str, requested: str | None) -> str:
-    """Return the split of the last word in `path` that names one, or an empty text."""
-    for word in reversed(re.split(r"[^A-Za-z0-9]+", path)):
-        for split, words in _SPLITS.items():
-            if word in words:
-                return split
-        if requested is not None and word == requested:
-            return requested
-    return ""
+def hub_inventory(name: str) -> Inventory:
+    """List the files of `name` that are read, and those that are not. It is empty if the hub need not be asked.
+
+    A resumed run finds its tokens in the cache, without the hub.
+    """
+    return _inventories.get(pinned(name), Inventory(()))

@@ -11,11 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jepamba.data.hub_text import HUB, hub_text, pinned
+from jepamba.data.hub_text import HUB, hub_inventory, hub_text, pinned
 from jepamba.errors import UserError
 from jepamba.progress import Report
-from jepamba.text.documents import STDLIB, read_documents, source_files
+from jepamba.text.documents import STDLIB, BadRows, read_documents
 from jepamba.text.embedded import stdlib_identity
+from jepamba.text.inventory import Inventory, take_inventory
 from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, OneDocumentError, hold_out, hold_out_end
 
 
@@ -24,16 +25,23 @@ class Source:
     """The documents of one or more paths, in one split or divided into train and val.
 
     Arguments: `paths`: local paths (see `read_documents`) or `hf://…` (see `HubText`); `column`: the text column;
-    `split`: the split of all documents if `holdout` is 0; `holdout`: fraction of the documents in val.
+    `split`: the split of all documents if `holdout` is 0, and the one that is read of files whose names tell splits
+    apart; `holdout`: fraction of the documents in val; `skip_bad`: bad rows that may be left out.
     """
 
     paths: tuple[str, ...]
     column: str
     split: str = "train"
     holdout: float = 0.0
+    skip_bad: int = 0
+    bad_rows: BadRows = field(init=False, compare=False)
+    """The bad rows of the present or last pass over the documents."""
     _held_out: HeldOut | None = field(default=None, init=False, repr=False, compare=False)
     _end: int | None = field(default=None, init=False, repr=False, compare=False)
     """Of a single document, the character at which the held-out text starts."""
+
+    def __post_init__(self) -> None:
+        self.bad_rows = BadRows(self.skip_bad)
 
     def documents(self, progress: Report | None = None) -> Iterator[tuple[str, str]]:
         """Iterate over (split, text) of every document, in order.
@@ -74,11 +82,20 @@ class Source:
                 yield text[self._end :]
 
     def _whole_texts(self, progress: Report | None) -> Iterator[str]:
+        self.bad_rows.restart()
         for path in self.paths:
             if path.startswith(HUB):
-                yield from hub_text(path).documents(self.column, progress)
+                yield from hub_text(path).documents(self.column, progress, self.bad_rows)
             else:
-                yield from read_documents(path, self.column, progress)
+                yield from read_documents(path, self.column, progress, split=self.split, bad_rows=self.bad_rows)
+
+    def inventory(self) -> Inventory:
+        """List the files that are read, and those that are not. Raises `UserError` if there is nothing to read."""
+        found = [_inventory(path, self.split) for path in self.paths]
+        return Inventory(
+            tuple(file for inventory in found for file in inventory.read),
+            tuple(file for inventory in found for file in inventory.left_out),
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the documents and their split.
@@ -93,9 +110,16 @@ class Source:
             elif path.startswith(HUB):
                 files.append(pinned(path))
             else:
-                found = source_files(path)
+                found = [Path(name) for name, _ in take_inventory(path, self.split).read]
                 files += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
-        return {"files": files, "column": self.column, "split": self.split, "holdout": self.holdout}
+        settings = {"column": self.column, "split": self.split, "holdout": self.holdout, "skip_bad": self.skip_bad}
+        return {"files": files, **settings}
+
+
+def _inventory(path: str, split: str) -> Inventory:
+    if path == STDLIB:
+        return Inventory(())
+    return hub_inventory(path) if path.startswith(HUB) else take_inventory(path, split)
 
 
 def cache_folder(setting: str) -> Path:

@@ -26,7 +26,7 @@ class Tokens:
     Arguments: `shards`: files or arrays (N_i,) of tokens, in order; `tokenizer`: the tokenizer of the shards;
     `text_bytes`: recorded bytes of the original text; `recorded_bytes`: recorded bytes that the tokens decode to, which
     differ from `text_bytes` if the tokenizer normalises text; `unrestored`: what the tokens do not give back of the
-    original text. None means not recorded.
+    original text. None means not recorded. `bad_rows`: rows of the text that were left out.
     """
 
     def __init__(
@@ -36,9 +36,11 @@ class Tokens:
         text_bytes: int | None = None,
         recorded_bytes: int | None = None,
         unrestored: Unrestored | None = None,
+        bad_rows: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_bytes, self.recorded_bytes, self.unrestored = text_bytes, recorded_bytes, unrestored
+        self.bad_rows = bad_rows
         self._shards = [shard for shard in shards if len(shard)]
         self._starts = [0]
         for shard in self._shards:

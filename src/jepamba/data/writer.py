@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
+from jepamba.io import check_writable
+from jepamba.text.documents import BadRows
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 from jepamba.text.unrestored import Unrestored, compare
@@ -27,83 +30,112 @@ BATCH_CHARS = 1 << 21
 _DECODED_TOKENS = 1 << 16
 
 
+class _Part(NamedTuple):
+    """Encoded documents of one split, or a piece of a long document."""
+
+    split: str
+    documents: int
+    """Documents that start in this part."""
+    text: str
+    tokens: NDArray[np.uint16]
+    before: int | None
+    """The token before the part, if it continues a document."""
+
+
 class FolderWriter:
     """A context manager that writes splits into the folder `out`.
 
-    It writes into a hidden folder next to `out`. The exit of the context moves the files to `out`; an exception deletes
-    them. `out` must be new, empty, or a folder of shards with the same tokenizer and without the new splits.
+    It writes into a hidden folder, next to `out` if that is new, else in it: `out` may be a mounted volume, or the
+    current folder. The exit of the context moves the files to `out`; an exception deletes them. `out` must be new,
+    empty, or a folder of shards with the same tokenizer and without the new splits.
 
     Raises `UserError` at entry if `out` is anything else, and at exit if no document was written.
     """
 
     def __init__(self, out: Path, tokenizer: Tokenizer, limit: int = SHARD_TOKENS) -> None:
         self.out, self.tokenizer, self.limit = out, tokenizer, limit
-        self._old: dict[str, Split] = {}
         self._new: dict[str, Split] = {}
 
     def __enter__(self) -> FolderWriter:
-        if is_folder(self.out):
-            folder = open_folder(self.out)
-            if folder.tokenizer.fingerprint != self.tokenizer.fingerprint:
-                raise UserError(f"{self.out}: its shards were made with another tokenizer; choose another folder")
-            self._old = dict(folder.splits)
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError(f"{self.out}: exists and is not a folder of jepamba shards; choose another folder")
+        check_output_folder(self.out, tokenizer=self.tokenizer)
+        place = self.out.resolve()
+        self._is_new = not place.exists()
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
-            self._work = self.out.with_name(f".{self.out.name}.{secrets.token_hex(8)}.partial")
-            self._work.mkdir()
+            self._work = (place.parent if self._is_new else place) / f".{place.name}.{secrets.token_hex(8)}.partial"
+            self._work.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
 
-    def write(self, documents: Iterable[tuple[str, str]], val_overlap: float | None = None) -> None:
+    def write(
+        self,
+        documents: Iterable[tuple[str, str]],
+        val_overlap: float | None = None,
+        bad_rows: BadRows | None = None,
+    ) -> None:
         """Encode `documents`, pairs of (split, text), with BOS before each if the tokenizer has a separator.
 
-        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split. Raises `UserError` if the
-        folder already has the split.
+        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split, and the number of `bad_rows`
+        after the last document in the first split. Raises `UserError` if the folder already has the split.
         """
         with ExitStack() as stack:
             writers: dict[str, ShardWriter] = {}
             for batch in _batches(documents):
-                encoded = self.tokenizer.encode_batch([text for _, text in batch])
-                for split in dict.fromkeys(name for name, _ in batch):
-                    if split not in writers:
-                        self._start_split(split)
-                        writers[split] = stack.enter_context(ShardWriter(self._work, "text", split, self.limit))
-                    of_split = [index for index, (name, _) in enumerate(batch) if name == split]
-                    tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
-                    writers[split].append(tokens)
-                    self._count(split, [batch[index][1] for index in of_split], tokens)
-        for split, writer in writers.items():
+                for part in self._encoded(batch):
+                    if part.split not in writers:
+                        self._start_split(part.split)
+                        writers[part.split] = stack.enter_context(
+                            ShardWriter(self._work, "text", part.split, self.limit)
+                        )
+                    writers[part.split].append(part.tokens)
+                    self._count(part)
+        for index, (split, writer) in enumerate(sorted(writers.items())):
             shards, overlap = tuple(name for name, _ in writer.files), val_overlap if split == "val" else None
-            self._new[split] = replace(self._new[split], shards=shards, overlap=overlap)
+            bad = 0 if index or bad_rows is None else bad_rows.count
+            self._new[split] = replace(self._new[split], shards=shards, overlap=overlap, bad_rows=bad)
+
+    def _encoded(self, batch: list[tuple[str, str]]) -> Iterator[_Part]:
+        """Encode `batch`. A long document is in a batch of its own and gives several parts."""
+        if len(batch) == 1:
+            ((split, text),) = batch
+            before = None
+            for index, (piece, ids) in enumerate(self.tokenizer.encode_pieces(text)):
+                tokens = ids if index else join_documents(self.tokenizer, [ids])
+                yield _Part(split, int(not index), piece, tokens, before)
+                before = int(tokens[-1]) if tokens.size else before
+            return
+        encoded = self.tokenizer.encode_batch([text for _, text in batch])
+        for split in dict.fromkeys(name for name, _ in batch):
+            of_split = [index for index, (name, _) in enumerate(batch) if name == split]
+            tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
+            yield _Part(split, len(of_split), "".join([batch[index][1] for index in of_split]), tokens, None)
 
     def _start_split(self, split: str) -> None:
-        if split in self._old or split in self._new:
-            raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
+        check_output_folder(self.out, split)
         if not split.isalnum():
             raise UserError(f"invalid split name {split!r}: use letters and digits, as in train and val")
         self._new[split] = Split(0, 0, 0, 0, (), unrestored=Unrestored())
 
-    def _count(self, split: str, texts: list[str], tokens: NDArray[np.uint16]) -> None:
-        # The previous token does not change the byte count: each document starts with BOS, or the tokenizer is bytes.
-        previous = np.concatenate([tokens[:1], tokens[:-1]])
-        totals = self._new[split]
-        self._new[split] = Split(
-            documents=(totals.documents or 0) + len(texts),
-            text_bytes=(totals.text_bytes or 0) + sum(len(utf8(text)) for text in texts),
-            decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, tokens).sum()),
-            tokens=totals.tokens + len(tokens),
+    def _count(self, part: _Part) -> None:
+        # Where there is no token before, it does not matter: the document starts with BOS, or the tokenizer is bytes.
+        first = part.tokens[:1] if part.before is None else np.array([part.before], dtype=np.uint16)
+        previous = np.concatenate([first, part.tokens[:-1]])[: len(part.tokens)]
+        totals = self._new[part.split]
+        self._new[part.split] = Split(
+            documents=(totals.documents or 0) + part.documents,
+            text_bytes=(totals.text_bytes or 0) + len(utf8(part.text)),
+            decoded_bytes=(totals.decoded_bytes or 0) + int(self.tokenizer.target_bytes(previous, part.tokens).sum()),
+            tokens=totals.tokens + len(part.tokens),
             shards=(),
-            unrestored=(totals.unrestored or Unrestored()) + compare("".join(texts), self._decoded(tokens)),
+            unrestored=(totals.unrestored or Unrestored()) + compare(part.text, self._decoded(part)),
         )
 
-    def _decoded(self, tokens: NDArray[np.uint16]) -> bytes:
-        """Decode the tokens of whole documents in slices, which bounds the memory of a large document."""
+    def _decoded(self, part: _Part) -> bytes:
+        """Decode the tokens of `part` in slices, which bounds the memory."""
+        tokens = part.tokens
         return b"".join(
-            self.tokenizer.decode(tokens[at : at + _DECODED_TOKENS], int(tokens[at - 1]) if at else None)
+            self.tokenizer.decode(tokens[at : at + _DECODED_TOKENS], int(tokens[at - 1]) if at else part.before)
             for at in range(0, len(tokens), _DECODED_TOKENS)
         )
 
@@ -121,39 +153,55 @@ class FolderWriter:
             raise UserError(f"{self.out}: nothing to write, no document has text")
         (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
         try:
-            if self._old:
+            if self._is_new:
+                self._write_meta({})
+                os.rename(self._work, self.out.resolve())
+            else:
                 with locked(self.out):
                     self._add_to_folder()
-            else:
-                self._write_meta()
-                os.rename(self._work, self.out)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
 
     def _add_to_folder(self) -> None:
         # Another process may have added splits since the start.
-        self._old = dict(open_folder(self.out).splits)
-        for split in self._new.keys() & self._old.keys():
-            raise UserError(f"{self.out}: already has a {split!r} split; choose another folder")
-        self._write_meta()
-        # The old meta.json does not list the new shards, so readers ignore them until it is replaced.
-        for new in self._new.values():
-            for name in new.shards:
-                os.replace(self._work / name, self.out / name)
-        os.replace(self._work / META, self.out / META)
+        check_output_folder(self.out, *self._new, tokenizer=self.tokenizer)
+        self._write_meta(open_folder(self.out).splits if is_folder(self.out) else {})
+        # The old meta.json does not list the new shards, so readers ignore them until it is replaced, at last.
+        for file in sorted(self._work.iterdir(), key=lambda file: file.name == META):
+            os.replace(file, self.out / file.name)
 
-    def _write_meta(self) -> None:
-        (self._work / META).write_text(describe(self.tokenizer, self._old | self._new), encoding="utf-8")
+    def _write_meta(self, old: Mapping[str, Split]) -> None:
+        (self._work / META).write_text(describe(self.tokenizer, {**old, **self._new}), encoding="utf-8")
+
+
+def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = None) -> None:
+    """Raise `UserError` if `FolderWriter` cannot write `splits` to `out`, as far as can be known before."""
+    if is_folder(out):
+        folder = open_folder(out)
+        for split in folder.splits.keys() & {*splits}:
+            raise UserError(f"{out}: already has a {split!r} split; choose another folder")
+        if tokenizer is not None and folder.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{out}: its shards were made with another tokenizer; choose another folder")
+    # A new volume has lost+found.
+    elif out.exists() and not (out.is_dir() and all(name.startswith((".", "lost+found")) for name in os.listdir(out))):
+        raise UserError(f"{out}: exists and is not a folder of jepamba shards; choose another folder")
+    check_writable(out / META)
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Group `documents`, divided at NUL, into batches. A document as long as a batch is one of its own."""
     batch: list[tuple[str, str]] = []
     size = 0
     for split, document in documents:
-        for text in document.split("\0"):
-            if text:
-                batch.append((split, text))
-                size += len(text)
+        for text in filter(None, document.split("\0")):
+            if len(text) >= BATCH_CHARS:
+                if batch:
+                    yield batch
+                yield [(split, text)]
+                batch, size = [], 0
+                continue
+            batch.append((split, text))
+            size += len(text)
         if size >= BATCH_CHARS:
             yield batch
             batch, size = [], 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jepamba.data.tokens import Tokens
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.score import Score, scored_targets, scores
 from jepamba.model import LanguageModel, State
 from jepamba.progress import Report
@@ -59,9 +59,12 @@ def score_adapted(
     targets = scored_targets(model, tokens, chunk_tokens, limit)
     latents = _latents(model, tokens, targets, chunk_tokens, lr, tokens.bos_id if reset else None)
     mode = f"adapted-{lr}"
-    (score,) = scores(model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress)
-    if not math.isfinite(score.nats_per_token):
-        raise UserError(f"an adaptation learning rate of {lr}: the score is not finite; choose a smaller rate")
+    try:
+        (score,) = scores(model, tokens, latents, targets, (temperature,), mode=mode, reset=reset, progress=progress)
+    except DivergedError:
+        raise UserError(
+            f"an adaptation learning rate of {lr}: the score is not finite; choose a smaller rate"
+        ) from None
     return score
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jepamba.data.tokens import Tokens
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.likelihood import logit_slices
 from jepamba.evaluate.probe import probe, token_classes
 from jepamba.evaluate.stored import stored
@@ -121,10 +121,16 @@ def latent_statistics(z_BTE: Float[Tensor, "B T E"]) -> dict[str, float]:
 
 
 def spectrum(z_BTE: Float[Tensor, "B T E"]) -> Float[Tensor, " E"]:
-    """Return the eigenvalues of the latents' covariance over all positions, in ascending order and with sum 1."""
+    """Return the eigenvalues of the latents' covariance over all positions, in ascending order and with sum 1.
+
+    Raises `DivergedError` if the latents are not finite, or too large.
+    """
     z_NE = z_BTE.double().flatten(0, 1)
     centred_NE = z_NE - z_NE.mean(0)
-    spectrum_E: Tensor = (torch.linalg.eigvalsh(centred_NE.T @ centred_NE).clamp_min(0) + 1e-30).cpu()
+    covariance_EE = centred_NE.T @ centred_NE
+    if not covariance_EE.isfinite().all():
+        raise DivergedError
+    spectrum_E: Tensor = (torch.linalg.eigvalsh(covariance_EE).clamp_min(0) + 1e-30).cpu()
     return spectrum_E / spectrum_E.sum()
 
 

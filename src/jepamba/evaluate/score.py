@@ -19,7 +19,7 @@ from torch import Tensor
 from jepamba.artifact.manifest import MAX_TEMPERATURE, MIN_TEMPERATURE
 from jepamba.data.tokens import Tokens
 from jepamba.distributed import SINGLE_PROCESS, World
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.accounting import Counted, TextBytes, text_bytes
 from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.stored import stored
@@ -64,6 +64,18 @@ Stopped = Callable[[], bool]
 
 class StoppedError(Exception):
     """Scoring was cancelled."""
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `UserError` for a temperature out of range."""
+    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
+
+
+def check_stride(stride: int, seq_len: int) -> None:
+    """Raise `UserError` for a stride of sliding windows out of range."""
+    if not 1 <= stride <= seq_len:
+        raise UserError(f"a stride of {stride} tokens: must be between 1 and the window length {seq_len}")
 
 
 def scored_targets(model: LanguageModel, tokens: Tokens, seq_len: int, limit: int) -> int:
@@ -111,6 +123,7 @@ def scores(
 
     Raises:
         UserError: A temperature is out of range, or the byte count differs from the length of the decoded text.
+        DivergedError: the score is not finite.
         StoppedError: `stopped` returned True on some rank.
     """
     for temperature in temperatures:
@@ -134,6 +147,8 @@ def scores(
     *nats, done = (sum(values) for values in zip(*sums, strict=True))
     if done != targets:
         raise AssertionError(f"{done} targets scored of {targets}")
+    if not all(map(math.isfinite, nats)):
+        raise DivergedError
     seconds = time.monotonic() - started
     return [
         score_of(nats, tokens, size, targets, mode=mode, reset=reset, temperature=temperature, seconds=seconds)
@@ -167,12 +182,6 @@ def score_of(
         temperature=temperature,
         seconds=seconds,
     )
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise `UserError` for a temperature at which scores are meaningless."""
-    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-        raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
 
 
 def _synchronized(

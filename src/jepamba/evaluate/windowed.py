@@ -13,8 +13,7 @@ from torch import Tensor
 
 from jepamba.data.tokens import Tokens
 from jepamba.distributed import SINGLE_PROCESS, World
-from jepamba.errors import UserError
-from jepamba.evaluate.score import Score, Stopped, scored_targets, scores
+from jepamba.evaluate.score import Score, Stopped, check_stride, scored_targets, scores
 from jepamba.evaluate.windows import Window, batches, plain_windows, sliding_windows
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
@@ -126,8 +125,7 @@ def score_sliding(
     Arguments and errors: see `score_plain`. Also raises `UserError` for a stride outside 1 to `seq_len`.
     """
     targets = scored_targets(model, tokens, seq_len, limit)
-    if not 1 <= stride <= seq_len:
-        raise UserError(f"a stride of {stride} tokens: must be between 1 and the window length {seq_len}")
+    check_stride(stride, seq_len)
     windows = islice(sliding_windows(targets, seq_len, stride), world.rank, None, world.world_size)
     latents = windowed_latents(model, tokens, windows, tokens_per_batch, reset)
     mode = f"sliding-{stride}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
-from jepamba.text.protocol import Ids, Kind, checked, utf8
+from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, utf8
 
 _BLOBS = {True: b"byte 0 separates documents", False: b"every symbol is one byte of text"}
 
@@ -50,6 +50,12 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Encode each text."""
         return [self.encode(text) for text in texts]
+
+    def encode_pieces(self, text: str) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+        """Yield the pieces of a long text, each with its ids."""
+        for start in range(0, len(text), PIECE_CHARS):
+            piece = text[start : start + PIECE_CHARS]
+            yield piece, self.encode(piece)
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
         """Return the bytes of `ids`. Separators give no bytes. `previous` has no effect."""

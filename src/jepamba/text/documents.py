@@ -3,74 +3,93 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.embedded import stdlib_documents
-from jepamba.text.files import CODECS, ReadCallback, read_blocks
+from jepamba.text.files import ReadCallback, read_blocks
+from jepamba.text.inventory import JSON_LINES, form_of, is_json_line, take_inventory
 
 STDLIB = "stdlib"
 """The path that selects the English text of the Python standard library."""
 
-_JSONL = (".jsonl", ".ndjson")
-_NO_TEXT = {
-    ".bin": "a token shard, not text; set the data path to the folder of shards or to the file itself",
-    ".tar": "an archive; unpack it into a folder",
-    ".tgz": "an archive; unpack it into a folder",
-    ".zip": "an archive; unpack it into a folder",
-    ".7z": "an archive; unpack it into a folder",
-    ".bz2": "bzip2 files are not supported; use .xz, .gz or .zst",
-}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def read_documents(path: str | Path, column: str = "text", progress: Report | None = None) -> Iterator[str]:
+@dataclass
+class BadRows:
+    """Counts the bad rows and documents that a reader leaves out: at most `limit`."""
+
+    limit: int = 0
+    count: int = field(default=0, init=False)
+    first: str = field(default="", init=False)
+    """What is wrong with the first of them, with its file and line."""
+
+    def restart(self) -> None:
+        """Count a new pass."""
+        self.count, self.first = 0, ""
+
+    def leave_out(self, error: UserError) -> None:
+        """Count a bad row. Raises `UserError` if it is one too many."""
+        self.count += 1
+        self.first = self.first or str(error)
+        if self.count > self.limit:
+            allowed = f"this is bad row {self.count}, {self.limit} are allowed" if self.limit else "mend the row"
+            raise UserError(f"{error}; {allowed} (data.skip_bad leaves out a number of bad rows)")
+
+    def in_words(self) -> str:
+        """Describe the rows for a message. Returns an empty text if there is none."""
+        return f"bad rows left out: {self.count:,}; first, {self.first}" if self.count else ""
+
+
+def read_documents(
+    path: str | Path,
+    column: str = "text",
+    progress: Report | None = None,
+    *,
+    split: str = "train",
+    bad_rows: BadRows | None = None,
+) -> Iterator[str]:
     """Iterate over the documents of `path` in a fixed order.
 
-    In a .jsonl, .ndjson or .parquet file, `column` of each row is a document. Any other file is UTF-8 text. All files
-    except parquet can be compressed as .xz, .gz or .zst. A NUL ends a document; a text file without a NUL is one
-    document. The reader skips empty documents and a byte-order mark at the start of a file.
+    In a .jsonl, .ndjson or .parquet file, `column` of each row is a document; so it is in any other file whose first
+    line is a JSON object. A .json file must be of that form. Any other file is UTF-8 text. All files except parquet can
+    be compressed as .xz, .gz or .zst. A NUL ends a document; a text file without a NUL is one document. The reader
+    skips empty documents and a byte-order mark at the start of a file.
 
-    Arguments: `path`: "stdlib", a file, or a folder, which is read recursively in sorted order without hidden files;
-    `column`: the text column; `progress`: receives the bytes read.
+    Arguments: `path`: "stdlib", a file, or a folder, of which `take_inventory` lists the files that are read; `column`:
+    the text column; `progress`: receives the bytes read; `split`: the split to read if the names of the files tell
+    splits apart; `bad_rows`: counts the bad rows (default: none is allowed).
 
     Raises `UserError` at the call if `path` does not exist. Raises `UserError` with file and line during iteration if a
     file is damaged, is not UTF-8 or lacks the column, or if there is no document.
     """
     if str(path) == STDLIB:
         return iter([text for _, text in stdlib_documents()])
-    files = source_files(path)
-    return read_files(path, files, sum(file.stat().st_size for file in files), column, progress)
-
-
-def source_files(path: str | Path) -> list[Path]:
-    """List the files that `read_documents(path)` reads, in order. Raises `UserError` if there are none."""
-    root = Path(path)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise UserError(f"{path}: no such file or folder")
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    files = sorted((file for file in found if file.is_file()), key=lambda file: file.relative_to(root).parts)
-    if not files:
-        raise UserError(f"{path}: empty folder; put text files into it")
-    return files
+    files = take_inventory(path, split).read
+    return read_files(
+        path, [Path(name) for name, _ in files], sum(size for _, size in files), column, progress, bad_rows
+    )
 
 
 def read_files(
-    name: str | Path, files: Iterable[Path], total: int, column: str, progress: Report | None = None
+    name: str | Path,
+    files: Iterable[Path],
+    total: int,
+    column: str,
+    progress: Report | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Iterator[str]:
     """Iterate over the documents of `files`, which can be a lazy iterable; see `read_documents`.
 
     Arguments: `name`: the name of the source in errors; `total`: size of all files in bytes.
     """
-    before, found = 0, False
+    before, found, bad_rows = 0, False, bad_rows or BadRows()
     for file in files:
         start = before
 
@@ -78,7 +97,7 @@ def read_files(
             if progress is not None:
                 progress(start + position, max(total, 1))
 
-        for text in _texts(file, column, on_read):
+        for text in _texts(file, column, on_read, bad_rows):
             for document in text.split("\0"):
                 if document:
                     found = True
@@ -88,35 +107,56 @@ def read_files(
         raise UserError(f"{name}: empty, it contains no text")
 
 
-def _texts(file: Path, column: str, on_read: ReadCallback) -> Iterator[str]:
-    compressed = file.suffix.lower() in CODECS
-    form = Path(file.stem).suffix.lower() if compressed else file.suffix.lower()
-    if form in _NO_TEXT:
-        raise UserError(f"{file}: {_NO_TEXT[form]}")
+def _texts(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
+    form = form_of(file)
     if form == ".parquet":
-        if compressed:
-            raise UserError(f"{file}: a compressed parquet file; decompress it, parquet has its own compression")
-        return _parquet(file, column, on_read)
-    return _jsonl(file, column, on_read) if form in _JSONL else _plain(file, on_read)
+        return _parquet(file, column, on_read, bad_rows)
+    blocks = read_blocks(file, on_read)
+    start = next(blocks, b"")
+    blocks = chain([start], blocks)
+    if start.startswith(_LFS_POINTER):
+        raise UserError(f"{file}: only the name of its content in Git LFS; fetch the content with `git lfs pull`")
+    if form in JSON_LINES or is_json_line(start):
+        return _jsonl(file, blocks, column, bad_rows)
+    if form == ".json" and start.strip():
+        raise UserError(
+            f"{file}: JSON, but not one object a line; convert it (of an array: jq -c '.[]'), or move it elsewhere"
+        )
+    return _plain(file, blocks, bad_rows)
 
 
-def _split(file: Path, separator: bytes, on_read: ReadCallback) -> Iterator[bytes]:
-    """Split the content of `file` at `separator`."""
+def _split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+    """Split the content of `blocks` at `separator`."""
     pending: list[bytes] = []
-    for block in read_blocks(file, on_read):
+    for block in blocks:
         *ended, rest = block.split(separator)
         for part in ended:
-            yield b"".join([*pending, part])
-            pending = []
+            pending.append(part)
+            yield _taken(pending)
         pending.append(rest)
-    yield b"".join(pending)
+    yield _taken(pending)
 
 
-def _plain(file: Path, on_read: ReadCallback) -> Iterator[str]:
-    line = 1
-    for index, raw in enumerate(_split(file, b"\0", on_read)):
-        yield _decoded(raw, file, line, first=index == 0)
-        line += raw.count(b"\n")
+def _taken(parts: list[bytes]) -> bytes:
+    """Join and empty `parts`, so that a long document is in memory once."""
+    joined = b"".join(parts)
+    parts.clear()
+    return joined
+
+
+def _plain(file: Path, blocks: Iterable[bytes], bad_rows: BadRows) -> Iterator[str]:
+    # `raw` is dropped before its text is used: a document may be long.
+    first, line = True, 1
+    for raw in _split(blocks, b"\0"):
+        start, line = line, line + raw.count(b"\n")
+        try:
+            text = _decoded(raw, file, start, first)
+        except UserError as error:
+            bad_rows.leave_out(error)
+            text = ""
+        del raw
+        first = False
+        yield text
 
 
 def _decoded(raw: bytes, file: Path, line: int, first: bool) -> str:
@@ -129,16 +169,20 @@ def _decoded(raw: bytes, file: Path, line: int, first: bool) -> str:
         raise UserError(f"{file}, line {at}: not UTF-8 (byte 0x{bad:02X}); convert the file to UTF-8") from None
 
 
-def _jsonl(file: Path, column: str, on_read: ReadCallback) -> Iterator[str]:
-    for line, raw in enumerate(_split(file, b"\n", on_read), start=1):
-        text = _decoded(raw, file, line, first=line == 1)
-        if text.strip():
-            yield _field(text, column, f"{file}, line {line}")
+def _jsonl(file: Path, blocks: Iterable[bytes], column: str, bad_rows: BadRows) -> Iterator[str]:
+    for line, raw in enumerate(_split(blocks, b"\n"), start=1):
+        try:
+            text = _decoded(raw, file, line, first=line == 1)
+            if text.strip():
+                yield _field(text, column, f"{file}, line {line}")
+        except UserError as error:
+            bad_rows.leave_out(error)
 
 
 def _field(line: str, column: str, where: str) -> str:
     try:
-        row: Any = json.loads(line)
+        # Python refuses integers of more than 4,300 digits. None is text, so their values do not matter.
+        row: Any = json.loads(line, parse_int=len)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
@@ -170,7 +214,7 @@ def _column_list(columns: Any) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
 
 
-def _parquet(file: Path, column: str, on_read: ReadCallback) -> Iterator[str]:
+def _parquet(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
     # Imported here because the import takes 0.3 s and most runs read no parquet.
     import pyarrow
     from pyarrow import parquet
@@ -197,8 +241,17 @@ def _parquet(file: Path, column: str, on_read: ReadCallback) -> Iterator[str]:
             done = 0
             for batch in table.iter_batches(batch_size=256, columns=[column]):
                 # A name with a dot also selects a field of a nested column, so the batch may have more columns.
-                yield from (text for text in batch.column(column).to_pylist() if text is not None)
+                for row, value in enumerate(batch.column(column), start=done + 1):
+                    try:
+                        text = value.as_py()
+                        problem = "null, not a string" if text is None else ""
+                    except UnicodeDecodeError:
+                        problem = "not UTF-8"
+                    if problem:
+                        bad_rows.leave_out(UserError(f"{file}, row {row}: column {column!r} is {problem}"))
+                    else:
+                        yield text
                 done += batch.num_rows
                 on_read(size * done // rows)
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: damaged parquet file ({' '.join(str(error).split())})") from None

@@ -38,6 +38,11 @@ def read_blocks(path: Path, on_read: ReadCallback = lambda position: None) -> It
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def read_start(path: Path) -> bytes:
+    """Return the first block of `path`; see `read_blocks`."""
+    return next(read_blocks(path), b"")
+
+
 def _decompressed(raw: io.BufferedReader, codec: str) -> Iterator[bytes]:
     if codec == ".zst":
         return _zstd(raw)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
-from jepamba.text.protocol import Ids, Kind, checked, utf8
+from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, utf8
 
 SPACE = "▁"
 _SPACE_BYTES = SPACE.encode()
-_CUT = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
+_CUT = re.compile(r"(?<=\w) (?=\w)")
+"""A space between two words of any script."""
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 _THREADS = min(os.cpu_count() or 1, 8)
@@ -65,20 +67,34 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Encode each text, on several cores."""
-        parts: list[str] = []
-        owners: list[tuple[int, str]] = []
-        for index, text in enumerate(texts):
+        for text in texts:
             utf8(text)
-            for join, part in self._parts(text):
-                owners.append((index, join))
-                parts.append("x" + part if join == "cut" else part)
-        found: list[list[NDArray[np.uint16]]] = [[] for _ in texts]
-        for (index, join), ids in zip(owners, self._processor.encode(parts, num_threads=_THREADS), strict=True):
-            if join == SPACE:
-                found[index].append(self._space_as_bytes)
-            # A part after a cut was encoded with a guard word "x" in front. Drop the ids of the guard.
-            found[index].append(np.asarray(ids[self._guard_length :] if join == "cut" else ids, dtype=np.uint16))
-        return [self._joined(ids) for ids in found]
+        parts = [list(self._parts(text)) for text in texts]
+        encoded = self._encode_parts([part for of_text in parts for part in of_text])
+        return [self._with_first_space(np.concatenate(list(islice(encoded, len(of_text))))) for of_text in parts]
+
+    def encode_pieces(self, text: str) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+        """Yield the pieces of a long text, each with its ids. A piece ends where `encode` cuts, too."""
+        begun = False
+        parts = list[tuple[str, str]]()
+        size = 0
+        for join, part in chain(self._parts(text), [("end", "")]):
+            if parts and (join == "end" or size >= PIECE_CHARS):
+                piece = "".join([SPACE + part if join == SPACE else part for join, part in parts])
+                utf8(piece)
+                ids = np.concatenate(list(self._encode_parts(parts)))
+                yield piece, ids if begun else self._with_first_space(ids)
+                begun, parts, size = begun or ids.size > 0, [], 0
+            parts.append((join, part))
+            size += len(part)
+
+    def _encode_parts(self, parts: Sequence[tuple[str, str]]) -> Iterator[NDArray[np.uint16]]:
+        """Yield the ids of each of `parts`, pairs of join and text."""
+        # A part after a cut is encoded with a guard word "x" in front, whose ids are dropped.
+        texts = ["x" + part if join == "cut" else part for join, part in parts]
+        for (join, _), ids in zip(parts, self._processor.encode(texts, num_threads=_THREADS), strict=True):
+            own = np.asarray(ids[self._guard_length :] if join == "cut" else ids, dtype=np.uint16)
+            yield np.concatenate([self._space_as_bytes, own]) if join == SPACE else own
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:
         """Return the bytes of `ids`; see `Tokenizer.decode`.
@@ -178,10 +194,9 @@ class SentencePieceTokenizer:
         self._guard_length = len(guard)
         self._can_cut = not self._space_inside_piece and guarded[: self._guard_length] == guard
 
-    def _parts(self, text: str) -> list[tuple[str, str]]:
-        """Split `text` into parts to encode separately, each with its join to the previous part: "▁", "cut" or ""."""
+    def _parts(self, text: str) -> Iterator[tuple[str, str]]:
+        """Yield the parts of `text` to encode separately, each with its join to the one before: "▁", "cut" or ""."""
         pieces = text.split(SPACE) if self._preserves_space_symbol else [text]
-        parts: list[tuple[str, str]] = []
         for index, piece in enumerate(pieces):
             join, start = SPACE if index else "", 0
             # No piece contains a space after other text, so a cut before a space between two words keeps the ids.
@@ -189,13 +204,12 @@ class SentencePieceTokenizer:
                 cut = _CUT.search(piece, start + self.cut_chars)
                 if cut is None:
                     break
-                parts.append((join, piece[start : cut.start()]))
+                yield join, piece[start : cut.start()]
                 join, start = "cut", cut.start()
-            parts.append((join, piece[start:]))
-        return parts
+            yield join, piece[start:]
 
-    def _joined(self, found: list[NDArray[np.uint16]]) -> NDArray[np.uint16]:
-        ids = found[0] if len(found) == 1 else np.concatenate(found)
+    def _with_first_space(self, ids: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """Put a space before the ids of a document that begins with one, of which the first "▁" counts no byte."""
         if ids.size and self._leads[ids[0]] and not self._adds_space and self._space_id is not None:
             return np.concatenate([np.array([self._space_id], dtype=np.uint16), ids])
         return ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +14,9 @@ Ids = Sequence[int] | NDArray[np.integer]
 """Token ids, as a list or as an array of any integer type."""
 
 Kind = Literal["bytes", "sentencepiece"]
+
+PIECE_CHARS = 1 << 20
+"""Approximate characters of a piece of a long text."""
 
 
 @runtime_checkable
@@ -40,6 +43,13 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Encode each text, on several cores where that is cheap."""
+        ...
+
+    def encode_pieces(self, text: str) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+        """Cut a long text into pieces of about `PIECE_CHARS` characters, and yield each with its ids.
+
+        The ids of all pieces are those of `encode(text)`, but the memory does not grow with the text.
+        """
         ...
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:

@@ -11,13 +11,17 @@ import torch
 from jepamba import __version__
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
 from jepamba.data import Corpus, Tokens
-from jepamba.data.build import trained_on
+from jepamba.data.build import text_inventory, trained_on
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import check_scorable
-from jepamba.progress import Progress
+from jepamba.progress import Progress, print_line
+from jepamba.text.inventory import table
 from jepamba.text.near_duplicates import overlap_in_words
+from jepamba.text.tokenizers import Tokenizer
+from jepamba.train.device import choose_device
 from jepamba.train.init_from import run_corpus
+from jepamba.train.tracking import check_tracker
 
 WINDOWS, WINDOW_TOKENS = 64, 4096
 """Number and length of the windows of a token stream that its fingerprint samples. A shorter stream is hashed whole."""
@@ -57,6 +61,9 @@ def read_same_corpus(run: Run, world: World) -> Corpus:
     Raises:
         UserError: on all ranks, if the data is bad, or if the fingerprint of a rank's corpus differs from rank 0's.
     """
+    # What these refuse is known before the text is read, which may take long.
+    choose_device(run.train)
+    world.on_rank_zero(lambda: check_tracker(run))
     text = world.local_rank_zero_first(lambda: _read(run))
     if world.world_size == 1:
         return text
@@ -92,6 +99,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _read(run: Run) -> Corpus:
+    files = table(text_inventory(run.data))
+    if files:
+        print_line(files)
     with Progress("reading the text") as report:
         text = run_corpus(run, report)
         if text.overlap is not None:
@@ -104,11 +114,25 @@ def _read(run: Run) -> Corpus:
                 f"{shared[0]}"
             )
         for name, tokens in (("training", text.train), ("validation", text.val)):
+            if tokens.bad_rows:
+                report.say(f"jepamba: {name} text: bad rows left out: {tokens.bad_rows:,} (data.skip_bad)")
             if tokens.loss:
                 report.say(f"jepamba: {name} text: {tokens.loss}")
+        for prompt in run.eval.prompts:
+            _check_prompt(prompt, text.tokenizer)
         for limit in (0, run.train.val_tokens, run.eval.sliding_tokens):
             check_scorable(text.val, limit)
         return text
+
+
+def _check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` if `generate` would refuse `prompt`, which it does only at the end of the run."""
+    try:
+        ids = tokenizer.encode(prompt)
+    except UserError as error:
+        raise UserError(f"eval.prompts: {prompt[:40]!r}: {error}") from None
+    if not (ids.size or tokenizer.separator):
+        raise UserError("eval.prompts: an empty prompt needs a tokenizer with a token that starts a document")
 
 
 def _sampled_hash(tokens: Tokens) -> str:

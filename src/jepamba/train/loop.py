@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from jepamba.artifact.locate import ARTIFACT
-from jepamba.config import BUDGETS, Run
+from jepamba.config import Run
 from jepamba.data import Corpus
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
@@ -29,6 +29,7 @@ from jepamba.train.export import export_and_evaluate
 from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
+from jepamba.train.pauses import PauseDetector
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer
 from jepamba.train.stop import StopRequest, leave
@@ -48,10 +49,9 @@ class Loop:
         self.trainer = Trainer(self.state)
         self.metrics = MetricsLog(out / METRICS, track(run, out)) if world.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
-        self.restored = False
+        self.pauses, self.restored, self.last_validation = PauseDetector(), False, ""
         self.saved = -1
         """The step of the newest checkpoint, which may still be being written."""
-        self.last_validation = ""
 
     def restore(self) -> None:
         """Load the newest checkpoint and drop the records that were logged after it."""
@@ -111,26 +111,19 @@ class Loop:
         counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
         self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=final)
 
-    def budget_fraction(self) -> float:
-        """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
-        budget, counters = self.run.train, self.state.counters
-        limits: dict[str, float] = {counter: getattr(budget, name) for name, counter in BUDGETS.items()}
-        return max(float(getattr(counters, counter) / limit) for counter, limit in limits.items() if limit > 0)
-
     def _loop(self, stop: StopRequest, report: Progress) -> None:
         counters, budget = self.state.counters, self.run.train
         if self._validation_was_missed():
             self._stop_on(self._validate(stop))
         clock = saved = time.perf_counter()
-        while (fraction := self.budget_fraction()) < 1.0:
+        while (fraction := self.state.budget_fraction()) < 1.0:
             if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
                 self.metrics.append("terms", counters.step, **term_gradients(self.state, fraction))
             if bit_allocation.is_due(self.state, fraction):
                 self._choose_bits(fraction)
                 self._stop_on(self._synchronized(0.0, stop)[1])
                 clock = time.perf_counter()
-            before = counters.tokens
-            record, problem = dict[str, float](), ""
+            before, record, problem = counters.tokens, dict[str, float](), ""
             try:
                 record = self.trainer.train_step(fraction)
             except NotFiniteError as error:
@@ -138,7 +131,7 @@ class Loop:
             now = time.perf_counter()
             elapsed, stop_signal = self._synchronized(now - clock, stop)
             clock = now
-            counters.seconds += elapsed
+            self._count_seconds(report, elapsed)
             if problem:
                 self._note_skip(report, problem)
             else:
@@ -164,6 +157,14 @@ class Loop:
         everyone = self.world.all_gather_object([seconds, stop.signal])
         return everyone[0][0], next((signal.Signals(number) for _, number in everyone if number is not None), None)
 
+    def _count_seconds(self, report: Progress, elapsed: float) -> None:
+        """Add the duration of a step to the budget, unless the machine paused."""
+        usual = self.pauses.usual(elapsed, (self.state.model.fake_quantized, self.state.model.quant.bit_allocation))
+        if usual is None:
+            self.state.counters.seconds += elapsed
+        else:
+            self._tell(report, f"a step took {elapsed:.1f} s, the others {usual:.2f} s: a pause, not training time")
+
     def _note_step(self, report: Progress, record: dict[str, float], elapsed: float, tokens: int) -> None:
         counters = self.state.counters
         self.metrics.append(
@@ -178,13 +179,12 @@ class Loop:
             tokens_per_s=tokens / elapsed,
             memory_mb=self.state.device_config.memory_mb(),
         )
-        report(self.budget_fraction(), 1.0, self._caption(record))
+        report(self.state.budget_fraction(), 1.0, self._caption(record))
 
     def _note_skip(self, report: Progress, problem: str) -> None:
         """Log a skipped step. Raises `UserError` if there are more than `train.skip_limit` in the run."""
         skipped, limit = self.state.counters.skipped, self.run.train.skip_limit
-        self._event(problem)
-        report.say(f"jepamba: {problem} ({skipped} skipped steps, train.skip_limit = {limit})")
+        self._tell(report, problem, f" ({skipped} skipped steps, train.skip_limit = {limit})")
         if skipped > limit:
             raise UserError(
                 f"{problem}; {skipped} skipped steps are more than train.skip_limit = {limit}: lower optim.muon_lr or "
@@ -211,8 +211,7 @@ class Loop:
 
     def _checkpoint_due(self, since: float) -> bool:
         every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
-        by_steps = every > 0 and self.state.counters.step % every == 0
-        return by_steps or (seconds > 0 and since >= seconds)
+        return (every > 0 and self.state.counters.step % every == 0) or (seconds > 0 and since >= seconds)
 
     def _checkpoint(self) -> None:
         """Start writing a checkpoint of this step on rank 0, unless it exists."""
@@ -226,9 +225,7 @@ class Loop:
         failure = self.writer.failure(wait)
         if failure is not None:
             self.saved = -1
-            message = f"{failure}; training continues, {self._newest()}"
-            report.say(f"jepamba: {message}")
-            self._event(message)
+            self._tell(report, f"{failure}; training continues, {self._newest()}")
 
     def _stop_on(self, stop_signal: signal.Signals | None) -> None:
         """After a signal, write a checkpoint and leave. Raises `UserError` if that checkpoint cannot be written."""
@@ -251,7 +248,7 @@ class Loop:
 
     def _validation_due(self) -> bool:
         every, step = self.run.train.val_every, self.state.counters.step
-        return every > 0 and step > 0 and step % every == 0 and self.budget_fraction() < 1.0
+        return every > 0 and step > 0 and step % every == 0 and self.state.budget_fraction() < 1.0
 
     def _validation_was_missed(self) -> bool:
         """Whether the run was stopped before the end of the validation that was due at its present step."""
@@ -297,6 +294,10 @@ class Loop:
             state.optimizers.restore(moments)
             state.optimizers.reset_adam_steps()
         self._event(f"ghost warm-up of {count} steps")
+
+    def _tell(self, report: Progress, what: str, more: str = "") -> None:
+        self._event(what)
+        report.say(f"jepamba: {what}{more}")
 
     def _event(self, what: str) -> None:
         self.metrics.append("event", self.state.counters.step, what=what)

@@ -145,7 +145,7 @@ def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
 
 def _note_new_budget(loop: Loop, budget: Mapping[str, Any]) -> None:
     """Say and log how the run goes on under its new `budget`. Raises `UserError` if that is spent already."""
-    spent, named = loop.budget_fraction(), ", ".join(f"{name} = {value:,}" for name, value in budget.items())
+    spent, named = loop.state.budget_fraction(), ", ".join(f"{name} = {value:,}" for name, value in budget.items())
     if spent >= 1:
         raise UserError(f"{named}: this run has already trained that long; give a larger budget")
     scale = learning_rate_scale(loop.run.optim, spent)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepamba.config import ConfigError, Run
+from jepamba.config import BUDGETS, ConfigError, Run
 from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
@@ -100,6 +100,11 @@ class TrainState:
         if run.train.compile:
             for block in self.model.blocks:
                 block.compile()
+
+    def budget_fraction(self) -> float:
+        """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
+        limits: dict[str, float] = {counter: getattr(self.run.train, name) for name, counter in BUDGETS.items()}
+        return max(float(getattr(self.counters, counter) / limit) for counter, limit in limits.items() if limit > 0)
 
     def set_training_mode(self, budget_fraction: float) -> None:
         """Set training mode, and fake-quantize the weights over the last `quant.qat_fraction` of the budget."""

@@ -117,6 +117,12 @@ def track(run: Run, out: Path) -> Tracker | None:
     return Tracker(run.train.track, out, to_dict(run)) if run.train.track else None
 
 
+def check_tracker(run: Run) -> None:
+    """Raise `UserError` if the library that `train.track` names is not installed."""
+    if run.train.track:
+        _imported(run.train.track)
+
+
 def _imported(library: str) -> ModuleType:
     try:
         with contextlib.redirect_stdout(sys.stderr):
