@@ -16,6 +16,9 @@ from jepamba.decode.static_step import StaticStep
 AHEAD = 4
 """Steps that are launched before the host reads the tokens of the first of them."""
 
+ROWS = 1024
+"""Steps whose random numbers are on the device at a time."""
+
 Sample = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, V), uniform random numbers (B,)) → the sampled tokens (B,), on the device, without reading them."""
 
@@ -80,11 +83,11 @@ def sampled_tokens(
         return row
 
     for index in range(count):
-        if index % 1024 == 0:
-            numbers = uniforms(min(1024, count - index)).to(tokens_B.device)
+        if index % ROWS == 0:
+            numbers = uniforms(min(ROWS, count - index)).to(tokens_B.device)
         if index >= AHEAD:
             yield finished(index - AHEAD)
-        step.uniform_B.copy_(numbers[index % 1024])
+        step.uniform_B.copy_(numbers[index % ROWS])
         step()
         read[index % AHEAD].copy_(tokens_B, non_blocking=True)
         event = events[index % AHEAD]

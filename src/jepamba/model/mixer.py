@@ -77,10 +77,14 @@ class Mamba2(nn.Module):
         state: MixerState | None,
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
         """Return `scale` times the output, and the state after the last token; `state` None starts a stream."""
-        projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda else 0)
+        one_token = u_BTD.shape[1] == 1 and state is not None and not torch.is_grad_enabled()
+        projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda and not one_token else 0)
         use_fused = self._use_fused(projected_BTS, state)
-        mix = self._forward_fused if use_fused else self._forward_plain
-        normed_BTI, state = mix(projected_BTS, reset_BT, state)
+        if use_fused and one_token:
+            normed_BTI, state = self._forward_step(projected_BTS, reset_BT, state)
+        else:
+            mix = self._forward_fused if use_fused else self._forward_plain
+            normed_BTI, state = mix(projected_BTS, reset_BT, state)
         out_BTD: Tensor = self.out_proj(normed_BTI, scale_D)
         return out_BTD, state
 
@@ -103,6 +107,15 @@ class Mamba2(nn.Module):
         )
         history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
+
+    def _forward_step(
+        self, projected_B1S: Tensor, reset_B1: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        from jepamba.ops.mixer.step import mixer_step
+
+        assert state is not None
+        out_B1I, *after = mixer_step(projected_B1S, *self._weights(), *state, reset_B1, self.sizes)
+        return out_B1I, MixerState(*after)
 
     def _forward_plain(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None
