@@ -104,16 +104,17 @@ class Sampler:
         if self.temperature == 0:
             return logits_BV.argmax(-1)
         # Subtracting the maximum first prevents overflow at a tiny temperature.
-        p_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double().div(self.temperature).softmax(-1)
+        p_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double().div(self.temperature).float().softmax(-1)
         if self.top_k > 0 or self.top_p < 1:
             sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
             if self.top_k > 0:
                 sorted_BV[:, self.top_k :] = 0
             # A token stays if the tokens before it have less mass than top_p, so the first one always stays.
             sorted_BV = sorted_BV / sorted_BV.sum(-1, keepdim=True)
-            sorted_BV = sorted_BV.masked_fill(sorted_BV.cumsum(-1) - sorted_BV >= self.top_p, 0)
+            before_BV = sorted_BV.cumsum(-1, dtype=torch.float64) - sorted_BV
+            sorted_BV = sorted_BV.masked_fill(before_BV >= self.top_p, 0)
             p_BV = torch.zeros_like(p_BV).scatter(-1, order_BV, sorted_BV)
-        mass_BV = p_BV.cumsum(-1)
+        mass_BV = p_BV.cumsum(-1, dtype=torch.float64)
         # The factor keeps rounding from reaching the total mass, where there is no token.
         quantile_B1 = uniform_B.unsqueeze(-1) * mass_BV[:, -1:] * (1 - 2**-40)
         return torch.searchsorted(mass_BV, quantile_B1, right=True).squeeze(-1)
@@ -142,7 +143,7 @@ def _generated_text(
 ) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     previous = ids[-1]
-    for token in _sampled(model, ids, tokens, sampler):
+    for token in sampled_ids(model, ids, tokens, sampler):
         if tokenizer.separator and token == tokenizer.bos_id:
             break
         piece = decoder.decode(tokenizer.decode([token], previous=previous))
@@ -154,8 +155,12 @@ def _generated_text(
         yield rest
 
 
-def _sampled(model: LanguageModel, ids: list[int], tokens: int, sampler: Sampler) -> Iterator[int]:
-    """Yield `tokens` sampled tokens after `ids`: parallel passes read the prompt, and then a step each token."""
+def sampled_ids(model: LanguageModel, ids: list[int], tokens: int, sampler: Sampler) -> Iterator[int]:
+    """Yield `tokens` sampled tokens after `ids`: parallel passes read the prompt, and then a step each token.
+
+    A CPU runs the compiled step, a GPU a captured graph, up to rounding the plain step of `PromptReader`, which runs
+    where a CPU has no Numba and where the model has attention.
+    """
     if not tokens:
         return
     reader = PromptReader(model)
