@@ -47,15 +47,15 @@ class Mamba2(nn.Module):
         conv_weight = torch.empty(self.channels, self.taps).uniform_(-bound, bound)
         self.conv_weight = QuantWeight(conv_weight, small_quantizer(quant))
         self.conv_bias = QuantWeight(torch.empty(self.channels).uniform_(-bound, bound), vector_quantizer(quant))
-        # On the CPU even for a model without values, on the meta device: there, this arithmetic would import PyTorch's
-        # compiler, which takes a second.
-        place = conv_weight.device
-        uniform_H = torch.rand(config.heads, device="cpu")
-        dt = torch.exp(uniform_H * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
-        # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so softplus(dt_bias) = dt initially.
-        self.dt_bias = QuantWeight((dt + torch.log(-torch.expm1(-dt))).to(place), exact_quantizer())
-        A_log = torch.empty(config.heads, device="cpu").uniform_(1, 16).log()
-        self.A_log = QuantWeight(A_log.to(place), exact_quantizer())
+        dt_bias, A_log = torch.empty(config.heads), torch.empty(config.heads)
+        # For a model without values, on the meta device, this would only import PyTorch's compiler (a second).
+        if not dt_bias.is_meta:
+            dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
+            # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so softplus(dt_bias) = dt initially.
+            dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            A_log.uniform_(1, 16).log_()
+        self.dt_bias = QuantWeight(dt_bias, exact_quantizer())
+        self.A_log = QuantWeight(A_log, exact_quantizer())
         self.D = QuantWeight(torch.ones(config.heads), exact_quantizer())
         self.norm_weight = QuantWeight(torch.ones(self.sizes.inner), vector_quantizer(quant))
         # Initialized first, registered last: the order of the parameters determines the last bits of sums over them.
