@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from pydoc_data import topics
 
 import torch
 
@@ -33,7 +34,7 @@ from jepamba.evaluate.stored import stored
 from jepamba.generate import PromptReader, Sampler, sampled_ids
 from jepamba.model import LanguageModel
 from jepamba.presets import load_preset
-from jepamba.text import ByteTokenizer
+from jepamba.text import train_bpe
 
 PROMPT = list(range(8, 24))
 ENDLESS = 10**9
@@ -45,7 +46,7 @@ def artifact_of(name: str, device: str) -> Artifact:
     """The artifact at the path `name`, or an untrained model of the shape of the preset `name`."""
     if Path(name).is_file():
         return load_artifact(Path(name), device)
-    run, tokenizer = load_preset(name), ByteTokenizer(False)
+    run, tokenizer = load_preset(name), train_bpe([body for _, body in sorted(topics.topics.items())], 4096)
     torch.manual_seed(0)
     model = LanguageModel(run.model, run.quant)
     for parameter in model.parameters():
