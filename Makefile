@@ -37,7 +37,7 @@ faults: $(STAMP)
 
 # On a machine with a CUDA GPU, with the package and its dependencies in PYTHON.
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest --noconftest tests/gpu tests/ops
+	PYTHONPATH=src $(PYTHON) -m pytest --noconftest tests/gpu tests/ops tests/test_decode_static.py
 
 # Mutated files for every reader; what ended badly is named and can be run again (tests/fuzz/__main__.py).
 fuzz: $(STAMP)

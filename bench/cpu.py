@@ -64,7 +64,7 @@ class Transformer(nn.Module):
 def mamba2(run: Run) -> nn.Module | None:
     """The Mamba-2 of Hugging Face's transformers, of the same width, depth and state; None if not installed."""
     try:
-        from transformers import Mamba2Config, Mamba2ForCausalLM  # type: ignore[import-not-found]
+        from transformers import Mamba2Config, Mamba2ForCausalLM
     except ImportError:
         return None
     m = run.model

@@ -1,6 +1,6 @@
 """Text generation by recurrent decoding: one token at a time, with a state of constant size.
 
-Legend: B batch (= 1), T tokens, D d_model, V vocabulary.
+Legend: B batch, T tokens, D d_model, V vocabulary, N random numbers of a stream.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from jepamba.decode.cpu import CpuStep, supports_cpu_step
+from jepamba.decode.graph import GraphedStep, sampled_tokens
+from jepamba.decode.static_step import StaticStep
 from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel, State
@@ -70,7 +73,7 @@ def generate(
 
 
 class Sampler:
-    """Samples the next token from its logits. For the arguments, see `generate`."""
+    """Samples the next tokens from their logits. For the arguments, see `generate`."""
 
     def __init__(
         self, tokenizer: Tokenizer, model: LanguageModel, temperature: float, top_k: int, top_p: float, seed: int
@@ -78,26 +81,45 @@ class Sampler:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         # On the CPU, so that a seed gives the same random numbers for every device of the model.
         self.random = torch.Generator().manual_seed(seed)
-        self.forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-        self.forbidden[tokenizer.vocab_size :] = True
-        self.forbidden[[i for i in tokenizer.control_ids if i != tokenizer.bos_id]] = True
+        forbidden_V = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+        forbidden_V[tokenizer.vocab_size :] = True
+        forbidden_V[[i for i in tokenizer.control_ids if i != tokenizer.bos_id]] = True
+        self.forbidden_V = forbidden_V.to(model.token_embed.master.device)
 
     def __call__(self, logits_V: Float[Tensor, " V"]) -> int:
         """Sample the next token."""
         if logits_V.isnan().any():
             raise DivergedError
-        logits_V = logits_V.float().cpu().masked_fill(self.forbidden, -math.inf)
+        uniform_B = self.uniforms(1)[0].to(logits_V.device)
+        return int(self.sample(logits_V.unsqueeze(0), uniform_B))
+
+    def uniforms(self, count: int) -> Float[Tensor, "N B"]:
+        """Return the next `count` random numbers in [0, 1) of one stream, on the CPU, in fp64."""
+        return torch.rand(count, 1, dtype=torch.float64, generator=self.random)
+
+    def sample(self, logits_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Return the tokens at the quantiles `uniform_B` of the distributions, in the order of the vocabulary.
+
+        It never reads a value on the host, so it can be part of a CUDA graph.
+        """
+        logits_BV = logits_BV.float().masked_fill(self.forbidden_V, -math.inf)
         if self.temperature == 0:
-            return int(logits_V.argmax())
+            return logits_BV.argmax(-1)
         # Subtracting the maximum first prevents overflow at a tiny temperature.
-        values_V, order_V = (logits_V - logits_V.max()).double().div(self.temperature).sort(descending=True)
-        p_V = values_V.softmax(-1)
-        if self.top_k > 0:
-            p_V[self.top_k :] = 0
-        # A token stays if the tokens before it have less mass than top_p, so the first one always stays.
-        p_V = p_V / p_V.sum()
-        p_V[p_V.cumsum(-1) - p_V >= self.top_p] = 0
-        return int(order_V[torch.multinomial(p_V, 1, generator=self.random)])
+        p_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double().div(self.temperature).float().softmax(-1)
+        if self.top_k > 0 or self.top_p < 1:
+            sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
+            if self.top_k > 0:
+                sorted_BV[:, self.top_k :] = 0
+            # A token stays if the tokens before it have less mass than top_p, so the first one always stays.
+            sorted_BV = sorted_BV / sorted_BV.sum(-1, keepdim=True)
+            before_BV = sorted_BV.cumsum(-1, dtype=torch.float64) - sorted_BV
+            sorted_BV = sorted_BV.masked_fill(before_BV >= self.top_p, 0)
+            p_BV = torch.zeros_like(p_BV).scatter(-1, order_BV, sorted_BV)
+        mass_BV = p_BV.cumsum(-1, dtype=torch.float64)
+        # The factor keeps rounding from reaching the total mass, where there is no token.
+        quantile_B1 = uniform_B.unsqueeze(-1) * mass_BV[:, -1:] * (1 - 2**-40)
+        return torch.searchsorted(mass_BV, quantile_B1, right=True).squeeze(-1)
 
 
 class PromptReader:
@@ -122,15 +144,38 @@ def _generated_text(
     model: LanguageModel, tokenizer: Tokenizer, ids: list[int], tokens: int, sampler: Sampler
 ) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    reader = PromptReader(model)
-    for _ in range(tokens):
-        token = sampler(reader.read(ids))
+    previous = ids[-1]
+    for token in sampled_ids(model, ids, tokens, sampler):
         if tokenizer.separator and token == tokenizer.bos_id:
             break
-        piece = decoder.decode(tokenizer.decode([token], previous=ids[-1]))
+        piece = decoder.decode(tokenizer.decode([token], previous=previous))
         if piece:
             yield piece
-        ids = [token]
+        previous = token
     rest = decoder.decode(b"", final=True)
     if rest:
         yield rest
+
+
+def sampled_ids(model: LanguageModel, ids: list[int], tokens: int, sampler: Sampler) -> Iterator[int]:
+    """Yield `tokens` sampled tokens after `ids`: parallel passes read the prompt, and then a step each token.
+
+    A CPU runs the compiled step, a GPU a captured graph, up to rounding the plain step of `PromptReader`, which runs
+    where a CPU has no Numba and where the model has attention.
+    """
+    if not tokens:
+        return
+    reader = PromptReader(model)
+    token = sampler(reader.read(ids))
+    yield token
+    assert reader.state is not None
+    if model.token_embed.master.is_cuda:
+        step = StaticStep(model, reader.state)
+        step.tokens_B.fill_(token)
+        for (token,) in sampled_tokens(GraphedStep(step, sampler.sample), sampler.uniforms, tokens - 1):
+            yield token
+        return
+    feed = CpuStep(model, reader.state) if supports_cpu_step(model) else lambda token: reader.read([token])
+    for _ in range(tokens - 1):
+        token = sampler(feed(token))
+        yield token

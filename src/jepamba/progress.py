@@ -12,12 +12,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 PLAIN_SECONDS = 10.0
 """Seconds between plain lines."""
@@ -78,17 +76,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._started = self._last_print = time.monotonic()
         if sys.stderr.isatty() and not _plain and not _silent:
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                # The note is last and is truncated first on a narrow terminal.
-                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-                console=Console(file=sys.stderr),
-            )
+            self._bar = _bar()
             self._bar.add_task(self.label, total=None, note="")
             self._bar.start()
         return self
@@ -126,6 +114,32 @@ class Progress:
         self._lines += 1
         print_line(self._last_line)
         self._last_line = ""
+
+
+def _bar() -> RichProgress:
+    """Return an empty bar. Only here Rich is imported, which takes a tenth of a second."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        # The note is last and is truncated first on a narrow terminal.
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=Console(file=sys.stderr),
+    )
 
 
 def print_line(line: str) -> None:

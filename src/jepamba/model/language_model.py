@@ -73,7 +73,9 @@ class Block(nn.Module):
         super().__init__()
         D = config.d_model
         with_mlp = index % config.mlp_every == 0
-        self.mix = QuantWeight(torch.stack([torch.ones(D), torch.zeros(D)]), mix_quantizer(quant))
+        mix = torch.zeros(2, D)
+        mix[0].fill_(1)
+        self.mix = QuantWeight(mix, mix_quantizer(quant))
         self.ssm_scale = QuantWeight(torch.ones(D), vector_quantizer(quant))
         self.mlp_scale = QuantWeight(torch.ones(D), vector_quantizer(quant)) if with_mlp else None
         self.mixer = SlidingAttention(config, quant) if config.has_attention(index) else Mamba2(config, quant)
@@ -134,7 +136,10 @@ class LanguageModel(nn.Module):
         if config.vocab_size < 1:
             raise ValueError("config.vocab_size = 0: set it to the tokenizer's vocabulary size")
         self.config, self.quant = config, quant
-        embedding = torch.randn(config.vocab_size, config.embed_dim) * EMBED_STD
+        embedding = torch.empty(config.vocab_size, config.embed_dim)
+        # For a model without values, on the meta device, `normal_` would only import PyTorch's compiler (a second).
+        if not embedding.is_meta:
+            embedding.normal_().mul_(EMBED_STD)
         self.token_embed = QuantWeight(embedding, embedding_quantizer(quant))
         if config.embed_dim != config.d_model:
             self.embed_proj = QuantLinear(config.embed_dim, config.d_model, quant)

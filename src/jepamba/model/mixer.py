@@ -49,10 +49,15 @@ class Mamba2(nn.Module):
         conv_weight = torch.empty(self.channels, self.taps).uniform_(-bound, bound)
         self.conv_weight = QuantWeight(conv_weight, small_quantizer(quant))
         self.conv_bias = QuantWeight(torch.empty(self.channels).uniform_(-bound, bound), vector_quantizer(quant))
-        dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
-        # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so softplus(dt_bias) = dt initially.
-        self.dt_bias = QuantWeight(dt + torch.log(-torch.expm1(-dt)), exact_quantizer())
-        self.A_log = QuantWeight(torch.empty(config.heads).uniform_(1, 16).log(), exact_quantizer())
+        dt_bias, A_log = torch.empty(config.heads), torch.empty(config.heads)
+        # For a model without values, on the meta device, this would only import PyTorch's compiler (a second).
+        if not dt_bias.is_meta:
+            dt = torch.exp(torch.rand(config.heads) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
+            # softplus⁻¹(dt) = dt + log(1 − exp(−dt)), so softplus(dt_bias) = dt initially.
+            dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            A_log.uniform_(1, 16).log_()
+        self.dt_bias = QuantWeight(dt_bias, exact_quantizer())
+        self.A_log = QuantWeight(A_log, exact_quantizer())
         self.D = QuantWeight(torch.ones(config.heads), exact_quantizer())
         self.norm_weight = QuantWeight(torch.ones(self.sizes.inner), vector_quantizer(quant))
         # Initialized first, registered last: the order of the parameters determines the last bits of sums over them.
@@ -74,8 +79,11 @@ class Mamba2(nn.Module):
         state: MixerState | None,
     ) -> tuple[Float[Tensor, "B T D"], MixerState]:
         """Return `scale` times the output, and the state after the last token; `state` None starts a stream."""
-        projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda else 0)
+        one_token = u_BTD.shape[1] == 1 and state is not None and not torch.is_grad_enabled()
+        projected_BTS = self.in_proj(u_BTD, rows=self.row_width if u_BTD.is_cuda and not one_token else 0)
         mix = self._implementation(projected_BTS, state)
+        if one_token and mix == self._forward_fused:
+            mix = self._forward_step
         normed_BTI, state = mix(projected_BTS, reset_BT, state)
         out_BTD: Tensor = self.out_proj(normed_BTI, scale_D)
         return out_BTD, state
@@ -107,6 +115,15 @@ class Mamba2(nn.Module):
         )
         history_BCW = conv_history(self.sizes.split(projected_BTS)[1], history_BCW, self.taps, reset_BT)
         return normed_BTI, MixerState(history_BCW, ssm_BHPN)
+
+    def _forward_step(
+        self, projected_B1S: Tensor, reset_B1: Tensor | None, state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        from jepamba.ops.mixer.step import mixer_step
+
+        assert state is not None
+        out_B1I, *after = mixer_step(projected_B1S, *self._weights(), *state, reset_B1, self.sizes)
+        return out_B1I, MixerState(*after)
 
     def _forward_plain(
         self, projected_BTS: Tensor, reset_BT: Tensor | None, state: MixerState | None

@@ -1,0 +1,97 @@
+"""Sampling of many streams with one launch per token: step and sampling are one CUDA graph, and the host reads behind.
+
+Elsewhere than on a GPU the same work runs without a graph. Legend: B streams, N tokens of a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepamba.decode.static_step import StaticStep
+
+AHEAD = 4
+"""Steps that are launched before the host reads the tokens of the first of them."""
+
+ROWS = 1024
+"""Steps whose random numbers are on the device at a time."""
+
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, V), uniform random numbers (B,)) → the sampled tokens (B,), on the device, without reading them."""
+
+
+class GraphedStep:
+    """A `StaticStep` that samples its next tokens: `tokens_B` are its input, and then its output."""
+
+    def __init__(self, step: StaticStep, sample: Sample) -> None:
+        self.step, self.sample = step, sample
+        self.uniform_B = torch.zeros(len(step.tokens_B), dtype=torch.float64, device=step.tokens_B.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if step.tokens_B.is_cuda:
+            self._capture()
+
+    def __call__(self) -> None:
+        """Feed the tokens, and sample the next with `uniform_B`."""
+        if self._graph is None:
+            self._work()
+        else:
+            self._graph.replay()
+
+    def _work(self) -> None:
+        self.step()
+        with torch.inference_mode():
+            self.step.tokens_B.copy_(self.sample(self.step.logits_BV, self.uniform_B))
+
+    def _capture(self) -> None:
+        """Run the work once, which compiles its kernels, restore what it changed, and capture it."""
+        changed = [self.step.tokens_B, *(value for layer in self.step.state for value in layer)]
+        before = [value.clone() for value in changed]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._work()
+            torch._foreach_copy_(changed, before)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._work()
+
+
+def sampled_tokens(
+    step: GraphedStep, uniforms: Callable[[int], Float[Tensor, "N B"]], count: int
+) -> Iterator[list[int]]:
+    """Yield the next `count` tokens of each stream, one list of B for each step.
+
+    The host reads a token when the steps after it are already launched, so the device never waits for the host.
+
+    Arguments: `uniforms(n)`: the next n rows of random numbers, on the CPU.
+    """
+    tokens_B = step.step.tokens_B
+    on_gpu = tokens_B.is_cuda
+    read = torch.zeros(AHEAD, len(tokens_B), dtype=torch.int64, pin_memory=on_gpu)
+    events = [torch.cuda.Event() if on_gpu else None for _ in range(AHEAD)]
+
+    def finished(index: int) -> list[int]:
+        event = events[index % AHEAD]
+        if event is not None:
+            event.synchronize()
+        row: list[int] = read[index % AHEAD].tolist()
+        return row
+
+    for index in range(count):
+        if index % ROWS == 0:
+            numbers = uniforms(min(ROWS, count - index)).to(tokens_B.device)
+        if index >= AHEAD:
+            yield finished(index - AHEAD)
+        step.uniform_B.copy_(numbers[index % ROWS])
+        step()
+        read[index % AHEAD].copy_(tokens_B, non_blocking=True)
+        event = events[index % AHEAD]
+        if event is not None:
+            event.record()
+    for index in range(max(0, count - AHEAD), count):
+        yield finished(index)
