@@ -80,10 +80,12 @@ def test_what_does_not_fit_is_refused(first: Path, tmp_path: Path) -> None:
         sections["train"] = {"init_from": str(first), **sections.get("train", {})}
         with pytest.raises(kind, match=match):
             jepamba.train(settings(tmp_path), out=tmp_path / "no", **sections)
+        assert not (tmp_path / "no" / "config.toml").exists()  # the corrected command can use the folder
         shutil.rmtree(tmp_path / "no", ignore_errors=True)
 
     refused("differs in shape; leave model", model={"d_state": 16})
-    refused("has other heads; set jepa.projector", jepa={"predictor_mult": 3})
+    refused("trained with jepa.predictor_mult = ", jepa={"predictor_mult": 3})
+    refused("trained with jepa.layer = 0, this run has 1", jepa={"layer": 1})
     refused("it is that of the initial weights", ConfigError, data={"tokenizer": "some.model"})
     refused("no artifact.jepa here", train={"init_from": str(tmp_path)})
     # Heads that were not kept, or that the new run does not have, are no obstacle.

@@ -24,6 +24,8 @@ from jepamba.jepa import JepaHeads
 HEADS = "heads.safetensors"
 """Name of the file in the folder of the artifact."""
 _KEY, _VERSION = "jepamba_heads", 2
+HEAD_SETTINGS = ("projector", "predictor_mult", "layer", "action", "target_tokens")
+"""Settings of `[jepa]` on which the weights of the heads depend."""
 _LATER_SETTINGS = {"layer": 0, "action": False, "target_tokens": 1}
 """Settings that files of version 1 lack, with what their heads did."""
 _PROJECTORS = get_args(get_type_hints(Jepa)["projector"])

@@ -102,10 +102,10 @@ def latents(args: Namespace) -> int:
         "artifact_sha256": sha256,
         "tokenizer_fingerprint": artifact.tokenizer.fingerprint,
     }
-    measures = measure_latents(found.latents, data.seq_len) if args.measure else {}
-    probes = probe_latents(found, artifact.tokenizer, 0 if args.carry else data.seq_len) if args.probe else {}
     print_summary = summary_printer(args.out)
     size = save_latents(args.out, found, metadata)
+    measures = measure_latents(found.latents, data.seq_len) if args.measure else {}
+    probes = probe_latents(found, artifact.tokenizer, 0 if args.carry else data.seq_len) if args.probe else {}
     if args.json:
         shape = dict(zip(("tokens", "d_model"), found.latents.shape, strict=True))
         print_summary(

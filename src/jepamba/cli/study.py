@@ -66,6 +66,11 @@ def study_run(args: Namespace) -> int:
 
     if min(args.gpus, args.overlap) < 1 or args.seeds < 0 or not 0 <= args.stop_after < float("inf"):
         raise UserError("--gpus and --overlap must be 1 or more, --seeds and --stop-after 0 (all, no limit) or more")
+    if args.gpus > 1:
+        import torch
+
+        if torch.cuda.device_count() < args.gpus:
+            raise UserError(f"--gpus {args.gpus}: there are {torch.cuda.device_count()} GPUs here; give at most that")
     plan = load_plan(args.plan).with_common(settings_from_args(args))
     if args.seeds:
         plan = plan.first_seeds(args.seeds)

@@ -6,7 +6,6 @@ Legend: see `cpu_kernels`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -98,9 +97,17 @@ class CpuStep:
 
 
 def supports_cpu_step(model: LanguageModel) -> bool:
-    """Whether `CpuStep` can run `model`: on a CPU, without attention, and with Numba installed."""
-    device = model.token_embed.master.device
-    return device.type == "cpu" and not model.config.attention_every and find_spec("numba") is not None
+    """Whether `CpuStep` can run `model`: on a CPU, without attention, and with a Numba that works.
+
+    Numba fails where it is missing, does not fit NumPy, or finds no folder for its cache.
+    """
+    if model.token_embed.master.device.type != "cpu" or model.config.attention_every:
+        return False
+    try:
+        import jepamba.decode.cpu_kernels  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
 
 
 def _array(weight: QuantWeight) -> NDArray[np.float32]:

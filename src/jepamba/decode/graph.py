@@ -38,7 +38,8 @@ class GraphedStep:
         if self._graph is None:
             self._work()
         else:
-            self._graph.replay()
+            with torch.cuda.device(self.step.tokens_B.device):
+                self._graph.replay()
 
     def _work(self) -> None:
         self.step()
@@ -47,6 +48,10 @@ class GraphedStep:
 
     def _capture(self) -> None:
         """Run the work once, which compiles its kernels, restore what it changed, and capture it."""
+        with torch.cuda.device(self.step.tokens_B.device):
+            self._capture_on_current_device()
+
+    def _capture_on_current_device(self) -> None:
         changed = [self.step.tokens_B, *(value for layer in self.step.state for value in layer)]
         before = [value.clone() for value in changed]
         stream = torch.cuda.Stream()
@@ -92,6 +97,6 @@ def sampled_tokens(
         read[index % AHEAD].copy_(tokens_B, non_blocking=True)
         event = events[index % AHEAD]
         if event is not None:
-            event.record()
+            event.record(torch.cuda.current_stream(tokens_B.device))
     for index in range(max(0, count - AHEAD), count):
         yield finished(index)

@@ -5,6 +5,7 @@ Legend: N positions, T tokens of a document, D d_model.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepamba.data.tokens import Tokens
+from jepamba.errors import DivergedError
 from jepamba.evaluate.accounting import text_bytes
 from jepamba.evaluate.carried import carried_latents, even_lanes
 from jepamba.evaluate.diagnostics import evaluating
@@ -51,6 +53,8 @@ def score_documents(
     for tokens, size, of_document_N in zip(documents, sizes, nats_N.split([len(i) for i in ids]), strict=True):
         targets = len(tokens) - 1
         nats, mode = float(of_document_N[:targets].sum()), "carried" if carry else "plain"
+        if not math.isfinite(nats):
+            raise DivergedError
         score = score_of(nats, tokens, size, targets, mode=mode, reset=reset, temperature=temperature, seconds=seconds)
         found.append(text_score(score, tokens, of_document_N[:targets]))
     return found
@@ -70,6 +74,8 @@ def latents_of_documents(
     with stored(model), evaluating(heads):
         for h_ND, _, places_N in _latents(model, ids, documents, seq_len, carry, layer):
             z_ND = h_ND if heads is None else heads.project(h_ND.unsqueeze(0))[0]
+            if not bool(z_ND.isfinite().all()):
+                raise DivergedError
             latents_ND[torch.from_numpy(places_N)] = z_ND.float().cpu()
     return [of_document_TD[:-1].clone() for of_document_TD in latents_ND.split([len(i) for i in ids])]
 

@@ -83,5 +83,6 @@ def document_groups(texts: Sequence[bytes], groups: int, seed: int = 0) -> NDArr
     components = (left * scales)[:, :_COMPONENTS]
     if scales[0] < 1e-9:
         return np.zeros(len(texts), dtype=np.int64)
-    _, labels = kmeans2(components, groups, minit="++", seed=np.random.default_rng(seed), iter=50, missing="raise")
+    # Fewer distinct texts than groups leave groups without documents.
+    _, labels = kmeans2(components, groups, minit="++", seed=np.random.default_rng(seed), iter=50, missing="warn")
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -28,7 +28,6 @@ DTYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 """The dtypes of activations that kernels have, by the suffix of their names."""
 LANES = 16
 """Values of a vector: rows must have a multiple."""
-_HEADER = Path(__file__).parent / "vectors.h"
 _LIMIT_S = 120
 
 
@@ -39,6 +38,12 @@ def compiler() -> str | None:
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
 
 
+def kernels_of(operator: str, **constants: int) -> ctypes.CDLL | None:
+    """Return the `library` of `operator`; None in a bundle, which has no C++ sources."""
+    file = globals().get("__file__")
+    return None if file is None else library(Path(file).parent / operator / "kernels.cpp", **constants)
+
+
 @functools.cache
 def library(source: Path, **constants: int) -> ctypes.CDLL | None:
     """Compile `source` with the macros `constants`, and load it.
@@ -47,8 +52,9 @@ def library(source: Path, **constants: int) -> ctypes.CDLL | None:
     """
     if compiler() is None:
         return None
+    header = Path(__file__).parent / "vectors.h"
     command = [*_command(), *(f"-D{name}={value}" for name, value in constants.items())]
-    texts = [source.read_bytes(), _HEADER.read_bytes(), " ".join(command).encode(), _processor().encode()]
+    texts = [source.read_bytes(), header.read_bytes(), " ".join(command).encode(), _processor().encode()]
     name = f"{source.parent.name}-{hashlib.sha256(b'|'.join(texts)).hexdigest()[:32]}.so"
     folder = cache_folder("") / "kernels"
     try:
@@ -56,7 +62,7 @@ def library(source: Path, **constants: int) -> ctypes.CDLL | None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 out = Path(scratch) / name
-                arguments = [*command, f"-I{_HEADER.parent}", str(source), "-o", str(out)]
+                arguments = [*command, f"-I{header.parent}", str(source), "-o", str(out)]
                 subprocess.run(arguments, check=True, capture_output=True, timeout=_LIMIT_S)
                 out.replace(folder / name)
         return ctypes.CDLL(str(folder / name))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -114,7 +115,8 @@ def has_bf16_products() -> bool:
 
 def _kernels() -> str:
     """The kind of kernels of a training pass on the CPU."""
-    return f"kernels compiled by {compiler()}" if compiler() else "without a C++ compiler at half the speed"
+    path = compiler()
+    return f"kernels compiled by {Path(path).name}" if path else "without a C++ compiler at half the speed"
 
 
 def keep_freed_memory() -> None:

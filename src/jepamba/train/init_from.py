@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jepamba.artifact.heads import HEADS, load_heads
+from jepamba.artifact.heads import HEAD_SETTINGS, HEADS, load_heads
 from jepamba.artifact.locate import locate
 from jepamba.artifact.store import load_artifact, open_artifact
 from jepamba.config import Run, flatten, to_dict
@@ -59,12 +59,15 @@ def initialize(state: TrainState) -> list[str]:
         beside = path.with_name(HEADS)
         if state.heads is None or not beside.exists():
             return [f"initial weights: {path} (sha256 {sha256[:16]}); JEPA heads: random"]
-        try:
-            state.heads.load_state_dict(load_heads(beside, state.run.model.d_model, sha256).state_dict())
-        except RuntimeError:
-            raise UserError(
-                f"{beside}: train.init_from: has other heads; set jepa.projector and jepa.predictor_mult as in its run"
-            ) from None
+        heads = load_heads(beside, state.run.model.d_model, sha256)
+        for setting in HEAD_SETTINGS:
+            kept, wanted = (getattr(jepa, setting) for jepa in (heads.config, state.run.jepa))
+            if kept != wanted:
+                raise UserError(
+                    f"{beside}: train.init_from: its heads were trained with jepa.{setting} = {kept}, this run has "
+                    f"{wanted}; set it as in their run"
+                )
+        state.heads.load_state_dict(heads.state_dict())
     return [f"initial weights and JEPA heads: {path.parent} (sha256 {sha256[:16]})"]
 
 

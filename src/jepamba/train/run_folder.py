@@ -53,9 +53,11 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         run, choices = resolve_vocabulary(run, world, print_line)
         text = read_same_corpus(run, world)
         run, others = resolve_dial(resolve(run, text), text, world, print_line)
-        world.on_rank_zero(lambda: _create_run(run, out, preset))
         loop = Loop(run, out, text, preset, world)
-        for what in (*initialize(loop.state), *choices, *others):
+        loaded = initialize(loop.state)
+        # After all that can be refused: from here on the folder holds a run.
+        world.on_rank_zero(lambda: _create_run(run, out, preset))
+        for what in (*loaded, *choices, *others):
             loop.metrics.append("event", 0, what=str(what))
         return loop.run_to_end()
 
@@ -151,6 +153,8 @@ def _note_new_budget(loop: Loop, budget: Mapping[str, Any]) -> None:
     scale = learning_rate_scale(loop.run.optim, spent)
     message = f"new budget, {named}: {spent:.0%} of it is spent; the learning rate is {scale:.0%} of its peak from here"
     print_line(f"jepamba: {message}")
+    # The learning rate rises again and with it the entropy of the weights, so the bits are due once more.
+    loop.state.counters.bit_choices = min(loop.state.counters.bit_choices, 1)
     loop.metrics.append("event", loop.state.counters.step, what=message)
     loop.world.on_rank_zero(lambda: (loop.out / SUMMARY).unlink(missing_ok=True))
 

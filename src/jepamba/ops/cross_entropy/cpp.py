@@ -6,11 +6,10 @@ Legend: n rows (tokens), V vocabulary, K blocks of rows.
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 
 from torch import Tensor
 
-from jepamba.ops.cpp import DTYPES, LANES, library, pointer, use_cpp
+from jepamba.ops.cpp import DTYPES, LANES, kernels_of, pointer, use_cpp
 from jepamba.ops.cross_entropy.pytorch import RowLosses
 
 _BLOCK = 16
@@ -18,7 +17,7 @@ _BLOCK = 16
 
 
 def _kernels() -> ctypes.CDLL | None:
-    return library(Path(__file__).parent / "kernels.cpp")
+    return kernels_of("cross_entropy")
 
 
 def is_supported(raw_nV: Tensor) -> bool:

@@ -10,14 +10,13 @@ N state, C = I + 2·G·N channels of the convolution, W taps, W1 = W − 1; K ch
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.ops.cpp import DTYPES, LANES, library, pointer, use_cpp
+from jepamba.ops.cpp import DTYPES, LANES, kernels_of, pointer, use_cpp
 from jepamba.ops.mixer.sizes import MixerSizes
 from jepamba.ops.norms import GATED_NORM_EPS
 
@@ -45,7 +44,7 @@ class _Gradients(ctypes.Structure):
 
 
 def _kernels(sizes: MixerSizes) -> ctypes.CDLL | None:
-    return library(Path(__file__).parent / "kernels.cpp", P=sizes.headdim, N=sizes.d_state)
+    return kernels_of("mixer", P=sizes.headdim, N=sizes.d_state)
 
 
 def is_supported(projected_BTS: Tensor, sizes: MixerSizes) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepamba.ops.cpp import DTYPES, LANES, library, pointer, use_cpp
+from jepamba.ops.cpp import DTYPES, LANES, kernels_of, pointer, use_cpp
 from jepamba.ops.norms.pytorch import RMS_EPS
 
 _BLOCK = 32
@@ -18,7 +17,7 @@ _BLOCK = 32
 
 
 def _kernels() -> ctypes.CDLL | None:
-    return library(Path(__file__).parent / "kernels.cpp")
+    return kernels_of("norms")
 
 
 def is_supported(x: Tensor) -> bool:
