@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.presets import load_preset
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
@@ -136,7 +136,7 @@ def main() -> None:
         for round_ in range(2 + args.bench_steps):
             for name in rows:
                 cpu, wall = time.process_time(), time.perf_counter()
-                with triton_kernels(name != "pytorch"):
+                with use_kernels(name != "pytorch"):
                     steps[name]()
                 if round_ >= 2:
                     times[name].append((time.process_time() - cpu, time.perf_counter() - wall))

@@ -19,7 +19,7 @@ import torch
 
 from jepamba.config import Model, Quant
 from jepamba.model import LanguageModel
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.quant import CachedWeights
 from ssd import captured, measure, on_own_stream
 
@@ -42,7 +42,7 @@ def graphs_of(model: LanguageModel, cache: CachedWeights) -> dict[str, Callable[
     graphs: dict[str, Callable[[], object]] = {}
     for way, (quantized, kernels) in WAYS.items():
         model.set_fake_quantization(quantized)
-        with triton_kernels(kernels):
+        with use_kernels(kernels):
             graphs[way] = captured(cache.compute)
     return graphs
 

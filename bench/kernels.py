@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jepamba.ops.causal_conv import conv_silu
 from jepamba.ops.cross_entropy import capped_cross_entropy, row_losses, token_nats
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.ops.epps_pulley import epps_pulley
 from jepamba.ops.norms import add_norm, gated_norm, mix_norm, relu2_norm
 from jepamba.ops.predictor import bias_gelu
@@ -159,7 +159,7 @@ def bench() -> None:
         sizes: dict[str, int] = {}
         for how, wanted in (("fused", True), ("plain", False)):
             torch.manual_seed(0)
-            with triton_kernels(wanted):
+            with use_kernels(wanted):
                 for name, (call, size) in make(o).items():
                     if not o.only or any(word in name for word in o.only.split(",")):
                         calls.setdefault(name, {})[how] = graph_of(f"{name}, {how}", call)

@@ -22,7 +22,7 @@ from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.ops.muon import apply_updates, nesterov_updates, orthogonalize
 from jepamba.optim import Optimizers
 from jepamba.presets import load_preset
@@ -92,7 +92,7 @@ def bench() -> None:
     calls: dict[str, dict[str, Callable[[], object]]] = {}
     matrices: list[Tensor] = []
     for how, wanted in (("plain", False), ("fused", True)):
-        with triton_kernels(wanted), torch.no_grad():
+        with use_kernels(wanted), torch.no_grad():
             optimizers = build(run, torch.device("cuda"))
             matrices = list(optimizers.groups.muon.values())
             for name, call in make_calls(optimizers).items():

@@ -79,7 +79,7 @@ def _sync(device: torch.device) -> None:
 
 def timed_step(trainer: Trainer, kernels: bool) -> float:
     """Seconds of one training step, everything on the device finished."""
-    with dispatch.triton_kernels(kernels):
+    with dispatch.use_kernels(kernels):
         _sync(trainer.state.device)
         start = time.perf_counter()
         trainer.train_step(0.0)

@@ -57,7 +57,7 @@ def train_variant(name: str, run: Run, text: Corpus, val: int, torch_steps: int)
         run = with_settings(run, {"train.seed": run.train.seed + 1})
     steps = min(run.train.steps, torch_steps) if name == "torch" else run.train.steps
     start = time.perf_counter()
-    with dispatch.triton_kernels(name != "torch"):
+    with dispatch.use_kernels(name != "torch"):
         state = TrainState(run, text, choose_device(run.train))
         trainer = Trainer(state)
         ce = [trainer.train_step(step / run.train.steps)["ce"] for step in range(steps)]

@@ -15,7 +15,7 @@ from jepamba.errors import UserError
 from jepamba.evaluate import score_adapted, score_carried
 from jepamba.evaluate.likelihood import target_nats
 from jepamba.model import LanguageModel
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.text import ByteTokenizer
 from test_evaluate_carried import small_model, stream
 
@@ -45,7 +45,7 @@ def chunk_nats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         return nats_KN
 
     monkeypatch.setattr(score_module, "target_nats", recorded)
-    with triton_kernels(False):
+    with use_kernels(False):
         yield nats
 
 

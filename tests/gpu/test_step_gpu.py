@@ -36,7 +36,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
 
 
 def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, float]]:
-    with dispatch.triton_kernels(kernels):
+    with dispatch.use_kernels(kernels):
         trainer = Trainer(TrainState(run, text, choose_device(run.train)))
         return [trainer.train_step(0.0) for _ in range(count)]
 

@@ -17,7 +17,7 @@ _enabled = True
 
 
 @contextlib.contextmanager
-def triton_kernels(enabled: bool) -> Iterator[None]:
+def use_kernels(enabled: bool) -> Iterator[None]:
     """A context that enables or disables the kernels, those in C++ too. Disabled, all operators are plain PyTorch."""
     global _enabled
     previous, _enabled = _enabled, enabled

@@ -7,7 +7,7 @@ import torch
 
 from jepamba.config import Model, Quant
 from jepamba.model import LanguageModel
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.quant import quantizer_named
 from needs_gpus import needs_gpus
 from ops.fake_quantize.cases import QUANTIZERS, differences, different, fused, hard_weights, plain
@@ -50,7 +50,7 @@ def test_a_captured_cache_follows_the_masters(quant: Quant) -> None:
                     master += 0.02 * torch.randn_like(master)
             graph.replay()
             replayed = [leaf.detach().clone() for leaf in cache.leaves]
-            with triton_kernels(False):
+            with use_kernels(False):
                 cache.compute()
             for ours, truth in zip(replayed, cache.leaves, strict=True):
                 assert different(ours, truth.detach()) == 0

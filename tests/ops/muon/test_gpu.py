@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.ops.muon import orthogonalize
 from needs_gpus import needs_gpus
 from ops.compare import random, relative
@@ -48,7 +48,7 @@ def test_captured_steps_are_no_less_exact_than_plain_steps(row_norm: bool) -> No
         if step == 0:
             with torch.cuda.graph(graph, stream=stream):
                 fused.muon.step()
-        with triton_kernels(False):
+        with use_kernels(False):
             plain.muon.step()
     for ours, theirs in zip(fused.errors(), plain.errors(), strict=True):
         assert ours < 1.05 * theirs

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from jepamba.ops import muon
-from jepamba.ops.dispatch import triton_kernels
+from jepamba.ops.dispatch import use_kernels
 from jepamba.ops.muon.triton import BLOCK, apply_updates_triton, nesterov_updates_triton
 from jepamba.optim import Muon
 from ops.compare import DEVICE, beyond, random, relative
@@ -99,7 +99,7 @@ def test_steps_equal_the_plain_path(kernels: None, monkeypatch: pytest.MonkeyPat
 
     fused = run()
     monkeypatch.undo()
-    with triton_kernels(False):
+    with use_kernels(False):
         plain = run()
     for ours, truth in zip(fused, plain, strict=True):
         assert relative(ours, truth) < 1e-6
