@@ -33,11 +33,11 @@ from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
 from jepamba.distributed import World, process_group
 from jepamba.jepa import LatentWeights
+from jepamba.ops.cuda_graph import CUDAGraph
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
 from jepamba.progress import silence
 from jepamba.train import resolve
-from jepamba.train.cuda_graph import CUDAGraph
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer

@@ -13,13 +13,9 @@ from jepamba.decode.static_step import StaticStep
 from jepamba.generate import PromptReader, Sampler, generate
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer
+from needs_gpus import needs_gpus
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpus())]
 TOKENIZER = ByteTokenizer(False)
 
 
@@ -105,12 +101,11 @@ def test_capture_and_suspension_leave_no_trace(device: str) -> None:
     assert len(list(rows)) == 11
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_writes_the_text_of_the_cpu() -> None:
+@pytest.mark.parametrize("gpu", DEVICES[1:])
+def test_a_gpu_writes_the_text_of_the_cpu(gpu: str) -> None:
     model = small_model("cpu")
     texts = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", gpu):
         model.to(device)
         texts.append("".join(generate(model, TOKENIZER, "Hello", 200, seed=5, temperature=0.7)))
     assert texts[0][:100] == texts[1][:100]

@@ -408,11 +408,8 @@ def in_pieces(model: LanguageModel, tokens: Tensor, reset: Tensor | None, cuts: 
     return torch.cat(pieces, 1), state
 
 
-@settings(max_examples=12, deadline=None)
-@given(cuts=st.sets(st.integers(1, 25), max_size=8), resets=st.booleans(), seed=st.integers(0, 9))
-def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: bool, seed: int) -> None:
-    config = small(n_layer=3, ngroups=2)
-    model = disturbed(config)
+def states_of_pieces_and_whole(model: LanguageModel, cuts: set[int], resets: bool, seed: int) -> tuple[State, State]:
+    """The states after a random stream in pieces and as a whole, whose latents must be equal."""
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randint(37, (2, 26), generator=g)
     reset = (torch.rand(2, 26, generator=g) < 0.15) if resets else None
@@ -420,6 +417,13 @@ def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: boo
         whole, final = model(tokens, reset)
         joined, state = in_pieces(model, tokens, reset, cuts)
     assert torch.allclose(joined, whole, atol=3e-5)
+    return state, final
+
+
+@settings(max_examples=12, deadline=None)
+@given(cuts=st.sets(st.integers(1, 25), max_size=8), resets=st.booleans(), seed=st.integers(0, 9))
+def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: bool, seed: int) -> None:
+    state, final = states_of_pieces_and_whole(disturbed(small(n_layer=3, ngroups=2)), cuts, resets, seed)
     for ours, truth in zip(state, final, strict=True):
         assert torch.allclose(ours.conv_BCW, truth.conv_BCW, atol=3e-5)
         assert torch.allclose(ours.ssm_BHPN, truth.ssm_BHPN, atol=3e-5)

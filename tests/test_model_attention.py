@@ -22,7 +22,7 @@ from jepamba.generate import PromptReader
 from jepamba.model.attention import SlidingAttention
 from jepamba.model.language_model import LanguageModel
 from jepamba.train import train
-from test_model import disturb, disturbed, in_pieces, small, tokens_and_reset
+from test_model import disturb, disturbed, small, states_of_pieces_and_whole, tokens_and_reset
 from tiny import text_file, tiny
 
 HYBRID = {"n_layer": 4, "attention_every": 2, "attention_window": 6}
@@ -46,13 +46,7 @@ def test_a_token_reads_exactly_its_window(window: int) -> None:
 @given(cuts=st.sets(st.integers(1, 25), max_size=25), resets=st.booleans(), seed=st.integers(0, 9))
 def test_pieces_with_a_carried_state_equal_the_whole(cuts: set[int], resets: bool, seed: int) -> None:
     model = disturbed(small(**HYBRID))
-    g = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(37, (2, 26), generator=g)
-    reset = (torch.rand(2, 26, generator=g) < 0.15) if resets else None
-    with torch.no_grad():
-        whole, final = model(tokens, reset)
-        joined, state = in_pieces(model, tokens, reset, cuts)
-    assert torch.allclose(joined, whole, atol=3e-5)
+    state, final = states_of_pieces_and_whole(model, cuts, resets, seed)
     for ours, truth, empty in zip(state, final, model.initial_state(2), strict=True):
         for a, b, c in zip(ours, truth, empty, strict=True):
             assert torch.allclose(a, b, atol=3e-5)

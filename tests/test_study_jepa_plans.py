@@ -19,6 +19,7 @@ from jepamba.train.device import choose_device
 from jepamba.train.dial import Circumstances, choose, resolve_vocabulary
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
+from tiny import SIZES
 
 PLANS = [name for name in plan_names() if name == "best-bytes" or (name.startswith("jepa-") and name != "jepa-off")]
 CELLS = {
@@ -29,16 +30,8 @@ CELLS = {
     "both-0.1": (0.1, 0.1),
 }
 """Weights of the prediction and of SIGReg."""
-TINY = {
-    "data.seq_len": 32,
-    "model.d_model": 32,
-    "model.embed_dim": 16,
-    "model.n_layer": 2,
-    "model.headdim": 16,
-    "model.d_state": 8,
-    "model.mlp_mult": 1.0,
+TINY = SIZES | {
     "model.chunk_size": 16,
-    "jepa.sigreg_projections": 8,
     "optim.ghost_steps": 0,
     "train.tokens_per_step": 128,
     "train.tokens_per_micro": 64,

@@ -19,12 +19,13 @@ import pytest
 
 from folder_holder import held
 from jepamba.errors import UserError
+from jepamba.gpu_turn import GPU_TURN, gpu_turn
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
 from jepamba.study.records import planned_runs
 from jepamba.study.report import report_study
 from jepamba.study.run import run_plan
-from jepamba.train.device import GPU_TURN, gpu_turn
+from tiny import SIZES
 
 
 def plan(**settings: object) -> Plan:
@@ -354,17 +355,9 @@ def test_a_signal_reaches_the_run_once_and_waits_for_its_checkpoint(tmp_path: Pa
     assert note.read_text() == str(int(signal.SIGINT))
 
 
-TINY = {
+TINY = SIZES | {
     "data.tokenizer": "bytes",
-    "data.seq_len": 32,
-    "model.d_model": 32,
-    "model.embed_dim": 16,
-    "model.n_layer": 2,
-    "model.headdim": 16,
-    "model.d_state": 8,
-    "model.mlp_mult": 1.0,
     "jepa.sigreg_samples": 32,
-    "jepa.sigreg_projections": 8,
     "train.seconds": 0.0,
     "train.tokens_per_step": 256,
     "train.tokens_per_micro": 256,

@@ -8,26 +8,17 @@ from typing import Any
 
 import pytest
 
-from jepamba.config import Run
-from jepamba.data import corpus
 from jepamba.errors import UserError
-from jepamba.train import measure, resolve
+from jepamba.train import measure
 from jepamba.train import step as step_module
-from jepamba.train.device import choose_device
 from jepamba.train.measure import balance_latent_terms, term_gradients
-from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
-from tiny import text_file, tiny
+from tiny import opened, text_file, tiny
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_file(tmp_path_factory.mktemp("text"))
-
-
-def opened(run: Run) -> TrainState:
-    tokens = corpus(run.data)
-    return TrainState(resolve(run, tokens), tokens, choose_device(run.train))
 
 
 @pytest.mark.parametrize(

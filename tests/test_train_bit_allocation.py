@@ -15,14 +15,13 @@ import torch
 
 from jepamba.artifact import load_artifact, save_artifact
 from jepamba.config import ConfigError, Run, from_dict, with_settings
-from jepamba.data import corpus
 from jepamba.errors import UserError
 from jepamba.quant import IntQuantizer
-from jepamba.train import bit_allocation, resolve, resume, train
+from jepamba.train import bit_allocation, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
+from tiny import opened
 
 BUDGET = 10_000
 
@@ -61,11 +60,6 @@ def whole(small: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     train(with_settings(small, {"train.checkpoint_every": 1, "train.keep_checkpoints": 20}), out)
     return out
-
-
-def opened(run: Run) -> TrainState:
-    text = corpus(run.data)
-    return TrainState(resolve(run, text), text, choose_device(run.train))
 
 
 def events(out: Path) -> list[tuple[int, str]]:

@@ -7,23 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepamba.data import corpus
 from jepamba.jepa import LatentWeights
-from jepamba.train import resolve
-from jepamba.train.device import choose_device
 from jepamba.train.microbatch import MicroBatches
 from jepamba.train.state import TrainState
-from tiny import text_file, tiny
+from tiny import opened, text_file, tiny
 
 
-def opened(tmp_path: Path) -> TrainState:
-    run = tiny(text_file(tmp_path), train__tokens_per_micro=64)
-    text = corpus(run.data)
-    return TrainState(resolve(run, text), text, choose_device(run.train))
+def state_in(tmp_path: Path) -> TrainState:
+    return opened(tiny(text_file(tmp_path), train__tokens_per_micro=64))
 
 
 def test_micro_batches_are_the_step(tmp_path: Path) -> None:
-    state = opened(tmp_path)
+    state = state_in(tmp_path)
     batch = state.peek_windows()
     micro_batches = list(MicroBatches(state, batch, LatentWeights(0.1, 0.5)))
     assert len(micro_batches) == state.layout.passes > 1
@@ -41,7 +36,9 @@ def test_micro_batches_are_the_step(tmp_path: Path) -> None:
 
 
 def test_one_is_copied_over_another(tmp_path: Path) -> None:
-    first, second = list(MicroBatches(opened(tmp_path), opened(tmp_path).peek_windows(), LatentWeights(0.1, 0.5)))[:2]
+    first, second = list(MicroBatches(state_in(tmp_path), state_in(tmp_path).peek_windows(), LatentWeights(0.1, 0.5)))[
+        :2
+    ]
     static = first.map(torch.clone)
     places = [value.data_ptr() for value in static.tensors()]
     # Tokens, targets, resets, directions, and seven weights; positions too where a part of them is tested.
@@ -54,7 +51,7 @@ def test_one_is_copied_over_another(tmp_path: Path) -> None:
 
 
 def test_without_latent_terms_nothing_is_made_for_them(tmp_path: Path) -> None:
-    state = opened(tmp_path)
+    state = state_in(tmp_path)
     for micro in MicroBatches(state, state.peek_windows(), None):
         assert not micro.latent_terms
         assert micro.projections is None

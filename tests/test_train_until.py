@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepamba.config import Run, with_settings
-from jepamba.data import corpus
+from jepamba.config import with_settings
 from jepamba.jepa import JepaHeads
-from jepamba.train import resolve
-from jepamba.train.device import choose_device
 from jepamba.train.measure import term_gradients
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
-from tiny import text_file, tiny
+from tiny import opened, text_file, tiny
 
 OFF = {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.until": 1.0, "jepa.anneal": False}
 
@@ -25,11 +22,6 @@ OFF = {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0, "jepa.until": 1.0, "jepa.a
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_file(tmp_path_factory.mktemp("text"))
-
-
-def opened(run: Run) -> TrainState:
-    tokens = corpus(run.data)
-    return TrainState(resolve(run, tokens), tokens, choose_device(run.train))
 
 
 def stepped(trainer: Trainer, *steps: int) -> list[dict[str, float]]:

@@ -7,7 +7,23 @@ from pydoc_data import topics
 from typing import Any
 
 from jepamba.config import Run, from_dict, with_settings
+from jepamba.data import corpus
 from jepamba.presets import dump_toml
+from jepamba.train import resolve
+from jepamba.train.device import choose_device
+from jepamba.train.state import TrainState
+
+SIZES = {
+    "data.seq_len": 32,
+    "model.d_model": 32,
+    "model.embed_dim": 16,
+    "model.n_layer": 2,
+    "model.headdim": 16,
+    "model.d_state": 8,
+    "model.mlp_mult": 1.0,
+    "jepa.sigreg_projections": 8,
+}
+"""Settings that make any preset tiny."""
 
 
 def text_file(folder: Path) -> Path:
@@ -49,6 +65,12 @@ def tiny(text: Path, **settings: Any) -> Run:
         }
     )
     return with_settings(run, {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def opened(run: Run) -> TrainState:
+    """The state of `run` before its first step."""
+    text = corpus(run.data)
+    return TrainState(resolve(run, text), text, choose_device(run.train))
 
 
 def preset(folder: Path, run: Run) -> str:

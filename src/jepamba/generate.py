@@ -63,13 +63,18 @@ def generate(
         raise UserError(f"seed = {seed}: must fit in 64 bits")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} symbols, the model only {model.config.vocab_size}")
-    start = [tokenizer.bos_id] if tokenizer.separator else []
-    ids = [*start, *tokenizer.encode(prompt).tolist()]
+    ids = prompt_ids(prompt, tokenizer)
     if not ids:
         raise UserError(
             "empty prompt: this tokenizer has no token that starts a document, so the prompt needs some text"
         )
     return _generated_text(model, tokenizer, ids, tokens, Sampler(tokenizer, model, temperature, top_k, top_p, seed))
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of `prompt` as the beginning of a document. Without any, the model has nothing to continue."""
+    start = [tokenizer.bos_id] if tokenizer.separator else []
+    return [*start, *tokenizer.encode(prompt).tolist()]
 
 
 class Sampler:

@@ -39,16 +39,8 @@ def save_heads(path: Path, heads: JepaHeads, config: Jepa, artifact_sha256: str)
 
     `artifact_sha256` is the sha256 (hex) of the artifact of the same model.
     """
-    header = {
-        "version": _VERSION,
-        "artifact_sha256": artifact_sha256,
-        "projector": config.projector,
-        "predictor_mult": config.predictor_mult,
-        "rollout_steps": config.rollout_steps,
-        "layer": config.layer,
-        "action": config.action,
-        "target_tokens": config.target_tokens,
-    }
+    settings = {name: getattr(config, name) for name in (*HEAD_SETTINGS, "rollout_steps")}
+    header = {"version": _VERSION, "artifact_sha256": artifact_sha256, **settings}
     tensors = {name: value.detach().cpu().contiguous() for name, value in heads.state_dict().items()}
     atomic_write(path, save(tensors, {_KEY: json.dumps(header)}))
 

@@ -35,6 +35,10 @@ class CpuStep:
     """
 
     def __init__(self, model: LanguageModel, state: State) -> None:
+        # Imported here because Numba, which it imports, takes half a second.
+        from jepamba.decode.cpu_kernels import step
+
+        self._step = step
         with stored(model):
             self._embedding_VE = _array(model.token_embed)
             self.logits_V = np.empty(model.config.vocab_size, np.float32)
@@ -90,9 +94,7 @@ class CpuStep:
 
     def __call__(self, token: int) -> Float[Tensor, " V"]:
         """Feed `token` and return the logits of the next, valid until the next call."""
-        from jepamba.decode.cpu_kernels import step
-
-        step(self._embedding_VE[token], *self._arguments)
+        self._step(self._embedding_VE[token], *self._arguments)
         return torch.from_numpy(self.logits_V)
 
 

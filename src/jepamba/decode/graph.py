@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.decode.static_step import StaticStep
+from jepamba.ops.cuda_graph import CUDAGraph
+from jepamba.ops.dispatch import on_device
 
 AHEAD = 4
 """Steps that are launched before the host reads the tokens of the first of them."""
@@ -29,41 +31,17 @@ class GraphedStep:
     def __init__(self, step: StaticStep, sample: Sample) -> None:
         self.step, self.sample = step, sample
         self.uniform_B = torch.zeros(len(step.tokens_B), dtype=torch.float64, device=step.tokens_B.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if step.tokens_B.is_cuda:
-            self._capture()
+        self._graph = CUDAGraph(self._work, step.tokens_B.is_cuda)
 
     def __call__(self) -> None:
         """Feed the tokens, and sample the next with `uniform_B`."""
-        if self._graph is None:
-            self._work()
-        else:
-            with torch.cuda.device(self.step.tokens_B.device):
-                self._graph.replay()
+        with on_device(self.step.tokens_B):
+            self._graph()
 
     def _work(self) -> None:
         self.step()
         with torch.inference_mode():
             self.step.tokens_B.copy_(self.sample(self.step.logits_BV, self.uniform_B))
-
-    def _capture(self) -> None:
-        """Run the work once, which compiles its kernels, restore what it changed, and capture it."""
-        with torch.cuda.device(self.step.tokens_B.device):
-            self._capture_on_current_device()
-
-    def _capture_on_current_device(self) -> None:
-        changed = [self.step.tokens_B, *(value for layer in self.step.state for value in layer)]
-        before = [value.clone() for value in changed]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._work()
-            torch._foreach_copy_(changed, before)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
-            self._work()
 
 
 def sampled_tokens(

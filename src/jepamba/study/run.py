@@ -31,6 +31,7 @@ import tomli_w
 from jepamba.config import flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
+from jepamba.gpu_turn import GPU_TURN
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
@@ -185,7 +186,7 @@ def _environment(gpu: int, places: Sequence[int], turns: Path) -> dict[str, str]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
     if len(places) > len(set(places)):
-        variables["JEPAMBA_GPU_TURN"] = str(turns / f"gpu-{gpu}")
+        variables[GPU_TURN] = str(turns / f"gpu-{gpu}")
     return variables
 
 

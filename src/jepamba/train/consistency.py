@@ -15,6 +15,7 @@ from jepamba.data.build import text_inventory, trained_on
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import check_scorable
+from jepamba.generate import prompt_ids
 from jepamba.progress import Progress, print_line
 from jepamba.text.inventory import table
 from jepamba.text.near_duplicates import overlap_in_words
@@ -128,10 +129,10 @@ def _read(run: Run) -> Corpus:
 def _check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
     """Raise `UserError` if `generate` would refuse `prompt`, which it does only at the end of the run."""
     try:
-        ids = tokenizer.encode(prompt)
+        ids = prompt_ids(prompt, tokenizer)
     except UserError as error:
         raise UserError(f"eval.prompts: {prompt[:40]!r}: {error}") from None
-    if not (ids.size or tokenizer.separator):
+    if not ids:
         raise UserError("eval.prompts: an empty prompt needs a tokenizer with a token that starts a document")
 
 

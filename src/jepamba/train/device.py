@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
-import os
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +15,6 @@ from jepamba.config import Train
 from jepamba.distributed import local_rank
 from jepamba.errors import UserError
 from jepamba.ops.cpp import compiler
-
-GPU_TURN = "JEPAMBA_GPU_TURN"
-"""Environment variable with the file of `gpu_turn`."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +84,6 @@ def choose_device(config: Train) -> DeviceConfig:
     return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )
-
-
-@contextlib.contextmanager
-def gpu_turn() -> Iterator[None]:
-    """Wait for this process's turn on its GPU, and keep it for the block.
-
-    Processes that share a GPU (`jepamba study run --overlap`) have the name of one file in `GPU_TURN`. One of them
-    trains or scores, while the others start, pack their artifact or wait. Without that variable this does nothing.
-    """
-    path = os.environ.get(GPU_TURN)
-    if not path:
-        yield
-        return
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def has_bf16_products() -> bool:

@@ -19,10 +19,10 @@ from jepamba.artifact.locate import ARTIFACT
 from jepamba.distributed import World
 from jepamba.evaluate import Score, calibrate, diagnostics, score_carried, score_plain_at, score_sliding
 from jepamba.generate import generate
+from jepamba.gpu_turn import gpu_turn
 from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
 from jepamba.progress import Progress
-from jepamba.train.device import gpu_turn
 from jepamba.train.state import TrainState
 
 SUMMARY = "summary.json"

@@ -20,11 +20,13 @@ from jepamba.data import Corpus
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
+from jepamba.gpu_turn import gpu_turn
 from jepamba.progress import Progress
+from jepamba.report.records import STOPPED
 from jepamba.text.unrestored import bpb_unit
 from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
-from jepamba.train.device import choose_device, gpu_turn
+from jepamba.train.device import choose_device
 from jepamba.train.export import export_and_evaluate
 from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
@@ -238,7 +240,7 @@ class Loop:
         failure = self.writer.failure(wait=True)
         if failure is not None:
             raise UserError(f"{failure}; the run stops on {signal_name}, {self._newest()}")
-        self._event(f"stopped by {signal_name}")
+        self._event(f"{STOPPED}{signal_name}")
         # With several ranks the process ends without Python's exit handlers, which a dashboard may rely on.
         self.metrics.close()
 

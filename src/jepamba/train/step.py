@@ -15,8 +15,9 @@ from jepamba.data import Batch
 from jepamba.distributed import wait_time_limit
 from jepamba.errors import UserError
 from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, LossTerms, latent_weights, sigreg_sums, weighted_terms
+from jepamba.ops.cuda_graph import CUDAGraph
 from jepamba.optim import learning_rate_scale, muon_momentum
-from jepamba.train.cuda_graph import CUDAGraph, GraphedMicrobatch
+from jepamba.train.cuda_graph import GraphedMicrobatch
 from jepamba.train.measure import BALANCE_EVERY, CALIBRATE_EVERY, balance_latent_terms, calibrate_inputs
 from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
 from jepamba.train.state import TrainState

@@ -10,6 +10,7 @@ N state, C = I + 2·G·N channels of the convolution, W taps, W1 = W − 1; K ch
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,22 +55,11 @@ def is_supported(projected_BTS: Tensor, sizes: MixerSizes) -> bool:
 
 
 class _Call:
-    """The arguments that both kernels share; it keeps their tensors alive."""
+    """The arguments that both kernels share, from the tensor arguments of `CppMixer`; it keeps their tensors alive."""
 
-    def __init__(
-        self,
-        projected_BTS: Tensor,
-        kernel_CW: Tensor,
-        bias_C: Tensor,
-        dt_bias_H: Tensor,
-        A_log_H: Tensor,
-        D_H: Tensor,
-        norm_I: Tensor,
-        history_BCW: Tensor | None,
-        initial_BHPN: Tensor | None,
-        reset_BT: Tensor | None,
-        sizes: MixerSizes,
-    ) -> None:
+    def __init__(self, inputs: Sequence[Any], sizes: MixerSizes) -> None:
+        projected_BTS, kernel_CW, bias_C, dt_bias_H, A_log_H, D_H, norm_I, *before = inputs
+        history_BCW, initial_BHPN, reset_BT = before
         batch, tokens, row = projected_BTS.shape
         self.A_H = -torch.exp(A_log_H)
         self.weights = [kernel_CW.T.contiguous(), bias_C.contiguous(), dt_bias_H, self.A_H, D_H, norm_I]
@@ -115,7 +105,7 @@ class CppMixer(torch.autograd.Function):
             projected_BTS.contiguous(), kernel_CW, bias_C, dt_bias_H, A_log_H, D_H, norm_I, history_BCW, initial_BHPN,
             reset_BT,
         )  # fmt: skip
-        call = _Call(*inputs, sizes)
+        call = _Call(inputs, sizes)
         batch, tokens, _ = projected_BTS.shape
         state = (sizes.heads, sizes.d_state, sizes.headdim)
         out_BTI = projected_BTS.new_empty(batch, tokens, sizes.inner)
@@ -142,7 +132,7 @@ class CppMixer(torch.autograd.Function):
         shapes = [(kernel_CW.shape[1], sizes.channels), (sizes.channels,), *[(heads,)] * 3, (sizes.inner,)]
         # Of each sequence: their sum does not depend on the number of threads.
         sums = [y_BTI.new_zeros(batch, *shape) for shape in shapes]
-        call = _Call(*inputs, sizes)  # type: ignore[call-arg]
+        call = _Call(inputs, sizes)
         pointers = map(pointer, (y_BTI, starts_BKHNP, dout_BTI, dfinal_BHNP, dprojected_BTS))
         call("backward", *pointers, ctypes.byref(_Gradients(*map(pointer, sums))))
         dkernel_WC, dbias_C, ddt_bias_H, dA_H, dD_H, dnorm_I = (value.sum(0) for value in sums)

@@ -86,20 +86,8 @@ class CppMixNorm(torch.autograd.Function):
         sums_K3D = mix.new_zeros(blocks, 3, x.shape[-1])
         _call(
             "mix_norm_backward",
-            x,
-            x0,
-            mix,
-            skip,
-            weight,
-            dmixed,
-            dnormed,
-            dx0_later,
-            dx_later,
-            dx,
-            dx0,
-            dskip,
-            sums_K3D,
-        )
+            x, x0, mix, skip, weight, dmixed, dnormed, dx0_later, dx_later, dx, dx0, dskip, sums_K3D,
+        )  # fmt: skip
         sums_3D = sums_K3D.sum(0)
         return dx, dx0, sums_3D[:2], dskip, None if weight is None else sums_3D[2]
 
