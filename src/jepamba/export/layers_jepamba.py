@@ -2,8 +2,9 @@
 
 `jepamba export` writes this file next to `modeling_jepamba.py`, where the model is. It imports nothing of jepamba.
 
-Legend: B batch, T tokens, D width of the residual stream, V vocabulary, E features of the head, I inner width of a mixer
-(H heads × P), G groups, N state, C = I + 2·G·N channels of the convolution, W taps or window, c chunks of L tokens.
+Legend: B batch, T tokens, D width of the residual stream, V vocabulary, E width of the embedding, I inner width of a
+mixer (H heads × P), G groups, N state, C = I + 2·G·N channels of the convolution, W taps or window, c chunks of L
+tokens.
 """
 
 import torch
@@ -43,9 +44,9 @@ def ssd(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, state_BHPN, reset_BT, chunk_size):
     total_BcHL = chunked(dt_BTH * A_H).cumsum(2).transpose(2, 3)
     document_BcL = chunked(reset_BT).cumsum(2)
     visible_BcLL = (document_BcL.unsqueeze(-1) == document_BcL.unsqueeze(-2)).tril()
-    decay_BcHLL = (total_BcHL.unsqueeze(-1) - total_BcHL.unsqueeze(-2)).masked_fill(
-        ~visible_BcLL.unsqueeze(2), -torch.inf
-    ).exp()
+    decay_BcHLL = (
+        (total_BcHL.unsqueeze(-1) - total_BcHL.unsqueeze(-2)).masked_fill(~visible_BcLL.unsqueeze(2), -torch.inf).exp()
+    )
     reaches_end = (document_BcL == document_BcL[..., -1:]).unsqueeze(2)
     to_end_BcHL = (total_BcHL[..., -1:] - total_BcHL).masked_fill(~reaches_end, -torch.inf).exp()
     from_start_BcHL = total_BcHL.masked_fill((document_BcL > 0).unsqueeze(2), -torch.inf).exp()

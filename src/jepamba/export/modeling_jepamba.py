@@ -81,7 +81,7 @@ class JepambaCache:
     is_compileable = is_croppable = False
 
     def __init__(self, layers):
-        self.states = [None] * layers  # per layer: a tuple of tensors, the first dimension B; None before the first token
+        self.states = [None] * layers  # of each layer: a tuple of tensors (B, …); None before the first token
         self.is_linear = [True] * layers
         self.tokens = 0
 
@@ -230,7 +230,8 @@ class JepambaForCausalLM(JepambaPreTrainedModel, GenerationMixin):
         """Return the logits (B, T, V), in fp32, and the mean loss of `labels` in nats if they are given.
 
         Arguments:
-            labels: (B, T), as `input_ids`: they are shifted here. −100, such as for padding, is not counted.
+            labels: (B, T), as `input_ids`: they are shifted here. −100 is not counted, nor is padding, nor the token
+                after padding on the left, which nothing predicts.
             logits_to_keep: Return the logits of this many last tokens only, or those at a tensor of positions. 0: all.
         The other arguments are those of `JepambaModel.forward`.
         """
@@ -240,6 +241,9 @@ class JepambaForCausalLM(JepambaPreTrainedModel, GenerationMixin):
         logits = self.head(out.last_hidden_state[:, kept], self.model.token_embed.weight)
         loss = None
         if labels is not None:
+            if attention_mask is not None:
+                padding = attention_mask[:, -labels.shape[1] :] == 0
+                labels = labels.masked_fill(padding | F.pad(padding, (1, 0))[:, :-1], -100)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         found = CausalLMOutputWithPast(loss, logits, hidden_states=out.hidden_states, **{CACHE: out.get(CACHE)})
         return self.as_output(found, return_dict)
@@ -258,4 +262,10 @@ class JepambaForCausalLM(JepambaPreTrainedModel, GenerationMixin):
             if not input_ids.shape[1]:
                 raise ValueError("with a cache, `generate` takes the whole text, also what the cache has read")
         kept = others.get("logits_to_keep", 1)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache, CACHE: cache, "logits_to_keep": kept}
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+            CACHE: cache,
+            "logits_to_keep": kept,
+        }

@@ -108,13 +108,15 @@ def _normalizer(charsmap: bytes, adds_space: bool, removes_spaces: bool, has_spa
     if charsmap:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
     if removes_spaces:
-        steps += [_replace(" {2,}", " "), _replace(r"\A | \z", "")]
+        steps += [_replace(" {2,}", " "), _replace(r"\A ", "")]
     if adds_space:
         steps.append({"type": "Prepend", "prepend": " "})
     elif not removes_spaces and has_space:
         steps.append(_replace(r"\A ", "  "))
     if adds_space or removes_spaces:
         steps.append(_replace(SPACE, " "))  # SentencePiece takes "▁" for a space
+    if removes_spaces:
+        steps.append(_replace(r" +\z", ""))
     return _sequence("normalizers", steps)
 
 
