@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -386,3 +387,20 @@ def test_a_trained_run_works_without_jepamba(tmp_path: Path, capsys: pytest.Capt
     assert f"jepamba: {tmp_path / 'hf'}: exists and is not an empty folder" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "other"), "--to", "onnx"]) == 2
     assert "choose from" in capsys.readouterr().err
+
+
+def test_the_example_of_the_manual_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/integrations.md").read_text(encoding="utf-8")
+    section = re.search(r"^## transformers\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    command, code = re.findall(r"^```\w*\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    random_artifact(tmp_path / "runs/mine", train_bpe(TEXTS, 400))
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()[1:]) == 0
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "docs/integrations.md", "exec"), namespace)
+    assert "The function " in capsys.readouterr().out
+    assert 1 < namespace["loss"].item() < 20
