@@ -348,15 +348,28 @@ def test_a_tokenizer_that_json_cannot_express_is_left_to_sentencepiece(
     assert not (tmp_path / "hf/tokenizer.json").exists()
 
 
+def test_a_model_with_fields_that_sentencepiece_skips_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blob = train_bpe(TEXTS, 300).serialize() + bytes([99 << 3 & 0x7F | 0x80 | 3, 6, 99 << 3 & 0x7F | 0x80 | 4, 6])
+    random_artifact(tmp_path, SentencePieceTokenizer(blob))
+    assert main(["export", str(tmp_path / "artifact.jepa"), "--to", "transformers", str(tmp_path / "hf")]) == 2
+    assert "the SentencePiece model has fields of an unknown type" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
 WITHOUT_JEPAMBA = """
 import json, sys
 sys.modules["jepamba"] = None  # every import of it fails
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = sys.argv[1]
+plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+assert "transformers_modules" not in sys.modules, "the tokenizer ran code"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = tokenizer("The function ", return_tensors="pt")
+assert plain("The function ")["input_ids"] == ids["input_ids"][0].tolist()
 with torch.no_grad():
     logits = model(**ids).logits[0, -1]
 new = model.generate(**ids, do_sample=False, max_new_tokens=20)[0, ids["input_ids"].shape[1]:]

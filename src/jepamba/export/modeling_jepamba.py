@@ -253,7 +253,14 @@ class JepambaForCausalLM(JepambaPreTrainedModel, GenerationMixin):
         return False  # `forward` makes the cache
 
     def prepare_inputs_for_generation(
-        self, input_ids, cache=None, past_key_values=None, attention_mask=None, use_cache=None, **others
+        self,
+        input_ids,
+        cache=None,
+        past_key_values=None,
+        attention_mask=None,
+        use_cache=None,
+        logits_to_keep=1,
+        **others,
     ):
         """Return the arguments of the next forward pass in `generate`: only the tokens that the cache has not read."""
         cache = past_key_values if cache is None else cache
@@ -261,11 +268,10 @@ class JepambaForCausalLM(JepambaPreTrainedModel, GenerationMixin):
             input_ids = input_ids[:, cache.tokens :]
             if not input_ids.shape[1]:
                 raise ValueError("with a cache, `generate` takes the whole text, also what the cache has read")
-        kept = others.get("logits_to_keep", 1)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
             CACHE: cache,
-            "logits_to_keep": kept,
         }

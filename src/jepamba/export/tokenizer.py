@@ -15,6 +15,7 @@ from typing import Any
 
 import sentencepiece
 
+from jepamba.errors import UserError
 from jepamba.text import Tokenizer
 from jepamba.text.pieces import SPACE
 
@@ -71,7 +72,9 @@ def _sentencepiece_files(blob: bytes) -> TokenizerFiles:
     pieces = [_piece(value) for number, value in _fields(blob) if number == 1]
     names = [name.replace(SPACE, " ") if kind == _NORMAL else name for name, _, kind in pieces]
     kinds = {kind for _, _, kind in pieces}
-    if trainer.get(3) != _BPE or kinds - {_NORMAL, _UNKNOWN, _CONTROL, _BYTE} or len(set(names)) < len(names):
+    writes_spaces = not normaliser.get(5, 1)
+    others = kinds - {_NORMAL, _UNKNOWN, _CONTROL, _BYTE}
+    if trainer.get(3) != _BPE or writes_spaces or others or len(set(names)) < len(names):
         return TokenizerFiles({"tokenizer.model": blob}, bos_id, pad_id)
 
     adds_space, removes_spaces = bool(normaliser.get(3, 1)), bool(normaliser.get(4, 1))
@@ -190,7 +193,10 @@ def _piece(message: bytes) -> tuple[str, float, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of each field of a protobuf `message`, which SentencePiece has read: int or bytes."""
+    """Yield number and value, int or bytes, of each field of a protobuf `message` that SentencePiece has read.
+
+    Raises `UserError` for a group, an old type of field that SentencePiece would skip.
+    """
     at = 0
 
     def varint() -> int:
@@ -208,6 +214,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         if key & 7 == 0:
             yield key >> 3, varint()
             continue
+        if key & 7 not in (1, 2, 5):
+            raise UserError("the SentencePiece model has fields of an unknown type, so it cannot be exported")
         size = {1: 8, 5: 4}.get(key & 7) or varint()
         yield key >> 3, message[at : at + size]
         at += size
