@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a lower layer, with tokens": PASSES
     | {"jepa.layer": 1, "jepa.action": True, "jepa.target_tokens": 4, "jepa.sigreg_sample": "step"},
     "every third position": PASSES | {"jepa.stride": 3, "jepa.sigreg_sample": "step"},
+    "averaged targets": ONE_PASS | {"jepa.target_ema": 0.5},
     "balanced": ONE_PASS | {"jepa.balance": 0.4},
     "vicreg": ONE_PASS | {"jepa.vicreg_weight": 2.0, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
     "latents until the last step": PASSES | {"jepa.until": 0.5, "jepa.anneal": True, "jepa.sigreg_sample": "step"},

@@ -95,7 +95,7 @@ def test_the_graphs_read_the_schedule(small: tuple[Run, Corpus]) -> None:
     end: a graph that had kept the first step's values would be somewhere else soon."""
     run, text = small
     changes: dict[str, Any] = {"optim.warmdown": 1.0, "optim.muon_momentum_start": 0.4, "optim.muon_momentum_steps": 6}
-    changes |= {"jepa.until": 0.7, "jepa.anneal": True}
+    changes |= {"jepa.until": 0.7, "jepa.anneal": True, "jepa.target_ema": 0.5}
     run = with_settings(run, {**changes, "quant.qat_fraction": 0.5})
     found = []
     for graph in (True, False):

@@ -43,6 +43,9 @@ class Jepa:
     Every 50 steps a common factor of the latent weights is set so that it has this value. 0: no such factor."""
     detach_targets: bool = False
     """Stop gradients through the prediction targets."""
+    target_ema: float = 0.0
+    """Decay of the exponential moving average of model and projector that computes the prediction targets. 0: the model
+    itself computes them."""
     sigreg_weight: float = 0.09
     """λ, the weight of SIGReg."""
     sigreg_ramp: float = 0.0
@@ -123,6 +126,11 @@ class Jepa:
         require(
             not self.action or self.weight > 0,
             "jepa.action = true, but jepa.weight = 0: there is no predictor to give it to; set jepa.weight",
+        )
+        require(0 <= self.target_ema < 1, f"jepa.target_ema = {self.target_ema}: must be 0 (no average) or below 1")
+        require(
+            self.target_ema == 0 or self.weight > 0,
+            f"jepa.target_ema = {self.target_ema}, but jepa.weight = 0: nothing is predicted; set jepa.weight",
         )
         require(0 <= self.sigreg_ramp <= 1, f"jepa.sigreg_ramp = {self.sigreg_ramp}: must lie between 0 and 1")
         require(

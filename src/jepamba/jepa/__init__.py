@@ -1,6 +1,6 @@
 """The LeWorldModel objective (Maes et al. 2026, arXiv 2603.19312). Only training uses it.
 
-Read `objective.py` first, then `heads.py`, `sigreg.py` and `vicreg.py`.
+Read `objective.py` first, then `heads.py`, `target_encoder.py`, `sigreg.py` and `vicreg.py`.
 """
 
 from jepamba.jepa.heads import JepaHeads, document_pairs, prediction_error, trailing_mean
@@ -14,6 +14,7 @@ from jepamba.jepa.objective import (
     weighted_terms,
 )
 from jepamba.jepa.sigreg import Projections, num_samples, sample_projections, sigreg, sigreg_sums
+from jepamba.jepa.target_encoder import TargetEncoder
 from jepamba.jepa.vicreg import vicreg
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LossTerms",
     "LossWeights",
     "Projections",
+    "TargetEncoder",
     "compute_losses",
     "document_pairs",
     "latent_weights",

@@ -160,6 +160,7 @@ def prediction_error(
     *,
     action_BTD: Float[Tensor, "B T D"] | None = None,
     pairs_K: Float[Tensor, " K"] | None = None,
+    targets_BTE: Float[Tensor, "B T E"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean over k = 1 … K of the mean squared error between `step` applied k times and z_{t+k}, fp32.
 
@@ -173,9 +174,12 @@ def prediction_error(
         action_BTD: See `JepaHeads.actions`.
         pairs_K: Number of pairs for each k that the squared errors are averaged over. None counts those of this batch;
             a micro-batch passes the counts of the whole step (`document_pairs`).
+        targets_BTE: Latents of the same positions to predict instead of z (`TargetEncoder`).
     """
     stride, current_BPE = config.stride, z_BTE[:, :: config.stride]
-    targets_BTE = trailing_mean(z_BTE.detach() if config.detach_targets else z_BTE, config.target_tokens)
+    if targets_BTE is None:
+        targets_BTE = z_BTE.detach() if config.detach_targets else z_BTE
+    targets_BTE = trailing_mean(targets_BTE, config.target_tokens)
     same = _same_document_masks(config, (z_BTE.shape[0], z_BTE.shape[1]), reset_BT, z_BTE.device)
     errors = []
     for k, same_BS in enumerate(same, 1):

@@ -18,6 +18,7 @@ from jepamba.config import Jepa
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Projections, sigreg
+from jepamba.jepa.target_encoder import TargetEncoder
 from jepamba.jepa.vicreg import vicreg
 from jepamba.model import LanguageModel, State
 from jepamba.ops.cross_entropy import Losses
@@ -121,6 +122,7 @@ def compute_losses(
     projections: Projections | None,
     state: State | None = None,
     *,
+    target_encoder: TargetEncoder | None = None,
     sigreg_sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
     world: World = SINGLE_PROCESS,
 ) -> tuple[LossTerms, State]:
@@ -130,6 +132,7 @@ def compute_losses(
         heads: None: no latent term is computed.
         projections: Required where SIGReg's weight is not 0.
         state: Initial state of the model. None: zeros.
+        target_encoder: What computes the prediction targets. None: the model and its heads.
         sigreg_sums_SK2M: See `sigreg`.
 
     Returns:
@@ -142,7 +145,13 @@ def compute_losses(
         z_BTE = heads.latents(found)
         if config.weight > 0:
             jepa = prediction_error(
-                heads.step, config, z_BTE, reset_BT, action_BTD=heads.actions(found), pairs_K=weights.pairs_K
+                heads.step,
+                config,
+                z_BTE,
+                reset_BT,
+                action_BTD=heads.actions(found),
+                pairs_K=weights.pairs_K,
+                targets_BTE=None if target_encoder is None else target_encoder.latents(tokens_BT, reset_BT),
             )
         if config.sigreg_weight > 0:
             assert projections is not None

@@ -46,6 +46,14 @@ def initialize(state: TrainState) -> list[str]:
     """
     if not state.run.train.init_from:
         return []
+    loaded = _load(state)
+    if state.target_encoder is not None and state.heads is not None:
+        state.target_encoder.update(state.model, state.heads, 0.0)
+    return [loaded]
+
+
+def _load(state: TrainState) -> str:
+    """Load the weights. Returns what was loaded."""
     path = locate(state.run.train.init_from)
     stored = {name: weight.master for name, weight in load_artifact(path).model.quant_weights().items()}
     weights = state.model.quant_weights()
@@ -58,7 +66,7 @@ def initialize(state: TrainState) -> list[str]:
             weight.master.copy_(stored[name])
         beside = path.with_name(HEADS)
         if state.heads is None or not beside.exists():
-            return [f"initial weights: {path} (sha256 {sha256[:16]}); JEPA heads: random"]
+            return f"initial weights: {path} (sha256 {sha256[:16]}); JEPA heads: random"
         heads = load_heads(beside, state.run.model.d_model, sha256)
         for setting in HEAD_SETTINGS:
             kept, wanted = (getattr(jepa, setting) for jepa in (heads.config, state.run.jepa))
@@ -68,7 +76,7 @@ def initialize(state: TrainState) -> list[str]:
                     f"{wanted}; set it as in their run"
                 )
         state.heads.load_state_dict(heads.state_dict())
-    return [f"initial weights and JEPA heads: {path.parent} (sha256 {sha256[:16]})"]
+    return f"initial weights and JEPA heads: {path.parent} (sha256 {sha256[:16]})"
 
 
 def _shape(weight: object) -> torch.Size | None:

@@ -193,6 +193,7 @@ def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | 
             micro.weights,
             micro.projections,
             state.carried,
+            target_encoder=state.target_encoder,
             sigreg_sums_SK2M=sigreg_sums_SK2M,
             world=state.world,
         )

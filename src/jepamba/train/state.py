@@ -13,7 +13,7 @@ from jepamba.config import BUDGETS, ConfigError, Run
 from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
-from jepamba.jepa import JepaHeads
+from jepamba.jepa import JepaHeads, TargetEncoder
 from jepamba.model import LanguageModel, State
 from jepamba.optim import Optimizers
 from jepamba.train.consistency import corpus_fingerprint
@@ -85,6 +85,10 @@ class TrainState:
         self.modules.to(self.device)
         # The heads stay in fp32: they are plain modules without master weights.
         self.model.to(torch.bfloat16 if run.train.masters == "bf16" else torch.float32)
+        self.target_encoder: TargetEncoder | None = None
+        """With `jepa.target_ema`, what computes the prediction targets."""
+        if self.heads is not None and run.jepa.target_ema > 0:
+            self.target_encoder = TargetEncoder(run.jepa, self.model, self.heads)
         self.optimizers = Optimizers.build(
             self.modules.named_parameters(), run.optim, self.device, world, device_config.dtype
         )
@@ -150,7 +154,9 @@ class TrainState:
         weights = {f"weights/{name}": value for name, value in self.modules.state_dict().items()}
         optimizers = {f"optim/{name}": value for name, value in self.optimizers.state().items()}
         carried = {f"carried/{name}": value for name, value in self._carried().items()}
-        return weights | optimizers | carried | {"rng/cpu": torch.get_rng_state()}
+        average = {} if self.target_encoder is None else self.target_encoder.state_dict()
+        target = {f"target/{name}": value for name, value in average.items()}
+        return weights | optimizers | carried | target | {"rng/cpu": torch.get_rng_state()}
 
     def metadata(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON: counters, data position, corpus fingerprint, bits, latent factor."""
@@ -165,7 +171,8 @@ class TrainState:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises `UserError` if its data or its shapes differ from this run's."""
         self._check_data(metadata)
-        sections: dict[str, dict[str, Tensor]] = {"weights": {}, "optim": {}, "carried": {}, "rng": {}}
+        names = ("weights", "optim", "carried", "target", "rng")
+        sections: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         try:
             for name, value in tensors.items():
                 section, _, rest = name.partition("/")
@@ -178,6 +185,8 @@ class TrainState:
             self.model.set_bit_allocation(metadata["bit_allocation"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
+            if self.target_encoder is not None:
+                self.target_encoder.load_state_dict(sections["target"])
             for name, kept in self._carried().items():
                 value = sections["carried"][name]
                 if value.shape != kept.shape:

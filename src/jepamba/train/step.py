@@ -123,6 +123,8 @@ class Trainer:
             )
         state.optimizers.schedule(lr_scale, momentum)
         self.update(latent is not None)
+        if state.target_encoder is not None and state.heads is not None and latent is not None:
+            state.target_encoder.update(state.model, state.heads, run.jepa.target_ema)
         return {
             "loss": loss,
             "ce": losses["ce"],
