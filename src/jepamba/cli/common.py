@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jepamba.cli.parser import Parser
 from jepamba.cli.streams import STDIN, read_stdin_text
@@ -34,9 +34,25 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
-    """Add the argument that `jepamba.artifact.locate` reads. It is text, since a `Path` would change `hf://`."""
-    parser.add_argument(name, metavar="ARTIFACT", help="an artifact, the folder of a run, or hf://owner/name", **more)
+ARTIFACT_HELP = "an artifact, the folder of a run, or hf://owner/name (default: the model in the package)"
+
+
+def add_artifact(parser: Parser) -> None:
+    """Add the argument that `artifact_or_shipped` reads. It is text, since a `Path` would change `hf://`."""
+    parser.add_argument("artifact", nargs="?", metavar="ARTIFACT", help=ARTIFACT_HELP)
+
+
+def artifact_or_shipped(name: str | None) -> str | Path:
+    """Return `name`; without one, say on standard error that it is the model in the package, and return its path."""
+    from jepamba.artifact.locate import SHIPPED
+    from jepamba.progress import print_line
+
+    if name is not None:
+        return name
+    print_line(
+        "jepamba: no ARTIFACT given: the small model in the package (`jepamba inspect` shows it and its sources)"
+    )
+    return SHIPPED
 
 
 def add_text_flags(parser: Parser, purpose: str) -> None:

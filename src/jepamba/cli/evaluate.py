@@ -8,7 +8,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import add_artifact, add_text_flags, read_text
+from jepamba.cli.common import add_artifact, add_text_flags, artifact_or_shipped, read_text
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -66,7 +66,7 @@ def evaluate(args: Namespace) -> int:
         raise UserError(
             f"--adapt runs in one process, and WORLD_SIZE = {processes} in the environment: start it without torchrun"
         )
-    artifact = load(args.artifact).artifact
+    artifact = load(artifact_or_shipped(args.artifact)).artifact
     data = artifact.run.data
     temperature = artifact.temperature if args.temperature is None else args.temperature
     # Before the text is read, which may take long.

@@ -6,7 +6,15 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from jepamba.cli.common import add_artifact, add_text_flags, check_output, columns, read_text, summary_printer
+from jepamba.cli.common import (
+    add_artifact,
+    add_text_flags,
+    artifact_or_shipped,
+    check_output,
+    columns,
+    read_text,
+    summary_printer,
+)
 from jepamba.cli.parser import Commands, local_path
 
 _LIMIT = 65536
@@ -73,7 +81,7 @@ def latents(args: Namespace) -> int:
     from jepamba.io import sha256_of
     from jepamba.progress import Progress
 
-    path = locate(args.artifact)
+    path = locate(artifact_or_shipped(args.artifact))
     check_output(args.out, path, path.parent / HEADS, Path(args.data))
     loaded = load(path)
     artifact = loaded.artifact
