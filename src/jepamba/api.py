@@ -20,9 +20,6 @@ from jepamba.jepa import JepaHeads
 from jepamba.presets import preset_settings
 from jepamba.progress import is_silent
 from jepamba.text_model import TextModel
-from jepamba.train import train as train_run
-from jepamba.train.init_from import model_settings
-from jepamba.train.trained import is_checkpoint, load_trained
 
 
 def load(path: str | Path | None = None, device: torch.device | str | None = None) -> TextModel:
@@ -39,10 +36,13 @@ def load(path: str | Path | None = None, device: torch.device | str | None = Non
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     path = SHIPPED if path is None else path
-    if is_checkpoint(path):
-        trained = load_trained(Path(path))
-        trained.artifact.model.to(device)
-        return TextModel(trained.artifact, lambda: trained.heads.to(device))
+    if Path(path).is_dir():
+        from jepamba.train.trained import is_checkpoint, load_trained  # here, as it imports all of training
+
+        if is_checkpoint(path):
+            trained = load_trained(Path(path))
+            trained.artifact.model.to(device)
+            return TextModel(trained.artifact, lambda: trained.heads.to(device))
     place = locate(path)
     artifact = load_artifact(place, device)
 
@@ -66,7 +66,10 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
     """
-    from jepamba.report.html import write_report  # imported here because Matplotlib takes half a second
+    # Imported here because Matplotlib takes half a second, and so that `load` does not import training.
+    from jepamba.report.html import write_report
+    from jepamba.train import train as train_run
+    from jepamba.train.init_from import model_settings
 
     changes = flatten(sections)
     if isinstance(preset, Run):

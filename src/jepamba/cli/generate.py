@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from jepamba.cli.common import add_artifact, artifact_or_shipped
+from jepamba.cli.common import add_artifact, load_model
 from jepamba.cli.parser import Commands
 from jepamba.cli.streams import STDIN, read_stdin_text
 from jepamba.errors import UserError
@@ -56,10 +56,8 @@ def add(commands: Commands) -> None:
 
 def generate(args: Namespace) -> int:
     """Run `jepamba generate` and print each piece of text as it is sampled."""
-    from jepamba.api import load
-
     artifact, prompt = _artifact_and_prompt(args)
-    model = load(artifact_or_shipped(artifact))
+    model = load_model(artifact)
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if prompt is None and on_terminal and not args.json:
         return _ask_for_prompts(model, args)
