@@ -154,7 +154,7 @@ def test_a_wheel_generates_in_another_folder(tmp_path: Path) -> None:
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, source], check=True)
     (wheel,) = wheels.iterdir()
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"jepamba/shipped/model.jepa", "jepamba/shipped/SOURCES.md"} < set(names)
+    assert {"jepamba/shipped/model.jepa", "jepamba/shipped/SOURCES.md", "jepamba/artifact/ans/decoder.cpp"} < set(names)
 
     venv.create(clean)
     subprocess.run([*pip, "--python", clean / "bin/python", "install", "--no-deps", wheel], check=True)
