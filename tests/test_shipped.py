@@ -66,6 +66,13 @@ def test_the_sample_of_the_readme_is_what_the_command_prints(capsys: pytest.Capt
     assert shown[2].partition("\n")[2] == printed.out, RENEW
 
 
+def test_the_first_token_does_not_wait_for_what_it_does_not_need() -> None:
+    """SymPy comes with PyTorch's compiler and takes 0.3 s, Matplotlib half a second."""
+    script = "import sys, jepamba; next(jepamba.load(device='cpu').stream('Once', 1)); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"jepamba.train", "jepamba.report", "sympy", "matplotlib", "numba"} & set(done.stdout.split()) == set()
+
+
 @pytest.mark.parametrize(
     ("words", "prompt"),
     [
