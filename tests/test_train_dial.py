@@ -104,6 +104,18 @@ def test_the_measured_recipe_at_two_minutes_of_an_h200() -> None:
     assert (found["quant.qat_fraction"], found["quant.budget_bytes"]) == (0.3, LIMIT_BYTES - CODE_RESERVE)
 
 
+def test_a_long_run_of_a_gpu_has_the_measured_lower_learning_rate() -> None:
+    names = ("optim.muon_lr", "optim.adam_lr", "optim.warmdown")
+    short, long, other = (
+        chosen(best(train__steps=steps), Circumstances(130_000_000, on_gpu, 1, None))
+        for steps, on_gpu in ((9_999, True), (10_000, True), (10_000, False))
+    )
+    assert [short[name] for name in names] == [0.03, 0.015, 0.6]
+    assert [long[name] for name in names] == [0.02, 0.01, 1.0]
+    assert [other[name] for name in names] == [0.02, 0.01, 0.6]
+    assert chosen(best(train__seconds=540.0), Circumstances(118_000_000, True, 1, H200))["optim.warmdown"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("preset", "text_tokens", "speed"),
     # Tokens per second × parameters on two cores, without and with AVX512-BF16.

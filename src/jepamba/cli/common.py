@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jepamba.cli.parser import Parser
 from jepamba.cli.streams import STDIN, read_stdin_text
@@ -36,12 +36,18 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-ARTIFACT_HELP = "an artifact, the folder of a run, or hf://owner/name (default: the model in the package)"
+_ARTIFACT_HELP = "an artifact, the folder of a run, or hf://owner/name"
 
 
-def add_artifact(parser: Parser) -> None:
-    """Add the argument that `artifact_or_shipped` reads. It is text, since a `Path` would change `hf://`."""
-    parser.add_argument("artifact", nargs="?", metavar="ARTIFACT", help=ARTIFACT_HELP)
+def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
+    """Add the argument that `jepamba.artifact.locate` reads. It is text, since a `Path` would change `hf://`."""
+    parser.add_argument(name, metavar="ARTIFACT", **{"help": _ARTIFACT_HELP, **more})
+
+
+def add_optional_artifact(parser: Parser, name: str = "artifact") -> None:
+    """Add the argument that `artifact_or_shipped` reads: a flag, or the last positional argument but optional ones."""
+    more = {} if name.startswith("-") else {"nargs": "?"}
+    add_artifact(parser, name, help=f"{_ARTIFACT_HELP} (default: the model in the package)", **more)
 
 
 def artifact_or_shipped(name: str | None) -> str | Path:

@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from jepamba.cli.common import ARTIFACT_HELP, artifact_or_shipped, check_output, summary_printer
+from jepamba.cli.common import add_artifact, add_optional_artifact, artifact_or_shipped, check_output, summary_printer
 from jepamba.cli.parser import Commands, local_path
 from jepamba.cli.streams import STDIN, read_stdin
 
@@ -35,10 +35,10 @@ def add(commands: Commands) -> None:
     )
     for command in (compressing, decompressing):
         command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
-    compressing.add_argument("--model", metavar="ARTIFACT", help=ARTIFACT_HELP)
-    decompressing.add_argument(
+    add_optional_artifact(compressing, "--model")
+    add_artifact(
+        decompressing,
         "--model",
-        metavar="ARTIFACT",
         help="the artifact that compressed (default: found by its sha256, in the package and in the folder runs)",
     )
     compressing.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")

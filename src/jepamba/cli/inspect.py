@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import add_artifact, artifact_or_shipped, columns
+from jepamba.cli.common import add_optional_artifact, artifact_or_shipped, columns
 from jepamba.cli.parser import Commands, local_path
 
 
@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
             "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
         ],
     )
-    add_artifact(parser)
+    add_optional_artifact(parser)
     parser.add_argument(
         "--checkpoint", type=local_path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
     )

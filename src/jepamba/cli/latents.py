@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from jepamba.cli.common import (
-    add_artifact,
+    add_optional_artifact,
     add_text_flags,
     artifact_or_shipped,
     check_output,
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
             "jepamba latents runs/mine --data shards/ --limit 400000 --carry --probe --json -o latents.safetensors",
         ],
     )
-    add_artifact(parser)
+    add_optional_artifact(parser)
     add_text_flags(parser, "read")
     parser.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
     parser.add_argument(
