@@ -1,9 +1,8 @@
 // The decoder of `rans.py` with the adaptive histograms of `histograms.py`, for whole sequences of symbols.
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
-constexpr int PRECISION = 24, BUCKET_BITS = 10, REST_BITS = PRECISION - BUCKET_BITS, MAX_ALPHABET = 256;
+constexpr int PRECISION = 24, BUCKET_BITS = 9, REST_BITS = PRECISION - BUCKET_BITS, MAX_ALPHABET = 256;
 
 struct Coder {
     const uint32_t* words;
@@ -12,13 +11,18 @@ struct Coder {
 };
 
 class Model {
-    uint32_t starts[MAX_ALPHABET + 1];    // the sum of the frequencies before each symbol
-    uint8_t symbols[1 << BUCKET_BITS];    // the symbol of the first quantile of each bucket, for a search from there
-    void add(int64_t symbol, int64_t end) {
+    uint32_t starts[MAX_ALPHABET + 1];  // the sum of the frequencies before each symbol
+    // Of the first quantile of each bucket: start (24 bits), frequency (32 bits) and symbol (8 bits). One load finds all
+    // that most symbols need; the others are searched from there.
+    uint64_t buckets[1 << BUCKET_BITS];
+
+    void add(uint64_t symbol, int64_t end) {
+        const int64_t start = starts[symbol];
         starts[symbol + 1] = (uint32_t)end;
-        const int64_t first = ((int64_t)starts[symbol] + (1 << REST_BITS) - 1) >> REST_BITS;
-        const int64_t stop = (end + (1 << REST_BITS) - 1) >> REST_BITS;
-        memset(symbols + first, (int)symbol, stop - first);
+        std::fill(
+            buckets + ((start + (1 << REST_BITS) - 1) >> REST_BITS), buckets + ((end + (1 << REST_BITS) - 1) >> REST_BITS),
+            symbol << 56 | (uint64_t)(end - start) << 24 | (uint64_t)start
+        );
     }
 
   public:
@@ -40,9 +44,14 @@ class Model {
 
     uint8_t decode(Coder& coder) const {
         const uint32_t quantile = coder.state & ((1 << PRECISION) - 1);
-        uint32_t s = symbols[quantile >> REST_BITS];
-        while (quantile >= starts[s + 1]) s++;
-        coder.state = (coder.state >> PRECISION) * (starts[s + 1] - starts[s]) + quantile - starts[s];
+        const uint64_t bucket = buckets[quantile >> REST_BITS];
+        uint32_t s = bucket >> 56, frequency = (uint32_t)(bucket >> 24), rest = quantile - (bucket & ((1 << PRECISION) - 1));
+        if (rest >= frequency) {
+            while (quantile >= starts[s + 1]) s++;
+            frequency = starts[s + 1] - starts[s];
+            rest = quantile - starts[s];
+        }
+        coder.state = (coder.state >> PRECISION) * frequency + rest;
         if (coder.state >> 32 == 0 && coder.left) coder.state = coder.state << 32 | coder.words[--coder.left];
         return (uint8_t)s;
     }
