@@ -17,6 +17,7 @@ from ans_reader import read
 from examples import examples
 from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.ans import WeightCodec
+from jepamba.artifact.ans.compiled import CompiledDecoder, new_decoder
 from jepamba.artifact.ans.histograms import Histograms, code_integers
 from jepamba.artifact.ans.parameter_search import OFF, SearchSpace
 from jepamba.artifact.ans.prediction import LinearPredictor, PanelPrediction, earlier_lines, is_predictable, panel_lines
@@ -26,6 +27,8 @@ from jepamba.artifact.inspect import entropy
 from jepamba.artifact.streams import DTYPES, STREAM_BITS, StreamSpec, Values
 from jepamba.config import Data, Model, Run, Train
 from jepamba.model import LanguageModel
+from jepamba.ops.cpp import compiler
+from jepamba.ops.dispatch import use_kernels
 from jepamba.quant.quantizers import Fp8Quantizer, IntQuantizer
 from jepamba.text import ByteTokenizer
 
@@ -36,11 +39,22 @@ CODEC = WeightCodec()
 def round_trip(streams: list[StreamSpec], values: list[Values], codec: WeightCodec = CODEC) -> bytes:
     data = codec.encode(streams, values)
     assert data == codec.encode(streams, values)
-    for stream, array, again in zip(streams, values, CODEC.decode(streams, data), strict=True):
-        assert again.dtype == np.dtype(DTYPES[stream.kind])
-        assert again.shape == stream.shape
-        assert (again == array).all()
+    for compiled in (True, False):
+        with use_kernels(compiled):
+            decoded = CODEC.decode(streams, data)
+        for stream, array, again in zip(streams, values, decoded, strict=True):
+            assert again.dtype == np.dtype(DTYPES[stream.kind])
+            assert again.shape == stream.shape
+            assert (again == array).all()
     return data
+
+
+@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+def test_the_decoder_is_compiled_where_it_can_be() -> None:
+    data = AnsEncoder().finish()
+    assert type(new_decoder(data)) is CompiledDecoder
+    with use_kernels(False):
+        assert type(new_decoder(data)) is AnsDecoder
 
 
 def any_values(kind: str, bits: int, shape: tuple[int, ...], how: str, seed: int) -> Values:

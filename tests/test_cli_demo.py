@@ -52,7 +52,10 @@ def test_the_demo_ends_with_its_table(
     names = [row["compressor"].split()[0] for row in found["baselines"]]
     assert names == ["gzip", "bzip2", "xz", "zstd", "brotli"]
     assert all(row["bpb_with_history"] < row["bpb"] for row in found["baselines"])
-    assert found["sample"].startswith("The ")
+    for sample in (found["sample"], found["shipped_sample"]):
+        assert sample.startswith("The ")
+        assert sample in demo_table(found)
+    assert found["sample"] != found["shipped_sample"]
     assert summary["baselines"] == found["baselines"]
     assert "brotli" in (out / "report.html").read_text()
     assert summary["val_overlap"] == found["overlap"] <= 0.01

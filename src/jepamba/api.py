@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from jepamba.artifact.heads import HEADS, load_heads
-from jepamba.artifact.locate import locate
+from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.artifact.store import load_artifact
 from jepamba.config import Run, build, flatten, merge, to_dict
 from jepamba.errors import UserError
@@ -20,28 +20,29 @@ from jepamba.jepa import JepaHeads
 from jepamba.presets import preset_settings
 from jepamba.progress import is_silent
 from jepamba.text_model import TextModel
-from jepamba.train import train as train_run
-from jepamba.train.init_from import model_settings
-from jepamba.train.trained import is_checkpoint, load_trained
 
 
-def load(path: str | Path, device: torch.device | str | None = None) -> TextModel:
+def load(path: str | Path | None = None, device: torch.device | str | None = None) -> TextModel:
     """Load a trained model. Nothing in its files is executed.
 
     Arguments:
         path: An artifact, the folder of a run, a checkpoint (`runs/mine/checkpoints/step-000000400`), or
             `hf://owner/name[@revision][/file]` for a model of the Hugging Face hub. A checkpoint has its JEPA heads and
-            the temperature 1.
+            the temperature 1. None: the small model in the package.
         device: None: a GPU if there is one, else the CPU.
 
     Raises:
         UserError: One line that names the file, if it is missing or invalid.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if is_checkpoint(path):
-        trained = load_trained(Path(path))
-        trained.artifact.model.to(device)
-        return TextModel(trained.artifact, lambda: trained.heads.to(device))
+    path = SHIPPED if path is None else path
+    if Path(path).is_dir():
+        from jepamba.train.trained import is_checkpoint, load_trained  # here, as it imports all of training
+
+        if is_checkpoint(path):
+            trained = load_trained(Path(path))
+            trained.artifact.model.to(device)
+            return TextModel(trained.artifact, lambda: trained.heads.to(device))
     place = locate(path)
     artifact = load_artifact(place, device)
 
@@ -65,7 +66,10 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
     """
-    from jepamba.report.html import write_report  # imported here because Matplotlib takes half a second
+    # Imported here because Matplotlib takes half a second, and so that `load` does not import training.
+    from jepamba.report.html import write_report
+    from jepamba.train import train as train_run
+    from jepamba.train.init_from import model_settings
 
     changes = flatten(sections)
     if isinstance(preset, Run):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jepamba.artifact.locate import SHIPPED
 from jepamba.config import Data, with_settings
 from jepamba.data.source import Source
 from jepamba.errors import UserError
@@ -28,7 +29,8 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
 
     Arguments: `seconds`, the training time (default: the preset's).
     Returns: a dictionary with `model` (`bpb` at the calibrated temperature, `bytes` of text scored, `artifact_bytes`),
-    `overlap` (see `HeldOut`), `baselines` (rows of `evaluate.compressors` on the same bytes), `sample` and `out`.
+    `overlap` (see `HeldOut`), `baselines` (rows of `evaluate.compressors` on the same bytes), `sample`,
+    `shipped_sample` (of the model in the package) and `out`.
     Raises: `UserError` if training or scoring fails.
     """
     run = with_settings(load_preset(PRESET), {} if seconds is None else {"train.seconds": seconds})
@@ -39,9 +41,9 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
     artifact = out / "artifact.jepa"
     with Progress("scoring in a fresh process"):
         score = _run_command(["eval", str(artifact), "--data", str(held_out)])
-        sample = _run_command(
-            ["generate", str(artifact), "--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS), "--temperature", "0.8"]
-        )
+        words = ["--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS), "--temperature", "0.8"]
+        samples = [_run_command(["generate", str(model), *words]) for model in (artifact, SHIPPED)]
+        sample, shipped_sample = (found["prompt"] + found["text"] for found in samples)
     with Progress("compressing the same text") as report:
         # Documents without separators: exactly the bytes that the model is scored on.
         baselines = compressors(b"".join(splits["val"]), b"".join(splits["train"]), report)
@@ -51,7 +53,8 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
         "model": {"bpb": score["bpb"], "bytes": score["bytes"], "artifact_bytes": artifact.stat().st_size},
         "overlap": summary["val_overlap"],
         "baselines": baselines,
-        "sample": sample["prompt"] + sample["text"],
+        "sample": sample,
+        "shipped_sample": shipped_sample,
         "out": str(out),
     }
 

@@ -47,7 +47,7 @@ def test_a_library_is_compiled_once_for_its_source_and_constants(source: Path, m
 @needs_compiler
 def test_a_source_that_does_not_compile_gives_no_library(source: Path) -> None:
     source.write_text("not C++")
-    with pytest.warns(UserWarning, match="plain PyTorch instead: .*kernel.cpp"):
+    with pytest.warns(UserWarning, match="slower code instead: .*kernel.cpp"):
         assert cpp.library(source) is None
 
 

@@ -1,4 +1,4 @@
-"""Where an artifact is: a file, the folder of a run, or a model of the Hugging Face hub."""
+"""Where an artifact is: a file, the folder of a run, a model of the Hugging Face hub, or the model in the package."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from jepamba.errors import UserError
 
 ARTIFACT = "artifact.jepa"
 """Name of the artifact in the folder of a run and in a repository of the hub."""
+SHIPPED = Path(__file__).parents[1] / "shipped" / "model.jepa"
+"""The model in the package, which is used where no artifact is named."""
+SOURCES = SHIPPED.with_name("SOURCES.md")
+"""The sources of its text, with their licences."""
 _NAME = re.compile(r"hf://([^/@:]+/[^/@:]+)(?:@([^/:]+))?(?:/([^:]+))?")
 
 

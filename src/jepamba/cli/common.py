@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from argparse import Namespace
@@ -19,6 +20,7 @@ from jepamba.io import check_writable
 if TYPE_CHECKING:
     from jepamba.artifact import Artifact
     from jepamba.data import Tokens
+    from jepamba.text_model import TextModel
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -34,9 +36,48 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+_ARTIFACT_HELP = "an artifact, the folder of a run, or hf://owner/name"
+
+
 def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
     """Add the argument that `jepamba.artifact.locate` reads. It is text, since a `Path` would change `hf://`."""
-    parser.add_argument(name, metavar="ARTIFACT", help="an artifact, the folder of a run, or hf://owner/name", **more)
+    parser.add_argument(name, metavar="ARTIFACT", **{"help": _ARTIFACT_HELP, **more})
+
+
+def add_optional_artifact(parser: Parser, name: str = "artifact") -> None:
+    """Add the argument that `artifact_or_shipped` reads: a flag, or the last positional argument but optional ones."""
+    more = {} if name.startswith("-") else {"nargs": "?"}
+    add_artifact(parser, name, help=f"{_ARTIFACT_HELP} (default: the model in the package)", **more)
+
+
+def artifact_or_shipped(name: str | None) -> str | Path:
+    """Return `name`; without one, say on standard error that it is the model in the package, and return its path."""
+    from jepamba.artifact.locate import SHIPPED
+    from jepamba.progress import print_line
+
+    if name is not None:
+        return name
+    print_line(
+        "jepamba: no ARTIFACT given: the small model in the package (`jepamba inspect` shows it and its sources)"
+    )
+    return SHIPPED
+
+
+def load_model(name: str | None) -> TextModel:
+    """Load the model of `artifact_or_shipped(name)`.
+
+    Imports and loading create objects that stay. A search for garbage among them would take a fifth of a second.
+    """
+    gc.disable()
+    try:
+        from jepamba.api import load
+
+        return load(artifact_or_shipped(name))
+    finally:
+        # Together, these two move all objects to the oldest generation without a search.
+        gc.freeze()
+        gc.unfreeze()
+        gc.enable()
 
 
 def add_text_flags(parser: Parser, purpose: str) -> None:

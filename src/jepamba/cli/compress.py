@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
+from pathlib import Path
 
-from jepamba.cli.common import add_artifact, check_output, summary_printer
+from jepamba.cli.common import add_artifact, add_optional_artifact, artifact_or_shipped, check_output, summary_printer
 from jepamba.cli.parser import Commands, local_path
 from jepamba.cli.streams import STDIN, read_stdin
 
@@ -18,6 +19,7 @@ def add(commands: Commands) -> None:
         compress,
         "Compress any file without loss, with the model of an artifact.",
         [
+            "jepamba compress notes.txt -o notes.jpc",
             "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc",
             "jepamba compress notes.txt --model runs/mine/artifact.jepa -o notes.jpc --lanes 1 --json",
         ],
@@ -26,11 +28,19 @@ def add(commands: Commands) -> None:
         "decompress",
         decompress,
         "Restore the original of a file that `jepamba compress` wrote.",
-        ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
+        [
+            "jepamba decompress notes.jpc -o notes.txt",
+            "jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt",
+        ],
     )
     for command in (compressing, decompressing):
-        add_artifact(command, "--model", required=True)
         command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
+    add_optional_artifact(compressing, "--model")
+    add_artifact(
+        decompressing,
+        "--model",
+        help="the artifact that compressed (default: found by its sha256, in the package and in the folder runs)",
+    )
     compressing.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
     decompressing.add_argument("file", type=local_path, metavar="FILE", help="file to read")
     compressing.add_argument(
@@ -45,7 +55,7 @@ def compress(args: Namespace) -> int:
     from jepamba.io import atomic_write, read_untrusted
     from jepamba.progress import Progress, duration
 
-    model = locate(args.model)
+    model = locate(artifact_or_shipped(args.model))
     check_output(args.out, args.file, model)
     what = "the file to compress"
     data = read_stdin(what, MAX_BYTES) if str(args.file) == STDIN else read_untrusted(args.file, what, MAX_BYTES)
@@ -86,12 +96,16 @@ def compress(args: Namespace) -> int:
 
 def decompress(args: Namespace) -> int:
     """Run `jepamba decompress` and print the size of the restored file."""
-    from jepamba.artifact.locate import locate
-    from jepamba.compress import Compressor
+    from jepamba.artifact.locate import ARTIFACT, SHIPPED, locate
+    from jepamba.compress import Compressor, find_model
     from jepamba.io import atomic_write
-    from jepamba.progress import Progress, duration
+    from jepamba.progress import Progress, duration, print_line
 
-    model = locate(args.model)
+    if args.model is not None:
+        model = locate(args.model)
+    else:
+        model = find_model(args.file, [SHIPPED, *sorted(Path("runs").glob(f"*/{ARTIFACT}"))])
+        print_line(f"jepamba: {args.file} was compressed with {model}")
     check_output(args.out, args.file, model)
     started = time.monotonic()
     with Progress("decompressing") as report:

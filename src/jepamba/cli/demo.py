@@ -55,5 +55,6 @@ def demo_table(result: Mapping[str, Any]) -> str:
         "In the last column the compressors have the model's training text as history. Of the held-out bytes, "
         f"{overlap}.\n\n"
         f"Sample: {result['sample']}\n\n"
+        f"Sample of the larger model in the package: {result['shipped_sample']}\n\n"
         f"Report: {Path(result['out']) / 'report.html'}"
     )

@@ -8,7 +8,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import add_artifact, add_text_flags, read_text
+from jepamba.cli.common import add_optional_artifact, add_text_flags, load_model, read_text
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
             "cat held-out.txt | jepamba eval hf://owner/name --data -",
         ],
     )
-    add_artifact(parser)
+    add_optional_artifact(parser)
     add_text_flags(parser, "score")
     parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
     parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")
@@ -51,7 +51,6 @@ def add(commands: Commands) -> None:
 
 def evaluate(args: Namespace) -> int:
     """Run `jepamba eval` and print the score."""
-    from jepamba.api import load
     from jepamba.evaluate import ADAPT_LR, score_adapted, score_carried, score_plain, score_sliding
     from jepamba.evaluate.score import check_stride, check_temperature
     from jepamba.progress import Progress
@@ -66,7 +65,7 @@ def evaluate(args: Namespace) -> int:
         raise UserError(
             f"--adapt runs in one process, and WORLD_SIZE = {processes} in the environment: start it without torchrun"
         )
-    artifact = load(args.artifact).artifact
+    artifact = load_model(args.artifact).artifact
     data = artifact.run.data
     temperature = artifact.temperature if args.temperature is None else args.temperature
     # Before the text is read, which may take long.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from jepamba.cli.common import add_artifact
+from jepamba.cli.common import add_optional_artifact, load_model
 from jepamba.cli.parser import Commands
 from jepamba.cli.streams import STDIN, read_stdin_text
+from jepamba.errors import UserError
 
 if TYPE_CHECKING:
     from jepamba.text_model import TextModel
@@ -24,13 +27,15 @@ def add(commands: Commands) -> None:
         generate,
         "Continue a prompt with an artifact, in constant memory; without a prompt, one prompt after the other.",
         [
+            'jepamba generate "Once upon a time"',
             'jepamba generate runs/mine --prompt "In the beginning" --tokens 200 --seed 1',
             'jepamba generate runs/mine --prompt "The " --temperature 0.8 --top-p 0.95',
             "jepamba generate runs/mine --prompt - < start.txt",
             "jepamba generate runs/mine",
         ],
     )
-    add_artifact(parser)
+    add_optional_artifact(parser)
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="same as --prompt")
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
@@ -51,13 +56,12 @@ def add(commands: Commands) -> None:
 
 def generate(args: Namespace) -> int:
     """Run `jepamba generate` and print each piece of text as it is sampled."""
-    from jepamba.api import load
-
-    model = load(args.artifact)
+    artifact, prompt = _artifact_and_prompt(args)
+    model = load_model(artifact)
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    if args.prompt is None and on_terminal and not args.json:
+    if prompt is None and on_terminal and not args.json:
         return _ask_for_prompts(model, args)
-    prompt = args.prompt or ""
+    prompt = prompt or ""
     if prompt == STDIN:
         # A shell's `echo` ends its text with a line break that is not meant.
         prompt = read_stdin_text("the prompt").removesuffix("\n")
@@ -67,6 +71,17 @@ def generate(args: Namespace) -> int:
     else:
         _print_text(prompt, pieces)
     return 0
+
+
+def _artifact_and_prompt(args: Namespace) -> tuple[str | None, str | None]:
+    """Return ARTIFACT and the prompt. A single word that names nothing and does not look like a path is the prompt."""
+    artifact, text = args.artifact, args.text
+    is_path = artifact is None or os.path.exists(artifact) or re.fullmatch(r"\S*(/|\.jepa)\S*", artifact)
+    if text is None and not is_path:
+        artifact, text = None, artifact
+    if text is not None and args.prompt is not None:
+        raise UserError(f"--prompt and {text!r} are both a prompt; give one")
+    return artifact, args.prompt if text is None else text
 
 
 def _ask_for_prompts(model: TextModel, args: Namespace) -> int:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jepamba.cli.common import add_artifact, columns
+from jepamba.cli.common import add_optional_artifact, artifact_or_shipped, columns
 from jepamba.cli.parser import Commands, local_path
 
 
@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
             "jepamba inspect runs/mine/artifact.jepa --checkpoint runs/mine/checkpoints/step-000000400",
         ],
     )
-    add_artifact(parser)
+    add_optional_artifact(parser)
     parser.add_argument(
         "--checkpoint", type=local_path, metavar="DIR", help="unrounded weights to compare (default: the run's newest)"
     )
@@ -32,9 +32,10 @@ def add(commands: Commands) -> None:
 def inspect(args: Namespace) -> int:
     """Run `jepamba inspect` and print one row per tensor and a summary."""
     from jepamba.artifact import inspect as inspect_artifact
+    from jepamba.artifact.locate import SHIPPED, SOURCES
     from jepamba.progress import Progress
 
-    artifact, checkpoint = _resolve_paths(args.artifact, args.checkpoint)
+    artifact, checkpoint = _resolve_paths(artifact_or_shipped(args.artifact), args.checkpoint)
     with Progress("reading the artifact"):
         found = inspect_artifact(artifact, _master_weights(checkpoint) if checkpoint else None)
     if args.json:
@@ -42,10 +43,12 @@ def inspect(args: Namespace) -> int:
         return 0
     print(_table(found))
     print(_summary(found, checkpoint))
+    if artifact == SHIPPED:
+        print(f"{found['extra']['text']} ({SOURCES})")
     return 0
 
 
-def _resolve_paths(artifact: str, checkpoint: Path | None) -> tuple[Path, Path | None]:
+def _resolve_paths(artifact: str | Path, checkpoint: Path | None) -> tuple[Path, Path | None]:
     """Return the artifact and the checkpoint to compare it with, or None without one."""
     from jepamba.artifact.locate import locate
     from jepamba.train.checkpoint import checkpoints

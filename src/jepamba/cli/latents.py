@@ -6,7 +6,15 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from jepamba.cli.common import add_artifact, add_text_flags, check_output, columns, read_text, summary_printer
+from jepamba.cli.common import (
+    add_optional_artifact,
+    add_text_flags,
+    artifact_or_shipped,
+    check_output,
+    columns,
+    read_text,
+    summary_printer,
+)
 from jepamba.cli.parser import Commands, local_path
 
 _LIMIT = 65536
@@ -25,7 +33,7 @@ def add(commands: Commands) -> None:
             "jepamba latents runs/mine --data shards/ --limit 400000 --carry --probe --json -o latents.safetensors",
         ],
     )
-    add_artifact(parser)
+    add_optional_artifact(parser)
     add_text_flags(parser, "read")
     parser.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
     parser.add_argument(
@@ -73,7 +81,7 @@ def latents(args: Namespace) -> int:
     from jepamba.io import sha256_of
     from jepamba.progress import Progress
 
-    path = locate(args.artifact)
+    path = locate(artifact_or_shipped(args.artifact))
     check_output(args.out, path, path.parent / HEADS, Path(args.data))
     loaded = load(path)
     artifact = loaded.artifact

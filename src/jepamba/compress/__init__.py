@@ -5,7 +5,7 @@ Read `compressor.py` first; then `tokens.py` and `corrections.py` (bytes to toke
 `file_format.py`.
 """
 
-from jepamba.compress.compressor import Compressed, Compressor
+from jepamba.compress.compressor import Compressed, Compressor, find_model
 from jepamba.compress.file_format import MAX_BYTES
 
-__all__ = ["MAX_BYTES", "Compressed", "Compressor"]
+__all__ = ["MAX_BYTES", "Compressed", "Compressor", "find_model"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from jepamba.compress.lanes import MAX_LANES, LaneLayout, lane_layout
 from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
-from jepamba.io import read_untrusted
+from jepamba.io import read_untrusted, sha256_of
 from jepamba.progress import Report
 
 
@@ -43,6 +45,23 @@ class Compressed:
     def model_bpb(self) -> float:
         """The model's cross-entropy on the tokens, in bits per byte of the original."""
         return self.nats / math.log(2) / max(self.original_bytes, 1)
+
+
+def find_model(path: Path, candidates: Iterable[Path]) -> Path:
+    """Return the first of the artifacts `candidates` whose sha256 is the one in the compressed file at `path`.
+
+    Raises `UserError` if none is, or the file is not valid.
+    """
+    content = read_untrusted(path, "a compressed file", 2 * MAX_BYTES)
+    with _errors_name(path):
+        sha256 = CompressedFile.from_bytes(content).model.hex()
+    for candidate in candidates:
+        if sha256_of(candidate, "the artifact") == sha256:
+            return candidate
+    raise UserError(
+        f"{path}: not decompressed: the sha256 of its model is {sha256[:16]}…, which neither the model in this version "
+        "of the package nor an artifact in the folder runs has; name the model with --model"
+    )
 
 
 class Compressor:
@@ -109,10 +128,8 @@ class Compressor:
     def decompress_file(self, path: Path, progress: Report | None = None) -> bytes:
         """Decompress the file at `path`. Errors name the path."""
         content = read_untrusted(path, "a compressed file", 2 * MAX_BYTES)
-        try:
+        with _errors_name(path):
             return self.decompress(content, progress)
-        except UserError as error:
-            raise UserError(f"{path}: not decompressed: {error}") from error
 
     def _decode(self, packed: CompressedFile, progress: Report | None) -> bytes:
         tokenizer = self.artifact.tokenizer
@@ -120,6 +137,14 @@ class Compressor:
         ids = decode_tokens(self.artifact, packed.sections, layout, packed.probe, progress)
         changes = decode_corrections(packed.corrections, ids, byte_lengths(tokenizer, ids))
         return apply_corrections(to_bytes(tokenizer, ids), changes, packed.size)
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: not decompressed: {error}") from error
 
 
 def _digest(data: bytes) -> bytes:

@@ -69,7 +69,7 @@ def library(source: Path, **constants: int) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error).encode()
         first = reason.decode(errors="replace").strip().partition("\n")[0]
-        warnings.warn(f"{source.parent.name}: no C++ kernel, plain PyTorch instead: {first}", stacklevel=2)
+        warnings.warn(f"{source.parent.name}: no C++ kernel, slower code instead: {first}", stacklevel=2)
         return None
 
 

@@ -78,7 +78,7 @@ class IntQuantizer:
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:
         """Decode the streams to the fp32 tensor of `shape`."""
         R, C = rows(shape)
-        w_NK = self._split(streams["q"].float()) * streams["scale"].float().reshape(-1, 1)
+        w_NK = self._split(streams["q"]) * streams["scale"].float().reshape(-1, 1)
         return w_NK.reshape(R, -1)[:, :C].reshape(shape)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -62,8 +62,15 @@ class QuantWeight(nn.Module):
         return self.quantizer.encode(self.master, self.input_power)
 
     def load(self, value: Tensor) -> None:
-        """Set the master to `value`, decoded from an artifact, and use it without further quantization."""
-        self.master.data = value.to(device=self.master.device, dtype=torch.float32)
+        """Set the master to `value`, decoded from an artifact, and use it without further quantization.
+
+        A weight on the meta device, which has no values, gets the device of `value`.
+        """
+        if self.master.is_meta:
+            self.master = nn.Parameter(value.float())
+            self.input_power = None if self.input_power is None else torch.ones(value.shape[1], device=value.device)
+        else:
+            self.master.data = value.to(device=self.master.device, dtype=torch.float32)
         self.loaded = True
 
     def record_inputs(self, x: Float[Tensor, "*batch C"]) -> None:

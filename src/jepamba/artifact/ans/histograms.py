@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jepamba.artifact.ans.compiled import CompiledDecoder
 from jepamba.artifact.ans.rans import AnsCoder, Counts, Symbols, code_number, frequencies
 
 MIN_RUN, MAX_RUN = 4, 1 << 13
@@ -35,6 +36,8 @@ class Histograms:
         its next symbols. A run has an eighth as many symbols as the context has coded before, but at least 4 and at
         most 8,192. The counts are updated after each run.
         """
+        if isinstance(coder, CompiledDecoder):
+            return coder.code_adaptive(contexts, self.counts, self._seen, MIN_RUN, MAX_RUN, INCREMENT)
         order = np.argsort(contexts, kind="stable")  # a radix sort, as contexts have 16 bits
         grouped = None if symbols is None else symbols[order]
         coded = np.empty(contexts.size, dtype=np.uint8)

@@ -40,8 +40,8 @@ class Levels:
         """Return the levels (stop − start, C) of the rows from `start` to `stop`."""
         rows = (self.base + (self.rows_R[start:stop] << self.row_step)).astype(np.int16)
         columns = (self.columns_C << self.column_step).astype(np.int16)
-        levels: NDArray[np.int16] = np.clip(rows[:, None] + columns[None], 0, LEVELS - 1)
-        return levels
+        levels: NDArray[np.int16] = rows[:, None] + columns[None]
+        return levels.clip(0, LEVELS - 1, out=levels)
 
     @property
     def cost(self) -> float:

@@ -54,7 +54,7 @@ def from_ordinals(stream: StreamSpec, ordinals: Ordinals) -> Values:
     if stream.kind == "u8":
         flat = ordinals
     elif stream.kind == "int":
-        flat = ordinals.astype(np.int16) - np.int16(q_max(stream))
+        flat = (ordinals - np.uint8(q_max(stream))).view(np.int8)  # modulo 256, in which the result is exact
     else:
         sign, wide = 1 << stream.bits - 1, ordinals.astype(np.int64)
         flat = np.where(wide & sign, wide - sign, 2 * sign - 1 - wide)

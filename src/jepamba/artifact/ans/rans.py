@@ -112,12 +112,18 @@ class AnsDecoder:
         words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         if words.size and words[-1] == 0:
             raise UserError("ans data are damaged")
-        self._coder = _decoder(words)
+        self._start(words)
+
+    def _start(self, words: NDArray[np.uint32]) -> None:
+        self._coder: Any = _decoder(words)
 
     def code(self, frequencies: Counts, count: int, symbols: Symbols | None) -> Symbols:
         """Return the next `count` symbols. `symbols` is ignored."""
         if frequencies.size == 1 or not count:
             return np.zeros(count, dtype=np.uint8)
+        return self._decode(frequencies, count)
+
+    def _decode(self, frequencies: Counts, count: int) -> Symbols:
         try:
             return np.asarray(self._coder.decode(_model(frequencies), count)).astype(np.uint8)
         except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -127,5 +133,9 @@ class AnsDecoder:
 
     def finish(self) -> None:
         """Raise `UserError` unless the data end here."""
-        if code_number(self, END_BITS, 0) != END or not self._coder.is_empty():
+        if code_number(self, END_BITS, 0) != END or not self._is_empty():
             raise UserError("ans data are damaged, or hold more than is declared")
+
+    def _is_empty(self) -> bool:
+        empty: bool = self._coder.is_empty()
+        return empty

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jepamba.artifact.ans.compiled import new_decoder
 from jepamba.artifact.ans.floats import code_floats
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.ordinals import Ordinals, from_ordinals, to_ordinals
 from jepamba.artifact.ans.parameter_search import FULL_SEARCH, SearchSpace
-from jepamba.artifact.ans.rans import AnsCoder, AnsDecoder, AnsEncoder
+from jepamba.artifact.ans.rans import AnsCoder, AnsEncoder
 from jepamba.artifact.ans.weights import HistogramSets, code_weights
 from jepamba.artifact.streams import StreamSpec, Values
 
@@ -44,7 +45,7 @@ class WeightCodec:
 
     def decode(self, streams: Sequence[StreamSpec], data: bytes) -> list[Values]:
         """Return the values of `streams`, in order. Raises `UserError` for data that are not exactly such a block."""
-        decoder, histogram_sets = AnsDecoder(data), HistogramSets(self._search_space)
+        decoder, histogram_sets = new_decoder(data), HistogramSets(self._search_space)
         values = [from_ordinals(stream, _code(decoder, histogram_sets, stream, None)) for stream in streams]
         decoder.finish()
         return values

@@ -71,7 +71,7 @@ def code_weights(coder: AnsCoder, sets: HistogramSets, stream: StreamSpec, ordin
     chunks = []
     rows = max(1, CHUNK_VALUES // C)
     for start in range(0, R, rows):
-        context = levels.of_rows(start, min(R, start + rows)).reshape(-1).astype(np.uint16)
+        context = levels.of_rows(start, min(R, start + rows)).reshape(-1).view(np.uint16)
         known = None if ordinals_RC is None else ordinals_RC[start : start + rows].reshape(-1)
         chunks.append(_code_split(coder, sets, stream, by_level, context, known))
     return np.concatenate(chunks)
