@@ -14,6 +14,7 @@ from jepamba.cli import (
     demo,
     evaluate,
     generate,
+    hub,
     inspect,
     latents,
     presets,
@@ -102,7 +103,8 @@ def build_parser() -> tuple[Parser, list[str]]:
     parser.add_argument("--version", action="version", version=f"jepamba {__version__}")
     commands = Commands(parser)
     for module in (
-        demo, train, resume, watch, presets, evaluate, latents, generate, inspect, compress, data, study, submission,
+        demo, train, resume, watch, presets, evaluate, latents, generate, inspect, compress, hub, data, study,
+        submission,
     ):  # fmt: skip
         module.add(commands)
     return parser, commands.names
