@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from jepamba import __version__
 from jepamba.cli import (
+    completion,
     compress,
     data,
     demo,
@@ -104,7 +105,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     commands = Commands(parser)
     for module in (
         demo, train, resume, watch, presets, evaluate, latents, generate, inspect, compress, hub, data, study,
-        submission,
+        submission, completion,
     ):  # fmt: skip
         module.add(commands)
     return parser, commands.names

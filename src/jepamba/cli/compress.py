@@ -26,13 +26,15 @@ def add(commands: Commands) -> None:
         "decompress",
         decompress,
         "Restore the original of a file that `jepamba compress` wrote.",
-        ["jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt"],
+        [
+            "jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt",
+            "curl https://example.org/notes.jpc | jepamba decompress - --model runs/mine -o notes.txt",
+        ],
     )
     for command in (compressing, decompressing):
         add_artifact(command, "--model", required=True)
         command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
-    compressing.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
-    decompressing.add_argument("file", type=local_path, metavar="FILE", help="file to read")
+        command.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
     compressing.add_argument(
         "--lanes", type=int, default=0, metavar="N", help="parallel lanes (default: by size); fewer are slower"
     )
@@ -87,7 +89,7 @@ def compress(args: Namespace) -> int:
 def decompress(args: Namespace) -> int:
     """Run `jepamba decompress` and print the size of the restored file."""
     from jepamba.artifact.locate import locate
-    from jepamba.compress import Compressor
+    from jepamba.compress import MAX_FILE_BYTES, Compressor
     from jepamba.io import atomic_write
     from jepamba.progress import Progress, duration
 
@@ -95,7 +97,12 @@ def decompress(args: Namespace) -> int:
     check_output(args.out, args.file, model)
     started = time.monotonic()
     with Progress("decompressing") as report:
-        data = Compressor.open(model).decompress_file(args.file, report)
+        compressor = Compressor.open(model)
+        if str(args.file) == STDIN:
+            content = read_stdin("a compressed file", MAX_FILE_BYTES)
+            data = compressor.decompress_named("standard input", content, report)
+        else:
+            data = compressor.decompress_file(args.file, report)
     print_summary = summary_printer(args.out)
     atomic_write(args.out, data)
     args.results_in = args.out

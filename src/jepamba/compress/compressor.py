@@ -10,7 +10,7 @@ from pathlib import Path
 from jepamba.artifact import Artifact, load_artifact
 from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import apply_corrections, find_corrections
-from jepamba.compress.file_format import MAX_BYTES, CompressedFile
+from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES, CompressedFile
 from jepamba.compress.lanes import MAX_LANES, LaneLayout, lane_layout
 from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
@@ -108,11 +108,14 @@ class Compressor:
 
     def decompress_file(self, path: Path, progress: Report | None = None) -> bytes:
         """Decompress the file at `path`. Errors name the path."""
-        content = read_untrusted(path, "a compressed file", 2 * MAX_BYTES)
+        return self.decompress_named(str(path), read_untrusted(path, "a compressed file", MAX_FILE_BYTES), progress)
+
+    def decompress_named(self, name: str, content: bytes, progress: Report | None = None) -> bytes:
+        """`decompress`, with errors that start with `name`."""
         try:
             return self.decompress(content, progress)
         except UserError as error:
-            raise UserError(f"{path}: not decompressed: {error}") from error
+            raise UserError(f"{name}: not decompressed: {error}") from error
 
     def _decode(self, packed: CompressedFile, progress: Report | None) -> bytes:
         tokenizer = self.artifact.tokenizer
