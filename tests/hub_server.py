@@ -1,14 +1,17 @@
-"""A server on this machine that speaks as much of the Hugging Face hub's protocol as fetching a data set or a model
-takes.
+"""A server on this machine that speaks as much of the Hugging Face hub's protocol as fetching a data set or a model,
+and pushing a model, takes.
 
 Written after https://huggingface.co/docs/hub/api and what huggingface_hub asks for: `/api/datasets/NAME/revision/REV`,
 `/api/datasets/NAME/tree/REV` in pages with a `Link` header, and `/datasets/NAME/resolve/REV/PATH` with `ETag`,
 `X-Repo-Commit`, `X-Linked-Size`, and a redirect to another path for the content of large files, which `Range` cuts. A
-model has `models` in place of the first `datasets`, and nothing in place of the second.
+model has `models` in place of the first `datasets`, and nothing in place of the second. A push is a POST to
+`/api/validate-yaml`, `/api/repos/create`, `/api/models/NAME/preupload/REV`, the batch endpoint of Git LFS, which names
+an address for each large file to PUT, and `/api/models/NAME/commit/REV` with a JSON object a line.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -22,6 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 PAGE = 3
 LARGE = 64
+LICENSES = {"cc-by-4.0", "mit", "other"}
 
 
 class HubServer:
@@ -31,7 +35,8 @@ class HubServer:
     those for a part, with its first byte. Faults: `cut[path]`, how many
     bytes go out before the connection breaks, once for each number in the list; `swapped[path]`, content that goes out
     in place of what is listed; `broken`, paths that are answered with 403; `gone`, paths that are listed but not there;
-    `stalled`, paths of which one half goes out, and the rest when the event is set.
+    `stalled`, paths of which one half goes out, and the rest when the event is set. `accounts`: who may write, by
+    token. `private`: the models that were created so.
     """
 
     def __init__(self, data_sets: dict[str, dict[str, dict[str, bytes]]]) -> None:
@@ -44,6 +49,9 @@ class HubServer:
         self.broken: set[str] = set()
         self.gone: set[str] = set()
         self.stalled: dict[str, threading.Event] = {}
+        self.accounts: dict[str, str] = {}
+        self.private: set[str] = set()
+        self.uploaded: dict[str, bytes] = {}
 
     def __enter__(self) -> HubServer:
         hub = self
@@ -93,6 +101,64 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        if _digest(content) == oid:
+            self.server_of.uploaded[oid] = content
+        self._send(200 if _digest(content) == oid else 400, b"", {}, with_body=False)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server_of.requests.append(("POST", self.path))
+        if self.path == "/api/validate-yaml":
+            license = re.search(r"^license: (.*)$", json.loads(body)["content"], re.MULTILINE)
+            known = license is not None and license[1] in LICENSES
+            errors = [] if known else [{"message": '"license" must be one of [apache-2.0, mit, …]'}]
+            if errors and self.headers.get("Accept") == "text/plain":
+                return self._send(400, f"- Error: {errors[0]['message']}".encode(), {}, True)
+            return self._json({"warnings": [], "errors": errors}, status=400 if errors else 200)
+        account = self.server_of.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if account is None:
+            return self._json({"error": "Invalid username or password."}, status=401)
+        if self.path == "/api/repos/create":
+            return self._create(account, json.loads(body))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", self.path):
+            return self._json({"files": [_upload_mode(file) for file in json.loads(body)["files"]]})
+        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.path):
+            objects = [
+                {**of, "actions": {"upload": {"href": f"{self.server_of.url}/upload/{of['oid']}"}}}
+                for of in json.loads(body)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", self.path):
+            return self._commit(match[1], body)
+        return self._missing("unknown")
+
+    def _create(self, account: str, wanted: dict[str, Any]) -> None:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        if wanted["organization"] != account:
+            return self._json({"error": "You don't have the rights to create a model here"}, status=403)
+        url = f"{self.server_of.url}/{name}"
+        if name in self.server_of.data_sets:
+            return self._json({"error": "You already created this model repo", "url": url}, status=409)
+        self.server_of.data_sets[name] = {"main": {}}
+        if wanted.get("visibility") == "private":
+            self.server_of.private.add(name)
+        return self._json({"url": url})
+
+    def _commit(self, name: str, body: bytes) -> None:
+        files = self.server_of.data_sets[name]["main"]
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.server_of.uploaded[value["oid"]]
+        sha = commit(files)
+        self._json({"commitUrl": f"{self.server_of.url}/{name}/commit/{sha}", "commitOid": sha})
 
     def _answer(self, with_body: bool) -> None:
         parts = urlsplit(self.path)
@@ -180,8 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _missing(self, code: str, headers: dict[str, str] | None = None) -> None:
         self._send(404, b"{}", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})}, True)
 
-    def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})}, True)
+    def _json(self, value: Any, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})}, True)
 
     def _send(
         self, status: int, body: bytes, headers: dict[str, str], with_body: bool, stop: int | None = None
@@ -190,10 +256,15 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if with_body and self.command == "GET":
+        if with_body and self.command in ("GET", "POST"):
             self.wfile.write(body[:stop])
             self.wfile.flush()
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
+    mode = "lfs" if file["size"] > LARGE and not file["path"].endswith(".md") else "regular"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}

@@ -266,7 +266,13 @@ def test_a_dash_is_standard_input(
         assert {**found, "seconds": 0} == {**expected, "seconds": 0}
     for file, out in (("-", tmp_path / "a.jpc"), (str(text), tmp_path / "b.jpc")):
         from_stdin(text.read_bytes(), "compress", file, "--model", run, "-o", str(out))
-    assert (tmp_path / "a.jpc").read_bytes() == (tmp_path / "b.jpc").read_bytes()
+    packed, back = (tmp_path / "a.jpc").read_bytes(), tmp_path / "back.txt"
+    assert packed == (tmp_path / "b.jpc").read_bytes()
+    from_stdin(packed, "decompress", "-", "--model", run, "-o", str(back))
+    assert back.read_bytes() == text.read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed[:-1])))
+    shown = mistake(capsys, "decompress", "-", "--model", run, "-o", str(back))
+    assert "jepamba: standard input: not decompressed: " in shown
     given = json_of(capsys, "generate", run, "--prompt", "The été", "--tokens", "5")
     assert from_stdin("The été\n".encode(), "generate", run, "--prompt", "-", "--tokens", "5") == given
     for content, message in ((b"a\xff", "not UTF-8 (byte 0xFF at 1)"), (b"", "fewer than 2 tokens")):

@@ -38,6 +38,18 @@ def locate(name: str | Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
+    repository, file = hub_model(name)
+    heads = f"{file.rpartition('/')[0]}/{HEADS}".lstrip("/")
+    if heads in repository.files:
+        repository.fetch(repository.files[heads])
+    return repository.fetch(repository.files[file])
+
+
+def hub_model(name: str) -> tuple[Repository, str]:
+    """Return the repository of `hf://owner/name[@revision][/file]` and the path of the artifact in it.
+
+    Raises `UserError` as `locate` does.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name}: not the name of a model; give hf://owner/name[@revision][/file]")
@@ -46,7 +58,4 @@ def _from_hub(name: str) -> Path:
     if file not in repository.files:
         found = ", ".join(sorted(path for path in repository.files if path.endswith(".jepa"))) or "none"
         raise UserError(f"{name}: no {file} in this repository; its artifacts: {found}")
-    heads = f"{file.rpartition('/')[0]}/{HEADS}".lstrip("/")
-    if heads in repository.files:
-        repository.fetch(repository.files[heads])
-    return repository.fetch(repository.files[file])
+    return repository, file

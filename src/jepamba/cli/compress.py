@@ -31,18 +31,18 @@ def add(commands: Commands) -> None:
         [
             "jepamba decompress notes.jpc -o notes.txt",
             "jepamba decompress notes.jpc --model runs/mine/artifact.jepa -o notes.txt",
+            "curl https://example.org/notes.jpc | jepamba decompress - --model runs/mine -o notes.txt",
         ],
     )
     for command in (compressing, decompressing):
         command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
+        command.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
     add_optional_artifact(compressing, "--model")
     add_artifact(
         decompressing,
         "--model",
         help="the artifact that compressed (default: found by its sha256, in the package and in the folder runs)",
     )
-    compressing.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
-    decompressing.add_argument("file", type=local_path, metavar="FILE", help="file to read")
     compressing.add_argument(
         "--lanes", type=int, default=0, metavar="N", help="parallel lanes (default: by size); fewer are slower"
     )
@@ -97,19 +97,24 @@ def compress(args: Namespace) -> int:
 def decompress(args: Namespace) -> int:
     """Run `jepamba decompress` and print the size of the restored file."""
     from jepamba.artifact.locate import ARTIFACT, SHIPPED, locate
-    from jepamba.compress import Compressor, find_model
-    from jepamba.io import atomic_write
+    from jepamba.compress import MAX_FILE_BYTES, Compressor, find_model
+    from jepamba.io import atomic_write, read_untrusted
     from jepamba.progress import Progress, duration, print_line
 
+    what, name = "a compressed file", str(args.file)
+    if name == STDIN:
+        name, content = "standard input", read_stdin(what, MAX_FILE_BYTES)
+    else:
+        content = read_untrusted(args.file, what, MAX_FILE_BYTES)
     if args.model is not None:
         model = locate(args.model)
     else:
-        model = find_model(args.file, [SHIPPED, *sorted(Path("runs").glob(f"*/{ARTIFACT}"))])
-        print_line(f"jepamba: {args.file} was compressed with {model}")
+        model = find_model(name, content, [SHIPPED, *sorted(Path("runs").glob(f"*/{ARTIFACT}"))])
+        print_line(f"jepamba: {name} was compressed with {model}")
     check_output(args.out, args.file, model)
     started = time.monotonic()
     with Progress("decompressing") as report:
-        data = Compressor.open(model).decompress_file(args.file, report)
+        data = Compressor.open(model).decompress_named(name, content, report)
     print_summary = summary_printer(args.out)
     atomic_write(args.out, data)
     args.results_in = args.out

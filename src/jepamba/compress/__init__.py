@@ -6,6 +6,6 @@ Read `compressor.py` first; then `tokens.py` and `corrections.py` (bytes to toke
 """
 
 from jepamba.compress.compressor import Compressed, Compressor, find_model
-from jepamba.compress.file_format import MAX_BYTES
+from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES
 
-__all__ = ["MAX_BYTES", "Compressed", "Compressor", "find_model"]
+__all__ = ["MAX_BYTES", "MAX_FILE_BYTES", "Compressed", "Compressor", "find_model"]

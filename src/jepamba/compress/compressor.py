@@ -12,7 +12,7 @@ from pathlib import Path
 from jepamba.artifact import Artifact, load_artifact
 from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import apply_corrections, find_corrections
-from jepamba.compress.file_format import MAX_BYTES, CompressedFile
+from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES, CompressedFile
 from jepamba.compress.lanes import MAX_LANES, LaneLayout, lane_layout
 from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
@@ -47,19 +47,18 @@ class Compressed:
         return self.nats / math.log(2) / max(self.original_bytes, 1)
 
 
-def find_model(path: Path, candidates: Iterable[Path]) -> Path:
-    """Return the first of the artifacts `candidates` whose sha256 is the one in the compressed file at `path`.
+def find_model(name: str, content: bytes, candidates: Iterable[Path]) -> Path:
+    """Return the first of the artifacts `candidates` whose sha256 is the one in a compressed file.
 
-    Raises `UserError` if none is, or the file is not valid.
+    Raises `UserError`, which starts with `name`, if none is, or the file is not valid.
     """
-    content = read_untrusted(path, "a compressed file", 2 * MAX_BYTES)
-    with _errors_name(path):
+    with _errors_name(name):
         sha256 = CompressedFile.from_bytes(content).model.hex()
     for candidate in candidates:
         if sha256_of(candidate, "the artifact") == sha256:
             return candidate
     raise UserError(
-        f"{path}: not decompressed: the sha256 of its model is {sha256[:16]}…, which neither the model in this version "
+        f"{name}: not decompressed: the sha256 of its model is {sha256[:16]}…, which neither the model in this version "
         "of the package nor an artifact in the folder runs has; name the model with --model"
     )
 
@@ -127,8 +126,11 @@ class Compressor:
 
     def decompress_file(self, path: Path, progress: Report | None = None) -> bytes:
         """Decompress the file at `path`. Errors name the path."""
-        content = read_untrusted(path, "a compressed file", 2 * MAX_BYTES)
-        with _errors_name(path):
+        return self.decompress_named(str(path), read_untrusted(path, "a compressed file", MAX_FILE_BYTES), progress)
+
+    def decompress_named(self, name: str, content: bytes, progress: Report | None = None) -> bytes:
+        """`decompress`, with errors that start with `name`."""
+        with _errors_name(name):
             return self.decompress(content, progress)
 
     def _decode(self, packed: CompressedFile, progress: Report | None) -> bytes:
@@ -140,11 +142,11 @@ class Compressor:
 
 
 @contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def _errors_name(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: not decompressed: {error}") from error
+        raise UserError(f"{name}: not decompressed: {error}") from error
 
 
 def _digest(data: bytes) -> bytes:

@@ -15,6 +15,8 @@ MAGIC = b"\x89JPC\r\n\x1a\n"
 VERSION = 1
 MAX_BYTES = 1 << 28
 """Maximum size of the original file, which takes about a day."""
+MAX_FILE_BYTES = 2 * MAX_BYTES
+"""Maximum size of a compressed file."""
 
 _PREAMBLE = struct.Struct("<8sHHIQI8s16s32s")
 _SIZE = struct.Struct("<I")

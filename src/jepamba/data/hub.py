@@ -98,35 +98,37 @@ class Repository:
             yield
         # huggingface_hub raises its own errors and those of its HTTP client, which differs between major versions.
         except Exception as error:
-            raise UserError(f"{self}: {what}: {self._reason(error)}") from error
+            raise UserError(f"{self}: {what}: {hub_reason(error, self.kind)}") from error
 
-    def _reason(self, error: Exception) -> str:
-        from huggingface_hub import errors
 
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so nothing is downloaded"
-        if isinstance(error, errors.GatedRepoError):
-            return "the owner must grant access; then set HF_TOKEN"
-        if isinstance(error, errors.RepositoryNotFoundError):
-            return f"there is no such {_KINDS[self.kind]}, or it is private (then set HF_TOKEN)"
-        if isinstance(error, errors.RevisionNotFoundError):
-            return "there is no such revision"
-        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-            return "there is no such file"
-        status = _http_status(error)
-        if status is not None:
-            return f"the hub answered {status}; try again later, or another mirror (HF_ENDPOINT)"
-        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            return f"{error.filename}: {error.strerror}"
-        if isinstance(error, OSError) and error.errno is not None:
-            return str(error.strerror)
-        reason = " ".join(str(_first_cause(error)).split())
-        if "Consistency check failed" in reason:
-            return "the download has another length than the hub says; run the same command to download it again"
-        return (
-            f"the hub cannot be reached, or the connection broke too often ({reason[:120] or type(error).__name__}); "
-            "run the same command to download the missing files, or set HF_ENDPOINT to a mirror"
-        )
+def hub_reason(error: Exception, kind: Kind) -> str:
+    """Say in one line why a request for a repository of this `kind` failed."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing is downloaded"
+    if isinstance(error, errors.GatedRepoError):
+        return "the owner must grant access; then set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no such {_KINDS[kind]}, or it is private (then set HF_TOKEN)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "there is no such revision"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return "there is no such file"
+    status = http_status(error)
+    if status is not None:
+        return f"the hub answered {status}; try again later, or another mirror (HF_ENDPOINT)"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return str(error.strerror)
+    reason = " ".join(str(_first_cause(error)).split())
+    if "Consistency check failed" in reason:
+        return "the download has another length than the hub says; run the same command to download it again"
+    return (
+        f"the hub cannot be reached, or the connection broke too often ({reason[:120] or type(error).__name__}); "
+        "run the same command to download the missing files, or set HF_ENDPOINT to a mirror"
+    )
 
 
 def check_free_space(size: int, folder: Path, what: str) -> None:
@@ -158,7 +160,7 @@ def total_size(files: Iterable[HubFile]) -> int:
     return sum(file.size for file in files)
 
 
-def _http_status(error: BaseException | None) -> int | None:
+def http_status(error: BaseException | None) -> int | None:
     """Return the HTTP status that caused `error`, or None."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -20,12 +20,14 @@ from jepamba.evaluate.accounting import text_bytes
 from jepamba.evaluate.carried import carried_latents, even_lanes
 from jepamba.evaluate.diagnostics import evaluating
 from jepamba.evaluate.latents import layer_of
-from jepamba.evaluate.likelihood import target_nats
+from jepamba.evaluate.likelihood import logit_slices, target_nats
 from jepamba.evaluate.score import check_temperature, score_of, scored_targets
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.text_score import TextScore, text_score
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
+from jepamba.ops.cross_entropy import token_nats
+from jepamba.text import Tokenizer
 
 _TOKENS_PER_BATCH = 16384
 
@@ -41,14 +43,16 @@ def score_documents(
     Raises `UserError` as these do.
     """
     check_temperature(temperature)
+    if not documents:
+        return []
     sizes = [text_bytes(tokens, scored_targets(model, tokens, seq_len, 0)) for tokens in documents]
     started = time.monotonic()
     nats_N = torch.empty(sum(map(len, documents)), dtype=torch.float64)
     ids = [tokens.read(0, len(tokens)) for tokens in documents]
     with stored(model):
-        for h_ND, targets_N, places_N in _latents(model, ids, documents, seq_len, carry):
+        for h_ND, targets_N, places_N in _latents(model, ids, documents[0].tokenizer, seq_len, carry):
             nats_N[torch.from_numpy(places_N)] = target_nats(model, h_ND, targets_N, (temperature,))[0]
-    seconds = (time.monotonic() - started) / max(len(documents), 1)
+    seconds = (time.monotonic() - started) / len(documents)
     found = []
     for tokens, size, of_document_N in zip(documents, sizes, nats_N.split([len(i) for i in ids]), strict=True):
         targets = len(tokens) - 1
@@ -67,12 +71,14 @@ def latents_of_documents(
 
     Up to rounding they are those of `compute_latents`, which has none for the last token.
     """
+    if not documents:
+        return []
     # With one more token, which is only a target, the last one of a document has a latent too.
     ids = [np.append(tokens.read(0, len(tokens)), np.uint16(0)) for tokens in documents]
     latents_ND = torch.empty(sum(map(len, ids)), model.config.d_model)
     layer = layer_of(heads, model)
     with stored(model), evaluating(heads):
-        for h_ND, _, places_N in _latents(model, ids, documents, seq_len, carry, layer):
+        for h_ND, _, places_N in _latents(model, ids, documents[0].tokenizer, seq_len, carry, layer):
             z_ND = h_ND if heads is None else heads.project(h_ND.unsqueeze(0))[0]
             if not bool(z_ND.isfinite().all()):
                 raise DivergedError
@@ -80,10 +86,45 @@ def latents_of_documents(
     return [of_document_TD[:-1].clone() for of_document_TD in latents_ND.split([len(i) for i in ids])]
 
 
+def score_continuations(
+    model: LanguageModel,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    temperature: float,
+) -> list[tuple[float, bool]]:
+    """Score the ids of continuations, each after its own context of at least one id, with the state carried.
+
+    Arguments: `pairs`: ids of a context and of its continuation.
+    Returns: −ln p of each continuation, and whether all its tokens are the most likely ones.
+    """
+    ids = [np.array([*context, *continuation], dtype=np.uint16) for context, continuation in pairs]
+    ends = np.cumsum([len(both) for both in ids]).tolist()
+    # The places of the inputs whose targets are tokens of a continuation.
+    spans = [(end - len(continuation) - 1, end - 1) for end, (_, continuation) in zip(ends, pairs, strict=True)]
+    counted_N = np.zeros(ends[-1] if ends else 0, dtype=np.bool_)
+    for start, stop in spans:
+        counted_N[start:stop] = True
+    nats_N, likeliest_N = np.zeros(len(counted_N)), np.ones(len(counted_N), dtype=np.bool_)
+    with stored(model):
+        for h_ND, targets_N, places_N in _latents(model, ids, tokenizer, seq_len, carry=True):
+            kept_N = torch.from_numpy(counted_N[places_N]).to(h_ND.device)
+            done, places_N = 0, places_N[counted_N[places_N]]
+            for logits_nV, targets_n in logit_slices(model, h_ND[kept_N], targets_N[kept_N]):
+                places_n = places_N[done : done + len(targets_n)]
+                nats_N[places_n] = token_nats(logits_nV, targets_n, temperature).double().cpu().numpy()
+                likeliest_N[places_n] = (logits_nV.argmax(-1) == targets_n).cpu().numpy()
+                done += len(targets_n)
+    if not np.isfinite(nats_N).all():
+        raise DivergedError
+    return [(float(nats_N[start:stop].sum()), bool(likeliest_N[start:stop].all())) for start, stop in spans]
+
+
 def _latents(
     model: LanguageModel,
     ids: list[NDArray[np.uint16]],
-    documents: Sequence[Tokens],
+    tokenizer: Tokenizer,
     seq_len: int,
     carry: bool,
     layer: int = 0,
@@ -97,6 +138,6 @@ def _latents(
         start = stop + 1
     if not spans:
         return iter(())
-    stream = Tokens(ids, documents[0].tokenizer)
+    stream = Tokens(ids, tokenizer)
     lanes = even_lanes(spans, max(1, _TOKENS_PER_BATCH // min(seq_len, max(b - a for a, b in spans))))
     return carried_latents(model, stream, lanes, _TOKENS_PER_BATCH, reset=True, layer=layer)

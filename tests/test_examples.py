@@ -1,0 +1,56 @@
+"""Each script in examples/ runs as a user runs it, beside the run that it expects."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data import topics
+
+import pytest
+
+import jepamba
+from tiny import text_file, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+PRINTED = {
+    "compress_a_file.py": r"original +[\d,]+ bytes\njepamba +[\d,]+ bytes, \d\.\d{3} bits per byte\nbrotli",
+    "look_at_latents.py": r"latents\.png: [\d,]+ tokens; two of 32 directions have \d+% of the variance\n$",
+    "score_and_generate.py": r"\d+\.\d{3} bits per byte of [\d,]+ bytes\nThe function .",
+    "train_on_your_text.py": r"TextModel\([\d,]+ parameters[^\n]*\nThe .*\d\.\d{3} bits per byte\n$",
+}
+"""What the scripts print, as a pattern. `train_on_your_text.py` trains the preset `quick` for five seconds."""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    jepamba.train(tiny(text_file(folder)), out=folder / "runs/demo")
+    (folder / "README.md").write_bytes((ROOT / "README.md").read_bytes())
+    (folder / "input.txt").write_text("\n\n".join(topics.topics.values()), encoding="utf-8")
+    return folder
+
+
+def test_every_example_is_tested_and_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for script in (ROOT / "examples").glob("*.py"):
+        assert f"(examples/{script.name})" in readme
+        assert f'"{script.name}"' in tests
+
+
+@pytest.mark.parametrize("script", PRINTED)
+def test_the_example_runs(script: str, folder: Path) -> None:
+    words = ["input.txt", "5"] if script == "train_on_your_text.py" else []
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *words],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "agg", "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(PRINTED[script], ended.stdout, re.DOTALL), ended.stdout
