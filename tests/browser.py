@@ -1,0 +1,42 @@
+"""A page in a headless Chromium, which `.ci/run` installs. Without the browser the tests that use it fail.
+
+python tests/browser.py PAGE.html WIDTH PICTURE.png
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+@contextmanager
+def opened(path: Path, width: int, height: int = 900) -> Iterator[tuple[Page, list[str]]]:
+    """Open the file `path` offline in a window of `width` × `height` pixels.
+
+    Yields the page and its problems so far: errors, messages on the console and requests.
+    """
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        # Containers have no user namespaces for the browser's sandbox.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
+        address = path.resolve().as_uri()
+        page.on("request", lambda request: None if request.url == address else problems.append(f"asks {request.url}"))
+        page.goto(address)
+        yield page, problems
+        browser.close()
+
+
+if __name__ == "__main__":
+    with opened(Path(sys.argv[1]), int(sys.argv[2])) as (shown, found):
+        shown.screenshot(path=sys.argv[3], full_page=True)
+    print(*found, sep="\n")
