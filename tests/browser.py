@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Page, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -21,6 +23,9 @@ def opened(path: Path, width: int, height: int = 900) -> Iterator[tuple[Page, li
 
     Yields the page and its problems so far: errors, messages on the console and requests.
     """
+    # Imported here, so that `make test` can collect the tests without it.
+    from playwright.sync_api import sync_playwright
+
     problems: list[str] = []
     with sync_playwright() as playwright:
         # Containers have no user namespaces for the browser's sandbox.

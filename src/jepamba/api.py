@@ -19,6 +19,7 @@ from jepamba.io import sha256_of
 from jepamba.jepa import JepaHeads
 from jepamba.presets import preset_settings
 from jepamba.progress import is_silent
+from jepamba.report.html import write_report
 from jepamba.text_model import TextModel
 from jepamba.train import train as train_run
 from jepamba.train.init_from import model_settings
@@ -65,8 +66,6 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
     """
-    from jepamba.report.html import write_report  # imported here because Matplotlib takes half a second
-
     changes = flatten(sections)
     if isinstance(preset, Run):
         settings, name = flatten(to_dict(preset)), "run"

@@ -26,11 +26,11 @@ def study_page(study: Study) -> str:
         ("not finished", unfinished(study)),
     ]
     configurations = [[item.name, settings_text(item.settings)] for item in plan.configurations]
-    tables = [
-        f"<h3>{page.text(TITLES[measure])}</h3><p class='mute'>{page.text(explanation(study, measure))}</p>"
-        + page.table("", *comparison_table(study, measure))
-        for measure in MEASURES
-    ]
+    tables = []
+    for measure in MEASURES:
+        about = explanation(study, measure).replace("`", "")
+        tables.append(f"<h3>{page.text(TITLES[measure])}</h3><p class='mute'>{page.text(about)}</p>")
+        tables.append(page.table("", *comparison_table(study, measure)))
     by_time = curve_lines(study, "seconds")
     scale, unit = time_unit(max((x for item in by_time for x, _ in item.points), default=0.0))
     timed = [replace(item, points=scaled(item.points, scale)) for item in by_time]
