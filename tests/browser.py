@@ -6,6 +6,7 @@ python tests/browser.py PAGE.html WIDTH PICTURE.png
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,14 @@ def opened(path: Path, width: int, height: int = 900) -> Iterator[tuple[Page, li
         page.goto(address)
         yield page, problems
         browser.close()
+
+
+def wait_for(page: Page, condition: str) -> None:
+    """Wait until the expression `condition` holds. Playwright's own wait would break the page's policy."""
+    end = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition[:200]
+        page.wait_for_timeout(20)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import opened
+from browser import opened, wait_for
 from jepamba.cli import main
 from jepamba.report.html import write_report
 from test_report import write_run
@@ -65,7 +65,7 @@ def test_a_page_follows_the_width_of_its_window(tmp_path: Path) -> None:
     with opened(run_page(tmp_path), 1280) as (page, problems):
         before = page.locator(".plot canvas").first.bounding_box()
         page.set_viewport_size({"width": 390, "height": 800})
-        page.wait_for_function("document.querySelector('.plot canvas').getBoundingClientRect().width < 390")
+        wait_for(page, "document.querySelector('.plot canvas').getBoundingClientRect().width < 390")
         assert before is not None
         assert before["width"] > 800
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -82,18 +82,18 @@ def test_the_cursor_shows_values_and_zooms(tmp_path: Path) -> None:
         assert box is not None
         middle = box["y"] + box["height"] / 2
         page.mouse.move(box["x"] + box["width"] / 2, middle)
-        page.wait_for_function("document.querySelector('.u-legend .u-value').textContent !== '–'")
+        wait_for(page, "document.querySelector('.u-legend .u-value').textContent !== '–'")
         # 40 s of training end at the right; the held-out text was scored at 10, 20 and 30 s.
         assert 19 < float(values.nth(0).inner_text()) < 21
         assert 1.5 < float(values.nth(2).inner_text()) < 2.0
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.8, middle, steps=5)
         page.mouse.up()
-        page.wait_for_function(f"{picture} !== {whole!r}")
+        wait_for(page, f"{picture} !== {whole!r}")
         page.mouse.move(box["x"] + 2, middle)
-        page.wait_for_function("Number(document.querySelector('.u-legend .u-value').textContent) > 19")
+        wait_for(page, "Number(document.querySelector('.u-legend .u-value').textContent) > 19")
         over.dblclick()
-        page.wait_for_function(f"{picture} === {whole!r}")
+        wait_for(page, f"{picture} === {whole!r}")
         assert problems == []
 
 
