@@ -121,6 +121,8 @@ def _key_values(metrics: Metrics, summary: Record) -> list[tuple[str, str]]:
     }
     if plain.get("bpb_decoded") != plain.get("bpb"):
         bpb["BPB, plain windows, by decoded bytes"] = plain.get("bpb_decoded")
+    if section_of(summary, "bpb_calibrated").get("bpb") == plain.get("bpb"):
+        del bpb[f"{unit} at the calibrated temperature"]
     if not summary and metrics.vals:
         bpb = {f"{bpb_unit(metrics.vals[-1].get('counted'))} at the last validation": metrics.vals[-1].get("bpb")}
     counts = {

@@ -26,22 +26,23 @@ function drawLevels(plot, levels) {
   context.save();
   context.font = `${12 * ratio}px system-ui, sans-serif`;
   context.textAlign = "right";
-  let lowest = top;
-  for (const level of [...levels].sort((a, b) => b.value - a.value)) {
-    const y = plot.valToPos(level.value, "y", true);
-    if (y < top || y > top + height) continue;
-    context.strokeStyle = context.fillStyle = colour("--level");
-    context.setLineDash([5 * ratio, 4 * ratio]);
-    context.lineWidth = ratio;
+  const shown = levels.map(level => ({ ...level, y: plot.valToPos(level.value, "y", true) }))
+    .filter(level => level.y >= top && level.y <= top + height).sort((a, b) => a.y - b.y);
+  context.strokeStyle = colour("--level");
+  context.setLineDash([5 * ratio, 4 * ratio]);
+  context.lineWidth = ratio;
+  for (const { y } of shown) {
     context.beginPath();
     context.moveTo(left, y);
     context.lineTo(left + width, y);
     context.stroke();
+  }
+  let lowest = top;
+  for (const { label, value, y } of shown) {
+    const text = `${label} ${digits(value)}`, edge = left + width - 4 * ratio, size = context.measureText(text).width;
     lowest = Math.max(y - 4 * ratio, lowest + 14 * ratio);
-    const text = `${level.label} ${digits(level.value)}`, edge = left + width - 4 * ratio;
     context.fillStyle = colour("--card");
-    context.fillRect(edge - context.measureText(text).width - 3 * ratio, lowest - 11 * ratio,
-      context.measureText(text).width + 6 * ratio, 14 * ratio);
+    context.fillRect(edge - size - 3 * ratio, lowest - 11 * ratio, size + 6 * ratio, 14 * ratio);
     context.fillStyle = colour("--mute");
     context.fillText(text, edge, lowest);
   }
