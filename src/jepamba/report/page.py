@@ -31,11 +31,6 @@ def text(value: Any) -> str:
     return escape(str(value))
 
 
-def preformatted(source: str) -> str:
-    """Return `source` unchanged in a scrollable box."""
-    return f"<pre>{escape(source)}</pre>"
-
-
 def page(title: str, body: Sequence[str]) -> str:
     """Return the whole document. `body` holds HTML; `title` is plain text."""
     licence = _asset("uPlot-LICENSE.txt").replace("*/", "")
