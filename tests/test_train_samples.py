@@ -11,7 +11,7 @@ import torch
 
 import jepamba
 from jepamba.data import corpus
-from jepamba.evaluate import compressors
+from jepamba.evaluate import calibrate, compressors, diagnostics
 from jepamba.report.records import read_metrics
 from jepamba.train import train
 from jepamba.train.samples import scored_passage, training_sample
@@ -68,3 +68,16 @@ def test_a_character_of_several_tokens_is_one_piece(tmp_path: Path) -> None:
     assert all(math.isfinite(bits) and bits > 0 for document in found["documents"] for _, bits in document)
     assert 1450 < sum(len(piece.encode()) for document in found["documents"] for piece, _ in document) <= 1500
     assert len(found["documents"]) == 2
+
+
+def test_calibration_and_diagnostics_say_how_far_they_are(tmp_path: Path) -> None:
+    state, calls = opened(tiny(text_file(tmp_path))), list[tuple[float, float]]()
+
+    def report(done: float, total: float, note: str = "") -> None:
+        calls.append((done, total))
+
+    calibrate(state.model, state.corpus.train, 32, 512, tokens_per_batch=128, progress=report)
+    assert calls == [(128, 512), (256, 512), (384, 512), (512, 512)]
+    calls.clear()
+    diagnostics(state.model, state.heads, state.corpus.val, 32, count=512, tokens_per_batch=128, progress=report)
+    assert calls == [(4, 16), (8, 16), (12, 16), (16, 16)]

@@ -62,7 +62,7 @@ def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
     """Write the artifact, and with `train.keep_heads` the heads. Returns its temperature and its size in bytes."""
     run, text = state.run, state.corpus
-    with Progress("calibrating the temperature"):
+    with Progress("calibrating the temperature") as report:
         temperature = (
             calibrate(
                 state.model,
@@ -71,6 +71,7 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
                 run.eval.calibrate_tokens,
                 reset=run.data.reset,
                 tokens_per_batch=run.eval.tokens_per_batch,
+                progress=report,
             )
             if run.eval.calibrate_tokens > 0
             else 1.0
@@ -87,7 +88,7 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
 
 def _diagnostics(state: TrainState) -> dict[str, Any]:
     run = state.run
-    with Progress("diagnostics"):
+    with Progress("diagnostics") as report:
         return diagnostics(
             state.model,
             state.heads,
@@ -96,6 +97,7 @@ def _diagnostics(state: TrainState) -> dict[str, Any]:
             count=run.eval.diagnostics_tokens,
             reset=run.data.reset,
             tokens_per_batch=run.eval.tokens_per_batch,
+            progress=report,
         )
 
 
