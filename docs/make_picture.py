@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jepamba.report.charts import Line, line_chart, standalone
+from jepamba.report.charts import line_chart, standalone
 from jepamba.report.latent_charts import cosine_chart, spectrum_chart
+from jepamba.report.plots import Line
 from jepamba.report.records import read_metrics, series, with_train_bpb
 
 DOCS = Path(__file__).parent

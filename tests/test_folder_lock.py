@@ -93,7 +93,7 @@ def test_a_living_run_is_neither_resumed_nor_overwritten(text: Path, tmp_path: P
     """Also while it is stopped (Ctrl-Z). Killed, it can be resumed at once."""
     run, out = tiny(text, train__steps=40, train__checkpoint_every=4), tmp_path / "out"
     with Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path / "1") as living:
-        living.wait_for(out / "metrics.jsonl", lines=8)
+        living.wait_for(out / "metrics.jsonl", lines=9)
         living.signal(signal.SIGSTOP)
         before = (out / "metrics.jsonl").read_bytes(), sorted(out.rglob("*"))
         for number, words in enumerate(

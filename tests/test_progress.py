@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -46,9 +47,9 @@ def test_a_long_task_prints_a_line_each_interval_and_one_at_the_end(
             clock[0] += 0.5
             report(step, 50, f"loss {step}")
     assert stream.getvalue().splitlines() == [
-        "training: 40% after 10 s, 15 s left, loss 20",
-        "training: 80% after 20 s, 5 s left, loss 40",
-        "training: 100% after 25 s, loss 50",
+        "training: 40%, 15 s left, 10 s elapsed, loss 20",
+        "training: 80%, 5 s left, 20 s elapsed, loss 40",
+        "training: 100%, 25 s elapsed, loss 50",
     ]
 
 
@@ -58,6 +59,32 @@ def test_a_terminal_gets_a_bar(stream: Stream) -> None:
         report(3, 4, "1.5 BPB")
     assert "scoring" in stream.getvalue()
     assert "75%" in stream.getvalue()
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_a_narrow_terminal_cuts_the_note_alone(monkeypatch: pytest.MonkeyPatch, stream: Stream, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream.terminal, clock = True, [0.0]
+    # Rich imports its clock by name.
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock[0])
+    with Progress("scoring with sliding windows, stride 16") as report:
+        for step in range(1, 5):
+            clock[0] += 200.0
+            report(step, 10, f"step {step}, " + "and a long note " * 10)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    last = [line for line in shown if line.strip()][-1]
+    assert re.match(r" 40% ━+.━+ 20 min 00 s left, 13 min 20 s elapsed ", last)
+    assert len(last) == columns
+    assert columns < 80 or re.search("elapsed scoring with .*…$", last)
+
+
+def test_a_task_without_a_total_shows_its_time(stream: Stream) -> None:
+    stream.terminal = True
+    with Progress("packing"):
+        pass
+    assert "0 s elapsed packing" in stream.getvalue()
+    assert "left" not in stream.getvalue()
+    assert "%" not in stream.getvalue()
 
 
 def test_no_bar_where_machines_read(stream: Stream) -> None:

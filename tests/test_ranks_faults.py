@@ -36,7 +36,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
 ) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
-    kill_one(running, out, dead, lines=8)
+    kill_one(running, out, dead, lines=9)
     assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
     assert losses(out) == losses(whole / "out")
     assert seen(tmp_path) == seen(whole)
@@ -46,7 +46,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
 def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
-    running.wait_for(out / "metrics.jsonl", lines=12)
+    running.wait_for(out / "metrics.jsonl", lines=13)
     running.signal(signal.SIGKILL)
     assert running.wait() == [-signal.SIGKILL] * 2
     assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
@@ -68,7 +68,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_other(whole: Path, tmp_path: Pa
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: Path, signaled: int) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
-    terminate_one(running, out, signaled, lines=6)
+    terminate_one(running, out, signaled, lines=7)
     if signaled == 1:
         assert Running(["resume", str(out)], tmp_path, 2).wait() == [0, 0]
         assert losses(out) == losses(whole / "out")
@@ -79,7 +79,7 @@ def test_a_rank_stopped_by_a_signal_does_not_wait_for_python_to_end(whole: Path,
     out = tmp_path / "out"
     words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
     with Running(words, tmp_path, 2, setup="faulty:slow_to_end", fresh=True) as running:
-        terminate_one(running, out, 0, lines=6)
+        terminate_one(running, out, 0, lines=7)
 
 
 def test_a_budget_in_seconds_follows_the_clock_of_rank_0(text: Path, tmp_path: Path) -> None:

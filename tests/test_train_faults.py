@@ -75,7 +75,7 @@ def test_a_polite_signal_checkpoints_first(
     out = tmp_path / "out"
     run = tiny(text, train__steps=STEPS)
     running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
-    running.wait_for(out / "metrics.jsonl", lines=5)
+    running.wait_for(out / "metrics.jsonl", lines=6)
     running.signal(number)
     assert running.wait() == [code]
     done = records(out)[-1]["step"]
@@ -129,7 +129,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_alone(
 ) -> None:
     out = small_disk / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path)
-    running.wait_for(out / "metrics.jsonl", lines=6)
+    running.wait_for(out / "metrics.jsonl", lines=7)
     ballast = fill(small_disk)
     kept = newest(out)
     deadline = time.monotonic() + 60
@@ -151,7 +151,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_line(
 ) -> None:
     out = small_disk / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path)
-    running.wait_for(out / "metrics.jsonl", lines=6)
+    running.wait_for(out / "metrics.jsonl", lines=7)
     ballast = fill(small_disk)
     assert running.wait() == [2]
     last = running.output().splitlines()[-1]
@@ -168,7 +168,7 @@ def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_dis
     out = small_disk / "out"
     run = tiny(text, train__steps=100_000)
     running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
-    running.wait_for(out / "metrics.jsonl", lines=6)
+    running.wait_for(out / "metrics.jsonl", lines=7)
     fill(small_disk)
     running.signal(signal.SIGTERM)
     assert running.wait() == [2]
@@ -188,7 +188,7 @@ def test_a_shard_that_is_damaged_in_the_middle_ends_the_run_with_its_name(
     out = tmp_path / "out"
     run = tiny(shards, train__steps=100_000, train__checkpoint_every=2)
     running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
-    running.wait_for(out / "metrics.jsonl", lines=6)
+    running.wait_for(out / "metrics.jsonl", lines=7)
     shard = shards / "text_train_000000.bin"
     good = shard.read_bytes()
     if fate == "cut short":
@@ -209,7 +209,7 @@ def test_a_shard_that_is_deleted_in_the_middle_is_read_to_the_end(text: Path, sh
     out = tmp_path / "out"
     run = tiny(shards, train__steps=30)
     running = Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path)
-    running.wait_for(out / "metrics.jsonl", lines=5)
+    running.wait_for(out / "metrics.jsonl", lines=6)
     (shards / "text_train_000000.bin").unlink()
     assert running.wait() == [0], running.output()
     # Who starts or resumes without it is told.

@@ -66,7 +66,7 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
     """
-    # Imported here because Matplotlib takes half a second, and so that `load` does not import training.
+    # Imported here, so that `load` does not import training.
     from jepamba.report.html import write_report
     from jepamba.train import train as train_run
     from jepamba.train.init_from import model_settings

@@ -83,14 +83,13 @@ class Progress:
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, note=note)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, note=f": {note}" * bool(note))
             return
         now = time.monotonic()
         fraction = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
-        remaining = f", {duration((now - self._started) * (1 / fraction - 1))} left" if 0 < fraction < 1 else ""
-        self._last_line = f"{self.label}: {fraction:.0%} after {duration(now - self._started)}{remaining}" + (
-            f", {note}" * bool(note)
-        )
+        elapsed = now - self._started
+        times = f"{_left(elapsed, fraction)}{duration(elapsed)} elapsed"
+        self._last_line = f"{self.label}: {fraction:.0%}, {times}" + f", {note}" * bool(note)
         if now - self._last_print >= PLAIN_SECONDS:
             self._print_last(now)
 
@@ -116,29 +115,43 @@ class Progress:
         self._last_line = ""
 
 
+def _left(elapsed: float, fraction: float) -> str:
+    """Return the time left, if the rest is as fast as the `fraction` that took `elapsed` seconds; empty at the ends."""
+    return f"{duration(elapsed * (1 / fraction - 1))} left, " if 0 < fraction < 1 else ""
+
+
 def _bar() -> RichProgress:
     """Return an empty bar. Only here Rich is imported, which takes a tenth of a second."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.table import Column
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        """The time left, if it is known, and the time since the start."""
+
+        def render(self, task: Task) -> Text:
+            elapsed = task.elapsed or 0.0
+            return Text(f"{_left(elapsed, task.percentage / 100)}{duration(elapsed)} elapsed")
+
+    class Percent(ProgressColumn):
+        """The share that is done, if the total is known."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.total is None else f"{task.percentage:>3.0f}%")
 
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        # The note is last and is truncated first on a narrow terminal.
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        Percent(table_column=Column(no_wrap=True)),
+        BarColumn(16, table_column=Column(no_wrap=True)),
+        Times(table_column=Column(no_wrap=True)),
+        # Only the task and its note are cut on a narrow terminal.
+        TextColumn(
+            "{task.description}{task.fields[note]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
         console=Console(file=sys.stderr),
+        expand=True,
     )
 
 

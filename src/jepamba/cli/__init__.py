@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from jepamba import __version__
 from jepamba.cli import (
+    compare,
     completion,
     compress,
     data,
@@ -105,8 +106,8 @@ def build_parser() -> tuple[Parser, list[str]]:
     parser.add_argument("--version", action="version", version=f"jepamba {__version__}")
     commands = Commands(parser)
     for module in (
-        demo, train, resume, watch, presets, evaluate, latents, generate, inspect, compress, export, hub, data, study,
-        submission, completion,
+        demo, train, resume, watch, compare, presets, evaluate, latents, generate, inspect, compress, export, hub, data,
+        study, submission, completion,
     ):  # fmt: skip
         module.add(commands)
     return parser, commands.names

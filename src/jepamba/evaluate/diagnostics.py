@@ -22,6 +22,7 @@ from jepamba.evaluate.stored import stored
 from jepamba.evaluate.windows import Window, Windows, batches
 from jepamba.jepa import JepaHeads, trailing_mean
 from jepamba.model import LanguageModel
+from jepamba.progress import Report
 
 TOPS = (1, 5, 10)
 
@@ -35,6 +36,7 @@ def diagnostics(
     count: int = 65536,
     reset: bool = True,
     tokens_per_batch: int = 16384,
+    progress: Report | None = None,
 ) -> dict[str, Any]:
     """Compute diagnostics on the first `count` targets of `tokens`, with the weights as the artifact holds them.
 
@@ -76,6 +78,8 @@ def diagnostics(
                 prediction.add(heads, z_BTE, heads.actions(found), batch.reset_BT)
             latents.append(z_BTE)
             read.append(batch)
+            if progress is not None:
+                progress(sum(len(z) for z in latents), windows)
         z_BTE = torch.cat(latents)
         result: dict[str, Any] = {"tokens": windows * length}
         result |= {f"top{k}": hits[k] / (windows * length) for k in TOPS}

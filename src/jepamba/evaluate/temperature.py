@@ -10,6 +10,7 @@ from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.windows import batches, plain_windows
 from jepamba.model import LanguageModel
+from jepamba.progress import Report
 
 COARSE = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)
 """Temperatures of the first search."""
@@ -27,6 +28,7 @@ def calibrate(
     *,
     reset: bool = True,
     tokens_per_batch: int = 16384,
+    progress: Report | None = None,
 ) -> float:
     """Return the temperature with the least cross-entropy on the first `count` targets of `tokens`, in plain windows.
 
@@ -39,10 +41,13 @@ def calibrate(
         raise UserError("no training text to calibrate the temperature on")
     device = next(model.parameters()).device
     with stored(model):
-        latents = [
-            (model(batch.inputs_BT, batch.reset_BT)[0].flatten(0, 1), batch.targets_BT.flatten())
-            for batch in batches(tokens, plain_windows(targets, seq_len), tokens_per_batch, reset, device)
-        ]
+        latents: list[tuple[torch.Tensor, torch.Tensor]] = []
+        done = 0
+        for batch in batches(tokens, plain_windows(targets, seq_len), tokens_per_batch, reset, device):
+            latents.append((model(batch.inputs_BT, batch.reset_BT)[0].flatten(0, 1), batch.targets_BT.flatten()))
+            done += batch.targets_BT.numel()
+            if progress is not None:
+                progress(done, targets)
         best = _best(model, latents, COARSE, COARSE.index(1.0))
         fine = tuple(max(SMALLEST, round(best + step, 4)) for step in FINE)
         return _best(model, latents, fine, FINE.index(0.0))

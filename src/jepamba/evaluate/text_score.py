@@ -43,8 +43,8 @@ class TextScore(Score):
 
 
 def text_score(score: Score, tokens: Tokens, nats_N: Float64[Tensor, " N"]) -> TextScore:
-    """Return the `score` of all of `tokens`, a document in memory, with −ln p of each target."""
-    ids = tokens.read(0, len(tokens))
+    """Return the `score` of the first N targets of `tokens`, with −ln p of each."""
+    ids = tokens.read(0, len(nats_N) + 1)
     count_N = tokens.tokenizer.target_bytes(ids[:-1], ids[1:])
     decoded, ends = tokens.tokenizer.decode(ids[1:], previous=int(ids[0])), np.cumsum(count_N).tolist()
     pieces = [decoded[start:end] for start, end in zip([0, *ends], ends, strict=False)]

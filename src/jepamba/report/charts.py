@@ -1,4 +1,4 @@
-"""Charts as SVG text that takes its colours from the surrounding page, for light and dark mode.
+"""Charts as SVG files for Markdown pages, which run no script; their colours follow light and dark mode.
 
 Matplotlib draws with placeholder colours, which CSS variables then replace. Text stays text, so that readers can search
 it, scale it and hear it. Every chart has a title and a description for screen readers.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import html
 import io
-import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -20,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-Points = Sequence[tuple[float, float]]
+from jepamba.report.plots import Line, Points, thin
 
 CSS = """--ink: #1c2330; --faint: #c9cfd8; --c1: #2563c9; --c2: #c2410c; --c3: #15803d; --c4: #9333b8; --c5: #a16207;
 --c6: #0e7490;"""
@@ -30,7 +28,6 @@ CSS_DARK = """--ink: #e6e9ef; --faint: #454d5a; --c1: #7aa9f7; --c2: #fb8f5a; --
 _INK, _FAINT = "#000001", "#000002"
 _SERIES = tuple(f"#0000a{i}" for i in range(1, 7))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)"} | {c: f"var(--c{i})" for i, c in enumerate(_SERIES, 1)}
-_MAX_POINTS = 500
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -57,25 +54,6 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve: its legend label and its points in order of x."""
-
-    label: str
-    points: Points
-
-
-def thin(points: Points, max_points: int = _MAX_POINTS) -> list[tuple[float, float]]:
-    """Reduce `points` to at most `max_points`: average equal groups of neighbours; keep the first and last point."""
-    if len(points) <= max_points:
-        return list(points)
-    inner, buckets = points[1:-1], max_points - 2
-    edges = [len(inner) * i // buckets for i in range(buckets + 1)]
-    groups = (inner[a:b] for a, b in itertools.pairwise(edges))
-    means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-    return [points[0], *means, points[-1]]
 
 
 def draw(title: str, description: str, paint: Callable[[Figure], None], size: tuple[float, float] = (6.0, 3.2)) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 from jepamba.io import atomic_write
 from jepamba.progress import duration
 from jepamba.report import page
-from jepamba.report.charts import Line, line_chart
+from jepamba.report.passage import passage
+from jepamba.report.plots import Level, Line, Points, chart, thin
 from jepamba.report.records import (
     Metrics,
     Record,
@@ -21,21 +22,41 @@ from jepamba.report.records import (
     read_config,
     read_metrics,
     read_summary,
+    records_in,
+    section_of,
     series,
     with_train_bpb,
 )
+from jepamba.report.run_facts import facts
 from jepamba.text.near_duplicates import overlap_in_words
 from jepamba.text.unrestored import bpb_unit
 
 _TRAINING_ONLY = {"projector", "predictor", "predictor projection"}
-_TERMS = {
-    "loss": "Total loss",
-    "ce": "Cross-entropy (nats per token)",
-    "z_loss": "z-loss (unweighted)",
-    "jepa": "Latent prediction (MSE)",
-    "sigreg": "SIGReg",
-    "vicreg": "VICReg",
+_LOSSES = {"ce": "cross-entropy", "jepa": "latent prediction", "sigreg": "SIGReg", "vicreg": "VICReg"}
+_NORMS = {
+    "grad_ce": "cross-entropy",
+    "grad_jepa": "latent prediction",
+    "grad_sigreg": "SIGReg",
+    "grad_vicreg": "VICReg",
 }
+_RATES = {"muon_lr": "Muon", "adam_lr": "AdamW"}
+_MEASURES = {
+    "top1": "targets that are the most likely token",
+    "top5": "targets among the 5 most likely tokens",
+    "top10": "targets among the 10 most likely tokens",
+    "latents.norm": "norm of a latent",
+    "latents.within_sequence": "share of the variance of latents within windows",
+    "latents.effective_rank": "effective rank of the latents",
+    "latents.width": "its maximum, the width of the latents",
+    "probe.next_class": "class of the next token, right by a linear probe of the latent",
+    "probe.next_class_from_token": "the same by a probe of the current token alone",
+    "probe.next_class_majority": "the same by the most frequent class",
+    "probe.next_embedding_r2": "R² of the next token's embedding by a linear probe of the latent",
+    "probe.next_embedding_r2_from_token": "the same by a probe of the current token alone",
+}
+"""Words for the diagnostics in summary.json that evaluate.diagnostics computes."""
+_MAX_MEANS = 100
+"""Points of the training curve of the first chart, each a mean of neighbours."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -43,40 +64,37 @@ def write_report(run_dir: Path) -> Path:
 
     The report omits missing, truncated and non-numeric values, and escapes all text from the files.
     """
-    metrics = read_metrics(run_dir / "metrics.jsonl")
-    summary = read_summary(run_dir)
-    text = page.page(f"{_title(run_dir, summary)}: jepamba", _body(run_dir, metrics, summary))
+    text = page.page(f"{run_dir.resolve().name}: jepamba", _body(run_dir))
     path = run_dir / "report.html"
     atomic_write(path, text.encode("utf-8", errors="replace"))
     return path
 
 
-def _body(run_dir: Path, metrics: Metrics, summary: Record | None) -> list[str]:
+def _body(run_dir: Path) -> list[str]:
+    metrics, summary, config = read_metrics(run_dir / "metrics.jsonl"), read_summary(run_dir), read_config(run_dir)
     results = summary or {}
     return [
-        f"<h1>{page.text(_title(run_dir, summary))}</h1>",
+        f"<h1>{page.text(run_dir.resolve().name)}</h1>",
         f"<p>{page.text(_state(metrics, summary))}</p>",
+        page.facts(facts(metrics, results, config or {})),
         page.tiles(_key_values(metrics, results)),
+        _bpb_chart(metrics, results),
+        page.section("What the model writes", page.samples(_samples(metrics, results))),
+        page.section("What the model expects", passage(section_of(results, "passage"))),
         page.section("Comparison with general-purpose compressors", _baselines(results)),
-        page.section("Curves", page.charts(_charts(metrics))),
-        page.section("Samples", *map(_sample, _list(results.get("samples")))),
+        page.section("Training", page.charts(_training_charts(metrics))),
         page.section(
-            "Parameters and bytes by component",
-            page.shares("Parameters", "parameters", _parameters(results)),
-            page.shares(
-                "Bytes of the packed artifact, before entropy coding", "bytes", _mapping(results, "bytes_by_part")
-            ),
+            "Where the bytes are",
+            page.shares("Packed artifact before entropy coding", "bytes", section_of(results, "bytes_by_part")),
+            page.shares("Network", "parameters", _parameters(results)),
         ),
-        page.section("Diagnostics", page.table("", ["name", "value"], page.flat(_mapping(results, "diagnostics")))),
-        page.section("Settings", _config(run_dir)),
-        page.section("Environment", page.table("", ["name", "value"], page.flat(_mapping(results, "environment")))),
-        page.section("Events", _events(metrics)),
+        page.section(
+            "Details",
+            page.details("Measures of the latents and of the head", *_diagnostics(section_of(results, "diagnostics"))),
+            page.details("Settings", _config(run_dir) if config is not None else ""),
+            page.details("Events", _events(metrics)),
+        ),
     ]
-
-
-def _title(run_dir: Path, summary: Record | None) -> str:
-    preset = Path(str((summary or {}).get("preset") or run_dir.resolve().name)).name
-    return preset.removesuffix(".toml")
 
 
 def _state(metrics: Metrics, summary: Record | None) -> str:
@@ -86,29 +104,31 @@ def _state(metrics: Metrics, summary: Record | None) -> str:
     broken = f" {metrics.broken} lines of metrics.jsonl are incomplete and were skipped." if metrics.broken else ""
     if summary is not None:
         return (
-            "This run is finished. Bits per byte (BPB) are of held-out text, but for the curve of the training text."
-            + broken
+            "This run is finished. Bits per byte (BPB) are of held-out text, except for the curve of the training "
+            f"text. Lower is better.{broken}"
         )
     return f"This run has no summary yet. It is at step {last.get('step', 0)}{elapsed}.{broken}"
 
 
 def _key_values(metrics: Metrics, summary: Record) -> list[tuple[str, str]]:
-    plain = _mapping(summary, "bpb_plain")
+    plain = section_of(summary, "bpb_plain")
     unit = bpb_unit(plain.get("counted"))
     bpb = {
-        f"{unit} at the calibrated temperature": _mapping(summary, "bpb_calibrated").get("bpb"),
+        f"{unit} at the calibrated temperature": section_of(summary, "bpb_calibrated").get("bpb"),
         f"{unit}, plain windows": plain.get("bpb"),
-        f"{unit}, sliding windows": _mapping(summary, "bpb_sliding").get("bpb"),
-        f"{unit}, state carried": _mapping(summary, "bpb_carried").get("bpb"),
+        f"{unit}, sliding windows": section_of(summary, "bpb_sliding").get("bpb"),
+        f"{unit}, state carried": section_of(summary, "bpb_carried").get("bpb"),
     }
     if plain.get("bpb_decoded") != plain.get("bpb"):
         bpb["BPB, plain windows, by decoded bytes"] = plain.get("bpb_decoded")
+    if section_of(summary, "bpb_calibrated").get("bpb") == plain.get("bpb"):
+        del bpb[f"{unit} at the calibrated temperature"]
     if not summary and metrics.vals:
         bpb = {f"{bpb_unit(metrics.vals[-1].get('counted'))} at the last validation": metrics.vals[-1].get("bpb")}
     counts = {
         "artifact bytes": summary.get("artifact_bytes"),
-        "parameters in the artifact": _mapping(summary, "parameters").get("kept"),
-        "training-only parameters": _mapping(summary, "parameters").get("training_only"),
+        "parameters in the artifact": section_of(summary, "parameters").get("kept"),
+        "training-only parameters": section_of(summary, "parameters").get("training_only") or None,
         "steps": summary.get("steps"),
         "tokens seen": summary.get("tokens"),
     }
@@ -118,93 +138,124 @@ def _key_values(metrics: Metrics, summary: Record) -> list[tuple[str, str]]:
     return rows + [(label, f"{value:,.0f}") for label, raw in counts.items() if (value := number(raw)) is not None]
 
 
-def _charts(metrics: Metrics) -> list[str]:
-    steps = metrics.steps
-    terms = [Line(label, series(steps, "step", key)) for key, label in _TERMS.items()]
-    norms = [
-        Line(label, series(metrics.terms, "step", key))
-        for key, label in (
-            ("grad_ce", "cross-entropy"),
-            ("grad_jepa", "latent prediction"),
-            ("grad_sigreg", "SIGReg"),
-            ("grad_vicreg", "VICReg"),
-        )
+def _bpb_chart(metrics: Metrics, summary: Record) -> str:
+    """Draw BPB over training time, with a horizontal line for each compressor."""
+    steps, vals = with_train_bpb(metrics.steps), [record for record in metrics.vals if not record.get("final")]
+    scale, unit = time_unit(max((x for x, _ in series(steps + metrics.vals, "seconds", "seconds")), default=0.0))
+    final = series([record for record in metrics.vals if record.get("final")], "seconds", "bpb")
+    lines = [
+        Line("training text", thin(scaled(series(steps, "seconds", "train_bpb"), scale), _MAX_MEANS), 1, faint=True),
+        Line("held-out text", scaled(series(vals, "seconds", "bpb"), scale), 2, dots=True),
+        Line("finished artifact, all held-out text", scaled(final, scale), 3, dots=True),
     ]
-    rates = [Line(label, series(steps, "step", key)) for key, label in (("muon_lr", "Muon"), ("adam_lr", "AdamW"))]
-    charts = [_bpb_chart(metrics)] if series(steps, "step", "ce") or metrics.vals else []
-    charts += [line_chart(line.label, "step", "", [line]) for line in terms if any(y != 0 for _, y in line.points)]
-    for title, unit, lines, log in (
-        ("Gradient norm of each term", "norm", norms, True),
-        ("Gradient norm before clipping", "norm", [Line("all", series(steps, "step", "grad_norm"))], True),
-        ("Learning rates", "learning rate", rates, False),
-        ("λ, the weight of SIGReg", "λ", [Line("λ", series(steps, "step", "lambda"))], False),
-        ("Throughput", "tokens per second", [Line("all", series(steps, "step", "tokens_per_s"))], False),
-        ("Memory", "MB", [Line("all", series(steps, "step", "memory_mb"))], False),
-    ):
-        shown = [line for line in lines if any(y != 0 for _, y in line.points)]
-        if shown:
-            charts.append(line_chart(title, "step", unit, shown, log_y=log))
-    return charts
-
-
-def _bpb_chart(metrics: Metrics) -> str:
-    train = series(with_train_bpb(metrics.steps), "step", "train_bpb")
-    return line_chart(
-        "Bits per byte",
-        "step",
-        "BPB",
-        [Line("training", train), Line("held-out text", series(metrics.vals, "step", "bpb"))],
+    return chart(
+        "Bits per byte while it learns",
+        f"training time ({unit})",
+        "bits per byte",
+        lines,
+        levels=compressor_levels(summary),
+        clip=True,
+        height=380,
     )
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the seconds in a unit, and the unit, for an axis up to `seconds`."""
+    return (1.0, "s") if seconds < 180 else (60.0, "min") if seconds < 10_800 else (3600.0, "h")
+
+
+def scaled(points: Points, unit: float) -> Points:
+    """Return `points` with x divided by `unit`."""
+    return [(x / unit, y) for x, y in points]
+
+
+def compressor_levels(summary: Record) -> list[Level]:
+    """Return a level for each compressor in the summary, and the best that has the training text as history."""
+    rows = records_in(summary.get("baselines"))
+    levels = [Level(str(row.get("compressor")), bpb) for row in rows if (bpb := number(row.get("bpb"))) is not None]
+    informed = [
+        (bpb, str(row.get("compressor"))) for row in rows if (bpb := number(row.get("bpb_with_history"))) is not None
+    ]
+    return levels + [Level(f"{name} with the training text", bpb) for bpb, name in sorted(informed)[:1]]
+
+
+def _training_charts(metrics: Metrics) -> list[str]:
+    steps = metrics.steps
+
+    def lines(records: list[Record], keys: Mapping[str, str]) -> list[Line]:
+        found = [
+            Line(label, series(records, "step", key), colour) for colour, (key, label) in enumerate(keys.items(), 1)
+        ]
+        return [item for item in found if any(y != 0 for _, y in item.points)]
+
+    norms = [*lines(metrics.terms, _NORMS), *lines(steps, {"grad_norm": "all, before clipping"})]
+    if len(norms) > 1:
+        norms[-1] = Line(norms[-1].label, norms[-1].points, 5, faint=True)
+    return [
+        chart("Losses", "step", "unweighted", lines(steps, _LOSSES), log_y=True),
+        chart("Gradient norms", "step", "norm", norms, log_y=True),
+        chart("Learning rates", "step", "rate", lines(steps, _RATES)),
+        chart("Speed", "step", "tokens per second", lines(steps, {"tokens_per_s": "tokens per second"})),
+    ]
+
+
+def _samples(metrics: Metrics, summary: Record) -> list[tuple[str, str, str]]:
+    """Return the samples taken during training, then those of the finished artifact."""
+    seconds = {record["step"]: number(record.get("seconds")) for record in metrics.steps}
+    bpb = {record["step"]: number(record.get("bpb")) for record in metrics.vals}
+    rows = []
+    for record in metrics.samples:
+        step = record["step"]
+        when = [f"step {step:,}"]
+        when += [duration(passed)] if (passed := seconds.get(step)) is not None else []
+        when += [f"{score:.3f} BPB"] if (score := bpb.get(step)) is not None else []
+        rows.append((", ".join(when), *_sample(record)))
+    return rows + [("finished", *_sample(record)) for record in records_in(summary.get("samples"))]
+
+
+def _sample(record: Record) -> tuple[str, str]:
+    prompt, continuation = str(record.get("prompt", "")), str(record.get("text", ""))
+    return prompt, continuation.removeprefix(prompt)
 
 
 def _parameters(summary: Record) -> dict[str, Any]:
     """Return parameter counts by component. Training-only components are labelled."""
-    counts = _mapping(summary, "parameters", "parts")
+    counts = section_of(summary, "parameters", "parts")
     return {f"{name} (training only)" if name in _TRAINING_ONLY else name: count for name, count in counts.items()}
 
 
 def _baselines(summary: Record) -> str:
-    rows = [
-        [row.get("compressor"), *(number(row.get(key)) for key in ("bpb", "bpb_with_history", "bytes"))]
-        for row in _list(summary.get("baselines"))
-        if isinstance(row, Mapping)
-    ]
-    if not rows:
+    found = records_in(summary.get("baselines"))
+    if not found:
         return ""
-    own_row = ["this model", number(_mapping(summary, "bpb_calibrated").get("bpb")), None, None]
-    caption = "Bits per byte of the same held-out text. The compressors' history is the training text of the model."
+    keys = {"bpb": "BPB", "bpb_with_history": "BPB with history", "bytes": "bytes"}
+    if not any(row.get("bpb_with_history") for row in found):
+        del keys["bpb_with_history"]
+    own = {"compressor": "this model", "bpb": section_of(summary, "bpb_calibrated").get("bpb")}
+    rows = [[row.get("compressor"), *(number(row.get(key)) for key in keys)] for row in (own, *found)]
+    note = "The same held-out text, compressed."
+    if "bpb_with_history" in keys:
+        note += " The compressors' history is the training text of the model."
     overlap = summary.get("val_overlap")
     if isinstance(overlap, float):
-        caption += f" Of the held-out bytes, {overlap_in_words(overlap)}."
-    return page.table(caption, ["", "BPB", "BPB, training text as history", "bytes"], [own_row, *rows], highlight=0)
+        note += f" Of the held-out bytes, {overlap_in_words(overlap)}."
+    return f"<p class='mute'>{page.text(note)}</p>" + page.table("", ["", *keys.values()], rows, highlight=0)
 
 
-def _sample(sample: Any) -> str:
-    if not isinstance(sample, Mapping):
-        return ""
-    prompt, text = escape(str(sample.get("prompt", ""))), escape(str(sample.get("text", "")))
-    continuation = text.removeprefix(prompt)
-    return f'<figure class="sample"><blockquote><strong>{prompt}</strong>{continuation}</blockquote></figure>'
+def _diagnostics(found: Mapping[str, Any]) -> list[str]:
+    rows = [(_MEASURES.get(name, name), value) for name, value in page.flat(found) if not isinstance(value, list)]
+    steps = records_in(found.get("prediction"))
+    heads = sorted({key for record in steps for key in record})
+    return [
+        page.table("", ["measure", "value"], rows),
+        page.table("Prediction by roll-out step", heads, [[record.get(key) for key in heads] for record in steps]),
+    ]
 
 
 def _config(run_dir: Path) -> str:
-    config = read_config(run_dir)
-    if config is None:
-        return ""
     source = (run_dir / "config.toml").read_text(encoding="utf-8")
-    return "<p class='mute'>Save this as a .toml file to repeat the run.</p>" + page.preformatted(source)
+    return f"<p class='mute'>Save this as a .toml file to repeat the run.</p><pre>{escape(source)}</pre>"
 
 
 def _events(metrics: Metrics) -> str:
     return page.table("", ["step", "event"], [[str(event.get("step")), event.get("what")] for event in metrics.events])
-
-
-def _mapping(record: Record, *keys: str) -> Mapping[str, Any]:
-    value: Any = record
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

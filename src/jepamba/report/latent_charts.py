@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jepamba.report.charts import Line, line_chart
+from jepamba.report.charts import line_chart
+from jepamba.report.plots import Line
 
 SMALLEST = 1e-6
 """Shares of the variance below it are not drawn."""

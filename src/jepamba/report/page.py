@@ -1,45 +1,19 @@
-"""HTML elements of a report: one self-contained page for small screens, dark mode and screen readers."""
+"""HTML elements of a report: one self-contained page for small screens, dark mode and screen readers.
+
+Every function that takes plain text escapes it. As a second fence, the page's security policy names the scripts of the
+package by their hashes, so that a browser runs no other.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from typing import Any
 
-from jepamba.report.charts import CSS, CSS_DARK
 from jepamba.report.records import number
-
-_CSS = f"""
-:root {{ color-scheme: light dark; {CSS} --page: #fbfbfd; --card: #ffffff; --mute: #5b6472; --bar: #d5e2f8; }}
-@media (prefers-color-scheme: dark) {{ :root {{ {CSS_DARK} --page: #12151b; --card: #1a1f28; --mute: #a3adbd;
---bar: #2b436b; }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page); color: var(--ink);
-font: 16px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--faint); padding-bottom: .2rem; }}
-p {{ max-width: 46rem; }} .mute {{ color: var(--mute); font-size: .9rem; }}
-.tiles, .charts {{ display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }}
-.charts {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }}
-.tile, .chart, .sample {{ background: var(--card); border: 1px solid var(--faint); border-radius: .6rem;
-padding: .7rem .9rem; margin: 0; min-width: 0; }}
-.tile b {{ display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }}
-.chart svg {{ display: block; width: 100%; height: auto; }}
-.sample {{ margin: .6rem 0; }} .sample blockquote {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
-font-family: Georgia, serif; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; min-width: min(100%, 24rem); margin-bottom: 1.2rem;
-font-variant-numeric: tabular-nums; }}
-caption {{ text-align: left; color: var(--mute); font-size: .9rem; padding-bottom: .3rem; }}
-th, td {{ text-align: left; padding: .3rem 1.2rem .3rem .2rem; border-bottom: 1px solid var(--faint);
-vertical-align: top; }}
-th[scope=row] {{ font-weight: 500; }} .n {{ text-align: right; white-space: nowrap; }}
-.share {{ width: 16rem; min-width: 6rem; }} .share div {{ background: var(--bar); height: 1.1em;
-border-radius: .2rem; }}
-tr.us th, tr.us td {{ font-weight: 700; }}
-pre {{ overflow-x: auto; background: var(--card); border: 1px solid var(--faint); border-radius: .6rem;
-padding: .8rem; font-size: .85rem; }}
-"""
 
 
 def text(value: Any) -> str:
@@ -57,20 +31,27 @@ def text(value: Any) -> str:
     return escape(str(value))
 
 
-def preformatted(source: str) -> str:
-    """Return `source` unchanged in a scrollable box."""
-    return f"<pre>{escape(source)}</pre>"
-
-
 def page(title: str, body: Sequence[str]) -> str:
     """Return the whole document. `body` holds HTML; `title` is plain text."""
+    licence = _asset("uPlot-LICENSE.txt").replace("*/", "")
+    scripts = [f"{_asset('uPlot.iife.min.js')}\n/*\n{licence}*/\n", _asset("report.js")]
+    hashes = " ".join(f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>{_asset('uPlot.min.css')}\n{_asset('report.css')}</style>\n</head>\n"
+        "<body>\n<main>\n"
         + "\n".join(filter(None, body))
-        + "\n</main>\n</body>\n</html>\n"
+        + "\n</main>\n"
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
     )
+
+
+def _asset(name: str) -> str:
+    return files("jepamba.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def section(title: str, *contents: str) -> str:
@@ -85,17 +66,35 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
     return f'<div class="tiles">{inner}</div>' if inner else ""
 
 
-def charts(svgs: Sequence[str]) -> str:
+def charts(figures: Sequence[str]) -> str:
     """Return charts in as many columns as the page width allows."""
-    inner = "".join(f'<figure class="chart">{svg}</figure>' for svg in svgs)
+    inner = "".join(figures)
     return f'<div class="charts">{inner}</div>' if inner else ""
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Return a list of plain text (label, value); rows without a value are left out."""
+    inner = "".join(f"<dt>{text(label)}</dt><dd>{text(value)}</dd>" for label, value in rows if value)
+    return f'<dl class="facts">{inner}</dl>' if inner else ""
+
+
+def details(title: str, *contents: str) -> str:
+    """Return `contents` folded under `title`, or an empty string if all are empty."""
+    inner = "\n".join(filter(None, contents))
+    return f"<details><summary>{text(title)}</summary>\n{inner}\n</details>" if inner else ""
+
+
+def samples(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Return generated texts: plain text (when, prompt, continuation) each."""
+    inner = "".join(f"<dt>{text(when)}</dt><dd><b>{text(prompt)}</b>{text(more)}</dd>" for when, prompt, more in rows)
+    return f'<dl class="card samples">{inner}</dl>' if inner else ""
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], highlight: int | None = None) -> str:
     """Return a table. The first column names the rows; numbers are aligned right; row `highlight` is bold."""
     if not rows:
         return ""
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
+    numeric = [all(map(_is_number, (row[i] for row in rows))) for i in range(len(heads))]
     cls = ['class="n" ' if is_numeric else "" for is_numeric in numeric]
     head = "".join(f'<th {cls[i]}scope="col">{text(name)}</th>' for i, name in enumerate(heads))
     lines = []
@@ -107,6 +106,10 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], hig
         f'<div class="scroll"><table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | None) or (isinstance(value, str) and value[:1] in "+-–[0123456789")
 
 
 def shares(caption: str, unit: str, values: Mapping[str, Any]) -> str:

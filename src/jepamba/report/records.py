@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,15 @@ class Metrics:
     steps: list[Record] = field(default_factory=list)
     terms: list[Record] = field(default_factory=list)
     vals: list[Record] = field(default_factory=list)
+    samples: list[Record] = field(default_factory=list)
+    starts: list[Record] = field(default_factory=list)
     events: list[Record] = field(default_factory=list)
     broken: int = 0
     """Number of lines that are not a JSON object with an integer step."""
+
+
+_KINDS = ("step", "terms", "val", "sample", "start")
+"""The kinds of which a step has at most one record, in the order of the fields of `Metrics`."""
 
 
 class MetricsFile:
@@ -40,7 +46,7 @@ class MetricsFile:
         self._reset()
 
     def _reset(self) -> None:
-        self._by_kind: dict[str, dict[int, Record]] = {"step": {}, "terms": {}, "val": {}}
+        self._by_kind: dict[str, dict[int, Record]] = {kind: {} for kind in _KINDS}
         self._events: list[Record] = []
         self._broken = self._offset = self._inode = 0
 
@@ -67,7 +73,8 @@ class MetricsFile:
         for line in filter(str.strip, new[:size].decode("utf-8", errors="replace").splitlines()):
             self._add_line(line)
         ordered = {kind: [records[step] for step in sorted(records)] for kind, records in self._by_kind.items()}
-        return Metrics(ordered["step"], ordered["terms"], ordered["val"], list(self._events), self._broken)
+        step, terms, val, sample, start = (ordered[kind] for kind in _KINDS)
+        return Metrics(step, terms, val, sample, start, list(self._events), self._broken)
 
     def _add_line(self, line: str) -> None:
         try:
@@ -111,6 +118,19 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
+def section_of(record: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return the mapping under `keys` in nested `record`; an empty one if it has none."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def records_in(value: Any) -> list[Record]:
+    """Return the records of a list; an empty list if `value` is none."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def series(records: Iterable[Record], x: str, y: str) -> list[tuple[float, float]]:
     """Return the points (x, y) of the records in which both fields are finite numbers."""
     points = ((number(record.get(x)), number(record.get(y))) for record in records)
@@ -118,7 +138,7 @@ def series(records: Iterable[Record], x: str, y: str) -> list[tuple[float, float
 
 
 def with_train_bpb(steps: list[Record]) -> list[Record]:
-    """Return records with `step` and `train_bpb` (bits per byte).
+    """Return records with `step`, `seconds` and `train_bpb` (bits per byte).
 
     BPB is ce / ln 2 · tokens / bytes. The tokens and bytes of a step are the increases of their running totals.
     """
@@ -130,6 +150,6 @@ def with_train_bpb(steps: list[Record]) -> list[Record]:
             continue
         if size > bytes_before:
             bpb = ce / 0.6931471805599453 * (tokens - tokens_before) / (size - bytes_before)
-            found.append({"step": record["step"], "train_bpb": bpb})
+            found.append({"step": record["step"], "seconds": record.get("seconds"), "train_bpb": bpb})
         tokens_before, bytes_before = tokens, size
     return found

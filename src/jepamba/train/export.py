@@ -17,15 +17,26 @@ from jepamba.artifact import inspect, load_artifact, save_artifact
 from jepamba.artifact.heads import HEADS, save_heads
 from jepamba.artifact.locate import ARTIFACT
 from jepamba.distributed import World
-from jepamba.evaluate import Score, calibrate, diagnostics, score_carried, score_plain_at, score_sliding
-from jepamba.generate import generate
+from jepamba.evaluate import (
+    Baseline,
+    Score,
+    calibrate,
+    compressors,
+    diagnostics,
+    score_carried,
+    score_plain_at,
+    score_sliding,
+)
 from jepamba.gpu_turn import gpu_turn
 from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
 from jepamba.progress import Progress
+from jepamba.train.samples import continuations, scored_passage
 from jepamba.train.state import TrainState
 
 SUMMARY = "summary.json"
+_BASELINE_BYTES = 2_000_000
+"""Longest validation text that is compressed for comparison, which takes some seconds per megabyte."""
 
 
 def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, Any]:
@@ -51,7 +62,7 @@ def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, 
 def _pack(state: TrainState, path: Path) -> tuple[float, int]:
     """Write the artifact, and with `train.keep_heads` the heads. Returns its temperature and its size in bytes."""
     run, text = state.run, state.corpus
-    with Progress("calibrating the temperature"):
+    with Progress("calibrating the temperature") as report:
         temperature = (
             calibrate(
                 state.model,
@@ -60,6 +71,7 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
                 run.eval.calibrate_tokens,
                 reset=run.data.reset,
                 tokens_per_batch=run.eval.tokens_per_batch,
+                progress=report,
             )
             if run.eval.calibrate_tokens > 0
             else 1.0
@@ -76,7 +88,7 @@ def _pack(state: TrainState, path: Path) -> tuple[float, int]:
 
 def _diagnostics(state: TrainState) -> dict[str, Any]:
     run = state.run
-    with Progress("diagnostics"):
+    with Progress("diagnostics") as report:
         return diagnostics(
             state.model,
             state.heads,
@@ -85,6 +97,7 @@ def _diagnostics(state: TrainState) -> dict[str, Any]:
             count=run.eval.diagnostics_tokens,
             reset=run.data.reset,
             tokens_per_batch=run.eval.tokens_per_batch,
+            progress=report,
         )
 
 
@@ -92,8 +105,9 @@ def _summarize(
     state: TrainState, out: Path, preset: str, temperature: float, artifact_bytes: int, scores: dict[str, Any]
 ) -> dict[str, Any]:
     """Write summary.json to `out` and return its content."""
-    text = state.corpus
-    packed = inspect(out / ARTIFACT)
+    run, text = state.run, state.corpus
+    packed, loaded = inspect(out / ARTIFACT), load_artifact(out / ARTIFACT)
+    prompts, tokens = run.eval.prompts, run.eval.sample_tokens
     summary = {
         "preset": preset,
         "steps": state.counters.step,
@@ -114,8 +128,9 @@ def _summarize(
         },
         "bit_allocation": state.model.quant.bits_by_name,
         "bytes_by_part": packed["bytes_by_part"],
-        "samples": _samples(state, out / ARTIFACT),
-        "baselines": None,
+        "samples": continuations(loaded.model, loaded.tokenizer, run, prompts, tokens, loaded.temperature),
+        "passage": scored_passage(loaded, run, text.val),
+        "baselines": _baselines(state, scores["bpb_plain"]),
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -202,25 +217,13 @@ def _on_every_rank(path: Path, world: World) -> Iterator[Path]:
         yield copy
 
 
-def _samples(state: TrainState, artifact: Path) -> list[dict[str, str]]:
-    """The artifact's continuations of the prompts in `eval.prompts`."""
-    if not state.run.eval.prompts:
-        return []
-    loaded = load_artifact(artifact)
-    return [
-        {
-            "prompt": prompt,
-            "text": "".join(
-                generate(
-                    loaded.model,
-                    loaded.tokenizer,
-                    prompt,
-                    state.run.eval.sample_tokens,
-                    temperature=0.8 * loaded.temperature,
-                    top_p=0.95,
-                    seed=state.run.train.seed,
-                )
-            ),
-        }
-        for prompt in state.run.eval.prompts
-    ]
+def _baselines(state: TrainState, plain: dict[str, Any]) -> list[Baseline] | None:
+    """Compress the validation text. None if it is long, or if the artifact was scored on other bytes."""
+    if plain["bytes"] > _BASELINE_BYTES:
+        return None
+    val = state.corpus.val
+    text = val.tokenizer.decode(val.read(0, len(val)))
+    if len(text) != plain["bytes"] or plain["unrestored_bytes"] != 0:
+        return None
+    with Progress("compressing the same text") as report:
+        return compressors(text, progress=report)

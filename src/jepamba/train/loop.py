@@ -32,6 +32,7 @@ from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.pauses import PauseDetector
+from jepamba.train.samples import training_sample
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer
 from jepamba.train.stop import StopRequest, leave
@@ -116,7 +117,7 @@ class Loop:
     def _loop(self, stop: StopRequest, report: Progress) -> None:
         counters, budget = self.state.counters, self.run.train
         if self._validation_was_missed():
-            self._stop_on(self._validate(stop))
+            self._stop_on(self._validate(stop, report))
         clock = saved = time.perf_counter()
         while (fraction := self.state.budget_fraction()) < 1.0:
             if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
@@ -144,7 +145,7 @@ class Loop:
                     clock = time.perf_counter()
             # After a stop signal the validation is left to the resumed run.
             if stop_signal is None and self._validation_due():
-                stop_signal = self._validate(stop)
+                stop_signal = self._validate(stop, report)
                 clock = time.perf_counter()
             # After the validation, so that a resumed run does not repeat it. Not after a skipped step: the weights may
             # be its cause, and this checkpoint would replace a better one.
@@ -258,8 +259,12 @@ class Loop:
         due = self.restored and self._validation_due()
         return due and not self.world.on_rank_zero(lambda: self.metrics.contains("val", step))
 
-    def _validate(self, stop: StopRequest) -> signal.Signals | None:
+    def _validate(self, stop: StopRequest, report: Progress) -> signal.Signals | None:
         """Score the validation text, unless a stop signal interrupts it. Returns that signal."""
+
+        def progress(done: float, total: float, note: str = "") -> None:
+            report(self.state.budget_fraction(), 1.0, f"validation: {done / total:.0%}")
+
         with contextlib.suppress(StoppedError):
             score = asdict(
                 score_plain(
@@ -269,6 +274,7 @@ class Loop:
                     reset=self.run.data.reset,
                     limit=self.run.train.val_tokens,
                     tokens_per_batch=self.run.eval.tokens_per_batch,
+                    progress=progress,
                     world=self.world,
                     stopped=lambda: stop.signal is not None,
                 )
@@ -276,7 +282,15 @@ class Loop:
             self._log_score(score, final=False)
             unit = bpb_unit(score["counted"])
             self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {self.state.counters.step}"
+            self._sample()
         return self._synchronized(0.0, stop)[1]
+
+    def _sample(self) -> None:
+        """Log what the model writes, after validation 1, 2, 4, 8 and so on."""
+        count = self.state.counters.step // self.run.train.val_every
+        if count & (count - 1) == 0 and self.run.eval.prompts and self.run.eval.sample_tokens > 0:
+            step = self.state.counters.step
+            self.world.on_rank_zero(lambda: self.metrics.append("sample", step, **training_sample(self.state)))
 
     def _ghost_warmup(self, report: Progress) -> None:
         """Take steps that initialize the optimizers' moments; restore all else but the count of skipped steps."""

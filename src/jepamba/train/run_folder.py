@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,8 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         loaded = initialize(loop.state)
         # After all that can be refused: from here on the folder holds a run.
         world.on_rank_zero(lambda: _create_run(run, out, preset))
+        command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "jepamba"), *sys.argv[1:]])
+        loop.metrics.append("start", 0, time=datetime.now().astimezone().isoformat(timespec="seconds"), command=command)
         for what in (*loaded, *choices, *others):
             loop.metrics.append("event", 0, what=str(what))
         return loop.run_to_end()

@@ -1,0 +1,46 @@
+"""`jepamba compare`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from jepamba.cli.common import check_output, columns
+from jepamba.cli.parser import Commands, local_path
+
+
+def add(commands: Commands) -> None:
+    """Add `jepamba compare`."""
+    parser = commands.add(
+        "compare",
+        compare,
+        "Write one page of many runs: scores, curves, the settings that differ, and samples.",
+        ["jepamba compare runs/mine runs/longer", "jepamba compare runs/*/ -o runs/compare.html"],
+    )
+    parser.add_argument("runs", type=local_path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=local_path,
+        default=Path("compare.html"),
+        metavar="OUT",
+        help="page to write (default: compare.html)",
+    )
+
+
+def compare(args: Namespace) -> int:
+    """Run `jepamba compare`: write the page and print the scores."""
+    from jepamba.report.compare import compare_runs
+
+    check_output(args.out)
+    runs = compare_runs(args.runs, args.out)
+    if args.json:
+        print(json.dumps({"out": str(args.out), "runs": runs}))
+        return 0
+    rows = [
+        [run["run"], *("–" if run[key] is None else f"{run[key]:.4f}" for key in ("bpb_calibrated", "bpb_carried"))]
+        for run in runs
+    ]
+    print(f"{columns([['run', 'BPB', 'BPB carried'], *rows])}\n\npage  {args.out}")
+    return 0
