@@ -124,10 +124,15 @@ def _summarize(
             "torch": torch.__version__,
             "device": state.device_config.why,
             "threads": torch.get_num_threads(),
+            "hardware": f"{state.world.world_size}x {_processor(state.device)}",
         },
     }
     write_summary(out, summary)
     return summary
+
+
+def _processor(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
