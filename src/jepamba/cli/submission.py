@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         ("blurb", "one paragraph that says what is new"),
     ):
         parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{meaning} (default: empty)")
-    parser.add_argument("--packed", action="store_true", help="compress the code of the script, not only if it would be too large")
+    parser.add_argument("--packed", action="store_true", help="compress the code even if it fits without")
     parser.add_argument("--validation", action="store_true", help="add the validation tokens as a shard")
     parser.add_argument("--check", action="store_true", help="score with the script in isolation and compare")
 
