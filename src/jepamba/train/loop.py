@@ -54,8 +54,8 @@ class Loop:
         self.saved = -1
         """The step of the newest checkpoint, which may still be being written."""
 
-    def restore(self) -> None:
-        """Load the newest checkpoint and drop the records that were logged after it."""
+    def restore(self) -> list[str]:
+        """Load the newest checkpoint, or the initial weights. Changes no file. Returns what `continue_log` must log."""
         tensors: dict[str, Tensor] = {}
 
         def newest() -> dict[str, Any]:
@@ -69,9 +69,12 @@ class Loop:
         if metadata:
             self.state.restore(self.world.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
+        return [f"resumed at step {self.state.counters.step}", *([] if self.restored else initialize(self.state))]
+
+    def continue_log(self, events: list[str]) -> None:
+        """Drop the records that were logged after the restored step, and log `events`."""
         self.metrics.rewind(self.state.counters.step)
-        self._event(f"resumed at step {self.state.counters.step}")
-        for what in [] if self.restored else initialize(self.state):
+        for what in events:
             self._event(what)
 
     def run_to_end(self) -> dict[str, Any]:
