@@ -14,6 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,7 @@ def test_a_text_that_the_tokenizer_changes_has_no_claim() -> None:
 def scored(made: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> int:
     """The exit code of the script's program, run here."""
     monkeypatch.setattr(sys, "argv", ["train_gpt.py", "--score", "--data", str(data)])
+    monkeypatch.setattr(program, "silence", lambda: None)  # for the rest of a process, which here has other tests
     return program.main(str(made / "train_gpt.py"), 32, {"train.seed": 3})
 
 
@@ -269,6 +271,13 @@ def test_the_folder_holds_what_a_reviewer_wants_and_nothing_private(run_dir: Pat
     page = (made / "README.md").read_text()
     assert f"**{claims['val_bpb']:.4f} bits per byte**" in page
     assert f"{claims['bytes_total']:,} bytes" in page
+    assert "It was trained on 1x CPU" in page
+    assert "Ten minutes on 8 × H100 are not shown" in page
+    eight = {"hardware": "8x NVIDIA H100 80GB HBM3"}
+    for seconds, track in ((599.0, "10min_16mb"), (601.0, "non_record_16mb")):
+        summary = {"environment": eight, "seconds": seconds}
+        found = folder._claims(ABOUT, load_preset(str(run_dir / "config.toml")), summary, headline(claims), 1, 2)
+        assert (found["track"], found["bytes_total"]) == (track, 3)
     log = (made / "train.log").read_text()
     assert log.count("grad_norm") == 30
     assert "step:30/30 train_loss:" in log
@@ -276,6 +285,12 @@ def test_the_folder_holds_what_a_reviewer_wants_and_nothing_private(run_dir: Pat
     assert log.endswith(f"_exact val_loss:{claims['val_loss']:.8f} val_bpb:{claims['val_bpb']:.8f}\n")
     for name in names - {"artifact.jepa"}:
         assert str(run_dir.parent) not in (made / name).read_text(), name
+
+
+def headline(claims: dict[str, Any]) -> dict[str, Any]:
+    names = {"bpb": "val_bpb", "nats_per_token": "val_loss", "tokens": "val_tokens", "bytes": "val_bytes"}
+    names |= {"seconds": "eval_seconds", "mode": "mode", "temperature": "temperature"}
+    return {key: claims[name] for key, name in names.items()}
 
 
 def third_party(source: str) -> set[str]:

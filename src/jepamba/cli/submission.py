@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         ("name", "title"),
         ("author", "author"),
         ("github-id", "GitHub account of the author"),
-        ("date", "date"),
+        ("date", "date; empty: today"),
         ("blurb", "one paragraph that says what is new"),
     ):
         parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{meaning} (default: empty)")
