@@ -37,7 +37,7 @@ def signal_while_scoring() -> None:
 def signal_while_packing() -> None:
     """Rank 0 receives SIGNAL while it packs and the other rank waits for it."""
     if os.environ["RANK"] == "0":
-        export._pack = lambda *_: _send_signal()  # type: ignore[assignment, return-value]
+        export.pack = lambda *_: _send_signal()  # type: ignore[assignment, return-value]
 
 
 def _is_signaled() -> bool:
@@ -96,7 +96,7 @@ def terminated_while_packing() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    export._pack = pack  # type: ignore[assignment]
+    export.pack = pack  # type: ignore[assignment]
 
 
 def fast_clock_on_rank_1() -> None:

@@ -10,6 +10,7 @@ import torch
 from jepamba.config import Model, Quant
 from jepamba.decode.graph import GraphedStep, sampled_tokens
 from jepamba.decode.static_step import StaticStep
+from jepamba.errors import DivergedError
 from jepamba.generate import PromptReader, Sampler, generate
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer
@@ -124,3 +125,21 @@ def test_the_tokens_that_are_read_are_those_that_were_asked_for(monkeypatch: pyt
     )
     assert [row[0] for row in rows] == list(range(37))
     assert next(numbers) == 37
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_after_the_first_token_are_an_error(device: str, value: float) -> None:
+    """One error, at a token of the vocabulary: the streams that follow it must not index outside the embedding."""
+    model = small_model(device, softcap="off")
+    reader, sampler = PromptReader(model), Sampler(TOKENIZER, model, 1.0, 0, 1.0, seed=7)
+    reader.read([72, 101])
+    assert reader.state is not None
+    step = StaticStep(model, reader.state)
+    rows = sampled_tokens(GraphedStep(step, sampler.sample), sampler.uniforms, 40)
+    found = [next(rows)[0] for _ in range(3)]
+    step.state[-1][-1].fill_(value)
+    with pytest.raises(DivergedError):
+        found.extend(row[0] for row in rows)
+    assert len(found) < 12
+    assert all(0 <= token < 256 for token in [*found, *step.tokens_B.tolist()])

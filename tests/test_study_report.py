@@ -10,11 +10,15 @@ from xml.etree import ElementTree
 import pytest
 import tomli_w
 
+from jepamba.config import Run, flatten, to_dict
+from jepamba.config.train import DIALLED
 from jepamba.errors import UserError
 from jepamba.study.compare import compare
-from jepamba.study.records import Result
+from jepamba.study.plan import load_plan, parse_plan
+from jepamba.study.records import Result, planned_runs, read_record, write_record
 from jepamba.study.report import as_json, report_study
 from jepamba.study.results import read_study
+from jepamba.study.run import _with_choices
 
 PLAN: dict[str, Any] = {
     "name": "small",
@@ -77,6 +81,28 @@ def test_equal_time_compares_at_the_last_second_that_both_reached(tmp_path: Path
     assert [pair["at"] for pair in item["pairs"]] == [4.0] * 3
     assert item["pairs"][0]["value"] == pytest.approx(2.9 - 20 / 40 + 0.011)
     assert item["verdict"] == "higher"
+
+
+def test_a_study_from_before_a_setting_joined_the_dial_is_reported_and_continued(tmp_path: Path) -> None:
+    """Its plan.toml and its records lack `data.vocab`, which was the default then."""
+    choices = {name: value for name, value in flatten(to_dict(Run())).items() if name in DIALLED}
+    old = {name: value for name, value in choices.items() if name != "data.vocab"}
+    plan = parse_plan({**PLAN, "preset": "best", "settings": {**PLAN["settings"], **old}}, "old")
+    (tmp_path / "plan.toml").write_text(tomli_w.dumps(plan.to_dict()))
+    chosen = plan.with_common({"data.vocab": 8192})
+    for run in planned_runs(chosen, tmp_path):
+        write(tmp_path, run.name, run.seed, [val(40, 4.0, 2.0)], 2.0 + 0.01 * run.seed)
+        write_record(run, 9.0)
+    assert "train.dial" not in (tmp_path / "a/seed-1.json").read_text()
+    assert found(tmp_path, "artifact")["n"] == 3
+    report_study(tmp_path)
+    continued = _with_choices(load_plan(tmp_path / "plan.toml"), tmp_path)
+    assert continued.settings == chosen.settings
+    assert all(read_record(run) for run in planned_runs(continued, tmp_path))
+    # What the plan does give must still be what was run.
+    other = plan.with_common({"quant.bits": 5})
+    with pytest.raises(UserError, match=r"has quant\.bits = 4, but the plan has 5"):
+        read_record(planned_runs(other, tmp_path)[0])
 
 
 def test_equal_time_is_interpolated() -> None:

@@ -6,11 +6,15 @@ import ast
 import hashlib
 import json
 import lzma
+import os
+import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +25,13 @@ from jepamba.cli import main
 from jepamba.config import Data, from_dict
 from jepamba.data import load_tokens, write_shard
 from jepamba.errors import UserError
-from jepamba.submission import About, check, folder, scoring, write_submission
+from jepamba.ops.dispatch import use_kernels
+from jepamba.presets import load_preset
+from jepamba.submission import About, check, folder, program, scoring, write_submission
 from jepamba.text import ByteTokenizer
 from jepamba.train import train
+from jepamba.train.dial import CODE_RESERVE
+from jepamba.train.init_from import run_corpus
 
 ABOUT = About(name="A test", author="A. Name", blurb="Nothing new.")
 
@@ -53,7 +61,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             | {"prompts": ["The "]},
         }
     )
-    train(run, place / "run", preset="small")
+    # Without the C++ kernels, which the script does not have.
+    with use_kernels(False):
+        train(run, place / "run", preset="small")
     return place / "run"
 
 
@@ -86,17 +96,72 @@ def test_the_script_alone_reproduces_the_figure_from_text(run_dir: Path, made: P
     claims = json.loads((made / "submission.json").read_text())
     assert claims["val_bpb"] == summary["bpb_sliding"]["bpb"]
     assert claims["mode"] == "sliding-32"
-    for name in ("score.py", "artifact.jepa", "submission.json"):
+    for name in ("train_gpt.py", "artifact.jepa", "submission.json"):
         shutil.copy(made / name, tmp_path / name)
     codecs = {block.codec.partition("/")[0] for block in open_container(made / "artifact.jepa").blocks}
     unneeded = tuple(name for codec, name in folder.PACKAGES.items() if codec not in codecs)
-    done = alone(tmp_path / "score.py", "--data", str(run_dir.parent / "val.txt"), missing=unneeded)
+    done = alone(tmp_path / "train_gpt.py", "--score", "--data", str(run_dir.parent / "val.txt"), missing=unneeded)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["bpb"] == pytest.approx(claims["val_bpb"], abs=1e-4)
     assert (found["tokens"], found["bytes"]) == (claims["val_tokens"], claims["val_bytes"])
     assert found["bytes_total"] == claims["bytes_total"] == found["bytes_code"] + found["bytes_model"]
     assert "off by" in done.stderr
+
+
+ABSENT = ("safetensors", "rich", "huggingface_hub", "pyarrow", "scipy", "numba", "tomli_w", "jaxtyping", "matplotlib")
+"""Packages that jepamba needs and the script must not."""
+
+
+@pytest.fixture(scope="module")
+def shards(run_dir: Path) -> Path:
+    """The tokens of the run, as the challenge gives its own: a folder of shards."""
+    text = run_corpus(load_preset(str(run_dir / "config.toml")))
+    for split, tokens in (("train", text.train), ("val", text.val)):
+        half = len(tokens) // 2
+        write_shard(run_dir.parent / "shards" / f"fineweb_{split}_000000.bin", tokens.read(0, half))
+        write_shard(run_dir.parent / "shards" / f"fineweb_{split}_000001.bin", tokens.read(half, len(tokens)))
+    return run_dir.parent / "shards"
+
+
+def test_the_script_alone_trains_the_artifact_of_the_run(run_dir: Path, shards: Path, tmp_path: Path) -> None:
+    """Packed: bit for bit the artifact of `jepamba train`, and the same figures in the challenge's format."""
+    made = write_submission(run_dir, tmp_path / "made", ABOUT, packed=True)
+    claims, out = json.loads((made / "submission.json").read_text()), tmp_path / "new" / "model.jepa"
+    done = alone(made / "train_gpt.py", "--data", str(shards), "--out", str(out), missing=ABSENT)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == (run_dir / "artifact.jepa").read_bytes()
+    log = out.with_suffix(".log").read_text()
+    assert done.stdout.startswith(log)
+    assert "step:30/30 train_loss:" in log
+    assert f"Total submission size: {claims['bytes_total']} bytes" in log
+    loss, bpb = re.findall(r"final_artifact_sliding_window_exact val_loss:(\S+) val_bpb:(\S+)\n$", log)[0]
+    assert (float(loss), float(bpb)) == pytest.approx((claims["val_loss"], claims["val_bpb"]), abs=1e-6)
+    other = alone(made / "train_gpt.py", "--data", str(shards), "--out", str(out), "--seed", "4", missing=ABSENT)
+    assert other.returncode == 0, other.stderr
+    assert out.read_bytes() != (run_dir / "artifact.jepa").read_bytes()
+    refused = alone(made / "train_gpt.py", "--data", str(run_dir.parent / "val.txt"), missing=ABSENT)
+    assert refused.returncode == 2
+    assert "train_gpt.py: training needs --data with a folder" in refused.stderr
+
+
+def test_two_processes_under_torchrun_train_and_score(
+    made: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, str(made / "train_gpt.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DATA_PATH": str(shards)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "world_size:2" in done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    words = ["eval", str(tmp_path / "final_model.jepa"), "--data", str(shards), "--sliding", "32", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["bpb_decoded"] == pytest.approx(found["bpb"], abs=1e-6)
+    score = [*command, "--score", "--artifact", "final_model.jepa"]
+    done = subprocess.run(score, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1])["bpb"] == pytest.approx(found["bpb"], abs=1e-6)
+    assert done.returncode == 1  # another model than the one that the folder claims
 
 
 def test_a_text_that_the_tokenizer_changes_has_no_claim() -> None:
@@ -113,14 +178,15 @@ def test_a_text_that_the_tokenizer_changes_has_no_claim() -> None:
 
 def scored(made: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> int:
     """The exit code of the script's program, run here."""
-    monkeypatch.setattr(sys, "argv", ["score.py", "--data", str(data)])
-    return scoring.main(str(made / "score.py"), 32)
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py", "--score", "--data", str(data)])
+    monkeypatch.setattr(program, "silence", lambda: None)  # for the rest of a process, which here has other tests
+    return program.main(str(made / "train_gpt.py"), 32, {"train.seed": 3})
 
 
 def test_a_false_claim_and_another_text_are_noticed(
     run_dir: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("score.py", "artifact.jepa", "submission.json"):
+    for name in ("train_gpt.py", "artifact.jepa", "submission.json"):
         shutil.copy(made / name, tmp_path / name)
     claims = json.loads((made / "submission.json").read_text())
     assert scored(tmp_path, monkeypatch, run_dir.parent / "val.txt") == 0
@@ -143,7 +209,7 @@ def test_a_false_claim_and_another_text_are_noticed(
     (tmp_path / "artifact.jepa").write_bytes(damaged)
     assert scored(tmp_path, monkeypatch, other) == 2
     message = capsys.readouterr().err
-    assert message.startswith("score.py: ")
+    assert message.startswith("train_gpt.py: ")
     assert message.count("\n") == 1
     assert "checksum" in message
 
@@ -180,27 +246,51 @@ def test_packed_with_its_validation_shard_it_is_checked(run_dir: Path, made: Pat
     found = check(out, run_dir)
     claims = json.loads((out / "submission.json").read_text())
     assert found["bpb"] == pytest.approx(claims["val_bpb"], abs=1e-4)
-    assert (out / "score.py").stat().st_size == claims["bytes_code"] < 0.4 * (made / "score.py").stat().st_size
+    assert (out / "train_gpt.py").stat().st_size == claims["bytes_code"] < 0.4 * (made / "train_gpt.py").stat().st_size
     assert (out / folder.VALIDATION).exists()
     assert f"--data {folder.VALIDATION}" in (out / "README.md").read_text()
 
 
 def test_the_folder_holds_what_a_reviewer_wants_and_nothing_private(run_dir: Path, made: Path) -> None:
-    names = {"README.md", "submission.json", "score.py", "artifact.jepa", "config.toml", "train.log"}
+    names = {
+        "README.md",
+        "submission.json",
+        "train_gpt.py",
+        "requirements.txt",
+        "artifact.jepa",
+        "config.toml",
+        "train.log",
+    }
     assert {path.name for path in made.iterdir() if path.is_file()} == names
     claims = json.loads((made / "submission.json").read_text())
     assert claims["author"] == "A. Name"
-    assert claims["date"] == ""
+    assert claims["date"] == datetime.now(UTC).date().isoformat()
+    assert (claims["hardware"], claims["track"]) == ("1x CPU", "non_record_16mb")
     assert claims["bytes_model"] == (made / "artifact.jepa").stat().st_size
-    assert claims["bytes_code"] == (made / "score.py").stat().st_size
+    assert claims["bytes_code"] == (made / "train_gpt.py").stat().st_size
     page = (made / "README.md").read_text()
     assert f"**{claims['val_bpb']:.4f} bits per byte**" in page
     assert f"{claims['bytes_total']:,} bytes" in page
+    assert "It was trained on 1x CPU" in page
+    assert "Ten minutes on 8 × H100 are not shown" in page
+    eight = {"hardware": "8x NVIDIA H100 80GB HBM3"}
+    for seconds, track in ((599.0, "10min_16mb"), (601.0, "non_record_16mb")):
+        summary = {"environment": eight, "seconds": seconds}
+        found = folder._claims(ABOUT, load_preset(str(run_dir / "config.toml")), summary, headline(claims), 1, 2)
+        assert (found["track"], found["bytes_total"]) == (track, 3)
     log = (made / "train.log").read_text()
     assert log.count("grad_norm") == 30
-    assert "step 30: val_bpb" in log
+    assert "step:30/30 train_loss:" in log
+    assert f"Total submission size: {claims['bytes_total']} bytes\n" in log
+    assert log.endswith(f"_exact val_loss:{claims['val_loss']:.8f} val_bpb:{claims['val_bpb']:.8f}\n")
     for name in names - {"artifact.jepa"}:
         assert str(run_dir.parent) not in (made / name).read_text(), name
+
+
+def headline(claims: dict[str, Any]) -> dict[str, Any]:
+    names = {"bpb": "val_bpb", "nats_per_token": "val_loss", "tokens": "val_tokens", "bytes": "val_bytes"}
+    names |= {"seconds": "eval_seconds", "mode": "mode", "temperature": "temperature"}
+    return {key: claims[name] for key, name in names.items()}
 
 
 def third_party(source: str) -> set[str]:
@@ -212,11 +302,13 @@ def third_party(source: str) -> set[str]:
 
 
 def test_the_script_needs_only_what_it_may(made: Path) -> None:
-    source = (made / "score.py").read_text()
+    source = (made / "train_gpt.py").read_text()
     codecs = set(folder.PACKAGES.values())
     assert {"torch", "numpy", "sentencepiece"} <= third_party(source)
-    assert third_party(source) <= {"torch", "numpy", "sentencepiece", "triton"} | codecs
-    assert "def save_artifact" not in source  # what scoring does not need is not in it
+    # The script writes no heads (safetensors) and silences progress (rich).
+    assert third_party(source) <= {"torch", "numpy", "sentencepiece", "triton", "safetensors", "rich"} | codecs
+    assert {"torch", "numpy", "sentencepiece"} | codecs == set((made / "requirements.txt").read_text().split())
+    assert "def generate" not in source  # what the script does not need is not in it
     assert "jaxtyping" not in source
 
 
@@ -225,9 +317,9 @@ def test_every_module_in_the_script_can_be_imported_and_read(made: Path) -> None
     pytest.importorskip("triton")
     code = (
         "import importlib, inspect, sys\n"
-        f"text, names = open({str(made / 'score.py')!r}).read(), {{'__name__': 'head'}}\n"
+        f"text, names = open({str(made / 'train_gpt.py')!r}).read(), {{'__name__': 'head'}}\n"
         "exec(text.partition('\\n# ==== ')[0], names)\n"
-        f"sections = names['Sections']({str(made / 'score.py')!r}, text)\n"
+        f"sections = names['Sections']({str(made / 'train_gpt.py')!r}, text)\n"
         "sys.meta_path.insert(0, sections)\n"
         "for name in sections.sections:\n"
         "    module = importlib.import_module(name)\n"
@@ -249,19 +341,25 @@ def test_too_many_bytes_are_refused_and_nothing_is_left(
     claims = json.loads((made / "submission.json").read_text())
     words = ["submission", str(run_dir), "-o", str(tmp_path / "out")]
     monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_total"] - 1)
+    assert main(words) == 0  # packed, because it would not fit otherwise
+    packed = json.loads((tmp_path / "out/submission.json").read_text())
+    assert packed["bytes_total"] == sum(
+        (tmp_path / "out" / n).stat().st_size for n in ("train_gpt.py", "artifact.jepa")
+    )
+    assert packed["bytes_code"] < CODE_RESERVE
+    shutil.rmtree(tmp_path / "out")
+    capsys.readouterr()
+    monkeypatch.setattr(folder, "LIMIT_BYTES", packed["bytes_total"] - 1)
     assert main(words) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "1 over the limit" in message
-    assert "--packed makes the code" in message
+    assert "train with quant.budget_bytes = " in message
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_model"] + 1000)
-    assert main([*words, "--packed"]) == 2
-    assert "train with quant.budget_bytes = " in capsys.readouterr().err
     monkeypatch.setattr(folder, "LIMIT_BYTES", claims["bytes_total"])
     assert main([*words, "--json"]) == 0
     same = {key: value for key, value in json.loads(capsys.readouterr().out).items() if key in claims}
-    assert same == {**claims, **vars(About())}
+    assert same == {**claims, **vars(About()), "date": claims["date"]}
 
 
 def test_figures_of_another_artifact_are_refused(

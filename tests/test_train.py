@@ -186,9 +186,10 @@ def test_a_finished_run_goes_on_with_a_new_budget(
     train(settings, tmp_path / "whole")
     out = tmp_path / "longer"
     train(with_settings(settings, {"train.steps": 4}), out, preset="mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"train\.steps = 4: this run has already trained that long"):
         resume(out, {"train.steps": 4})
-    assert (out / "summary.json").exists()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     capsys.readouterr()
     assert resume(out, {"train.steps": 8})["steps"] == 8
     said = "new budget, train.steps = 8: 50% of it is spent; the learning rate is 100% of its peak from here"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import jepamba
+from hub_server import HubServer, commit
 from jepamba.cli import main
 from jepamba.config import ConfigError
 from jepamba.errors import UserError
@@ -94,3 +95,26 @@ def test_what_does_not_fit_is_refused(first: Path, tmp_path: Path) -> None:
     assert "JEPA heads: random" in (tmp_path / "new" / "metrics.jsonl").read_text()
     off = {"weight": 0.0, "sigreg_weight": 0.0}
     jepamba.train(settings(tmp_path), out=tmp_path / "off", jepa=off, train={"init_from": str(first)})
+
+
+def test_weights_from_the_hub_are_pinned_and_resume_needs_no_hub(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: (first / name).read_bytes() for name in ("artifact.jepa", "heads.safetensors")}
+    with HubServer({"some/model": {"main": files}}) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        out = tmp_path / "run"
+        assert main(["train", settings(tmp_path), "--init-from", "hf://some/model", "--out", str(out)]) == 0
+        asked = len(hub.requests)
+        assert load_preset(str(out / "config.toml")).train.init_from == f"hf://some/model@{commit(files)}"
+        summary = json.loads((out / "summary.json").read_text())
+        # From the newest checkpoint, and, without one, again from the weights and heads of the hub.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert main(["resume", str(out)]) == 0
+        shutil.rmtree(out / "checkpoints")
+        assert main(["resume", str(out)]) == 0
+        assert len(hub.requests) == asked
+    assert json.loads((out / "summary.json").read_text())["artifact_sha256"] == summary["artifact_sha256"]

@@ -93,7 +93,7 @@ class Sampler:
 
     def __call__(self, logits_V: Float[Tensor, " V"]) -> int:
         """Sample the next token."""
-        if logits_V.isnan().any():
+        if not logits_V.isfinite().all():
             raise DivergedError
         uniform_B = self.uniforms(1)[0].to(logits_V.device)
         return int(self.sample(logits_V.unsqueeze(0), uniform_B))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jepamba.artifact.heads import HEADS
 from jepamba.data.hub import Repository
-from jepamba.data.hub_text import HUB
+from jepamba.data.hub_text import COMMIT, HUB
 from jepamba.errors import UserError
 
 ARTIFACT = "artifact.jepa"
@@ -23,6 +23,7 @@ def locate(name: str | Path) -> Path:
     """Return the path of the artifact `name`: a file, the folder of a run, or `hf://owner/name[@revision][/file]`.
 
     From the hub, the file (default: artifact.jepa) and the JEPA heads beside it go into the cache of huggingface_hub.
+    If the revision is a commit whose file is in the cache, the hub is not asked.
 
     Raises:
         UserError: If the folder has no artifact, or the hub has no such model or file or cannot be reached.
@@ -37,12 +38,15 @@ def locate(name: str | Path) -> Path:
     return path / ARTIFACT
 
 
-def _from_hub(name: str) -> Path:
-    repository, file = hub_model(name)
-    heads = f"{file.rpartition('/')[0]}/{HEADS}".lstrip("/")
-    if heads in repository.files:
-        repository.fetch(repository.files[heads])
-    return repository.fetch(repository.files[file])
+def pinned_model(name: str) -> str:
+    """Return `name`, as in `hf://owner/name[@revision][/file]`, with the present commit as its revision.
+
+    Raises `UserError` as `locate` does. A commit is not looked up.
+    """
+    repository, revision, file = _parsed(name)
+    if not COMMIT.fullmatch(revision):
+        revision = Repository(repository, revision, "model").commit
+    return f"{HUB}{repository}@{revision}{'' if file == ARTIFACT else f'/{file}'}"
 
 
 def hub_model(name: str) -> tuple[Repository, str]:
@@ -50,12 +54,33 @@ def hub_model(name: str) -> tuple[Repository, str]:
 
     Raises `UserError` as `locate` does.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(f"{name}: not the name of a model; give hf://owner/name[@revision][/file]")
-    repository = Repository(match[1], match[2] or "main", "model")
-    file = match[3] or ARTIFACT
+    repository_name, revision, file = _parsed(name)
+    repository = Repository(repository_name, revision, "model")
     if file not in repository.files:
         found = ", ".join(sorted(path for path in repository.files if path.endswith(".jepa"))) or "none"
         raise UserError(f"{name}: no {file} in this repository; its artifacts: {found}")
     return repository, file
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    repository_name, revision, file = _parsed(name)
+    if COMMIT.fullmatch(revision):
+        # The heads were fetched before it.
+        cached = try_to_load_from_cache(repository_name, file, revision=revision, repo_type="model")
+        if isinstance(cached, str):
+            return Path(cached)
+    repository, file = hub_model(name)
+    heads = f"{file.rpartition('/')[0]}/{HEADS}".lstrip("/")
+    if heads in repository.files:
+        repository.fetch(repository.files[heads])
+    return repository.fetch(repository.files[file])
+
+
+def _parsed(name: str) -> tuple[str, str, str]:
+    """Return repository, revision and file."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"{name}: not the name of a model; give hf://owner/name[@revision][/file]")
+    return match[1], match[2] or "main", match[3] or ARTIFACT

@@ -25,13 +25,13 @@ def add(commands: Commands) -> None:
         ("name", "title"),
         ("author", "author"),
         ("github-id", "GitHub account of the author"),
-        ("date", "date"),
+        ("date", "date; empty: today"),
         ("blurb", "one paragraph that says what is new"),
     ):
         parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{meaning} (default: empty)")
-    parser.add_argument("--packed", action="store_true", help="compress the code of the script to save bytes")
+    parser.add_argument("--packed", action="store_true", help="compress the code even if it fits without")
     parser.add_argument("--validation", action="store_true", help="add the validation tokens as a shard")
-    parser.add_argument("--check", action="store_true", help="run the script in isolation and compare its score")
+    parser.add_argument("--check", action="store_true", help="score with the script in isolation and compare")
 
 
 def submission(args: Namespace) -> int:

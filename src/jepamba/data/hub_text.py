@@ -19,7 +19,7 @@ from jepamba.text.inventory import Inventory, canonical_split, split_of
 HUB = "hf://"
 """Prefix of the name of a hub data set."""
 _NAME = re.compile(r"hf://([^/@:]+/[^/@:]+)(?:@([^/:]+))?(?:/([^:]*))?(?::([A-Za-z0-9_]+))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _READABLE = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|xz|zst))?|json\.(gz|xz|zst))$")
 """A .json file without compression mostly describes the data."""
 
@@ -139,7 +139,7 @@ def pinned(name: str) -> str:
     Raises `UserError` as `HubText` does.
     """
     match = _NAME.fullmatch(name)
-    if match is not None and _COMMIT.fullmatch(match[2] or ""):
+    if match is not None and COMMIT.fullmatch(match[2] or ""):
         return name
     return hub_text(name).pinned
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepamba.decode.static_step import StaticStep
+from jepamba.errors import DivergedError
 from jepamba.ops.cuda_graph import CUDAGraph
 from jepamba.ops.dispatch import on_device
 
@@ -31,6 +32,8 @@ class GraphedStep:
     def __init__(self, step: StaticStep, sample: Sample) -> None:
         self.step, self.sample = step, sample
         self.uniform_B = torch.zeros(len(step.tokens_B), dtype=torch.float64, device=step.tokens_B.device)
+        self.sampled_B = torch.zeros_like(step.tokens_B)
+        """The sampled tokens; -1 where the logits are not finite."""
         self._graph = CUDAGraph(self._work, step.tokens_B.is_cuda)
 
     def __call__(self) -> None:
@@ -41,7 +44,11 @@ class GraphedStep:
     def _work(self) -> None:
         self.step()
         with torch.inference_mode():
-            self.step.tokens_B.copy_(self.sample(self.step.logits_BV, self.uniform_B))
+            bad_B = ~self.step.logits_BV.isfinite().all(-1)
+            tokens_B = self.sample(self.step.logits_BV, self.uniform_B)
+            self.sampled_B.copy_(tokens_B.masked_fill(bad_B, -1))
+            # The steps before the host reads -1 need a token of the vocabulary.
+            self.step.tokens_B.copy_(tokens_B.masked_fill(bad_B, 0))
 
 
 def sampled_tokens(
@@ -52,6 +59,7 @@ def sampled_tokens(
     The host reads a token when the steps after it are already launched, so the device never waits for the host.
 
     Arguments: `uniforms(n)`: the next n rows of random numbers, on the CPU.
+    Raises: `DivergedError` at the first step whose logits are not finite.
     """
     tokens_B = step.step.tokens_B
     on_gpu = tokens_B.is_cuda
@@ -63,6 +71,8 @@ def sampled_tokens(
         if event is not None:
             event.synchronize()
         row: list[int] = read[index % AHEAD].tolist()
+        if min(row) < 0:
+            raise DivergedError
         return row
 
     for index in range(count):
@@ -72,7 +82,7 @@ def sampled_tokens(
             yield finished(index - AHEAD)
         step.uniform_B.copy_(numbers[index % ROWS])
         step()
-        read[index % AHEAD].copy_(tokens_B, non_blocking=True)
+        read[index % AHEAD].copy_(step.sampled_B, non_blocking=True)
         event = events[index % AHEAD]
         if event is not None:
             event.record(torch.cuda.current_stream(tokens_B.device))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
+from jepamba.config.settings import DIAL
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
 from jepamba.report.records import Metrics, Record, number, read_metrics, read_summary
@@ -177,11 +178,14 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 
 def _check_same_settings(run: PlannedRun, settings: Any) -> None:
-    """Raise `UserError` if a record's `settings` are not those of `run`."""
+    """Raise `UserError` if a record's `settings` are not those of `run`.
+
+    What the plan leaves to the dial may have any value: the dial of an earlier version did not choose it.
+    """
     if not isinstance(settings, Mapping):
         raise UserError(f"{run.record_file}: a record without settings; remove it, and the run will be repeated")
     planned, defaults = changed_settings(run.settings), _defaults()
-    for key in sorted({*settings, *planned}):
+    for key in sorted({*settings, *planned} - {DIAL, *run.settings.train.dial}):
         old, new = (layer.get(key, defaults.get(key)) for layer in (settings, planned))
         if old != new:
             raise UserError(

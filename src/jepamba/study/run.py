@@ -28,7 +28,7 @@ from typing import Literal
 
 import tomli_w
 
-from jepamba.config import flatten, to_dict
+from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
 from jepamba.gpu_turn import GPU_TURN
@@ -93,8 +93,9 @@ def _with_choices(plan: Plan, out: Path) -> Plan:
     """Return `plan` with the choices of the dial as common settings of all runs: those in `out`, or new ones."""
     run = plan.base()
     if run.train.dial and (out / "plan.toml").exists():
-        before = load_plan(out / "plan.toml").settings
-        plan = plan.with_common({name: before[name] for name in run.train.dial if name in before})
+        before, defaults = load_plan(out / "plan.toml").settings, flatten(to_dict(Run()))
+        # What is not there was not in the dial when the study began: its runs have the default.
+        plan = plan.with_common({name: before.get(name, defaults[name]) for name in run.train.dial})
         run = plan.base()
     if not run.train.dial:
         return plan

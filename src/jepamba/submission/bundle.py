@@ -41,7 +41,7 @@ from pathlib import Path
 
 
 class Missing:
-    """Placeholder for a missing package, which this artifact may not need."""
+    """Placeholder for a missing package, which this run may not need."""
 
     def __init__(self, name):
         self.name = name
@@ -50,7 +50,7 @@ class Missing:
         return self
 
     def __call__(self, *args, **kwargs):
-        raise SystemExit(f"score.py: this artifact needs the package {{self.name}}; install it")
+        raise SystemExit(f"this script needs the package {{self.name}}; install it")
 
 
 class Sections(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -95,7 +95,7 @@ _PACKED = """\
     import lzma
 
     # The sections, readable: python -c 'import base64, lzma, re; print(lzma.decompress(base64.b85decode(
-    #   re.search(r"PACKED = r\\"(.*)\\"", open("score.py").read())[1])).decode())'
+    #   re.search(r"PACKED = r\\"(.*)\\"", open("train_gpt.py").read())[1])).decode())'
     file = __file__ + ", unpacked"
     PACKED = r"{packed}"
     text = lzma.decompress(base64.b85decode(PACKED)).decode("utf-8")\

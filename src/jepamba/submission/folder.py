@@ -1,21 +1,25 @@
-"""The folder of a submission to the 16 MB challenge: results, log, artifact, and the script that scores it."""
+"""The folder of a submission to the 16 MB challenge: results, log, artifact, and the script that makes and scores it.
+
+Two accepted folders of the challenge were the model: the naive baseline, and "SP8192 + 3-Layer Recurrence" of 9 April.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jepamba import __version__
-from jepamba.artifact.container import open_container
 from jepamba.artifact.inspect import LIMIT_BYTES
-from jepamba.config import Run, with_settings
+from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict, with_settings
 from jepamba.data import Tokens, write_shard
 from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
@@ -23,14 +27,19 @@ from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress
 from jepamba.report.records import Metrics, read_metrics, read_summary
-from jepamba.submission.bundle import bundle
+from jepamba.submission.bundle import REQUIRED, bundle
+from jepamba.submission.program import score_lines, size_lines, step_line
 from jepamba.submission.readme import readme
 from jepamba.submission.scoring import TOLERANCE
 from jepamba.train.init_from import run_corpus
 
-SCRIPT, CLAIMS, VALIDATION = "score.py", "submission.json", "text_val_000000.bin"
+SCRIPT, CLAIMS, VALIDATION = "train_gpt.py", "submission.json", "text_val_000000.bin"
 PACKAGES = {"ans": "constriction", "brotli": "brotli", "zstd": "zstandard"}
-"""Packages that decode the codecs that the standard library lacks."""
+"""Packages of the codecs that the standard library lacks. Packing tries all of them."""
+TRAIN_SECONDS = 600
+"""The challenge's limit, on 8 × H100."""
+NOT_TRAINED = (*MACHINE_SETTINGS, "train.track", "train.keep_heads", "eval.prompts", "train.device")
+"""Settings that the script does not take from the run: paths, what it does not write, and the device."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     """Write the folder `out` from the finished run in `run_dir`, and return `out`.
 
     Arguments:
-        packed: Compress the code of the script.
+        packed: Compress the code of the script. It is compressed too if it would not fit otherwise.
         validation: Add the validation tokens as a shard.
 
     Raises `UserError`, without a partial folder, for an unfinished run, an artifact that does not match the summary of
@@ -63,12 +72,12 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     run = load_preset(str(run_dir / "config.toml"))
     headline = _headline(summary)
     _check_artifact(artifact, summary)
-    packages = _packages(artifact)
-    script = _script(headline, packages, packed).encode("utf-8")
     model_bytes = artifact.stat().st_size
-    total = len(script) + model_bytes
-    if total > LIMIT_BYTES:
-        raise UserError(_too_large(headline, packages, model_bytes, packed))
+    script = _script(headline, run, packed).encode("utf-8")
+    if len(script) + model_bytes > LIMIT_BYTES:
+        packed, script = True, _script(headline, run, True).encode("utf-8")
+    if len(script) + model_bytes > LIMIT_BYTES:
+        raise UserError(_too_large(model_bytes, len(script)))
     claims = _claims(about, run, summary, headline, len(script), model_bytes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
@@ -78,9 +87,11 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
         shutil.copyfile(artifact, building / artifact.name)
         (building / CLAIMS).write_text(json.dumps(claims, indent=1) + "\n", encoding="utf-8")
         (building / "README.md").write_text(
-            readme(claims, run, summary, packages, packed, VALIDATION if validation else ""), encoding="utf-8"
+            readme(claims, run, summary, packed, VALIDATION if validation else ""), encoding="utf-8"
         )
-        (building / "train.log").write_text(_log(metrics), encoding="utf-8")
+        (building / "train.log").write_text(_log(metrics, run, claims, headline), encoding="utf-8")
+        needed = "".join(f"{name}\n" for name in [*sorted(REQUIRED), *sorted(PACKAGES.values())])
+        (building / "requirements.txt").write_text(needed, encoding="utf-8")
         (building / "config.toml").write_text(dump_toml(_without_paths(run)), encoding="utf-8")
         if validation:
             write_validation(run, building / VALIDATION)
@@ -100,11 +111,11 @@ def check(out: Path, run_dir: Path) -> dict[str, Any]:
         if not shard.exists():
             shard = Path(name, VALIDATION)
             write_validation(run, shard)
-        command = [sys.executable, "-I", str((out / SCRIPT).resolve()), "--data", str(shard.resolve())]
+        command = [sys.executable, "-I", str((out / SCRIPT).resolve()), "--score", "--data", str(shard.resolve())]
         done = subprocess.run(command, cwd=name, capture_output=True, text=True)
     if done.returncode != 0:
         raise UserError(f"{out / SCRIPT} does not reproduce the claimed score: {' '.join(done.stderr.split())[-400:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**found, "within": TOLERANCE}
 
 
@@ -153,40 +164,42 @@ def _check_artifact(artifact: Path, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _packages(artifact: Path) -> list[str]:
-    """Return the packages that decode the blocks of the artifact."""
-    codecs = {block.codec.partition("/")[0] for block in open_container(artifact).blocks}
-    return sorted(PACKAGES[codec] for codec in codecs & PACKAGES.keys())
-
-
-def _script(headline: Mapping[str, Any], packages: list[str], packed: bool) -> str:
+def _script(headline: Mapping[str, Any], run: Run, packed: bool) -> str:
     stride = int(headline["mode"].removeprefix("sliding-")) if headline["mode"].startswith("sliding-") else 0
-    needs = ", ".join(["torch", "numpy", "sentencepiece", *packages])
+    defaults = flatten(to_dict(Run()))
+    settings = {
+        name: value
+        for name, value in flatten(to_dict(run)).items()
+        if name not in NOT_TRAINED and (value != defaults[name] or name.startswith("train."))
+    }
+    needs = ", ".join([*sorted(REQUIRED), *sorted(PACKAGES.values())])
     comment = (
-        f"# Scores artifact.jepa beside it in bits per byte: python {SCRIPT} --data FOLDER_OF_VALIDATION_SHARDS\n"
-        f"# Needs {needs}. Made by jepamba {__version__} from its own source, which follows, one section per module."
+        f"# Trains and scores: torchrun --standalone --nproc_per_node=8 {SCRIPT} --data FOLDER_OF_SHARDS\n"
+        f"# Scores artifact.jepa beside it: python {SCRIPT} --score --data FOLDER_OF_SHARDS\n"
+        f"# Needs {needs}. Made by jepamba {__version__} from its own source, one section per module."
     )
-    return bundle("jepamba.submission.scoring", "main", f"__file__, {stride}", comment, packed)
+    return bundle("jepamba.submission.program", "main", f"__file__, {stride}, {settings!r}", comment, packed)
 
 
-def _too_large(headline: Mapping[str, Any], packages: list[str], model_bytes: int, packed: bool) -> str:
-    code = len(_script(headline, packages, packed).encode("utf-8"))
-    total = code + model_bytes
-    message = (
-        f"the submission would have {total:,} bytes ({model_bytes:,} of model, {code:,} of code), "
-        f"{total - LIMIT_BYTES:,} over the limit of {LIMIT_BYTES:,}"
+def _too_large(model_bytes: int, code_bytes: int) -> str:
+    total = code_bytes + model_bytes
+    return (
+        f"the submission would have {total:,} bytes ({model_bytes:,} of model, {code_bytes:,} of compressed code), "
+        f"{total - LIMIT_BYTES:,} over the limit of {LIMIT_BYTES:,}; train with quant.budget_bytes = "
+        f"{LIMIT_BYTES - code_bytes:,}"
     )
-    smaller = len(_script(headline, packages, True).encode("utf-8"))
-    if smaller + model_bytes <= LIMIT_BYTES:
-        return f"{message}; --packed makes the code {code - smaller:,} bytes smaller, which is enough"
-    return f"{message}; train with quant.budget_bytes = {LIMIT_BYTES - smaller:,} and use --packed"
 
 
 def _claims(
     about: About, run: Run, summary: Mapping[str, Any], headline: Mapping[str, Any], code_bytes: int, model_bytes: int
 ) -> dict[str, Any]:
+    environment = summary.get("environment") or {}
+    hardware, seconds = environment.get("hardware") or environment.get("device"), summary.get("seconds") or 0.0
+    in_time = re.fullmatch(r"8x .*H100.*", hardware or "") and seconds <= TRAIN_SECONDS
     return {
         **vars(about),
+        "date": about.date or datetime.now(UTC).date().isoformat(),
+        "track": "10min_16mb" if in_time else "non_record_16mb",
         "val_bpb": headline["bpb"],
         "val_loss": headline["nats_per_token"],
         "mode": headline["mode"],
@@ -202,8 +215,9 @@ def _claims(
         "train_tokens": summary.get("tokens"),
         "parameters": (summary.get("parameters") or {}).get("kept"),
         "seed": run.train.seed,
-        "device": (summary.get("environment") or {}).get("device"),
-        "torch": (summary.get("environment") or {}).get("torch"),
+        "hardware": hardware,
+        "device": environment.get("device"),
+        "torch": environment.get("torch"),
         "jepamba": __version__,
     }
 
@@ -215,16 +229,17 @@ def _without_paths(run: Run) -> Run:
     return with_settings(run, public | {"data.cache": ""})
 
 
-def _log(metrics: Metrics) -> str:
-    """Return the training log as text, in chronological order."""
-    lines = []
+def _log(metrics: Metrics, run: Run, claims: Mapping[str, Any], headline: Mapping[str, Any]) -> str:
+    """Return the log of the run in the challenge's format, in chronological order."""
+    lines = [f"model_params:{claims['parameters']}", f"hardware:{claims['hardware']} seed:{run.train.seed}"]
     for record in sorted([*metrics.events, *metrics.steps, *metrics.vals], key=lambda record: record["step"]):
         kind, step = record["kind"], record["step"]
         if kind == "event":
-            lines.append(f"step {step}: {record.get('what')}")
+            lines.append(f"step:{step} {record.get('what')}")
         elif kind == "val":
-            lines.append(f"step {step}: val_bpb {record.get('bpb')} val_loss {record.get('nats_per_token')}")
+            score = f"val_loss:{record['nats_per_token']:.4f} val_bpb:{record['bpb']:.4f}"
+            lines.append(f"step:{step}/{run.train.steps} {score}")
         else:
-            figures = ("ce", "loss", "grad_norm", "lr_scale", "tokens", "seconds", "tokens_per_s")
-            lines.append(f"step {step}: " + " ".join(f"{key} {record[key]:.6g}" for key in figures if key in record))
-    return "\n".join(lines) + "\n"
+            line = step_line(step, run.train.steps, record["ce"], record["seconds"])
+            lines.append(f"{line} grad_norm:{record['grad_norm']:.4f}")
+    return "\n".join([*lines, *size_lines(claims), *score_lines(headline)]) + "\n"

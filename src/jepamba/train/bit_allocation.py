@@ -88,6 +88,16 @@ def choose_bits(state: TrainState, budget_fraction: float) -> str:
     return f"bits chosen for {budget:,} bytes: {_listed(bits)}"
 
 
+def choose_same_bits(state: TrainState, budget_fraction: float) -> str:
+    """Do `choose_bits` on rank 0, set the same bits on all ranks, and count the choice. All ranks must call it."""
+    model = state.model
+    message, chosen = state.world.on_rank_zero(lambda: (choose_bits(state, budget_fraction), model.quant.bits_by_name))
+    if not state.world.is_rank_zero:
+        model.set_bit_allocation(chosen)
+    state.counters.bit_choices += 1
+    return message
+
+
 def pack_within_budget(state: TrainState, path: Path) -> list[str]:
     """Write the artifact to `path`, with fewer bits than in training if it would otherwise exceed the budget.
 

@@ -19,7 +19,7 @@ from jepamba.train.device import choose_device
 from jepamba.train.speed import measure_speed
 
 CODE_RESERVE = 150_000
-"""Bytes of the challenge's limit that the dial leaves to code: the packed scoring script, and a training script."""
+"""Bytes of the challenge's limit that the dial leaves to code: the compressed script that trains and scores."""
 BYTES_PER_PARAMETER = 0.418
 """Bytes of a parameter in a large artifact with 4-bit matrices (levers-30s: 15.43 MB for 36.9 M parameters)."""
 USEFUL_EPOCHS = 4

@@ -50,17 +50,20 @@ def export_and_evaluate(state: TrainState, out: Path, preset: str) -> dict[str, 
         The content of summary.json.
     """
     state.model.eval()
-    temperature, artifact_bytes = state.world.on_rank_zero(lambda: _pack(state, out / ARTIFACT))
+    temperature, artifact_bytes = state.world.on_rank_zero(lambda: pack(state, out / ARTIFACT))
     with gpu_turn():
-        scores = _scores(state, out / ARTIFACT)
+        scores = score_artifact(state, out / ARTIFACT)
         latents = state.world.on_rank_zero(lambda: _diagnostics(state))
     return state.world.on_rank_zero(
         lambda: _summarize(state, out, preset, temperature, artifact_bytes, scores | {"diagnostics": latents})
     )
 
 
-def _pack(state: TrainState, path: Path) -> tuple[float, int]:
-    """Write the artifact, and with `train.keep_heads` the heads. Returns its temperature and its size in bytes."""
+def pack(state: TrainState, path: Path) -> tuple[float, int]:
+    """Write the artifact at its calibrated temperature, and with `train.keep_heads` the heads, on rank 0.
+
+    Returns its temperature and its size in bytes.
+    """
     run, text = state.run, state.corpus
     with Progress("calibrating the temperature") as report:
         temperature = (
@@ -136,10 +139,15 @@ def _summarize(
             "torch": torch.__version__,
             "device": state.device_config.why,
             "threads": torch.get_num_threads(),
+            "hardware": f"{state.world.world_size}x {_processor(state.device)}",
         },
     }
     write_summary(out, summary)
     return summary
+
+
+def _processor(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
@@ -147,8 +155,11 @@ def write_summary(out: Path, summary: dict[str, Any]) -> None:
     atomic_write(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
-def _scores(state: TrainState, artifact: Path) -> dict[str, Any]:
-    """The scores of the artifact by their keys in summary.json."""
+def score_artifact(state: TrainState, artifact: Path) -> dict[str, Any]:
+    """Score `artifact` as read back from disk. All ranks must call it.
+
+    Returns: the scores by their keys in summary.json.
+    """
     run, val, seq_len = state.run, state.corpus.val, state.run.data.seq_len
     with _on_every_rank(artifact, state.world) as local_path:
         loaded = load_artifact(local_path, device=state.device)

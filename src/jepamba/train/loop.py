@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import signal
 import time
@@ -34,7 +33,7 @@ from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.pauses import PauseDetector
 from jepamba.train.samples import training_sample
 from jepamba.train.state import TrainState
-from jepamba.train.step import NotFiniteError, Trainer
+from jepamba.train.step import NotFiniteError, Trainer, ghost_warmup
 from jepamba.train.stop import StopRequest, leave
 from jepamba.train.tracking import CLOSE_TIMEOUT, track
 from jepamba.train.writer import CheckpointWriter
@@ -56,8 +55,8 @@ class Loop:
         self.saved = -1
         """The step of the newest checkpoint, which may still be being written."""
 
-    def restore(self) -> None:
-        """Load the newest checkpoint and drop the records that were logged after it."""
+    def restore(self) -> list[str]:
+        """Load the newest checkpoint, or the initial weights. Changes no file. Returns what `continue_log` must log."""
         tensors: dict[str, Tensor] = {}
 
         def newest() -> dict[str, Any]:
@@ -71,9 +70,12 @@ class Loop:
         if metadata:
             self.state.restore(self.world.broadcast_tensors(tensors), metadata)
             self.restored, self.saved = True, self.state.counters.step
+        return [f"resumed at step {self.state.counters.step}", *([] if self.restored else initialize(self.state))]
+
+    def continue_log(self, events: list[str]) -> None:
+        """Drop the records that were logged after the restored step, and log `events`."""
         self.metrics.rewind(self.state.counters.step)
-        self._event(f"resumed at step {self.state.counters.step}")
-        for what in [] if self.restored else initialize(self.state):
+        for what in events:
             self._event(what)
 
     def run_to_end(self) -> dict[str, Any]:
@@ -91,7 +93,8 @@ class Loop:
         self.world.check_equal(dict(self.state.modules.state_dict()))
         with gpu_turn(), StopRequest() as stop, self.writer, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
-                self._ghost_warmup(report)
+                ghost_warmup(self.trainer, lambda problem: self._note_skip(report, problem))
+                self._event(f"ghost warm-up of {self.run.optim.ghost_steps} steps")
             self._loop(stop, report)
             # Scoring takes long: a run that is stopped there resumes from here.
             self._checkpoint()
@@ -123,7 +126,7 @@ class Loop:
             if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
                 self.metrics.append("terms", counters.step, **term_gradients(self.state, fraction))
             if bit_allocation.is_due(self.state, fraction):
-                self._choose_bits(fraction)
+                self._event(bit_allocation.choose_same_bits(self.state, fraction))
                 self._stop_on(self._synchronized(0.0, stop)[1])
                 clock = time.perf_counter()
             before, record, problem = counters.tokens, dict[str, float](), ""
@@ -193,17 +196,6 @@ class Loop:
                 f"{problem}; {skipped} skipped steps are more than train.skip_limit = {limit}: lower optim.muon_lr or "
                 "optim.adam_lr, or check the data of these steps, and start again"
             )
-
-    def _choose_bits(self, budget_fraction: float) -> None:
-        """Choose the bits of each weight on rank 0 and set them on all ranks."""
-        model = self.state.model
-        message, chosen = self.world.on_rank_zero(
-            lambda: (bit_allocation.choose_bits(self.state, budget_fraction), model.quant.bits_by_name)
-        )
-        if not self.world.is_rank_zero:
-            model.set_bit_allocation(chosen)
-        self.state.counters.bit_choices += 1
-        self._event(message)
 
     def _caption(self, record: dict[str, float]) -> str:
         counters = self.state.counters
@@ -291,25 +283,6 @@ class Loop:
         if count & (count - 1) == 0 and self.run.eval.prompts and self.run.eval.sample_tokens > 0:
             step = self.state.counters.step
             self.world.on_rank_zero(lambda: self.metrics.append("sample", step, **training_sample(self.state)))
-
-    def _ghost_warmup(self, report: Progress) -> None:
-        """Take steps that initialize the optimizers' moments; restore all else but the count of skipped steps."""
-        state, count = self.state, self.run.optim.ghost_steps
-        tensors = {name: value.clone() for name, value in state.tensors().items()}
-        metadata = copy.deepcopy(state.metadata())
-        for _ in range(count):
-            try:
-                self.trainer.train_step(0.0)
-            except NotFiniteError as error:
-                self._note_skip(report, f"ghost {error}")
-        moments = {name: value.clone() for name, value in state.optimizers.state().items()}
-        metadata["counters"]["skipped"] = state.counters.skipped
-        state.modules.zero_grad(set_to_none=False)
-        state.restore(tensors, metadata)
-        if self.run.optim.ghost_keep_moments:
-            state.optimizers.restore(moments)
-            state.optimizers.reset_adam_steps()
-        self._event(f"ghost warm-up of {count} steps")
 
     def _tell(self, report: Progress, what: str, more: str = "") -> None:
         self._event(what)

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from jepamba.artifact.locate import pinned_model
 from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, with_settings
 from jepamba.data import Corpus
 from jepamba.data.hub_text import HUB, pinned
@@ -95,10 +96,14 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
         check_same_settings(run, world)
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         loop = Loop(run, out, read_same_corpus(run, world), preset, world)
-        loop.restore()
+        events = loop.restore()
         budget = {name: value for name, value in (changes or {}).items() if name in BUDGET_SETTINGS}
         if budget:
-            _note_new_budget(loop, budget)
+            events.append(_start_new_budget(loop, budget))
+        # After all that can be refused: a refused command loses nothing.
+        loop.continue_log(events)
+        if budget:
+            world.on_rank_zero(lambda: (out / SUMMARY).unlink(missing_ok=True))
             world.on_rank_zero(lambda: _create_run(with_settings(before, budget), out, preset))
         return loop.run_to_end()
 
@@ -113,11 +118,15 @@ def _world() -> Iterator[World]:
 
 
 def _pinned(run: Run, world: World) -> Run:
-    """`run` with the data sets of the hub at their present commits, those of rank 0 on every rank."""
+    """`run` with the data sets and the model of the hub at their present commits, those of rank 0 on every rank."""
     texts = {"data.train": run.data.train, "data.val": run.data.val}
     names = [name for name in texts.values() if name.startswith(HUB)]
     commits = world.on_rank_zero(lambda: {name: pinned(name) for name in names})
-    return with_settings(run, {setting: commits.get(name, name) for setting, name in texts.items()})
+    start = run.train.init_from
+    if start.startswith(HUB):
+        start = world.on_rank_zero(lambda: pinned_model(start))
+    names_by_setting = {setting: commits.get(name, name) for setting, name in texts.items()}
+    return with_settings(run, {**names_by_setting, "train.init_from": start})
 
 
 def _refuse_existing_run(out: Path) -> None:
@@ -150,8 +159,8 @@ def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
     return with_settings(run, changes)
 
 
-def _note_new_budget(loop: Loop, budget: Mapping[str, Any]) -> None:
-    """Say and log how the run goes on under its new `budget`. Raises `UserError` if that is spent already."""
+def _start_new_budget(loop: Loop, budget: Mapping[str, Any]) -> str:
+    """Say how the run goes on under its new `budget`, and return it. Raises `UserError` if that is spent already."""
     spent, named = loop.state.budget_fraction(), ", ".join(f"{name} = {value:,}" for name, value in budget.items())
     if spent >= 1:
         raise UserError(f"{named}: this run has already trained that long; give a larger budget")
@@ -160,8 +169,7 @@ def _note_new_budget(loop: Loop, budget: Mapping[str, Any]) -> None:
     print_line(f"jepamba: {message}")
     # The learning rate rises again and with it the entropy of the weights, so the bits are due once more.
     loop.state.counters.bit_choices = min(loop.state.counters.bit_choices, 1)
-    loop.metrics.append("event", loop.state.counters.step, what=message)
-    loop.world.on_rank_zero(lambda: (loop.out / SUMMARY).unlink(missing_ok=True))
+    return message
 
 
 def read_and_resolve(run: Run, say: Callable[[str], None]) -> tuple[Run, list[Choice]]:

@@ -5,8 +5,9 @@ Legend: S samples that SIGReg tests separately, K its knots, M its directions.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -237,6 +238,27 @@ class Trainer:
             graph.release()
         self.forward_backward.release()
         self.add_sigreg_sums.release()
+
+
+def ghost_warmup(trainer: Trainer, note_skip: Callable[[str], None]) -> None:
+    """Take `optim.ghost_steps` steps that initialize the optimizers' moments; restore all else but the count of skipped
+    steps. `note_skip` receives a sentence for each skipped step.
+    """
+    state = trainer.state
+    tensors = {name: value.clone() for name, value in state.tensors().items()}
+    metadata = copy.deepcopy(state.metadata())
+    for _ in range(state.run.optim.ghost_steps):
+        try:
+            trainer.train_step(0.0)
+        except NotFiniteError as error:
+            note_skip(f"ghost {error}")
+    moments = {name: value.clone() for name, value in state.optimizers.state().items()}
+    metadata["counters"]["skipped"] = state.counters.skipped
+    state.modules.zero_grad(set_to_none=False)
+    state.restore(tensors, metadata)
+    if state.run.optim.ghost_keep_moments:
+        state.optimizers.restore(moments)
+        state.optimizers.reset_adam_steps()
 
 
 def add_gradients(loss: Tensor, leaves: list[Tensor]) -> None:
