@@ -24,7 +24,7 @@ import torch
 from jepamba.artifact import Artifact
 from jepamba.cli.common import columns
 from jepamba.compress import Compressor
-from jepamba.compress.lanes import LaneLayout, lane_layout
+from jepamba.compress.lanes import LaneLayout, lane_count
 from jepamba.compress.tokens import Ids, to_bytes, to_ids
 from jepamba.data import Tokens
 from jepamba.evaluate import compressors, score_carried
@@ -128,7 +128,7 @@ def main() -> None:
     files = [measured(model, text, "as it is")]
     files += given_back(model, text, ids, files[0])
     whole = carried_bpb(model.artifact, ids, len(text))
-    usual = lane_layout(ids.size).lanes
+    usual = lane_count(ids.size)
     bits = {}
     for count in sorted({*map(int, args.lanes.split(",")), usual}):
         with Progress(f"scoring {count} lanes"):
