@@ -18,6 +18,7 @@ from torch import Tensor
 from jepamba.artifact import Artifact
 from jepamba.compress.lanes import COMPILED, probe_tokens
 from jepamba.compress.range_coder import section, section_words
+from jepamba.errors import UserError
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel
 from jepamba.model.language_model import Block
@@ -140,7 +141,8 @@ class CompiledSteps:
 
     def _layer(self, model: LanguageModel, index: int) -> ctypes.Structure:
         block = model.blocks[index]
-        assert isinstance(block, Block) and isinstance(block.mixer, Mamba2)
+        assert isinstance(block, Block)
+        assert isinstance(block.mixer, Mamba2)
         mixer, mlp, skips = block.mixer, block.mlp, model.skips
         linears = {"in_proj": mixer.in_proj, "out_proj": mixer.out_proj}
         if mlp is not None:
@@ -193,9 +195,10 @@ class _CompiledCoder:
         self._tokens_W[: len(inputs_W)] = inputs_W
         steps.step(self._buffer, self._tokens_W)
         coded_A = np.ascontiguousarray(tokens_A)
-        self.nats += steps.kernels.code(
-            steps.model, pointer(self._buffer), self._state, len(coded_A), coded_A.ctypes.data
-        )
+        nats = steps.kernels.code(steps.model, pointer(self._buffer), self._state, len(coded_A), coded_A.ctypes.data)
+        if nats < 0:
+            raise UserError("its coded data are damaged")
+        self.nats += nats
         return coded_A
 
     def finish(self, tokens: int) -> bytes:

@@ -14,12 +14,16 @@
 #endif
 #include "vectors.h"
 
-constexpr int TILE = 24;  // rows of a matrix whose sums are in registers together
-#ifdef __AVX512F__
-constexpr int PART = TILE;
+// A product keeps PART sums of WIDTH lanes in registers: 24 of the 32 of AVX-512 and NEON, 12 of the 16 of AVX2.
+constexpr int TILE = 24;
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, PART = 24;
+#elif defined(__FMA__)
+constexpr int WIDTH = 8, PART = 12;
 #else
-constexpr int PART = 6;  // of a tile, with 16 registers of half a vector
+constexpr int WIDTH = 4, PART = 24;
 #endif
+typedef float Register __attribute__((vector_size(4 * WIDTH)));
 constexpr int BLOCK = 64;  // symbols whose weights are added up for the search
 constexpr float WEIGHTS = 1 << 24;
 
@@ -68,19 +72,23 @@ struct Lanes {
     }
 };
 
-static inline Vec fma(Vec a, Vec b, Vec c) {
-#ifdef __AVX512F__
-    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+static inline Register fma_register(Register a, Register b, Register c) {
+#if defined(__AVX512F__)
+    return (Register)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-    __m256 x[2], y[2], z[2];
-    memcpy(x, &a, sizeof x), memcpy(y, &b, sizeof y), memcpy(z, &c, sizeof z);
-    for (int half = 0; half < 2; half++) z[half] = _mm256_fmadd_ps(x[half], y[half], z[half]);
-    memcpy(&c, z, sizeof z);
-    return c;
+    return (Register)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
-    for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    for (int i = 0; i < WIDTH; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 #endif
+}
+
+static inline Vec fma(Vec a, Vec b, Vec c) {
+    Register x[LANES / WIDTH], y[LANES / WIDTH], z[LANES / WIDTH];
+    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b), memcpy(z, &c, sizeof c);
+    for (int i = 0; i < LANES / WIDTH; i++) z[i] = fma_register(x[i], y[i], z[i]);
+    memcpy(&c, z, sizeof c);
+    return c;
 }
 
 static inline Vec squareroot(Vec x) {
@@ -94,22 +102,23 @@ static inline Vec silu(Vec x) { return x * sigmoid(x); }
 static void product(const Matrix& w, const Vec* x, Vec* y) {
     for (int64_t row = 0; row < w.rows; row += PART) {
         const float* tile = w.tiles + row / TILE * TILE * w.columns + row % TILE;
-        Vec sums[PART] = {};
-        for (int64_t k = 0; k < w.columns; k++) {
-            const Vec input = x[k];
+        for (int lane = 0; lane < LANES; lane += WIDTH) {
+            Register sums[PART] = {}, input;
+            for (int64_t k = 0; k < w.columns; k++) {
+                memcpy(&input, (const float*)(x + k) + lane, sizeof input);
 #pragma GCC unroll 24
-            for (int i = 0; i < PART; i++) sums[i] = fma(splat(tile[k * TILE + i]), input, sums[i]);
+                for (int i = 0; i < PART; i++) sums[i] = fma_register(tile[k * TILE + i] - Register{}, input, sums[i]);
+            }
+            for (int i = 0; i < PART; i++) memcpy((float*)(y + row + i) + lane, &sums[i], sizeof input);
         }
-        for (int i = 0; i < PART; i++) y[row + i] = sums[i];
     }
 }
 
 // y = x / sqrt(mean(x²) + eps)
 static void rms(const Vec* x, int64_t width, float eps, Vec* y) {
-    Vec squares[4] = {};
-    for (int64_t i = 0; i < width; i++) squares[i % 4] = fma(x[i], x[i], squares[i % 4]);
-    const Vec mean = ((squares[0] + squares[1]) + (squares[2] + squares[3])) / (float)width;
-    const Vec factor = 1.0f / squareroot(mean + eps);
+    Vec squares = {};
+    for (int64_t i = 0; i < width; i++) squares = fma(x[i], x[i], squares);
+    const Vec factor = 1.0f / squareroot(squares / (float)width + eps);
     for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor;
 }
 
@@ -136,12 +145,12 @@ static void mixer(const Model& m, const Layer& layer, Vec* a, Vec* history_CW, V
         for (int64_t p = h * m.P; p < (h + 1) * m.P; p++) {
             Vec* state_N = state_HPN + p * m.N;
             const Vec added = dt * xBC_C[p];
-            Vec total[2] = {layer.D_H[h] * xBC_C[p]};
+            Vec total = layer.D_H[h] * xBC_C[p];
             for (int64_t n = 0; n < m.N; n++) {
                 state_N[n] = fma(decay, state_N[n], added * B_N[n]);
-                total[n % 2] = fma(state_N[n], C_N[n], total[n % 2]);
+                total = fma(state_N[n], C_N[n], total);
             }
-            y_I[p] = (total[0] + total[1]) * silu(a[p]);
+            y_I[p] = total * silu(a[p]);
         }
     }
     rms(y_I, I, m.gated_eps, y_I);
@@ -287,7 +296,8 @@ extern "C" void step(const Model* model, float* buffer, const int32_t* tokens) {
     probabilities(m, s, features_F);
 }
 
-// Codes a symbol of each of the first `active` lanes with the probabilities in `buffer`. Returns Σ −ln p.
+// Codes a symbol of each of the first `active` lanes with the probabilities in `buffer`. Returns Σ −ln p, or −1 where a
+// reader finds what no writer writes.
 extern "C" double code(const Model* model, float* buffer, Coder* coder, int64_t active, int32_t* symbols) {
     Lanes s(*model, (Vec*)buffer);
     const int64_t blocks = (model->V + BLOCK - 1) / BLOCK;
@@ -297,7 +307,8 @@ extern "C" double code(const Model* model, float* buffer, Coder* coder, int64_t 
         for (int64_t b = 0; b < blocks; b++) total += s.sums[b][lane];
         coder->range /= total;
         const uint64_t quotient = coder->writing ? 0 : coder->low / coder->range;
-        const uint32_t target = quotient < total ? quotient : total - 1;
+        if (quotient >= total) return -1;
+        const uint32_t target = quotient;
         const int64_t symbol = symbols[lane];
         auto is_before = [&](int64_t after, uint32_t end) { return coder->writing ? after <= symbol : end <= target; };
         int64_t v = 0;

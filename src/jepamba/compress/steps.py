@@ -5,7 +5,7 @@ Legend: W lanes of a batch, A lanes of it that have not ended.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from jepamba.compress.range_coder import RangeDecoder, RangeEncoder
 from jepamba.errors import UserError
 
 
+@runtime_checkable
 class BatchCoder(Protocol):
     """Encodes or decodes the tokens of a batch of lanes, step by step."""
 
@@ -32,6 +33,7 @@ class BatchCoder(Protocol):
         ...
 
 
+@runtime_checkable
 class Steps(Protocol):
     """A variant of the steps, for the model of an artifact."""
 
