@@ -4,8 +4,9 @@
 
 Compresses the beginning of the text, decompresses it and compares; says the same of the text as the artifact's
 tokenizer gives it back (where that differs, the original has corrections in its file); scores it by one pass with
-carried state, in one stream and in several numbers of lanes. Prints two tables and, last, one JSON line. Seconds are of
-the clock and of the processor. At most as many threads work as the text has batches of lanes.
+carried state, in one stream and in several numbers of lanes. With --rounds it first compares the two variants of the
+steps, in alternation, on a piece of the text. Prints tables and, last, one JSON line. Seconds are of the clock and of
+the processor. At most as many threads work as the text has batches of lanes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import torch
 from jepamba.artifact import Artifact
 from jepamba.cli.common import columns
 from jepamba.compress import Compressor
-from jepamba.compress.lanes import LaneLayout, lane_layout
+from jepamba.compress.lanes import LaneLayout, lane_count
 from jepamba.compress.tokens import Ids, to_bytes, to_ids
 from jepamba.data import Tokens
 from jepamba.evaluate import compressors, score_carried
+from jepamba.ops.dispatch import use_kernels
 from jepamba.progress import Progress
 from jepamba.text.files import read_blocks
 
@@ -101,6 +103,21 @@ def measured(model: Compressor, text: bytes, label: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def variants(model: Compressor, text: bytes, rounds: int) -> list[dict[str, Any]]:
+    """`measured` of both variants of the steps, in alternation, with the medians of the seconds."""
+    labels = {"PyTorch's steps": False, "compiled steps": True}
+    found: dict[str, list[dict[str, Any]]] = {label: [] for label in labels}
+    for _ in range(rounds):
+        for label, kernels in labels.items():
+            with use_kernels(kernels):
+                found[label].append(measured(model, text, label))
+    return [
+        rows[0]
+        | {key: np.median([row[key] for row in rows], axis=0).tolist() for key in ("seconds", "processor_seconds")}
+        for rows in found.values()
+    ]
+
+
 def given_back(model: Compressor, text: bytes, ids: Ids, original: dict[str, Any]) -> list[dict[str, Any]]:
     """The same for the text as the tokenizer gives it back, where it is another; `original` is `measured` of `text`."""
     back, label = to_bytes(model.artifact.tokenizer, ids), "as the tokenizer gives it back"
@@ -122,19 +139,30 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--bytes", type=int, default=1_000_000)
     parser.add_argument("--lanes", default="256", help="numbers of lanes to score besides the usual one")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of the comparison of both variants")
+    parser.add_argument("--piece", type=int, default=100_000, help="bytes of the text that the comparison reads")
     args = parser.parse_args()
     model, text = Compressor.open(args.artifact), beginning(args.text, args.bytes)
     ids = to_ids(model.artifact.tokenizer, text)
+    compared = variants(model, beginning(args.text, args.piece), args.rounds) if args.rounds else []
     files = [measured(model, text, "as it is")]
     files += given_back(model, text, ids, files[0])
     whole = carried_bpb(model.artifact, ids, len(text))
-    usual = lane_layout(ids.size).lanes
+    usual = lane_count(ids.size)
     bits = {}
     for count in sorted({*map(int, args.lanes.split(",")), usual}):
         with Progress(f"scoring {count} lanes"):
             bits[count] = lane_bits(model.artifact, ids, LaneLayout(ids.size, count))
     others = compressors(text)
 
+    if compared:
+        times = [["", "lanes", "bytes", "s to compress", "s to decompress", "CPU s", "CPU s"]]
+        for row in [*compared, files[0]]:
+            seconds = [f"{value:.1f}" for value in (*row["seconds"], *row["processor_seconds"])]
+            times.append(
+                [f"{row['text']}, {row['bytes']:,} bytes", f"{row['lanes']}", f"{row['compressed_bytes']:,}", *seconds]
+            )
+        print(columns(times), end="\n\n")
     rows = [["", "bytes", "bits per byte"]]
     for file in files:
         size, side = file["bytes"], file["corrections_bytes"]
@@ -152,7 +180,7 @@ def main() -> None:
     lanes = [["lanes", "bits per byte", "more than in one stream"]]
     lanes += [[f"{n}", f"{b / len(text):.5f}", f"{100 * (b / len(text) / whole - 1):.3f} %"] for n, b in bits.items()]
     print(columns(lanes))
-    print(json.dumps({"files": files, "carried_bpb": whole, "lane_bits": bits, "others": others}))
+    print(json.dumps({"variants": compared, "files": files, "carried_bpb": whole, "lane_bits": bits, "others": others}))
 
 
 if __name__ == "__main__":

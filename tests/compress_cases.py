@@ -12,7 +12,6 @@ import torch
 
 from jepamba.artifact import save_artifact
 from jepamba.compress import Compressor
-from jepamba.compress.lanes import LaneLayout
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.model import LanguageModel
@@ -74,7 +73,7 @@ def artifact_at(path: Path, tokenizer: Tokenizer, sample: bytes, reset: bool = T
 def coded(model: Compressor, data: bytes, lanes: int = 32) -> bytes:
     """`data` compressed by the model, however large that is."""
     ids = to_ids(model.artifact.tokenizer, data)
-    return model.code(data, ids, LaneLayout(ids.size, min(lanes, ids.size))).content
+    return model.code(data, ids, min(lanes, ids.size)).content
 
 
 ODD = [

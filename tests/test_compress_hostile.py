@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from compress_cases import TEXT, artifact_at, coded, sentences, tokenizer_named
-from jepamba.compress import Compressor, token_coding
+from jepamba.compress import Compressor, compiled, steps, token_coding
 from jepamba.compress.file_format import MAGIC, CompressedFile
-from jepamba.compress.lanes import LaneBatch
+from jepamba.compress.lanes import COMPILED, TORCH, LaneBatch
 from jepamba.errors import UserError
+from jepamba.ops import cpp
+from jepamba.ops.dispatch import use_kernels
 
 PLAIN = b"abc " * 30
 DATA = PLAIN + "ﬁ\n\n".encode()
@@ -25,9 +27,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Compressor:
     return Compressor.open(artifact_at(tmp_path_factory.mktemp("m") / "a.jepa", sentences(), PLAIN))
 
 
-@pytest.fixture(scope="module")
-def sound(model: Compressor) -> bytes:
-    content = coded(model, DATA, lanes=32)
+@pytest.fixture(scope="module", params=[TORCH, COMPILED])
+def sound(model: Compressor, request: pytest.FixtureRequest) -> bytes:
+    """A file of each variant of the steps."""
+    if request.param == COMPILED and cpp.compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    with use_kernels(request.param == COMPILED):
+        content = coded(model, DATA, lanes=32)
+    assert CompressedFile.from_bytes(content).variant == request.param
     assert model.decompress(content) == DATA
     return content
 
@@ -70,7 +77,7 @@ def test_no_flipped_byte_under_a_right_checksum_is_taken_for_right(model: Compre
 
 def test_another_model_and_another_version_are_refused(model: Compressor, sound: bytes, tmp_path: Path) -> None:
     assert "sha256" in refused(Compressor.open(artifact_at(tmp_path / "b.jepa", sentences(), TEXT)), sound)
-    assert "version 513" in refused(model, sealed(sound[:9] + b"\2" + sound[10:]))
+    assert "version 51" in refused(model, sealed(sound[:9] + b"\2" + sound[10:]))
     assert "does not start" in refused(model, b"PK" + sound)
     assert "cut short" in refused(model, MAGIC)
 
@@ -79,9 +86,9 @@ def test_another_model_and_another_version_are_refused(model: Compressor, sound:
     "change",
     [
         {"size": 2**60}, {"size": 0}, {"tokens": 2**31}, {"tokens": 1}, {"tokens": 0}, {"lanes": 0},
-        {"lanes": 1025}, {"lanes": 33}, {"probe": bytes(8)}, {"original": bytes(16)}, {"corrections": b""},
-        {"sections": ()}, {"sections": (bytes(8),)}, {"sections": (bytes(400),)}, {"sections": (b"",)},
-        {"corrections": bytes(4)}, {"corrections": b"\xff" * 40}, {"sections": (b"\xff" * 41,)},
+        {"lanes": 1025}, {"lanes": 33}, {"variant": 0}, {"variant": 3}, {"probe": bytes(8)}, {"original": bytes(16)},
+        {"corrections": b""}, {"sections": ()}, {"sections": (bytes(8),)}, {"sections": (bytes(400),)},
+        {"sections": (b"",)}, {"corrections": bytes(4)}, {"corrections": b"\xff" * 40}, {"sections": (b"\xff" * 41,)},
     ],
 )  # fmt: skip
 def test_wrong_declarations_are_refused(model: Compressor, sound: bytes, change: dict[str, object]) -> None:
@@ -93,16 +100,18 @@ def test_another_arithmetic_is_said_before_any_work(
 ) -> None:
     before = LaneBatch.step
     monkeypatch.setattr(LaneBatch, "step", lambda self, ids: before(self, ids) * (1 + 2e-4))
+    monkeypatch.setattr(compiled, "RMS_EPS", 1.001e-6)
     monkeypatch.setattr(token_coding, "_in_threads", None)
     assert "does not compute the same probabilities" in refused(model, sound)
 
 
 def test_tokens_that_no_tokenizer_writes_are_refused(model: Compressor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model may have more symbols than its tokenizer: those beyond are damage, not an error of ours."""
-    content = coded(model, PLAIN)
+    with use_kernels(False):
+        content = coded(model, PLAIN)
     monkeypatch.setattr(type(model.artifact.tokenizer), "vocab_size", 5, raising=False)
     monkeypatch.setattr(model.artifact.tokenizer, "vocab_size", 5)
-    monkeypatch.setattr(token_coding, "probe", lambda artifact, width: CompressedFile.from_bytes(content).probe)
+    monkeypatch.setattr(steps, "probe", lambda artifact, width: CompressedFile.from_bytes(content).probe)
     assert "damaged" in refused(model, content)
 
 
@@ -127,15 +136,18 @@ def test_the_file_s_name_is_in_the_error(model: Compressor, sound: bytes, tmp_pa
             model.decompress_file(odd)
 
 
-def test_a_failing_batch_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_failing_batch_stops_the_others(tmp_path: Path, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged section is an error at once, not after every other section was read."""
     model = Compressor.open(artifact_at(tmp_path / "a.jepa", tokenizer_named("bytes"), TEXT))
-    content = coded(model, TEXT[:4000], 80)
+    with use_kernels(kernels):
+        content = coded(model, TEXT[:4000], 80)
     found = CompressedFile.from_bytes(content)
-    steps = []
-    before = LaneBatch.step
-    monkeypatch.setattr(LaneBatch, "step", lambda self, ids: (steps.append(1), before(self, ids))[1])
+    calls: list[int] = []
+    for owner in (LaneBatch, compiled.CompiledSteps):
+        before = owner.step
+        monkeypatch.setattr(owner, "step", lambda *given, before=before: (calls.append(1), before(*given))[1])
     wrong = replace(found, sections=(b"\xff" * len(found.sections[0]), *found.sections[1:]))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="damaged"):
         model.decompress(wrong.to_bytes())
-    assert len(steps) < 3 * 50
+    assert 0 < len(calls) < len(found.sections) * 50

@@ -26,7 +26,6 @@ from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION
 from jepamba.artifact.heads import HEADS, load_heads, save_heads
 from jepamba.compress import Compressor
 from jepamba.compress.file_format import CompressedFile
-from jepamba.compress.lanes import LaneLayout
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Jepa, Run, from_dict
 from jepamba.data import Corpus, Tokens, open_folder, open_shard
@@ -164,7 +163,7 @@ class CompressedReader:
         self.seeds = []
         for text, lanes in zip(self.texts, (16, 5, 40, 0), strict=True):
             ids = to_ids(tokenizer, text)
-            coded = self.compressor.code(text, ids, LaneLayout(ids.size, min(lanes, ids.size))) if lanes else None
+            coded = self.compressor.code(text, ids, min(lanes, ids.size)) if lanes else None
             self.seeds.append({self.file: (coded or self.compressor.compress(text)).content})
 
     def mutate(self, random: Random, case: Case, other: Case) -> Case:

@@ -13,7 +13,8 @@ from jepamba.artifact import Artifact, load_artifact
 from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import apply_corrections, find_corrections
 from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES, CompressedFile
-from jepamba.compress.lanes import MAX_LANES, LaneLayout, lane_layout
+from jepamba.compress.lanes import MAX_LANES, TORCH, LaneLayout, lane_count
+from jepamba.compress.steps import fastest_steps, steps_of_file
 from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
 from jepamba.errors import UserError
@@ -80,33 +81,34 @@ class Compressor:
         """Compress any bytes. The same data, artifact and machine give the same file.
 
         Arguments:
-            lanes: Number of lanes that are coded in parallel. 0: about one per 4,096 tokens, up to 1,024, and more for
+            lanes: Number of lanes that are coded in parallel. 0: about one per 2,048 tokens, up to 1,024, and more for
                 small files. Fewer lanes give a slightly smaller file, but are slower in both directions.
 
         Raises `UserError` for more lanes than tokens, for more than 1,024 lanes, and for more than 256 MiB of data.
         """
         if len(data) > MAX_BYTES:
             raise UserError(f"{len(data):,} bytes to compress: at most {MAX_BYTES:,}; split the file")
-        uncompressed = CompressedFile(len(data), _digest(data), self.sha256, 0, 0, bytes(8), (data,)).to_bytes()
+        uncompressed = CompressedFile(len(data), _digest(data), self.sha256, TORCH, 0, 0, bytes(8), (data,)).to_bytes()
         ids = to_ids(self.artifact.tokenizer, data)
         if not ids.size:
             return Compressed(uncompressed, len(data), 0, 0, 0, 0, 0.0)
         if not 0 <= lanes <= min(ids.size, MAX_LANES):
             raise UserError(f"{lanes:,} lanes: 1 to {min(ids.size, MAX_LANES):,} for this file, or 0 for the default")
-        coded = self.code(data, ids, LaneLayout(ids.size, lanes) if lanes else lane_layout(ids.size), progress)
+        coded = self.code(data, ids, lanes or lane_count(ids.size), progress)
         larger = len(coded.content) > len(uncompressed)
         return replace(coded, content=uncompressed, tokens=0, lanes=0) if larger else coded
 
-    def code(self, data: bytes, ids: Ids, layout: LaneLayout, progress: Report | None = None) -> Compressed:
-        """Compress `data`, whose tokens are `ids`, in the lanes of `layout`, even if that enlarges it."""
-        tokenizer = self.artifact.tokenizer
+    def code(self, data: bytes, ids: Ids, lanes: int, progress: Report | None = None) -> Compressed:
+        """Compress `data`, whose tokens are `ids`, in `lanes` lanes, even if that enlarges it."""
+        tokenizer, steps = self.artifact.tokenizer, fastest_steps(self.artifact)
+        layout = LaneLayout(ids.size, lanes, steps.variant)
         changes = find_corrections(to_bytes(tokenizer, ids), data)
         side = encode_corrections(changes, ids, byte_lengths(tokenizer, ids))
-        sections, probe, nats = encode_tokens(self.artifact, ids, layout, progress)
+        sections, probe, nats = encode_tokens(steps, ids, layout, progress)
         packed = CompressedFile(
-            len(data), _digest(data), self.sha256, layout.tokens, layout.lanes, probe, tuple(sections), side
+            len(data), _digest(data), self.sha256, layout.variant, layout.tokens, lanes, probe, tuple(sections), side
         )
-        return Compressed(packed.to_bytes(), len(data), layout.tokens, layout.lanes, len(changes), len(side), nats)
+        return Compressed(packed.to_bytes(), len(data), layout.tokens, lanes, len(changes), len(side), nats)
 
     def decompress(self, content: bytes, progress: Report | None = None) -> bytes:
         """Return the original bytes. Raises `UserError` for an invalid file; there is no partial result."""
@@ -135,8 +137,9 @@ class Compressor:
 
     def _decode(self, packed: CompressedFile, progress: Report | None) -> bytes:
         tokenizer = self.artifact.tokenizer
-        layout = LaneLayout(packed.tokens, packed.lanes)
-        ids = decode_tokens(self.artifact, packed.sections, layout, packed.probe, progress)
+        layout = LaneLayout(packed.tokens, packed.lanes, packed.variant)
+        steps = steps_of_file(packed.variant, self.artifact)
+        ids = decode_tokens(steps, packed.sections, layout, packed.probe, progress)
         changes = decode_corrections(packed.corrections, ids, byte_lengths(tokenizer, ids))
         return apply_corrections(to_bytes(tokenizer, ids), changes, packed.size)
 

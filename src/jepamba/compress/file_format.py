@@ -6,15 +6,14 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from jepamba.compress.lanes import MAX_LANES, LaneLayout
+from jepamba.compress.lanes import BATCH_LANES, MAX_LANES, LaneLayout
 from jepamba.compress.range_coder import SYMBOLS_PER_BYTE
 from jepamba.errors import UserError
 
 MAGIC = b"\x89JPC\r\n\x1a\n"
 """Reveals a transfer that rewrites line ends or clears the eighth bit, like the artifact's magic."""
-VERSION = 1
 MAX_BYTES = 1 << 28
-"""Maximum size of the original file, which takes about a day."""
+"""Maximum size of the original file."""
 MAX_FILE_BYTES = 2 * MAX_BYTES
 """Maximum size of a compressed file."""
 
@@ -34,6 +33,8 @@ class CompressedFile:
     """First 16 bytes of the original's sha256."""
     model: bytes
     """sha256 of the artifact."""
+    variant: int
+    """Of the steps: the version of the format."""
     tokens: int
     lanes: int
     probe: bytes
@@ -44,7 +45,7 @@ class CompressedFile:
     def to_bytes(self) -> bytes:
         """Serialize the file."""
         preamble = _PREAMBLE.pack(
-            MAGIC, VERSION, self.lanes, self.tokens, self.size, len(self.corrections), self.probe, self.original,
+            MAGIC, self.variant, self.lanes, self.tokens, self.size, len(self.corrections), self.probe, self.original,
             self.model,
         )  # fmt: skip
         sizes = [_SIZE.pack(len(section)) for section in self.sections] if self.tokens else []
@@ -58,20 +59,20 @@ class CompressedFile:
             raise UserError("it does not start with the signature of `jepamba compress`")
         if len(content) < OVERHEAD:
             raise UserError(f"it is cut short: {len(content)} bytes")
-        _, version, lanes, tokens, size, changes, probe, original, model = _PREAMBLE.unpack_from(content)
-        if version != VERSION:
-            raise UserError(f"format version {version}; this program reads version {VERSION}")
+        _, variant, lanes, tokens, size, changes, probe, original, model = _PREAMBLE.unpack_from(content)
+        if variant not in BATCH_LANES:
+            raise UserError(f"format version {variant}; this program reads versions {', '.join(map(str, BATCH_LANES))}")
         if zlib.crc32(content[: -_SIZE.size]) != _SIZE.unpack(content[-_SIZE.size :])[0]:
             raise UserError("its checksum does not match (cut short, or damaged in transfer or storage)")
         body = content[_PREAMBLE.size : -_SIZE.size]
         if tokens == 0:
             if lanes or changes or size != len(body):
                 raise UserError(f"it declares {size:,} stored bytes but has {len(body):,}")
-            return cls(size, original, model, 0, 0, probe, (body,))
+            return cls(size, original, model, variant, 0, 0, probe, (body,))
         if not 1 <= lanes <= min(tokens, MAX_LANES):
             raise UserError(f"it declares {tokens:,} tokens in {lanes:,} lanes")
-        sections = _sections(body, LaneLayout(tokens, lanes), changes)
-        return cls(size, original, model, tokens, lanes, probe, sections[:-1], sections[-1])
+        sections = _sections(body, LaneLayout(tokens, lanes, variant), changes)
+        return cls(size, original, model, variant, tokens, lanes, probe, sections[:-1], sections[-1])
 
 
 def _sections(body: bytes, layout: LaneLayout, changes: int) -> tuple[bytes, ...]:

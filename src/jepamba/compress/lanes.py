@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,12 +23,16 @@ from torch import Tensor
 
 from jepamba.artifact import Artifact
 
-LANE_TOKENS = 4096
+LANE_TOKENS = 2048
 """Usual length of a lane. Each lane costs a few bytes, because it starts without context."""
-SMALL_FILE_LANES, MIN_LANE_TOKENS = 16, 512
-"""A small file is divided into up to 16 lanes of at least 512 tokens, for speed."""
-MAX_LANES, MAX_BATCH_LANES = 1024, 32
-"""Maximum of lanes in a file, and in a batch."""
+VECTOR_LANES, MIN_LANE_TOKENS = 16, 512
+"""A small file is divided into up to 16 lanes of at least 512 tokens, a larger one into a multiple of 16, for speed."""
+MAX_LANES = 1024
+"""Maximum of lanes in a file."""
+TORCH, COMPILED = 1, 2
+"""Variants of the steps (see `steps`), which are the versions of the file format."""
+BATCH_LANES = {TORCH: 32, COMPILED: VECTOR_LANES}
+"""Maximum of lanes in a batch, by variant."""
 
 LEVELS = 64
 """Quantization levels of log-probability per nat."""
@@ -44,11 +49,12 @@ class LaneLayout:
 
     tokens: int
     lanes: int
+    variant: int = COMPILED
 
     @property
     def batches(self) -> list[range]:
         """Lanes of each batch."""
-        count = -(-self.lanes // MAX_BATCH_LANES)
+        count = -(-self.lanes // BATCH_LANES[self.variant])
         edges = [batch * self.lanes // count for batch in range(count + 1)]
         return [range(start, stop) for start, stop in pairwise(edges)]
 
@@ -61,11 +67,10 @@ class LaneLayout:
         return self.start(lane + 1) - self.start(lane)
 
 
-def lane_layout(tokens: int) -> LaneLayout:
-    """Return the default layout of `tokens` tokens, at least one."""
-    return LaneLayout(
-        tokens, min(MAX_LANES, max(1, min(SMALL_FILE_LANES, tokens // MIN_LANE_TOKENS), tokens // LANE_TOKENS))
-    )
+def lane_count(tokens: int) -> int:
+    """Return the default number of lanes of `tokens` tokens, at least one."""
+    small = max(1, min(VECTOR_LANES, tokens // MIN_LANE_TOKENS))
+    return min(MAX_LANES, max(small, tokens // LANE_TOKENS // VECTOR_LANES * VECTOR_LANES))
 
 
 class LaneBatch:
@@ -108,8 +113,13 @@ def nats(logits_WV: Float[Tensor, "W V"], targets_W: NDArray[np.int64]) -> float
 def probe(artifact: Artifact, size: int) -> bytes:
     """Return an 8-byte digest of the levels of a few steps on fixed tokens. It shows whether two machines agree."""
     batch, digest = LaneBatch(artifact, size), hashlib.sha256()
-    ids_W = batch.first_W
-    for step in range(_PROBE_STEPS):
+    for ids_W in probe_tokens(artifact, size):
         digest.update(levels(batch.step(ids_W)).numpy().astype("<i2").tobytes())
-        ids_W = (np.arange(size) * 2654435761 + step * 40503) % artifact.tokenizer.vocab_size
     return digest.digest()[:8]
+
+
+def probe_tokens(artifact: Artifact, size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the tokens (W,) of each step of a probe, BOS first."""
+    yield np.full(size, artifact.tokenizer.bos_id)
+    for step in range(_PROBE_STEPS - 1):
+        yield (np.arange(size) * 2654435761 + step * 40503) % artifact.tokenizer.vocab_size

@@ -20,6 +20,16 @@ SYMBOLS_PER_BYTE = 16
 """Upper bound on the symbols per byte of a section. It bounds the work that a small hostile file can cause."""
 
 
+def section(words: NDArray[np.uint32], symbols: int) -> bytes:
+    """Return little-endian 32-bit words, padded with zeros as `SYMBOLS_PER_BYTE` requires for this many symbols."""
+    return words.astype("<u4").tobytes().ljust(-(-symbols // (4 * SYMBOLS_PER_BYTE)) * 4, b"\0")
+
+
+def section_words(content: bytes) -> NDArray[np.uint32]:
+    """Return the words of a section."""
+    return np.frombuffer(content, dtype="<u4").astype(np.uint32)
+
+
 @runtime_checkable
 class RangeCoder(Protocol):
     """Encodes values, or decodes them with the same calls in the same order. A decoder ignores `value`."""
@@ -73,9 +83,8 @@ class RangeEncoder:
         return values_N
 
     def finish(self, symbols: int) -> bytes:
-        """Return the section as little-endian 32-bit words, padded with zeros as `SYMBOLS_PER_BYTE` requires."""
-        words: bytes = self._range.get_compressed().astype("<u4").tobytes()
-        return words.ljust(-(-symbols // (4 * SYMBOLS_PER_BYTE)) * 4, b"\0")
+        """Return the `section` of the words."""
+        return section(self._range.get_compressed(), symbols)
 
 
 class RangeDecoder:
@@ -84,7 +93,7 @@ class RangeDecoder:
     writing = False
 
     def __init__(self, section: bytes) -> None:
-        self._range = _queue.RangeDecoder(np.frombuffer(section, dtype="<u4").astype(np.uint32))
+        self._range = _queue.RangeDecoder(section_words(section))
 
     def bit(self, p_one: float, value: int = 0) -> int:
         """See `RangeCoder`."""

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jepamba.artifact import Artifact
-from jepamba.compress.lanes import LaneBatch, LaneLayout, levels, nats, probe, weights
-from jepamba.compress.range_coder import RangeCoder, RangeDecoder, RangeEncoder
+from jepamba.compress.lanes import LaneLayout
+from jepamba.compress.steps import BatchCoder, Steps
 from jepamba.compress.tokens import Ids
 from jepamba.errors import UserError
 from jepamba.progress import Report
@@ -30,7 +29,7 @@ class _StoppedError(Exception):
 
 
 def encode_tokens(
-    artifact: Artifact, ids: Ids, layout: LaneLayout, progress: Report | None = None
+    steps: Steps, ids: Ids, layout: LaneLayout, progress: Report | None = None
 ) -> tuple[list[bytes], bytes, float]:
     """Encode the tokens (N,). Returns a section per batch of `layout`, the probe, and the model's cost in nats."""
 
@@ -38,18 +37,19 @@ def encode_tokens(
         ids_WT = np.zeros((len(lanes), layout.length(lanes[0])), dtype=np.int32)
         for row, lane in zip(ids_WT, lanes, strict=True):
             row[: layout.length(lane)] = ids[layout.start(lane) : layout.start(lane + 1)]
-        encoder = RangeEncoder()
-        cost = _code(encoder, artifact, layout, lanes, ids_WT, tick)
-        return encoder.finish(layout.start(lanes[-1] + 1) - layout.start(lanes[0])), cost
+        tokens = layout.start(lanes[-1] + 1) - layout.start(lanes[0])
+        coder = steps.start(len(lanes), tokens)
+        _code(coder, steps.artifact.tokenizer.bos_id, layout, lanes, ids_WT, tick)
+        return coder.finish(tokens), coder.nats
 
     with _one_thread() as threads:
-        machine_probe = probe(artifact, max(len(lanes) for lanes in layout.batches))
+        machine_probe = steps.probe(max(len(lanes) for lanes in layout.batches))
         done = _in_threads(layout, threads, write, progress)
     return [section for section, _ in done], machine_probe, sum(cost for _, cost in done)
 
 
 def decode_tokens(
-    artifact: Artifact, sections: Sequence[bytes], layout: LaneLayout, expected: bytes, progress: Report | None = None
+    steps: Steps, sections: Sequence[bytes], layout: LaneLayout, expected: bytes, progress: Report | None = None
 ) -> Ids:
     """Decode the tokens (N,) from `sections`, one per batch of `layout`.
 
@@ -58,45 +58,37 @@ def decode_tokens(
 
     def read(lanes: range, tick: Callable[[], None]) -> list[NDArray[np.int32]]:
         ids_WT = np.zeros((len(lanes), layout.length(lanes[0])), dtype=np.int32)
-        _code(RangeDecoder(sections[layout.batches.index(lanes)]), artifact, layout, lanes, ids_WT, tick)
+        coder = steps.start(len(lanes), sections[layout.batches.index(lanes)])
+        _code(coder, steps.artifact.tokenizer.bos_id, layout, lanes, ids_WT, tick)
         return [row[: layout.length(lane)] for row, lane in zip(ids_WT, lanes, strict=True)]
 
     with _one_thread() as threads:
-        if probe(artifact, max(len(lanes) for lanes in layout.batches)) != expected:
+        if steps.probe(max(len(lanes) for lanes in layout.batches)) != expected:
             raise UserError(
                 "this machine does not compute the same probabilities as the one that compressed it (the processor, "
-                "PyTorch or a numerical library differs): decompress it where it was compressed"
+                "the C++ compiler, PyTorch or a numerical library differs): decompress it where it was compressed"
             )
         done = _in_threads(layout, threads, read, progress)
     return np.concatenate([row for rows in done for row in rows]).astype(np.uint16)
 
 
 def _code(
-    coder: RangeCoder,
-    artifact: Artifact,
+    coder: BatchCoder,
+    bos_id: int,
     layout: LaneLayout,
     lanes: range,
     ids_WT: NDArray[np.int32],
     tick: Callable[[], None],
-) -> float:
-    """Encode `ids_WT`, or decode into it. Returns the model's cost in nats when encoding, else 0."""
-    cost, limit = 0.0, artifact.tokenizer.vocab_size
+) -> None:
+    """Encode `ids_WT`, or decode into it."""
+    inputs_W = np.full(len(lanes), bos_id, dtype=np.int32)
     with torch.inference_mode():
-        batch = LaneBatch(artifact, len(lanes))
-        inputs_W = batch.first_W
         for step in range(ids_WT.shape[1]):
-            logits_WV = batch.step(inputs_W)
             # Longer lanes come first. In the last step, the shorter ones have ended.
             active = sum(1 for lane in lanes if step < layout.length(lane))
-            coded_W = coder.rows(weights(levels(logits_WV[:active])), ids_WT[:active, step])
-            if int(coded_W.max()) >= limit:
-                raise UserError("its coded data are damaged")
-            ids_WT[:active, step] = coded_W
-            if coder.writing:
-                cost += nats(logits_WV[:active], coded_W.astype(np.int64))
-            inputs_W = ids_WT[:, step].astype(np.int64)
+            ids_WT[:active, step] = coder.code(inputs_W, ids_WT[:active, step])
+            inputs_W = ids_WT[:, step]
             tick()
-    return cost
 
 
 @contextmanager

@@ -45,15 +45,15 @@ def kernels_of(operator: str, **constants: int) -> ctypes.CDLL | None:
 
 
 @functools.cache
-def library(source: Path, **constants: int) -> ctypes.CDLL | None:
-    """Compile `source` with the macros `constants`, and load it.
+def library(source: Path, flags: tuple[str, ...] = (), **constants: int) -> ctypes.CDLL | None:
+    """Compile `source` with further `flags` and the macros `constants`, and load it.
 
     None without a compiler, and with a warning if the compilation or the loading fails.
     """
     if compiler() is None:
         return None
     header = Path(__file__).parent / "vectors.h"
-    command = [*_command(), *(f"-D{name}={value}" for name, value in constants.items())]
+    command = [*_command(), *flags, *(f"-D{name}={value}" for name, value in constants.items())]
     texts = [source.read_bytes(), header.read_bytes(), " ".join(command).encode(), _processor().encode()]
     name = f"{source.parent.name}-{hashlib.sha256(b'|'.join(texts)).hexdigest()[:32]}.so"
     folder = cache_folder("") / "kernels"

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -60,6 +60,12 @@ static inline Vec splat(float value) { return value - Vec{}; }
 static inline Vec maximum(Vec a, Vec b) {
 #ifdef __AVX512F__
     return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    __m256 x[2], y[2];
+    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b);
+    x[0] = _mm256_max_ps(x[0], y[0]), x[1] = _mm256_max_ps(x[1], y[1]);
+    memcpy(&a, x, sizeof a);
+    return a;
 #else
     return a > b ? a : b;
 #endif
@@ -68,6 +74,12 @@ static inline Vec maximum(Vec a, Vec b) {
 static inline Vec minimum(Vec a, Vec b) {
 #ifdef __AVX512F__
     return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    __m256 x[2], y[2];
+    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b);
+    x[0] = _mm256_min_ps(x[0], y[0]), x[1] = _mm256_min_ps(x[1], y[1]);
+    memcpy(&a, x, sizeof a);
+    return a;
 #else
     return a < b ? a : b;
 #endif
