@@ -20,7 +20,7 @@ PRINTED = {
     "look_at_latents.py": r"latents\.png: [\d,]+ tokens; two of 32 directions have \d+% of the variance\n$",
     "score_and_generate.py": r"\d+\.\d{3} bits per byte of [\d,]+ bytes\nThe function .",
     "train_on_your_text.py": r"TextModel\([\d,]+ parameters[^\n]*\nThe .*\d\.\d{3} bits per byte\n$",
-    "use_from_transformers.py": r"\d+\.\d{3} nats per token of the prompts\n['\"]The function of a module is.*In the beg",
+    "use_from_transformers.py": r"\d+\.\d{3} nats per token of the prompts\n.The function of a module is.*In the beg",
 }
 """What the scripts print, as a pattern. `train_on_your_text.py` trains the preset `quick` for five seconds."""
 pytestmark = pytest.mark.slow

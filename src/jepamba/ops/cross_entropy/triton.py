@@ -16,8 +16,12 @@ from jepamba.ops.dispatch import on_device
 BLOCK = 16384
 """Maximum row length for the one-pass kernel. A longer row is read twice."""
 
-WARPS = 2112
-"""Warps of the one-pass kernel, 512 columns each: 16 for each of the 132 multiprocessors of an H100."""
+MULTIPROCESSORS = 132
+"""Of an H100."""
+
+WARPS = 16 * MULTIPROCESSORS
+"""Warps of the one-pass kernel, 512 columns each. Rows of more than 8,192 columns need 32 warps, and have twice as many:
+half the multiprocessors would have no program otherwise."""
 
 LONG_BLOCK = 4096
 """Columns of a tile of the two-pass kernel."""
@@ -83,7 +87,7 @@ def _launch(
     common = {"KIND": kind, "HAS_BIAS": bias_V is not None}
     if columns <= BLOCK:
         rows_per_program, warps = max(1, 2048 // columns), max(4, columns // PER_WARP)
-        programs = min(WARPS // warps, -(-rows // rows_per_program))
+        programs = min(max(WARPS // warps, MULTIPROCESSORS), -(-rows // rows_per_program))
         partials_pV = None if scale is None else raw_nV.new_empty(programs, vocab, dtype=torch.float32)
         kernels.row_kernel[(programs,)](
             raw_nV, bias, targets_n, ce_n, lse_n, ce_n if partials_pV is None else partials_pV,
