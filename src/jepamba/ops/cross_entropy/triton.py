@@ -20,8 +20,8 @@ MULTIPROCESSORS = 132
 """Of an H100."""
 
 WARPS = 16 * MULTIPROCESSORS
-"""Warps of the one-pass kernel, 512 columns each. Rows of more than 8,192 columns need 32 warps, and have twice as many:
-half the multiprocessors would have no program otherwise."""
+"""Warps of the one-pass kernel, 512 columns each. A row of more than 8,192 columns takes 32 warps; its programs have
+twice as many in sum, because half the multiprocessors would have no program otherwise."""
 
 LONG_BLOCK = 4096
 """Columns of a tile of the two-pass kernel."""
