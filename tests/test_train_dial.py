@@ -24,7 +24,6 @@ from jepamba.model_size import model_size
 from jepamba.presets import dump_toml, load_preset
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
-from jepamba.submission.bundle import bundle
 from jepamba.train import dial, resolve, resume, train
 from jepamba.train.checkpoint import checkpoints
 from jepamba.train.dial import (
@@ -325,10 +324,3 @@ def test_a_dry_run_shows_the_choices_or_says_that_the_speed_is_measured(
     printed = capsys.readouterr().out
     assert "model.n_layer = 4: " in printed
     assert "kept in the artifact" in printed
-
-
-def test_the_reserve_has_room_for_a_self_contained_training_script() -> None:
-    scoring = len(bundle("jepamba.submission.scoring", "main", "__file__, 0", "#", True).encode())
-    # It has settings and shards: the dial, and the readers of text and of the hub, are not part of it.
-    training = len(bundle("jepamba.train.loop", "Loop", "None", "#", True).encode())
-    assert scoring < training < CODE_RESERVE < LIMIT_BYTES // 100
