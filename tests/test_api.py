@@ -22,6 +22,7 @@ from jepamba.artifact.heads import HEADS
 from jepamba.cli import main
 from jepamba.config import ConfigError
 from jepamba.data import Tokens
+from jepamba.errors import UserError
 from jepamba.evaluate import compute_latents
 from jepamba.text import ByteTokenizer
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
@@ -302,3 +303,9 @@ def test_a_text_is_one_document_whatever_the_tokenizer() -> None:
         tokens = tokens_in_memory(["ab"], ByteTokenizer(separator))
         assert tokens.read(0, len(tokens)).tolist() == [0] * separator + [97, 98]
         assert (tokens.text_bytes, tokens.recorded_bytes, tokens.loss) == (2, 2, "")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "meters"])
+def test_a_device_that_is_not_there_is_one_line(device: str) -> None:
+    with pytest.raises(UserError, match=f"^device {device}: not on this machine .*; try 'cpu'$"):
+        jepamba.load(device=device)

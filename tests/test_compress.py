@@ -161,7 +161,7 @@ def test_output_to_standard_output_holds_the_data_alone(
     """Here standard output is a file; in the process of its own, a pipe."""
     model, source = folder / "bytes.jepa", tmp_path / "in"
     content = _opened(folder, "bytes").compress(TEXT[:300]).content
-    words = ["--model", str(model), "-o", "/dev/stdout", "--json"]
+    words = ["--model", str(model), "-o", "-", "--json"]
     for command, data, expected in (("compress", TEXT[:300], content), ("decompress", content, TEXT[:300])):
         source.write_bytes(data)
         assert main([command, str(source), *words]) == 0

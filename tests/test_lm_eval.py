@@ -58,7 +58,7 @@ def lm_eval(folder: Path, tasks: dict[str, tuple[dict[str, Any], list[Any]]], ar
         file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}, "test_split": "test"}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **data, **task}), encoding="utf-8")
-    words = ["--model", "jepamba", "--model_args", arguments, "--device", "cpu", "--tasks", ",".join(tasks)]
+    words = ["--model", "jepamba", "--model_args", arguments, "--tasks", ",".join(tasks)]
     words += ["--include_path", str(folder), "--output_path", str(folder), "--log_samples"]
     environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "jepamba.lm_eval", *words]

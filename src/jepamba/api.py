@@ -32,9 +32,9 @@ def load(path: str | Path | None = None, device: torch.device | str | None = Non
         device: None: a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: One line that names the file, if it is missing or invalid.
+        UserError: One line that names the file, if it is missing or invalid, or the device, if there is no such one.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     path = SHIPPED if path is None else path
     if Path(path).is_dir():
         from jepamba.train.trained import is_checkpoint, load_trained  # here, as it imports all of training
@@ -53,6 +53,15 @@ def load(path: str | Path | None = None, device: torch.device | str | None = Non
         return load_heads(beside, artifact.model.config.d_model, sha256_of(place, "the artifact"), device)
 
     return TextModel(artifact, heads)
+
+
+def _device(name: torch.device | str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name}: not on this machine ({str(error).splitlines()[0]}); try 'cpu'") from None
+    return device
 
 
 def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mapping[str, Any]) -> TextModel:

@@ -10,6 +10,7 @@ import math
 import sys
 from typing import Any
 
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -26,7 +27,7 @@ class JepambaLM(TemplateLM):  # type: ignore[misc]  # the library has no types
     Arguments:
         artifact: What `jepamba.load` takes: an artifact, the folder of a run, a checkpoint or `hf://owner/name`.
         carry: Whether rolling log-likelihoods carry the state through the text, as `jepamba eval --carry` does.
-        device: None: a GPU if there is one, else the CPU.
+        device: As PyTorch names it. None, or a GPU where there is none: a GPU if there is one, else the CPU.
         batch_size: Given by lm-eval, and unused: a batch has a fixed number of tokens.
         max_batch_size: As `batch_size`.
     """
@@ -40,7 +41,9 @@ class JepambaLM(TemplateLM):  # type: ignore[misc]  # the library has no types
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.lm, self.carry = load(artifact, device), carry
+        # The default of lm-eval's command line is a GPU, also where there is none.
+        missing = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
+        self.lm, self.carry = load(artifact, None if missing else device), carry
 
     @property
     def eot_token_id(self) -> int:

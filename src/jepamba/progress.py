@@ -141,7 +141,7 @@ def _bar() -> RichProgress:
             return Text("" if task.total is None else f"{task.percentage:>3.0f}%")
 
     return Progress(
-        Percent(table_column=Column(no_wrap=True)),
+        Percent(table_column=Column(no_wrap=True, min_width=4)),
         BarColumn(16, table_column=Column(no_wrap=True)),
         Times(table_column=Column(no_wrap=True)),
         # Only the task and its note are cut on a narrow terminal.

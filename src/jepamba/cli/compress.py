@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from jepamba.cli.common import add_artifact, add_optional_artifact, artifact_or_shipped, check_output, summary_printer
-from jepamba.cli.parser import Commands, local_path
+from jepamba.cli.parser import Commands, local_path, output_file
 from jepamba.cli.streams import STDIN, read_stdin
 
 
@@ -35,7 +35,9 @@ def add(commands: Commands) -> None:
         ],
     )
     for command in (compressing, decompressing):
-        command.add_argument("-o", "--out", type=local_path, required=True, metavar="OUT", help="file to write")
+        command.add_argument(
+            "-o", "--out", type=output_file, required=True, metavar="OUT", help="file to write; -: standard output"
+        )
         command.add_argument("file", type=local_path, metavar="FILE", help="file to read; -: standard input")
     add_optional_artifact(compressing, "--model")
     add_artifact(

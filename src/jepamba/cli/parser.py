@@ -17,6 +17,11 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
+def output_file(text: str) -> Path:
+    """Convert an argument to the path of a file to write; `-` is standard output."""
+    return Path("/dev/stdout") if text == "-" else local_path(text)
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UserError` instead of exiting."""
 

@@ -194,7 +194,8 @@ def _claims(
     about: About, run: Run, summary: Mapping[str, Any], headline: Mapping[str, Any], code_bytes: int, model_bytes: int
 ) -> dict[str, Any]:
     environment = summary.get("environment") or {}
-    hardware, seconds = environment.get("hardware") or environment.get("device"), summary.get("seconds") or 0.0
+    device = str(environment.get("device") or "").removeprefix("computing on ") or None
+    hardware, seconds = environment.get("hardware") or device, summary.get("seconds") or 0.0
     in_time = re.fullmatch(r"8x .*H100.*", hardware or "") and seconds <= TRAIN_SECONDS
     return {
         **vars(about),
@@ -216,7 +217,7 @@ def _claims(
         "parameters": (summary.get("parameters") or {}).get("kept"),
         "seed": run.train.seed,
         "hardware": hardware,
-        "device": environment.get("device"),
+        "device": device,
         "torch": environment.get("torch"),
         "jepamba": __version__,
     }

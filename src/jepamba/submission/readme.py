@@ -143,7 +143,7 @@ def _rounding(quant: Quant) -> str:
 
 
 def _scores(summary: Mapping[str, Any]) -> str:
-    rows = []
+    rows = list[str]()
     for key in ("bpb_plain", "bpb_calibrated", "bpb_sliding"):
         score = summary.get(key)
         if isinstance(score, dict):
@@ -151,4 +151,4 @@ def _scores(summary: Mapping[str, Any]) -> str:
                 f"| {score['mode']}, temperature {score['temperature']:.2f} | {score['bpb']:.4f} | "
                 f"{score['nats_per_token']:.4f} | {score['tokens']:,} | {score['bytes']:,} |"
             )
-    return "\n".join(rows)
+    return "\n".join(dict.fromkeys(rows))
