@@ -156,7 +156,8 @@ def test_the_table_of_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (data / "gone").symlink_to("nowhere")
     code, out, err = built(capsys, str(data), "--out", str(tmp_path / "s"), "--val", str(data / "a.txt"))
     assert code == 0, err
-    assert [line.split() for line in err.splitlines()] == [
+    assert "jepamba: 1 files of the validation text are in the training text too" in err
+    assert [line.split() for line in err.splitlines()[:-1]] == [
         ["text", "files", "bytes"],
         ["training", "2", "6", "read:", ".md", "1,", ".txt", "1"],
         ["training", "1", "left", "out,", "hidden:", ".hidden"],
@@ -237,6 +238,24 @@ def test_splits_of_plain_text(tmp_path: Path) -> None:
     # Without a file of the split, names mean nothing.
     (text / "wiki.train.tokens").unlink()
     assert read(text) == ["more.txt", "wiki.test.tokens", "wiki.valid.tokens"]
+
+
+def test_training_text_is_not_read_for_another_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = fill(tmp_path / "text", train_jsonl=ROWS[0], test_jsonl=ROWS[1], more_jsonl=ROWS[1])
+    missing = r"no file of the split '{}'; by the names of the files, splits are test, train: name a file or folder"
+    for split, name in (("val", "validation"), ("foo", "foo")):
+        with pytest.raises(UserError, match=missing.format(name)):
+            take_inventory(text, split)
+    code, _, err = built(capsys, str(text), "--val", str(text), "--out", str(tmp_path / "s"))
+    assert code == 2
+    assert "no file of the split 'validation'" in err
+    assert read(text, "test") == ["more.jsonl", "test.jsonl"]
+    assert read(text, "more") == ["more.jsonl"]
+    # A folder of one split, named itself, is read for it.
+    assert read(fill(tmp_path / "test", a_txt="a"), "test") == ["a.txt"]
+    assert read(tmp_path / "test", "val") == ["a.txt"]
+    with pytest.raises(UserError, match="splits are none"):
+        take_inventory(tmp_path / "test", "foo")
 
 
 def test_a_readme_without_tables_is_text(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path, PurePath
 from jepamba.errors import UserError
 from jepamba.text.files import CODECS, read_start
 
+DEFAULT_SPLITS = ("train", "validation")
+"""The splits that are read unless a user names one; data without splits is read whole for these."""
 JSON_LINES = (".jsonl", ".ndjson")
 _SPLITS = {
     "train": {"train", "training"},
@@ -95,8 +97,9 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
     left_out: list[tuple[str, str]] = []
     found = list(_walk(root, {_identity(root.stat()), *_own_output()}, left_out))
     names = {file: str(file.relative_to(root)) for file in found}
-    splits = {file: split_of(name) for file, name in names.items()}
+    splits = {file: split_of(name, split) for file, name in names.items()}
     wanted = canonical_split(split)
+    _refuse_missing_split(root, wanted, set(splits.values()) - {""})
     if wanted in splits.values():
         left_out += [(names[file], f"split {splits[file]}") for file in found if splits[file] not in ("", wanted)]
         found = [file for file in found if splits[file] in ("", wanted)]
@@ -110,6 +113,17 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
         listed = "; ".join(f"{name} is left out, {why}" for name, why in left_out[:_EXAMPLES])
         raise UserError(f"{path}: empty folder{f' ({listed})' if listed else ''}; put text files into it")
     return Inventory(tuple((str(file), file.stat().st_size) for file in found), tuple(left_out))
+
+
+def _refuse_missing_split(root: Path, wanted: str, named: set[str]) -> None:
+    """Raise `UserError` if `root` lacks a split that was asked for, or if training text would take its place."""
+    if wanted in named or split_of(root.resolve().name, wanted) == wanted:
+        return
+    if wanted not in DEFAULT_SPLITS or (wanted == "validation" and ("train" in named or len(named) > 1)):
+        raise UserError(
+            f"{root}: no file of the split {wanted!r}; by the names of the files, splits are "
+            f"{', '.join(sorted(named)) or 'none'}: name a file or folder in it, or another split (eval --split)"
+        )
 
 
 def canonical_split(split: str) -> str:
