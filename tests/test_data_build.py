@@ -468,7 +468,8 @@ def test_text_folders_are_not_taken_for_shards(tmp_path: Path) -> None:
     assert not is_shards(tmp_path)
     assert not is_shards(tmp_path / "a.txt")
     assert not is_shards("stdlib")
-    a, b = (Source((str(tmp_path / name),), "text").identity() for name in ("a.txt", "meta.json"))
+    (tmp_path / "b.txt").write_text("text")
+    a, b = (Source((str(tmp_path / name),), "text").identity() for name in ("a.txt", "b.txt"))
     assert a != b
 
 

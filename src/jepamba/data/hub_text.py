@@ -31,7 +31,8 @@ class HubText:
     """The parquet and JSONL files of one split of a data set, at one commit.
 
     Arguments: `name`: as above; `split`: the split if the name has none. If no path names a split, all files are read
-    then. Without a folder in the name, all files must be in one folder. Raises `UserError` with the available names if no file matches.
+    then. Without a folder in the name, all files must be in one folder. Raises `UserError` with the available names if
+    no file matches.
     """
 
     def __init__(self, name: str, split: str = "train") -> None:
@@ -149,7 +150,7 @@ def commit_of(pinned_name: str) -> str:
 
 
 def hub_inventory(name: str, split: str = "train") -> Inventory:
-    """List the files of `HubText(name, split)` that are read, and those that are not. It is empty if the hub need not be asked.
+    """List the files of `HubText(name, split)` that are read, and those that are not.
 
     A resumed run finds its tokens in the cache, without the hub.
     """
