@@ -15,8 +15,8 @@ import pytest
 from jepamba.cli import main
 from jepamba.config import Data
 from jepamba.data import Tokens, build, corpus, is_shards, load_tokens, open_folder, write_shard
-from jepamba.data.build import trained_on
 from jepamba.data.folder import is_folder
+from jepamba.data.shared_files import trained_on
 from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
 from jepamba.text import ByteTokenizer, Tokenizer, read_documents, read_tokenizer, stdlib_documents, train_bpe
@@ -468,7 +468,8 @@ def test_text_folders_are_not_taken_for_shards(tmp_path: Path) -> None:
     assert not is_shards(tmp_path)
     assert not is_shards(tmp_path / "a.txt")
     assert not is_shards("stdlib")
-    a, b = (Source((str(tmp_path / name),), "text").identity() for name in ("a.txt", "meta.json"))
+    (tmp_path / "b.txt").write_text("text")
+    a, b = (Source((str(tmp_path / name),), "text").identity() for name in ("a.txt", "b.txt"))
     assert a != b
 
 
@@ -490,7 +491,31 @@ def test_validation_files_among_the_training_files_are_found(tmp_path: Path) -> 
     (tmp_path / "other.txt").write_text("some other text")
     (tmp_path / "link.txt").symlink_to(tmp_path / "text" / "val.txt")
     inside = str(tmp_path / "text" / "val.txt")
-    for val, found in ((inside, [inside]), (str(tmp_path / "link.txt"), [inside]), (str(tmp_path / "other.txt"), [])):
+    link = str(tmp_path / "link.txt")
+    for val, found in ((inside, [inside]), (link, [link]), (str(tmp_path / "other.txt"), [])):
         assert trained_on(settings(tmp_path / "text", val=val)) == found
     assert trained_on(settings("stdlib", val="stdlib")) == ["stdlib"]
     assert trained_on(settings(tmp_path / "text")) == []
+
+
+def test_a_build_says_that_its_validation_text_is_training_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shards record it, so that a training on them says it too. Links are the same file, copies are not."""
+    (tmp_path / "text").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "text" / name).write_text(f"{name}: some text")
+    os.link(tmp_path / "text/a.txt", tmp_path / "hard.txt")
+    both = [str(tmp_path / "text/a.txt"), str(tmp_path / "text/b.txt")]
+    words = ["--out", str(tmp_path / "shards"), "--tokenizer", "bytes"]
+    for val, share in ((both[0], 1.0), (str(tmp_path / "hard.txt"), 1.0), (str(tmp_path / "text"), 0.5)):
+        assert main(["data", "build", both[0], "--val", val, *words]) == 0
+        assert "1 files of the validation text are in the training text too" in capsys.readouterr().err
+        assert open_folder(tmp_path / "shards").splits["val"].overlap == share
+        shutil.rmtree(tmp_path / "shards")
+    assert main(["data", "build", both[0], "--val", both[1], *words]) == 0
+    assert "too good" not in capsys.readouterr().err
+    assert open_folder(tmp_path / "shards").splits["val"].overlap is None
+    shard = str(tmp_path / "shards/text_train_000000.bin")
+    assert trained_on(settings(tmp_path / "shards", val=shard)) == [shard]
+    assert trained_on(settings(tmp_path / "shards", val=str(tmp_path / "shards"))) == []

@@ -22,6 +22,7 @@ from hub_server import commit as hub_commit
 from jepamba.config import Data
 from jepamba.data import corpus
 from jepamba.data.hub_text import HubText, hub_text, pinned
+from jepamba.data.shared_files import trained_on
 from jepamba.data.source import Source
 from jepamba.errors import UserError
 from processes import Running
@@ -133,6 +134,29 @@ def test_what_is_left_out_of_a_data_set_is_listed(hub: HubServer) -> None:
         "data/test-00000-of-00001.parquet": "split test",
         "data/validation-00000-of-00001.parquet": "split validation",
     }
+
+
+def test_the_split_of_a_data_set_is_that_of_its_purpose(hub: HubServer) -> None:
+    assert [text for _, text in Source(("hf://some/books",), "text", "val").documents()] == texts("held")
+    assert [text for _, text in Source(("hf://some/books",), "text", "test").documents()] == texts("tested")
+    assert len(Source(("hf://some/dump",), "text", "val").inventory().read) == 2
+    for name, split, complaint in (
+        ("hf://some/pages/german", "val", "no file of the split 'validation'; splits are train"),
+        ("hf://some/dump", "test", "no file of the split 'test'; splits are none"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            Source((name,), "body", split).inventory()
+
+
+@pytest.mark.parametrize(
+    ("val", "count"), [("books:train", 2), ("books@main/data:train", 2), ("books", 0), ("dump", 0)]
+)
+def test_validation_files_of_a_data_set_among_the_training_files_are_found(
+    hub: HubServer, val: str, count: int
+) -> None:
+    found = trained_on(Data(train="hf://some/books", val=f"hf://some/{val}"))
+    assert len(found) == count
+    assert all(name.startswith(f"hf://some/{val}: data/train-") for name in found)
 
 
 def test_files_are_downloaded_on_demand_and_once(hub: HubServer) -> None:

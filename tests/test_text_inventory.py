@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -86,14 +87,90 @@ def test_what_is_no_prose_is_refused(tmp_path: Path, name: str, content: str, co
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "{braces} in prose\nmore", '{"a": 1} and prose\n', "{\n  code();\n}\n", '"quoted"\n']
+    "text",
+    [
+        "[[link]] in a wiki",
+        '["Quoted," he said.]',
+        "[1] a note",
+        "[",
+        "a\0" * 9,
+        "caf\u00e9\x1b[0m" * 99,
+        "{",
+        "{braces} in prose\nmore",
+        '{"a": 1} and prose\n',
+        "{\n  code();\n}\n",
+        '"quoted"\n',
+    ],
 )
 def test_prose_that_begins_like_json_is_prose(tmp_path: Path, text: str) -> None:
-    assert list(read_documents(fill(tmp_path, a_txt=text))) == [text]
+    assert list(read_documents(fill(tmp_path, a_txt=text))) == [part for part in text.split("\0") if part]
+
+
+WORDS = "The kettle sings in the quiet morning. " * 9
+ROW_LINES = "\n".join(ROWS * 9)
+NO_TEXT = {
+    "utf-16.txt": (WORDS.encode("utf-16"), "UTF-16; convert"),
+    "utf-16-le.txt": (WORDS.encode("utf-16-le"), "UTF-16 without"),
+    "utf-16-be.txt": (WORDS.encode("utf-16-be"), "UTF-16 without"),
+    "utf-32-le.txt": (WORDS.encode("utf-32-le"), "UTF-16 without"),
+    "cyrillic.txt": (("Тихое утро. " * 9).encode("utf-16-le"), "UTF-16 without"),
+    "utf-16.jsonl": (ROW_LINES.encode("utf-16-le"), "UTF-16 without"),
+    "noise.dat": (random.Random(0).randbytes(3000), "binary"),
+    "figure.txt": (b"\x89PNG\r\n\x1a\n" + bytes(99), "an image"),
+    "doc": (b"%PDF-1.4\n%\xe2\xe3", "a PDF document"),
+    "part-0": (b"PAR1\x15\x04", "a parquet file under another name; rename"),
+    "packed.txt": (gzip.compress(WORDS.encode()), "add .gz to its name"),
+    "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    "pointer.txt.gz": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    "words.parquet": (WORDS.encode(), "damaged parquet file"),
+    "plain.txt.gz": (WORDS.encode(), "damaged .gz file"),
+    "array.txt": (json.dumps([json.loads(row) for row in ROWS]).encode(), "one object a line"),
+    "long-array.txt": (json.dumps([{"text": WORDS}] * 999).encode(), "one object a line"),
+    "strings.txt": (json.dumps([WORDS] * 9).encode(), "one object a line"),
+    "lists.txt": (b'[1, "one"]\n' * 9, "one object a line"),
+    "array.jsonl": (b"[\n" + ",\n".join(ROWS).encode() + b"\n]", "one object a line"),
+    "book.ipynb": (json.dumps({"cells": [{"source": [WORDS]}]}, indent=1).encode(), "one object a line"),
+    "text.jpc": (b"\x89JPC\r\n\x1a\n\0\0", "a text that `compress` made"),
+    "text.out": (b"\x89JPC\r\n\x1a\n\0\0", "a text that `compress` made"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_a_file_that_is_no_text_is_refused_before_any_is_read(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number of bad rows is allowed, and although it is the last file."""
+    content, complaint = NO_TEXT[name]
+    fill(tmp_path / "data", a_txt=WORDS)
+    path = tmp_path / "data" / f"z-{name}"
+    path.write_bytes(content)
+    monkeypatch.setattr("jepamba.text.documents.read_blocks", None)
+    for place in [path] if name == "text.jpc" else [path, path.parent]:
+        code, _, err = built(capsys, str(place), "--out", str(tmp_path / "s"), "--skip-bad", "999")
+        assert code == 2
+        assert err.startswith(f"jepamba: {path}: ")
+        assert complaint in err
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.txt", "rows.json", "rows.json.gz"])
+@pytest.mark.parametrize("first", ['ext": "cut"}', '{"text": "comma",}', "caf"])
+def test_a_bad_first_row_is_a_bad_row(tmp_path: Path, name: str, first: str) -> None:
+    content = f"{first}\n{ROW_LINES}".encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match=rf"{name}, line 1: not JSON .*skip_bad"):
+        list(read_documents(tmp_path))
+    bad = BadRows(1)
+    assert list(read_documents(tmp_path, bad_rows=bad)) == TEXTS * 9
+    assert bad.count == 1
+
+
+def test_a_sequence_of_json_texts_is_rows(tmp_path: Path) -> None:
+    """Each begins with the record separator, https://www.rfc-editor.org/rfc/rfc7464."""
+    assert list(read_documents(fill(tmp_path, a_txt="\n".join(f"\x1e{row}" for row in ROWS)))) == TEXTS
 
 
 def test_a_long_first_row_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepamba.text.files.BLOCK", 9)
+    monkeypatch.setattr("jepamba.text.files.START", 9)
     assert list(read_documents(fill(tmp_path, a_json="\n".join(ROWS)))) == TEXTS
 
 
@@ -156,7 +233,8 @@ def test_the_table_of_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (data / "gone").symlink_to("nowhere")
     code, out, err = built(capsys, str(data), "--out", str(tmp_path / "s"), "--val", str(data / "a.txt"))
     assert code == 0, err
-    assert [line.split() for line in err.splitlines()] == [
+    assert "jepamba: 1 files of the validation text are in the training text too" in err
+    assert [line.split() for line in err.splitlines()[:-1]] == [
         ["text", "files", "bytes"],
         ["training", "2", "6", "read:", ".md", "1,", ".txt", "1"],
         ["training", "1", "left", "out,", "hidden:", ".hidden"],
@@ -239,25 +317,52 @@ def test_splits_of_plain_text(tmp_path: Path) -> None:
     assert read(text) == ["more.txt", "wiki.test.tokens", "wiki.valid.tokens"]
 
 
+def test_training_text_is_not_read_for_another_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = fill(tmp_path / "text", train_jsonl=ROWS[0], test_jsonl=ROWS[1], more_jsonl=ROWS[1])
+    missing = r"no file of the split '{}'; by the names of the files, splits are test, train: name a file or folder"
+    for split, name in (("val", "validation"), ("foo", "foo")):
+        with pytest.raises(UserError, match=missing.format(name)):
+            take_inventory(text, split)
+    code, _, err = built(capsys, str(text), "--val", str(text), "--out", str(tmp_path / "s"))
+    assert code == 2
+    assert "no file of the split 'validation'" in err
+    assert read(text, "test") == ["more.jsonl", "test.jsonl"]
+    assert read(text, "more") == ["more.jsonl"]
+    # A folder of one split, named itself, is read for it.
+    assert read(fill(tmp_path / "test", a_txt="a"), "test") == ["a.txt"]
+    assert read(tmp_path / "test", "val") == ["a.txt"]
+    with pytest.raises(UserError, match="splits are none"):
+        take_inventory(tmp_path / "test", "foo")
+
+
 def test_a_readme_without_tables_is_text(tmp_path: Path) -> None:
     assert read(fill(tmp_path, README_md="a book", LICENSE="terms")) == ["LICENSE", "README.md"]
 
 
 def test_what_jepamba_wrote_is_no_text(tmp_path: Path) -> None:
     names = "runs__r__config_toml runs__r__metrics_jsonl study__plan_toml study__r_toml sub__config_toml"
-    names += " sub__submission_json shards__meta_json shards__text_bin cache__tokenizers__k_model x_jepa"
+    names += " sub__submission_json shards__meta_json shards__text_bin cache__tokenizers__k_model x_jepa x_jpc"
+    names += " hf__config_json"
     data = fill(tmp_path, a_txt="own", **dict.fromkeys(names.split(), ""))
+    (data / "hf/modeling_jepamba.py").touch()
+    (data / "fineweb").mkdir()
+    (data / "fineweb/fineweb_train_000000.bin").touch()
     assert read(data) == ["a.txt"]
     assert left_out(data) == {
         "runs/r": "a run",
         "study": "a study",
         "sub": "a submission",
         "shards": "shards of tokens",
+        "hf": "a model for transformers",
+        "fineweb": "shards of tokens",
+        "x.jpc": "a text that `compress` made",
         "cache/tokenizers/k.model": "a tokenizer",
         "x.jepa": "an artifact",
     }
     with pytest.raises(UserError, match="the folder of a run, not text"):
         take_inventory(data / "runs/r")
+    with pytest.raises(UserError, match="the folder of a model for transformers, not text"):
+        take_inventory(data / "hf")
 
 
 BAD_ROWS = {

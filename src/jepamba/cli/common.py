@@ -92,7 +92,12 @@ def add_text_flags(parser: Parser, purpose: str) -> None:
     parser.add_argument(
         "--skip-bad", type=int, default=0, metavar="N", help="bad rows that may be left out (default: 0)"
     )
-    parser.add_argument("--split", default="val", metavar="S", help=f"split to {purpose}, for shards (default: val)")
+    parser.add_argument(
+        "--split",
+        default="val",
+        metavar="S",
+        help=f"split to {purpose} of shards, or of files whose names tell splits apart (default: val)",
+    )
 
 
 def read_text(args: Namespace, artifact: Artifact) -> Tokens:

@@ -74,6 +74,7 @@ def data_build(args: Namespace) -> int:
     from jepamba.config import Data
     from jepamba.data import is_shards
     from jepamba.data.hub_text import HUB, pinned
+    from jepamba.data.shared_files import shared_files, shared_in_words
     from jepamba.data.source import Source
     from jepamba.data.writer import FolderWriter, check_output_folder
     from jepamba.progress import Progress, print_line
@@ -88,8 +89,10 @@ def data_build(args: Namespace) -> int:
             raise UserError(f"{path}: these are shards already; build needs text")
     check_output_folder(args.out, "train", "val")
     holdout = 0.0 if args.val else checked.holdout
-    for name in dict.fromkeys(path for path in [*args.paths, args.val] if path.startswith(HUB)):
-        print_line(f"jepamba: reading {pinned(name)}")
+    splits = {**dict.fromkeys(args.paths, "train"), args.val: "val"}
+    for name, split in splits.items():
+        if name.startswith(HUB):
+            print_line(f"jepamba: reading {pinned(name, split)}")
     source = Source(tuple(args.paths), args.column, "train", holdout, args.skip_bad)
     sources = {"training": source}
     if args.val:
@@ -97,6 +100,9 @@ def data_build(args: Namespace) -> int:
     files = table({name: source.inventory() for name, source in sources.items()})
     if files:
         print_line(files)
+    shared = shared_files(args.paths, args.val) if args.val else {}
+    if shared:
+        print_line(f"jepamba: {shared_in_words(list(shared))}")
     tokenizer: Tokenizer
     if args.tokenizer == "bytes":
         tokenizer = ByteTokenizer()
@@ -107,6 +113,8 @@ def data_build(args: Namespace) -> int:
         tokenizer = read_tokenizer(args.tokenizer)
     with Progress("tokenizing") as report, FolderWriter(args.out, tokenizer) as writer:
         overlap = source.held_out(report).overlap if holdout else None
+        if shared:
+            overlap = sum(shared.values()) / max(sum(size for _, size in sources["validation"].inventory().read), 1)
         for text in sources.values():
             writer.write(text.documents(report), overlap, text.bad_rows)
             if text.bad_rows.count:

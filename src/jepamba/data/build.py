@@ -19,7 +19,7 @@ from jepamba.progress import Report
 from jepamba.text.inventory import Inventory
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 """Increment this when the same settings and text give different tokens or a different `meta.json` than before."""
 
 
@@ -121,18 +121,6 @@ def inventory(path: str, split: str) -> Inventory:
     return Inventory(
         tuple((str(file), file.stat().st_size) for file in files), tuple((name, "no tokens") for name in left_out)
     )
-
-
-def trained_on(config: Data) -> list[str]:
-    """Return the files of the text `config.val` that `config.train` has too, or its name on the hub, or "stdlib"."""
-    if not config.val or is_shards(config.val) or is_shards(config.train):
-        return []
-    train, val = (
-        Source((path,), config.column, split).identity()["files"]
-        for path, split in ((config.train, "train"), (config.val, "val"))
-    )
-    known = set(train)
-    return [config.val if isinstance(file, str) else file[0] for file in val if file in known]
 
 
 def load_tokens(

@@ -14,7 +14,7 @@ from jepamba.data.hub import HubFile, Repository, check_free_space, total_size
 from jepamba.errors import UserError
 from jepamba.progress import Report
 from jepamba.text.documents import BadRows, read_files
-from jepamba.text.inventory import Inventory, canonical_split, split_of
+from jepamba.text.inventory import DEFAULT_SPLITS, Inventory, canonical_split, split_of
 
 HUB = "hf://"
 """Prefix of the name of a hub data set."""
@@ -23,26 +23,27 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _READABLE = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|xz|zst))?|json\.(gz|xz|zst))$")
 """A .json file without compression mostly describes the data."""
 
-_inventories: dict[str, Inventory] = {}
-"""By the name of the data set with its commit."""
+_inventories: dict[tuple[str, str], Inventory] = {}
+"""By the name of the data set with its commit, and the split if the name has none."""
 
 
 class HubText:
     """The parquet and JSONL files of one split of a data set, at one commit.
 
-    Arguments: `name`: as above. The default split is `train`, or all files if no path names a split. Without a folder
-    in the name, all files must be in one folder. Raises `UserError` with the available names if no file matches.
+    Arguments: `name`: as above; `split`: the split if the name has none. If no path names a split, all files are read
+    then. Without a folder in the name, all files must be in one folder. Raises `UserError` with the available names if
+    no file matches.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, split: str = "train") -> None:
         match = _NAME.fullmatch(name)
         if match is None:
             raise UserError(f"{name}: not the name of a data set; give hf://owner/name[@revision][/folder][:split]")
-        repository, revision, folder, split = match.groups()
+        repository, revision, folder, named = match.groups()
         self.name, self.repository = name, Repository(repository, revision or "main")
-        self.files = self._select_files((folder or "").strip("/"), split)
+        self.files = self._select_files((folder or "").strip("/"), named, split)
         self.pinned = re.sub(r"^(hf://[^/@:]+/[^/@:]+)(@[^/:]+)?", rf"\1@{self.repository.commit}", name)
-        _inventories[self.pinned] = self._inventory()
+        _inventories[self.pinned, split] = self._inventory()
 
     def _inventory(self) -> Inventory:
         chosen = {file.path for file in self.files}
@@ -89,7 +90,7 @@ class HubText:
             yield self.repository.fetch(file, on_bytes=on_bytes)
             before += file.size
 
-    def _select_files(self, folder: str, split: str | None) -> tuple[HubFile, ...]:
+    def _select_files(self, folder: str, split: str | None, default: str) -> tuple[HubFile, ...]:
         inside = f"{folder}/" if folder else ""
         readable = sorted(
             (
@@ -101,12 +102,11 @@ class HubText:
         )
         if not readable:
             raise UserError(f"{self.name}: no parquet or JSONL file found; folders are {self._folders() or 'none'}")
-        splits = {file.path: split_of(file.path.removeprefix(inside), split or "") for file in readable}
-        wanted = split or "train"
-        if split is None and not any(splits.values()):
+        wanted = canonical_split(split or default)
+        splits = {file.path: split_of(file.path.removeprefix(inside), split or default) for file in readable}
+        if split is None and wanted in DEFAULT_SPLITS and not any(splits.values()):
             chosen = readable
         else:
-            wanted = canonical_split(wanted)
             chosen = [file for file in readable if splits[file.path] == wanted]
         if not chosen:
             available = ", ".join(sorted(set(filter(None, splits.values())))) or "none"
@@ -128,12 +128,12 @@ class HubText:
 
 
 @lru_cache(maxsize=16)
-def hub_text(name: str) -> HubText:
-    """Return `HubText(name)`, cached so that all passes of a process read the same commit."""
-    return HubText(name)
+def hub_text(name: str, split: str = "train") -> HubText:
+    """Return `HubText(name, split)`, cached so that all passes of a process read the same commit."""
+    return HubText(name, split)
 
 
-def pinned(name: str) -> str:
+def pinned(name: str, split: str = "train") -> str:
     """Return `name` with the present commit as its revision, which determines the text. Asks the hub unless it has one.
 
     Raises `UserError` as `HubText` does.
@@ -141,12 +141,17 @@ def pinned(name: str) -> str:
     match = _NAME.fullmatch(name)
     if match is not None and COMMIT.fullmatch(match[2] or ""):
         return name
-    return hub_text(name).pinned
+    return hub_text(name, split).pinned
 
 
-def hub_inventory(name: str) -> Inventory:
-    """List the files of `name` that are read, and those that are not. It is empty if the hub need not be asked.
+def commit_of(pinned_name: str) -> str:
+    """Return a name of `pinned` without folder and split."""
+    return re.sub(r"(@[^/:]+).*", r"\1", pinned_name)
+
+
+def hub_inventory(name: str, split: str = "train") -> Inventory:
+    """List the files of `HubText(name, split)` that are read, and those that are not.
 
     A resumed run finds its tokens in the cache, without the hub.
     """
-    return _inventories.get(pinned(name), Inventory(()))
+    return _inventories.get((pinned(name, split), split), Inventory(()))

@@ -85,7 +85,7 @@ class Source:
         self.bad_rows.restart()
         for path in self.paths:
             if path.startswith(HUB):
-                yield from hub_text(path).documents(self.column, progress, self.bad_rows)
+                yield from hub_text(path, self.split).documents(self.column, progress, self.bad_rows)
             else:
                 yield from read_documents(path, self.column, progress, split=self.split, bad_rows=self.bad_rows)
 
@@ -108,7 +108,7 @@ class Source:
             if path == STDLIB:
                 files.append(stdlib_identity())
             elif path.startswith(HUB):
-                files.append(pinned(path))
+                files.append(pinned(path, self.split))
             else:
                 found = [Path(name) for name, _ in take_inventory(path, self.split).read]
                 files += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
@@ -119,7 +119,7 @@ class Source:
 def _inventory(path: str, split: str) -> Inventory:
     if path == STDLIB:
         return Inventory(())
-    return hub_inventory(path) if path.startswith(HUB) else take_inventory(path, split)
+    return hub_inventory(path, split) if path.startswith(HUB) else take_inventory(path, split)
 
 
 def cache_folder(setting: str) -> Path:

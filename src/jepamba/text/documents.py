@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jepamba.errors import UserError
 from jepamba.progress import Report
+from jepamba.text.content import content_of
 from jepamba.text.embedded import stdlib_documents
 from jepamba.text.files import ReadCallback, read_blocks
-from jepamba.text.inventory import JSON_LINES, form_of, is_json_line, take_inventory
+from jepamba.text.inventory import form_of, take_inventory
 
 STDLIB = "stdlib"
 """The path that selects the English text of the Python standard library."""
-
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass
@@ -58,9 +56,9 @@ def read_documents(
     """Iterate over the documents of `path` in a fixed order.
 
     In a .jsonl, .ndjson or .parquet file, `column` of each row is a document; so it is in any other file whose first
-    line is a JSON object. A .json file must be of that form. Any other file is UTF-8 text. All files except parquet can
-    be compressed as .xz, .gz or .zst. A NUL ends a document; a text file without a NUL is one document. The reader
-    skips empty documents and a byte-order mark at the start of a file.
+    line, or half of whose first 100 lines, are JSON objects. JSON of another form is refused. Any other file is UTF-8
+    text. All files except parquet can be compressed as .xz, .gz or .zst. A NUL ends a document; a text file without a
+    NUL is one document. The reader skips empty documents and a byte-order mark at the start of a file.
 
     Arguments: `path`: "stdlib", a file, or a folder, of which `take_inventory` lists the files that are read; `column`:
     the text column; `progress`: receives the bytes read; `split`: the split to read if the names of the files tell
@@ -108,21 +106,11 @@ def read_files(
 
 
 def _texts(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
-    form = form_of(file)
-    if form == ".parquet":
+    content = content_of(file, form_of(file))
+    if content == "parquet":
         return _parquet(file, column, on_read, bad_rows)
     blocks = read_blocks(file, on_read)
-    start = next(blocks, b"")
-    blocks = chain([start], blocks)
-    if start.startswith(_LFS_POINTER):
-        raise UserError(f"{file}: only the name of its content in Git LFS; fetch the content with `git lfs pull`")
-    if form in JSON_LINES or is_json_line(start):
-        return _jsonl(file, blocks, column, bad_rows)
-    if form == ".json" and start.strip():
-        raise UserError(
-            f"{file}: JSON, but not one object a line; convert it (of an array: jq -c '.[]'), or move it elsewhere"
-        )
-    return _plain(file, blocks, bad_rows)
+    return _jsonl(file, blocks, column, bad_rows) if content == "rows" else _plain(file, blocks, bad_rows)
 
 
 def _split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
@@ -182,7 +170,7 @@ def _jsonl(file: Path, blocks: Iterable[bytes], column: str, bad_rows: BadRows) 
 def _field(line: str, column: str, where: str) -> str:
     try:
         # Python refuses integers of more than 4,300 digits. None is text, so their values do not matter.
-        row: Any = json.loads(line, parse_int=len)
+        row: Any = json.loads(line.strip(), parse_int=len)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):

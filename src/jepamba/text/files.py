@@ -14,6 +14,8 @@ import zstandard
 from jepamba.errors import UserError
 
 BLOCK = 1 << 20
+START = 1 << 16
+"""The bytes from which the kind of a file is told."""
 CODECS = (".xz", ".gz", ".zst")
 _DAMAGE_ERRORS = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError)
 
@@ -21,15 +23,19 @@ ReadCallback = Callable[[int], None]
 """Called with the number of bytes read so far from the file on disk."""
 
 
-def read_blocks(path: Path, on_read: ReadCallback = lambda position: None) -> Iterator[bytes]:
-    """Yield the content of `path` in blocks of about 1 MB, decompressed if the name ends in .xz, .gz or .zst.
+def read_blocks(
+    path: Path, on_read: ReadCallback = lambda position: None, *, size: int = 0, packed: bool = False
+) -> Iterator[bytes]:
+    """Yield the content of `path` in blocks of about `size` bytes (default: `BLOCK`).
+
+    It is decompressed if the name ends in .xz, .gz or .zst, unless it is to stay `packed`.
 
     Raises `UserError` with the file name if the file cannot be read, is damaged or is truncated.
     """
-    codec = path.suffix.lower()
+    codec = "" if packed else path.suffix.lower()
     try:
         with path.open("rb") as raw:
-            for block in _decompressed(raw, codec):
+            for block in _decompressed(raw, codec, size or BLOCK):
                 on_read(raw.tell())
                 yield block
     except _DAMAGE_ERRORS as error:
@@ -38,23 +44,28 @@ def read_blocks(path: Path, on_read: ReadCallback = lambda position: None) -> It
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def read_start(path: Path) -> bytes:
-    """Return the first block of `path`; see `read_blocks`."""
-    return next(read_blocks(path), b"")
+def read_start(path: Path, *, packed: bool = False) -> bytes:
+    """Return the first `START` bytes of the content of `path`, or if `packed` those on disk; see `read_blocks`."""
+    start = b""
+    for block in read_blocks(path, size=START, packed=packed):
+        start += block
+        if len(start) >= START:
+            break
+    return start[:START]
 
 
-def _decompressed(raw: io.BufferedReader, codec: str) -> Iterator[bytes]:
+def _decompressed(raw: io.BufferedReader, codec: str, size: int) -> Iterator[bytes]:
     if codec == ".zst":
         return _zstd(raw)
     if codec == ".xz":
-        return _blocks(lzma.LZMAFile(raw))
+        return _blocks(lzma.LZMAFile(raw), size)
     if codec == ".gz":
-        return _blocks(gzip.GzipFile(fileobj=raw))
-    return _blocks(raw)
+        return _blocks(gzip.GzipFile(fileobj=raw), size)
+    return _blocks(raw, size)
 
 
-def _blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    while block := stream.read(BLOCK):
+def _blocks(stream: io.BufferedIOBase, size: int) -> Iterator[bytes]:
+    while block := stream.read(size):
         yield block
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
@@ -13,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from jepamba.errors import UserError
-from jepamba.text.files import CODECS, read_start
+from jepamba.text.content import content_of
+from jepamba.text.files import CODECS
 
+DEFAULT_SPLITS = ("train", "validation")
+"""The splits that are read unless a user names one; data without splits is read whole for these."""
 JSON_LINES = (".jsonl", ".ndjson")
 _SPLITS = {
     "train": {"train", "training"},
@@ -38,7 +40,13 @@ _NO_TEXT = {
     ".bz2": "bzip2 files are not supported; use .xz, .gz or .zst",
 }
 """Suffixes that are refused, and why."""
-_BINARY = {".jepa": "an artifact", ".model": "a tokenizer", ".safetensors": "tensors", ".pyc": "compiled code"}
+_BINARY = {
+    ".jepa": "an artifact",
+    ".model": "a tokenizer",
+    ".safetensors": "tensors",
+    ".pyc": "compiled code",
+    ".jpc": "a text that `compress` made",
+}
 _EXAMPLES = 3
 
 
@@ -90,17 +98,19 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
         return Inventory(((str(root), root.stat().st_size),))
     if not root.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    if _made_here({entry.name for entry in os.scandir(root)}) == "a run":
-        raise UserError(f"{path}: the folder of a run, not text")
+    made = _made_here({entry.name for entry in os.scandir(root)})
+    if made in ("a run", "a model for transformers"):
+        raise UserError(f"{path}: the folder of {made}, not text")
     left_out: list[tuple[str, str]] = []
     found = list(_walk(root, {_identity(root.stat()), *_own_output()}, left_out))
     names = {file: str(file.relative_to(root)) for file in found}
-    splits = {file: split_of(name) for file, name in names.items()}
+    splits = {file: split_of(name, split) for file, name in names.items()}
     wanted = canonical_split(split)
+    _refuse_missing_split(root, wanted, set(splits.values()) - {""})
     if wanted in splits.values():
         left_out += [(names[file], f"split {splits[file]}") for file in found if splits[file] not in ("", wanted)]
         found = [file for file in found if splits[file] in ("", wanted)]
-    if any(form_of(file) == ".parquet" or _holds_json_lines(file) for file in found):
+    if any(_is_table(file) for file in found):
         reasons = {file: _no_table(file) for file in found}
         left_out += [(names[file], reason) for file, reason in reasons.items() if reason]
         found = [file for file, reason in reasons.items() if not reason]
@@ -110,6 +120,17 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
         listed = "; ".join(f"{name} is left out, {why}" for name, why in left_out[:_EXAMPLES])
         raise UserError(f"{path}: empty folder{f' ({listed})' if listed else ''}; put text files into it")
     return Inventory(tuple((str(file), file.stat().st_size) for file in found), tuple(left_out))
+
+
+def _refuse_missing_split(root: Path, wanted: str, named: set[str]) -> None:
+    """Raise `UserError` if `root` lacks a split that was asked for, or if training text would take its place."""
+    if wanted in named or split_of(root.resolve().name, wanted) == wanted:
+        return
+    if wanted not in DEFAULT_SPLITS or (wanted == "validation" and ("train" in named or len(named) > 1)):
+        raise UserError(
+            f"{root}: no file of the split {wanted!r}; by the names of the files, splits are "
+            f"{', '.join(sorted(named)) or 'none'}: name a file or folder in it, or another split (eval --split)"
+        )
 
 
 def canonical_split(split: str) -> str:
@@ -124,18 +145,6 @@ def split_of(path: str, requested: str = "") -> str:
         if name in _SPLITS or (word and word == requested):
             return name
     return ""
-
-
-def is_json_line(start: bytes) -> bool:
-    """Whether the first line of a file that begins with `start` is a JSON object."""
-    line, newline, _ = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
-    if not line.startswith(b"{"):
-        return False
-    try:
-        return isinstance(json.loads(line, parse_int=len), dict)
-    except (ValueError, RecursionError):
-        # A line that is longer than what was read.
-        return not newline and re.match(rb'\{\s*"', line) is not None and not line.rstrip().endswith(b"}")
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]], left_out: list[tuple[str, str]], below: str = "") -> Iterator[Path]:
@@ -186,11 +195,13 @@ def _made_here(names: set[str]) -> str:
     """Say what jepamba wrote to a folder with these `names`. Returns an empty text if it is another folder."""
     if {"config.toml", "metrics.jsonl"} <= names:
         return "a run"
+    if {"config.json", "modeling_jepamba.py"} <= names:
+        return "a model for transformers"
     if {"config.toml", "submission.json"} <= names:
         return "a submission"
     if "plan.toml" in names:
         return "a study"
-    if "meta.json" in names and any(name.endswith(".bin") for name in names):
+    if any(name.endswith(".bin") and ("_train_" in name or "_val_" in name or "meta.json" in names) for name in names):
         return "shards of tokens"
     return ""
 
@@ -207,10 +218,7 @@ def _refuse_no_text(file: Path) -> None:
         raise UserError(f"{file}: {_NO_TEXT[form]}")
     if form == ".parquet" and file.suffix.lower() in CODECS:
         raise UserError(f"{file}: a compressed parquet file; decompress it, parquet has its own compression")
-
-
-def _holds_json_lines(file: Path) -> bool:
-    return form_of(file) in JSON_LINES or (form_of(file) == ".json" and is_json_line(read_start(file)))
+    content_of(file, form)
 
 
 def _no_table(file: Path) -> str:
@@ -219,4 +227,15 @@ def _no_table(file: Path) -> str:
         return "describes the data"
     if form_of(file) in _NO_TEXT:
         return "no text"
-    return "JSON, but not one object a line" if form_of(file) == ".json" and not _holds_json_lines(file) else ""
+    return "JSON, but not one object a line" if form_of(file) == ".json" and not _is_table(file) else ""
+
+
+def _is_table(file: Path) -> bool:
+    """Whether `file` is parquet or JSON lines, by its name or its content."""
+    form = form_of(file)
+    if form != ".json":
+        return form in (".parquet", *JSON_LINES)
+    try:
+        return content_of(file, form) == "rows"
+    except UserError:
+        return False

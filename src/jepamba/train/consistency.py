@@ -11,7 +11,8 @@ import torch
 from jepamba import __version__
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
 from jepamba.data import Corpus, Tokens
-from jepamba.data.build import text_inventory, trained_on
+from jepamba.data.build import text_inventory
+from jepamba.data.shared_files import shared_in_words, trained_on
 from jepamba.distributed import World
 from jepamba.errors import UserError
 from jepamba.evaluate import check_scorable
@@ -110,10 +111,7 @@ def _read(run: Run) -> Corpus:
             report.say(f"jepamba: {held_out} are held out, {overlap_in_words(text.overlap)}")
         shared = trained_on(run.data)
         if shared:
-            report.say(
-                f"jepamba: {len(shared):,} files of data.val are in data.train too, so their score is too good; first, "
-                f"{shared[0]}"
-            )
+            report.say(f"jepamba: {shared_in_words(shared)}")
         for name, tokens in (("training", text.train), ("validation", text.val)):
             if tokens.bad_rows:
                 report.say(f"jepamba: {name} text: bad rows left out: {tokens.bad_rows:,} (data.skip_bad)")

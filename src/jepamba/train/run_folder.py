@@ -119,14 +119,16 @@ def _world() -> Iterator[World]:
 
 def _pinned(run: Run, world: World) -> Run:
     """`run` with the data sets and the model of the hub at their present commits, those of rank 0 on every rank."""
-    texts = {"data.train": run.data.train, "data.val": run.data.val}
-    names = [name for name in texts.values() if name.startswith(HUB)]
-    commits = world.on_rank_zero(lambda: {name: pinned(name) for name in names})
+    texts = {("data.train", "train"): run.data.train, ("data.val", "val"): run.data.val}
+    commits = world.on_rank_zero(
+        lambda: {
+            setting: pinned(name, split) if name.startswith(HUB) else name for (setting, split), name in texts.items()
+        }
+    )
     start = run.train.init_from
     if start.startswith(HUB):
         start = world.on_rank_zero(lambda: pinned_model(start))
-    names_by_setting = {setting: commits.get(name, name) for setting, name in texts.items()}
-    return with_settings(run, {**names_by_setting, "train.init_from": start})
+    return with_settings(run, {**commits, "train.init_from": start})
 
 
 def _refuse_existing_run(out: Path) -> None:
