@@ -91,6 +91,19 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
             os.fsync(descriptor)
 
 
+def make_private_folder(path: Path) -> None:
+    """Create `path` and its missing parents for this user alone. A folder that exists keeps its permissions.
+
+    Raises `UserError` if it cannot be created.
+    """
+    try:
+        for folder in reversed([path, *path.parents]):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the name
+        raise UserError(f"{path}: cannot be created ({getattr(error, 'strerror', None) or error})") from None
+
+
 def check_writable(path: Path) -> None:
     """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
     try:
@@ -103,8 +116,9 @@ def check_writable(path: Path) -> None:
         probe = folder / f".{secrets.token_hex(8)}.partial"
         probe.touch(exist_ok=False)
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason}); choose another output") from None
 
 
 def check_utf8_name(path: Path) -> None:
