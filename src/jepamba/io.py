@@ -91,6 +91,14 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
             os.fsync(descriptor)
 
 
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links. Raises `UserError` for links in a loop or a name with a NUL."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # Python before 3.13 raises a RuntimeError for a loop
+        raise UserError(f"{str(path)!r}: {error}; choose another path") from None
+
+
 def make_private_folder(path: Path) -> None:
     """Create `path` and its missing parents for this user alone. A folder that exists keeps its permissions.
 
@@ -107,18 +115,18 @@ def make_private_folder(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
     try:
+        place = resolved(path)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():
             return
-        folder = next(parent for parent in path.resolve().parents if parent.exists())
+        folder = next(parent for parent in place.parents if parent.exists())
         # Permissions alone do not tell: the file system may be read-only, or the user root.
         probe = folder / f".{secrets.token_hex(8)}.partial"
         probe.touch(exist_ok=False)
         probe.unlink()
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason}); choose another output") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
 
 
 def check_utf8_name(path: Path) -> None:
