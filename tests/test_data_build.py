@@ -291,6 +291,19 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder("") == Path.home() / ".cache" / "jepamba"
 
 
+def test_the_cache_is_for_its_user_alone(text: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o755)
+    before = os.umask(0o022)
+    try:
+        corpus(settings(text, cache=str(mine / "new/cache"), tokenizer="bpe", vocab=264))
+    finally:
+        os.umask(before)
+    made = [mine / "new", *(mine / "new/cache" / name for name in ("", "tokens", "tokenizers"))]
+    assert {folder.stat().st_mode & 0o777 for folder in made} == {0o700}
+    assert mine.stat().st_mode & 0o777 == 0o755, "only what jepamba makes"
+
+
 def built(train: Path, out: Path, *flags: str) -> Path:
     """The folder `out` as `jepamba data build` makes it."""
     assert main(["data", "build", str(train), "--out", str(out), *flags]) == 0

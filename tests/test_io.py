@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from jepamba import io
+from jepamba.config import ConfigError
+from jepamba.config import build as build_settings
 from jepamba.data import build, write_shard
 from jepamba.errors import UserError
-from jepamba.io import atomic_write
+from jepamba.folder_lock import locked
+from jepamba.io import atomic_write, check_writable, make_private_folder
 from jepamba.text import ByteTokenizer
 
 
@@ -191,3 +194,16 @@ def test_a_folder_a_loop_of_links_and_a_file_as_a_folder_are_refused(tmp_path: P
             atomic_write(path, b"x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "loop"]
     assert os.listdir(tmp_path / "folder") == []
+
+
+def test_a_loop_of_links_and_a_nul_are_one_line(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / "a\0b"):
+        for check in (check_writable, make_private_folder):
+            with pytest.raises(UserError):
+                check(path)
+        with pytest.raises(UserError), locked(path):
+            pass
+    with pytest.raises(ConfigError, match="NUL"):
+        build_settings({"data.cache": "a\0b"})

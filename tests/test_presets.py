@@ -251,3 +251,9 @@ def test_a_run_s_own_config_as_an_overlay_brings_its_budget(tmp_path: Path) -> N
     written.write_text(dump_toml(with_settings(load_preset("cpu"), {"train.steps": 2000})))
     assert load_preset(f"cpu+{written}") == load_preset(str(written))
     assert (load_preset(str(written)).train.steps, load_preset(str(written)).train.seconds) == (2000, 0.0)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    file = tmp_path / "marked.toml"
+    file.write_text("[train]\nsteps = 7\n", encoding="utf-8-sig")
+    assert load_preset(str(file)).train.steps == 7

@@ -179,6 +179,21 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(tmp_
     assert trainer.commands == []
 
 
+def test_a_study_keeps_the_commit_of_its_data(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub = plan(**{"data.train": "hf://some/books/part:train"})
+    for commit in ("1" * 40, "2" * 40):
+        monkeypatch.setattr(
+            "jepamba.data.hub_text.pinned", lambda name, commit=commit: name.replace("/part", f"@{commit}/part")
+        )
+        run_plan(on_hub, tmp_path / "s")
+        settings = [run.settings_file.read_text() for run in planned_runs(on_hub, tmp_path / "s")]
+        for content in (*settings, (tmp_path / "s/plan.toml").read_text()):
+            assert f"hf://some/books@{'1' * 40}/part:train" in content
+        on_hub = replace(on_hub, seeds=(1, 2, 3))
+
+
 def test_a_record_replaces_the_folder_of_its_run(tmp_path: Path, trainer: Trainer) -> None:
     """Records of two machines, copied into one folder, are one finished study."""
     one, other, both = (tmp_path / name for name in ("one", "other", "both"))

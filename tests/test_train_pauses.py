@@ -71,3 +71,16 @@ def test_a_pause_leaves_the_budget_and_the_warmdown(
     ]
     assert told[0]["what"] in capsys.readouterr().err
     assert [record["lr_scale"] for record in records if record["kind"] == "step"][-1] < 0.2
+
+
+def test_the_step_where_the_latent_terms_end_is_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works: list[Any] = []
+
+    def usual(detector: PauseDetector, seconds: float, work: Any) -> None:
+        works.append(work)
+
+    monkeypatch.setattr(PauseDetector, "usual", usual)
+    monkeypatch.setattr(Loop, "_export", lambda loop: {})
+    settings: dict[str, Any] = {"train__steps": 4, "jepa__until": 0.5, "quant__qat_fraction": 0.0}
+    train(tiny(text_file(tmp_path), **settings), tmp_path / "run")
+    assert works[0] == works[1] != works[2] == works[3]

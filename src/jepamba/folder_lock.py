@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from jepamba.errors import UserError
+from jepamba.io import resolved
 
 LOCK = ".lock"
 """The file that the writer of a folder holds locked. A left-over file without a process locks nothing."""
@@ -25,7 +26,7 @@ def locked(folder: Path) -> Iterator[None]:
     A process that holds the lock may enter it again. A folder that is created here and stays empty is removed.
     Raises: `UserError` if another process holds the lock.
     """
-    path = folder.resolve() / LOCK
+    path = resolved(folder) / LOCK
     if path in _held:
         yield
         return

@@ -91,14 +91,36 @@ def _write(descriptor: int, parts: tuple[bytes, ...], sync: bool = False) -> Non
             os.fsync(descriptor)
 
 
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links. Raises `UserError` for links in a loop or a name with a NUL."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # Python before 3.13 raises a RuntimeError for a loop
+        raise UserError(f"{str(path)!r}: {error}; choose another path") from None
+
+
+def make_private_folder(path: Path) -> None:
+    """Create `path` and its missing parents for this user alone. A folder that exists keeps its permissions.
+
+    Raises `UserError` if it cannot be created.
+    """
+    try:
+        for folder in reversed([path, *path.parents]):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the name
+        raise UserError(f"{path}: cannot be created ({getattr(error, 'strerror', None) or error})") from None
+
+
 def check_writable(path: Path) -> None:
     """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
     try:
+        place = resolved(path)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():
             return
-        folder = next(parent for parent in path.resolve().parents if parent.exists())
+        folder = next(parent for parent in place.parents if parent.exists())
         # Permissions alone do not tell: the file system may be read-only, or the user root.
         probe = folder / f".{secrets.token_hex(8)}.partial"
         probe.touch(exist_ok=False)

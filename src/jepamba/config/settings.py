@@ -159,6 +159,7 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         not any("\ud800" <= character <= "\udfff" for text in texts for character in text),
         f"{name} = {value!r}: is not UTF-8; rename the file, or change the text",
     )
+    require(not any("\0" in text for text in texts), f"{name} = {value!r}: has a NUL character; remove it")
     if getattr(hint, "__origin__", None) is Literal:
         require(
             any(value == choice and type(value) is type(choice) for choice in choices),

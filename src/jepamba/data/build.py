@@ -14,7 +14,7 @@ from jepamba.data.source import Source, cache_folder, cache_key
 from jepamba.data.tokens import Tokens
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
-from jepamba.io import atomic_write, check_writable
+from jepamba.io import atomic_write, check_writable, make_private_folder
 from jepamba.progress import Report
 from jepamba.text.inventory import Inventory
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
@@ -223,6 +223,7 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
             return read_tokenizer(file)
         except UserError:
             file.unlink()
+    make_private_folder(file.parent)
     check_writable(file)
     documents = source.documents(_with_note(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
@@ -242,6 +243,7 @@ def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress:
             return folder
         except UserError:
             shutil.rmtree(out)
+    make_private_folder(out.parent)
     report = _with_note(progress, "tokenizing")
     try:
         with FolderWriter(out, tokenizer) as writer:

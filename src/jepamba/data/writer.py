@@ -19,7 +19,7 @@ from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
-from jepamba.io import check_writable
+from jepamba.io import check_writable, resolved
 from jepamba.text.documents import BadRows
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
@@ -58,7 +58,7 @@ class FolderWriter:
 
     def __enter__(self) -> FolderWriter:
         check_output_folder(self.out, tokenizer=self.tokenizer)
-        place = self.out.resolve()
+        place = resolved(self.out)
         self._is_new = not place.exists()
         try:
             # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
@@ -155,7 +155,7 @@ class FolderWriter:
         try:
             if self._is_new:
                 self._write_meta({})
-                os.rename(self._work, self.out.resolve())
+                os.rename(self._work, resolved(self.out))
             else:
                 with locked(self.out):
                     self._add_to_folder()

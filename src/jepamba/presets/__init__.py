@@ -53,6 +53,6 @@ def _layer(name: str) -> dict[str, Any]:
             raise ConfigError(f"unknown preset {name!r}; use one of {', '.join(preset_names())}, or a .toml file")
         text = entry.read_bytes()
     try:
-        return flatten(tomllib.loads(text.decode()))
+        return flatten(tomllib.loads(text.decode("utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not TOML: {error}") from None

@@ -116,7 +116,7 @@ def load_plan(source: str | Path) -> Plan:
     path = Path(source)
     if path.suffix == ".toml":
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read the plan ({error})") from None
     elif str(source) in plan_names():

@@ -35,6 +35,7 @@ from jepamba.gpu_turn import GPU_TURN
 from jepamba.io import atomic_write
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
+from jepamba.study.commits import with_commits
 from jepamba.study.plan import Plan, load_plan
 from jepamba.study.records import PlannedRun, planned_runs, read_record, write_record
 
@@ -81,7 +82,7 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
     """
     deadline = time.monotonic() + stop_after if stop_after > 0 else float("inf")
     with locked(out), _signals_as_interrupts(), tempfile.TemporaryDirectory() as turns:
-        plan = _with_choices(plan, out)
+        plan = _with_choices(with_commits(plan, out), out)
         runs = planned_runs(plan, out)
         for run in runs:
             _check_settings(run)

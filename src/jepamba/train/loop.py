@@ -20,6 +20,7 @@ from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.evaluate import StoppedError, score_plain
 from jepamba.gpu_turn import gpu_turn
+from jepamba.jepa.objective import latent_weights
 from jepamba.progress import Progress
 from jepamba.report.records import STOPPED
 from jepamba.text.unrestored import bpb_unit
@@ -137,7 +138,7 @@ class Loop:
             now = time.perf_counter()
             elapsed, stop_signal = self._synchronized(now - clock, stop)
             clock = now
-            self._count_seconds(report, elapsed)
+            self._count_seconds(report, elapsed, fraction)
             if problem:
                 self._note_skip(report, problem)
             else:
@@ -163,9 +164,10 @@ class Loop:
         everyone = self.world.all_gather_object([seconds, stop.signal])
         return everyone[0][0], next((signal.Signals(number) for _, number in everyone if number is not None), None)
 
-    def _count_seconds(self, report: Progress, elapsed: float) -> None:
+    def _count_seconds(self, report: Progress, elapsed: float, fraction: float) -> None:
         """Add the duration of a step to the budget, unless the machine paused."""
-        usual = self.pauses.usual(elapsed, (self.state.model.fake_quantized, self.state.model.quant.bit_allocation))
+        model, has_latent_terms = self.state.model, latent_weights(self.run.jepa, fraction) is not None
+        usual = self.pauses.usual(elapsed, (model.fake_quantized, model.quant.bit_allocation, has_latent_terms))
         if usual is None:
             self.state.counters.seconds += elapsed
         else:
