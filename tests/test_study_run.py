@@ -185,7 +185,7 @@ def test_a_study_keeps_the_commit_of_its_data(
     on_hub = plan(**{"data.train": "hf://some/books/part:train"})
     for commit in ("1" * 40, "2" * 40):
         monkeypatch.setattr(
-            "jepamba.data.hub_text.pinned", lambda name, commit=commit: name.replace("/part", f"@{commit}/part")
+            "jepamba.data.hub_text.pinned", lambda name, split, commit=commit: name.replace("/part", f"@{commit}/part")
         )
         run_plan(on_hub, tmp_path / "s")
         settings = [run.settings_file.read_text() for run in planned_runs(on_hub, tmp_path / "s")]

@@ -44,5 +44,6 @@ def _pinned(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
         from jepamba.artifact.locate import pinned_model
         from jepamba.data.hub_text import pinned as pinned_text
 
-        pinned[name] = pinned_model(value) if name == "train.init_from" else pinned_text(value)
+        split = "val" if name == "data.val" else "train"
+        pinned[name] = pinned_model(value) if name == "train.init_from" else pinned_text(value, split)
     return pinned
