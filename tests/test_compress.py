@@ -21,7 +21,7 @@ from jepamba.cli import main
 from jepamba.compress import Compressor, compressor, file_format
 from jepamba.compress.lanes import BATCH_LANES, LaneBatch, LaneLayout, lane_count, levels, nats, weights
 from jepamba.compress.tokens import to_ids
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.ops.dispatch import use_kernels
 
 
@@ -235,3 +235,11 @@ def test_the_sha256_is_the_artifact_s(folder: Path) -> None:
     model = _opened(folder, "bytes")
     assert model.sha256 == hashlib.sha256((folder / "bytes.jepa").read_bytes()).digest()
     assert load_artifact(folder / "bytes.jepa").temperature == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_diverged_model_is_refused(folder: Path, kernels: bool) -> None:
+    model = Compressor.open(artifact_at(folder / "diverged.jepa", tokenizer_named("bytes"), TEXT))
+    model.artifact.model.blocks[0].ssm_scale.master.data.fill_(math.nan)
+    with use_kernels(kernels), pytest.raises(DivergedError):
+        model.compress(TEXT[:300])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ import jepamba
 from jepamba.artifact import Artifact, load_artifact, save_artifact
 from jepamba.cli import main
 from jepamba.config import Data, Model, Quant, Run, Train
+from jepamba.errors import DivergedError
 from jepamba.export import export_transformers
 from jepamba.export.tokenizer import tokenizer_files
 from jepamba.model import LanguageModel
@@ -417,3 +419,11 @@ def test_the_example_of_the_manual_runs(
     exec(compile(code, "docs/integrations.md", "exec"), namespace)
     assert "The function " in capsys.readouterr().out
     assert 1 < namespace["loss"].item() < 20
+
+
+def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
+    artifact = random_artifact(tmp_path)
+    artifact.model.blocks[0].ssm_scale.master.data.fill_(math.nan)
+    with pytest.raises(DivergedError):
+        export_transformers(artifact, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

@@ -17,7 +17,7 @@ from jepamba.compress.lanes import MAX_LANES, TORCH, LaneLayout, lane_count
 from jepamba.compress.steps import fastest_steps, steps_of_file
 from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.io import read_untrusted, sha256_of
 from jepamba.progress import Report
 
@@ -95,6 +95,8 @@ class Compressor:
         if not 0 <= lanes <= min(ids.size, MAX_LANES):
             raise UserError(f"{lanes:,} lanes: 1 to {min(ids.size, MAX_LANES):,} for this file, or 0 for the default")
         coded = self.code(data, ids, lanes or lane_count(ids.size), progress)
+        if not math.isfinite(coded.nats):
+            raise DivergedError
         larger = len(coded.content) > len(uncompressed)
         return replace(coded, content=uncompressed, tokens=0, lanes=0) if larger else coded
 

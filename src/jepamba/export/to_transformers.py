@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from jepamba.artifact import Artifact
-from jepamba.errors import UserError
+from jepamba.errors import DivergedError, UserError
 from jepamba.export.tokenizer import TokenizerFiles, tokenizer_files
 from jepamba.io import atomic_write
 
@@ -31,7 +31,8 @@ def export_transformers(artifact: Artifact, folder: Path) -> dict[str, int]:
 
     The weights are the decoded ones in fp32, which the artifact computes with.
 
-    Raises `UserError` if the folder has files, and `OSError` if it cannot be written.
+    Raises `UserError` if the folder has files, `DivergedError` if a weight is not finite, and `OSError` if the folder cannot
+    be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not an empty folder; choose another")
@@ -55,6 +56,8 @@ def _weights(artifact: Artifact) -> dict[str, Tensor]:
         for name, weight in artifact.model.quant_weights().items():
             target = name if name.startswith(_OUTSIDE_BACKBONE) else f"model.{name}"
             value = weight.effective_weight().cpu().contiguous().clone()
+            if not bool(value.isfinite().all()):
+                raise DivergedError
             weights[f"{target}.weight" if name == "token_embed" else target] = value
     return weights
 
