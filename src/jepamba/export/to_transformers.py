@@ -31,8 +31,8 @@ def export_transformers(artifact: Artifact, folder: Path) -> dict[str, int]:
 
     The weights are the decoded ones in fp32, which the artifact computes with.
 
-    Raises `UserError` if the folder has files, `DivergedError` if a weight is not finite, and `OSError` if the folder cannot
-    be written.
+    Raises `UserError` if the folder has files, `DivergedError` if a weight is not finite, and `OSError` if the folder
+    cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not an empty folder; choose another")

@@ -80,7 +80,7 @@ def _body(run_dir: Path) -> list[str]:
         page.tiles(_key_values(metrics, results)),
         _bpb_chart(metrics, results),
         page.section("What the model writes", page.samples(_samples(metrics, results))),
-        page.section("What the model expects", passage(section_of(results, "passage"))),
+        page.section("Bits per byte of a passage", passage(section_of(results, "passage"))),
         page.section("Comparison with general-purpose compressors", _baselines(results)),
         page.section("Training", page.charts(_training_charts(metrics))),
         page.section(
@@ -149,7 +149,7 @@ def _bpb_chart(metrics: Metrics, summary: Record) -> str:
         Line("finished artifact, all held-out text", scaled(final, scale), 3, dots=True),
     ]
     return chart(
-        "Bits per byte while it learns",
+        "Bits per byte during training",
         f"training time ({unit})",
         "bits per byte",
         lines,

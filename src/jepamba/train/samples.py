@@ -53,7 +53,7 @@ def training_sample(state: TrainState) -> dict[str, str]:
 def scored_passage(artifact: Artifact, run: Run, val: Tokens) -> dict[str, Any]:
     """Score the first bytes of the validation text in plain windows.
 
-    Returns: `documents`, lists of pieces (text, bits): the text in whole characters and what the model spends on it.
+    Returns: `documents`, lists of pieces (text, bits): the text in whole characters and the bits of its tokens.
     Tokens without text add their bits to the next piece.
     """
     ids = val.read(0, min(len(val), _PASSAGE_BYTES + 1))
