@@ -100,7 +100,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_its_work(
     monkeypatch.setattr("jepamba.data.source.read_documents", never)
     for tokenizer in ("bpe", "bytes"):
         run = tiny(text, data__cache=str(text / "cache"), data__tokenizer=tokenizer)
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match=r"cannot be (written|created)"):
             read_same_corpus(run, SINGLE_PROCESS)
 
 
@@ -132,12 +132,13 @@ def test_a_file_system_that_cannot_be_written_is_refused(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("prompt", "separator", "complaint"),
-    [("a\0b", "yes", r"^eval\.prompts: 'a\\x00b': the text contains a NUL"), ("", "no", r"^eval\.prompts: an empty")],
+    [("a\0b", "yes", r"^eval\.prompts = .*'a\\x00b'.*: has a NUL character"), ("", "no", r"^eval\.prompts: an empty")],
 )
 def test_a_bad_prompt_is_refused_before_training(tmp_path: Path, prompt: str, separator: str, complaint: str) -> None:
-    run = tiny(text_file(tmp_path), eval__prompts=["The ", prompt], data__byte_separator=separator)
     with pytest.raises(UserError, match=complaint):
-        train(run, tmp_path / "run")
+        train(
+            tiny(text_file(tmp_path), eval__prompts=["The ", prompt], data__byte_separator=separator), tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -1,7 +1,7 @@
 """HTML elements of a report: one self-contained page for small screens, dark mode and screen readers.
 
-Every function that takes plain text escapes it. As a second safeguard, the page's security policy names the scripts of the
-package by their hashes, so that a browser runs no other.
+Every function that takes plain text escapes it. As a second safeguard, the page's security policy names the scripts of
+the package by their hashes, so that a browser runs no other.
 """
 
 from __future__ import annotations

@@ -120,11 +120,9 @@ def _world() -> Iterator[World]:
 def _pinned(run: Run, world: World) -> Run:
     """`run` with the data sets and the model of the hub at their present commits, those of rank 0 on every rank."""
     texts = {("data.train", "train"): run.data.train, ("data.val", "val"): run.data.val}
-    commits = world.on_rank_zero(
-        lambda: {
-            setting: pinned(name, split) if name.startswith(HUB) else name for (setting, split), name in texts.items()
-        }
-    )
+    # Each rank may have local paths of its own.
+    names = {(setting, split): name for (setting, split), name in texts.items() if name.startswith(HUB)}
+    commits = world.on_rank_zero(lambda: {setting: pinned(name, split) for (setting, split), name in names.items()})
     start = run.train.init_from
     if start.startswith(HUB):
         start = world.on_rank_zero(lambda: pinned_model(start))
