@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import pytest
 
@@ -38,20 +40,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_example_is_tested_and_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
-    for script in (ROOT / "examples").glob("*.py"):
+    for script in (ROOT / "examples").glob("*.*"):
         assert f"(examples/{script.name})" in readme
         assert f'"{script.name}"' in tests
 
 
-@pytest.mark.parametrize("script", PRINTED)
-def test_the_example_runs(script: str, folder: Path) -> None:
-    words = ["input.txt", "5"] if script == "train_on_your_text.py" else []
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *words],
+def ended(script: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script), *words],
         cwd=folder,
         env={**os.environ, "MPLBACKEND": "agg", "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert re.search(PRINTED[script], ended.stdout, re.DOTALL), ended.stdout
+
+
+@pytest.mark.parametrize("script", PRINTED)
+def test_the_example_runs(script: str, folder: Path) -> None:
+    words = ["input.txt", "5"] if script == "train_on_your_text.py" else []
+    found = ended(ROOT / "examples" / script, folder, *words)
+    assert found.returncode == 0, found.stderr
+    assert re.search(PRINTED[script], found.stdout, re.DOTALL), found.stdout
+
+
+def test_the_cells_of_the_notebook_run(tmp_path: Path) -> None:
+    cells: list[dict[str, Any]] = json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in cells)
+    (tmp_path / "cells.py").write_text("\n\n".join(sources).replace('"seconds": 10.0', '"steps": 3'), encoding="utf-8")
+    found = ended(tmp_path / "cells.py", tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert len(re.findall(r"\d\.\d{3} bits per byte", found.stdout)) == 2, found.stdout

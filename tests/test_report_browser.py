@@ -39,7 +39,7 @@ def empty_page(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "charts"),
     [(run_page, 5), (compare_page, 3), (study_page, 2), (empty_page, 0)],
-    ids=lambda value: str(value),
+    ids=["run", "comparison", "study", "empty folder"],
 )
 def test_a_page_is_drawn_without_errors_and_fits(
     tmp_path: Path, make: Callable[[Path], Path], charts: int, width: int
