@@ -7,6 +7,7 @@ width, I inner width, H heads, P head width, G groups, N state, W taps.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,29 @@ from torch import Tensor
 from jepamba.config import Model
 
 Weights = dict[str, Tensor]
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"tie": 0},
+    {"tie": 2},
+    {"tie": 3},
+    {"tie": 3, "embed_dim": 16},
+    {"tie": 1, "embed_dim": 16},
+    {"mlp": "swiglu", "mlp_every": 1},
+    {"mlp_every": 3, "n_layer": 5},
+    {"n_layer": 5, "self_skip": True},
+    {"n_layer": 1},
+    {"n_layer": 2, "unet": False},
+    {"n_layer": 6, "self_skip": True, "expand": 2, "ngroups": 2, "headdim": 8, "d_conv": 3},
+    {"ngroups": 4, "d_state": 3, "d_conv": 1},
+    {"softcap": "tanh", "cap": 0.7},
+    {"softcap": "off"},
+    {"cap": 0.5},
+    {"attention_every": 2, "attention_window": 5},
+    {"attention_every": 1, "attention_window": 64, "headdim": 8, "expand": 2},
+    {"attention_every": 1, "attention_window": 1},
+    {"attention_every": 3, "n_layer": 5, "attention_window": 21},
+]
+"""Changes of a small model that reach every part of the network."""
 
 
 def weights_of(module: torch.nn.Module) -> Weights:

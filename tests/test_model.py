@@ -63,32 +63,8 @@ def tokens_and_reset(config: Model, batch: int, length: int) -> tuple[Tensor, Te
     return tokens, reset
 
 
-CONFIGS = [
-    {},
-    {"tie": 0},
-    {"tie": 2},
-    {"tie": 3},
-    {"tie": 3, "embed_dim": 16},
-    {"tie": 1, "embed_dim": 16},
-    {"mlp": "swiglu", "mlp_every": 1},
-    {"mlp_every": 3, "n_layer": 5},
-    {"n_layer": 5, "self_skip": True},
-    {"n_layer": 1},
-    {"n_layer": 2, "unet": False},
-    {"n_layer": 6, "self_skip": True, "expand": 2, "ngroups": 2, "headdim": 8, "d_conv": 3},
-    {"ngroups": 4, "d_state": 3, "d_conv": 1},
-    {"softcap": "tanh", "cap": 0.7},
-    {"softcap": "off"},
-    {"cap": 0.5},
-    {"attention_every": 2, "attention_window": 5},
-    {"attention_every": 1, "attention_window": 64, "headdim": 8, "expand": 2},
-    {"attention_every": 1, "attention_window": 1},
-    {"attention_every": 3, "n_layer": 5, "attention_window": 21},
-]
-
-
 @pytest.mark.parametrize("resets", [False, True], ids=["stream", "resets"])
-@pytest.mark.parametrize("changes", CONFIGS, ids=str)
+@pytest.mark.parametrize("changes", oracle.VARIANTS, ids=str)
 def test_the_model_is_what_the_spec_says(changes: dict[str, Any], resets: bool) -> None:
     config = small(**changes)
     model = disturbed(config)

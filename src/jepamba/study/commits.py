@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.config import flatten, to_dict
+from jepamba.data.hub_text import HUB
 from jepamba.study.plan import Plan, load_plan
 
-HUB = "hf://"
 _ON_HUB = ("data.train", "data.val", "train.init_from")
 """The settings that may name something on the hub."""
 
