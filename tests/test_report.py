@@ -368,7 +368,7 @@ def test_runs_are_compared_on_one_page(tmp_path: Path, capsys: pytest.CaptureFix
     assert found.text.count("end " + HOSTILE.replace("\ud800", "?")) == 1
     assert "different texts" not in found.text
     assert main(["compare", *map(str, runs), "-o", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "1.9987", "–"]
+    assert capsys.readouterr().out.splitlines()[:2] == ["BPB  plain windows", "a           1.9987"]
     assert main(["compare", str(tmp_path), "-o", str(out)]) == 2
     assert "no run here" in capsys.readouterr().err
 
@@ -382,3 +382,47 @@ def test_scores_of_different_texts_are_not_compared_in_silence(tmp_path: Path) -
     found = check(tmp_path / "page.html")
     assert "scored on different texts" in found.text
     assert found.charts[0]["levels"] == []
+
+
+def test_a_score_of_other_text_than_the_others_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / name) for name in "abc"]
+    plain = {"bpb": 2.0, "tokens": 300, "bytes": 1000, "counted": "original", "reset": True}
+    sliding = {**plain, "bpb": 1.75}
+    scores = [
+        {"bpb_calibrated": plain, "bpb_sliding": sliding},
+        {
+            "bpb_calibrated": {**plain, "tokens": 250, "bpb": 1.875},
+            "bpb_sliding": {**sliding, "tokens": 60, "bytes": 200},
+        },
+        {"bpb_calibrated": {**plain, "bytes": 1001}, "bpb_sliding": None},
+    ]
+    for run, changed in zip(runs, scores, strict=True):
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps({**summary, **changed}))
+    words = ["compare", *map(str, runs), "-o", str(tmp_path / "page.html")]
+    assert main([*words, "--json"]) == 0
+    assert [run["differs"] for run in json.loads(capsys.readouterr().out)["runs"]] == [
+        {"bpb_sliding": "300 tokens, 1,000 bytes"},
+        {"bpb_sliding": "60 tokens, 200 bytes"},
+        {"bpb_calibrated": "300 tokens, 1,001 bytes"},
+    ]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["BPB", "plain", "windows", "sliding", "windows"],
+        ["a", "2.0000", "1.7500*"],
+        ["b", "1.8750", "1.7500*"],
+        ["c", "2.0000*", "–"],
+    ]
+    assert "b, sliding windows: 60 tokens, 200 bytes" in lines
+    assert any(line.startswith("Scores of different kinds do not compare") for line in lines)
+    page = check(tmp_path / "page.html")
+    assert "1.7500*" in page.text
+    assert "c, plain windows: 300 tokens, 1,001 bytes" in page.text
+    # Another stride is another measure of the same text.
+    (runs[1] / "summary.json").write_text(json.dumps({**summary, **scores[0]}))
+    (runs[1] / "config.toml").write_text(dump_toml(with_settings(Run(), {"eval.stride": 16})))
+    assert main([*words[:3], *words[4:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][1]["differs"] == {
+        "bpb_sliding": "300 tokens, 1,000 bytes, stride 16"
+    }

@@ -172,6 +172,21 @@ def test_the_view_fits_the_terminal(run: Path, width: int, height: int) -> None:
         assert "tokens per second" in "".join(rows), "all four curves"
 
 
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_no_figure_is_cut(run: Path, width: int) -> None:
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(
+            line("step", 51, tokens=6100, bytes=24000, seconds=30, ce=1.5, lr_scale=0.0123456, tokens_per_s=9e5)
+        )
+        stream.write(line("val", 51, bpb=3.3441))
+    console = Console(file=io.StringIO(), width=width, height=24, color_system=None)
+    console.print(RunView(RunWatcher(run).poll()))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for figure in (": 3.344 ", "0.01235 ", ": 900 k ", "30 s of training", "3.3441 BPB at step 51"):
+        assert figure in shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
 def test_a_stopped_run_and_one_that_is_packed(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write(line("event", 50, what="stopped by SIGINT"))

@@ -31,16 +31,15 @@ def add(commands: Commands) -> None:
 
 def compare(args: Namespace) -> int:
     """Run `jepamba compare`: write the page and print the scores."""
-    from jepamba.report.compare import compare_runs
+    from jepamba.report.compare import compare_runs, score_cells
 
     check_output(args.out)
     runs = compare_runs(args.runs, args.out)
     if args.json:
         print(json.dumps({"out": str(args.out), "runs": runs}))
         return 0
-    rows = [
-        [run["run"], *("–" if run[key] is None else f"{run[key]:.4f}" for key in ("bpb_calibrated", "bpb_carried"))]
-        for run in runs
-    ]
-    print(f"{columns([['run', 'BPB', 'BPB carried'], *rows])}\n\npage  {args.out}")
+    kinds, cells, notes = score_cells(runs)
+    names = [run["run"] for run in runs]
+    print(columns([["BPB", *kinds], *([name, *scores] for name, scores in zip(names, cells, strict=True))]))
+    print("\n".join(["", *notes, "", f"page  {args.out}"] if notes else ["", f"page  {args.out}"]))
     return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from jepamba.report.records import (
 )
 from jepamba.report.run_facts import date
 
-_SCORES = {"bpb_calibrated": "BPB", "bpb_sliding": "sliding windows", "bpb_carried": "state carried"}
+SCORES = {"bpb_calibrated": "plain windows", "bpb_sliding": "sliding windows", "bpb_carried": "state carried"}
+"""The scores of a run by their keys in summary.json. Those of one kind compare, if they are of the same text."""
 _MAX_MEANS = 150
 
 
@@ -49,12 +51,34 @@ class _Run:
 def compare_runs(folders: Sequence[Path], out: Path) -> list[Record]:
     """Write a page that compares the runs in `folders` to `out`.
 
-    Returns: the figures of each run for JSON; null for what is not known yet.
+    Returns: the figures of each run for JSON; null for what is not known yet. `differs` has the scores that do not
+    compare with those of the other runs, each with what it is of; see `score_cells`.
     Raises: `UserError` if a folder holds no run.
     """
     runs = _read(folders)
     atomic_write(out, page.page(f"{len(runs)} runs: jepamba", _body(runs)).encode("utf-8", errors="replace"))
-    return [_figures(run) for run in runs]
+    return _figures(runs)
+
+
+def score_cells(figures: Sequence[Record]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the kinds of scores that any of the runs has, the scores of each run as text, and notes on them.
+
+    A score has an asterisk if it is of another text, or of another part of it, than most scores of its kind. Each such
+    score has a note.
+    """
+    shown = [key for key in SCORES if any(found[key] is not None for found in figures)]
+    cells, notes = [], []
+    for found in figures:
+        marks = {key: "*" if key in found["differs"] else "" for key in shown}
+        cells.append(["–" if found[key] is None else f"{found[key]:.4f}{marks[key]}" for key in shown])
+        notes += [f"{found['run']}, {SCORES[key]}: {of}" for key, of in found["differs"].items()]
+    if notes:
+        notes.insert(
+            0, "* does not compare with the other scores of its kind, which are of other text or measured otherwise:"
+        )
+    if len(shown) > 1:
+        notes.append("Scores of different kinds do not compare: the wider the context, the lower the figure.")
+    return [SCORES[key] for key in shown], cells, notes
 
 
 def _read(folders: Sequence[Path]) -> list[_Run]:
@@ -74,13 +98,63 @@ def _read(folders: Sequence[Path]) -> list[_Run]:
     ]
 
 
-def _figures(run: _Run) -> Record:
-    found, last = run.summary, run.metrics.steps[-1] if run.metrics.steps else {}
-    scores = {key: number(section_of(found, key).get("bpb")) for key in _SCORES}
-    counts = {key: number(found.get(key, last.get(key))) for key in ("steps", "tokens", "seconds", "artifact_bytes")}
-    counts["steps"] = counts["steps"] or number(last.get("step"))
-    parameters = number(section_of(found, "parameters").get("kept"))
-    return {"run": run.label, "finished": bool(found), **scores, **counts, "parameters": parameters}
+def _figures(runs: Sequence[_Run]) -> list[Record]:
+    differs = [_differing(runs, key) for key in SCORES]
+    found = []
+    for index, run in enumerate(runs):
+        scores = {key: number(section_of(run.summary, key).get("bpb")) for key in SCORES}
+        last = run.metrics.steps[-1] if run.metrics.steps else {}
+        counts = {
+            key: number(run.summary.get(key, last.get(key))) for key in ("steps", "tokens", "seconds", "artifact_bytes")
+        }
+        counts["steps"] = counts["steps"] or number(last.get("step"))
+        others = {key: of[index] for key, of in zip(SCORES, differs, strict=True) if index in of}
+        parameters = number(section_of(run.summary, "parameters").get("kept"))
+        found.append(
+            {
+                "run": run.label,
+                "finished": bool(run.summary),
+                **scores,
+                "differs": others,
+                **counts,
+                "parameters": parameters,
+            }
+        )
+    return found
+
+
+def _differing(runs: Sequence[_Run], key: str) -> dict[int, str]:
+    """Return what the scores `key` are of, by the index of the run, if that differs from most of the others."""
+    kinds = {}
+    for index, run in enumerate(runs):
+        score = section_of(run.summary, key)
+        if number(score.get("bpb")) is not None:
+            stride = run.settings.get("eval.stride") if key == "bpb_sliding" else None
+            decoded = score.get("counted") == "decoded"
+            kinds[index] = (score.get("bytes"), decoded, score.get("reset"), stride)
+    (usual, count), *others = Counter(kinds.values()).most_common() or [((), 0)]
+    alike = usual if not others or count > others[0][1] else None
+    return {
+        index: _described(section_of(runs[index].summary, key), kind) for index, kind in kinds.items() if kind != alike
+    }
+
+
+def _described(score: Mapping[str, Any], kind: tuple[Any, ...]) -> str:
+    """Say what a score is of: `6,232 tokens, 19,795 bytes, stride 16`."""
+    size, decoded, reset, stride = kind
+    counts = [
+        f"{count:,.0f} {unit}"
+        for unit, value in (("tokens", score.get("tokens")), ("bytes", size))
+        if (count := number(value)) is not None
+    ]
+    return ", ".join(
+        [
+            *counts,
+            *(["counted in the decoded text"] if decoded else []),
+            *([f"stride {stride}"] if stride else []),
+            *(["not reset at document starts"] if reset is False else []),
+        ]
+    )
 
 
 def _body(runs: Sequence[_Run]) -> list[str]:
@@ -97,7 +171,7 @@ def _body(runs: Sequence[_Run]) -> list[str]:
         f"<h1>{len(runs)} runs compared</h1>",
         "<p>Bits per byte (BPB) are of held-out text unless training text is named. Lower is better.</p>",
         "<p><b>The runs were scored on different texts, so their figures do not compare.</b></p>" * (len(texts) > 1),
-        _table(runs),
+        *_table(runs, len(texts) <= 1),
         chart(
             "Held-out text over time",
             time_label,
@@ -128,23 +202,28 @@ def _held_out(runs: Sequence[_Run], x: str, unit: float = 1.0) -> list[Line]:
     return lines
 
 
-def _table(runs: Sequence[_Run]) -> str:
-    figures = [_figures(run) for run in runs]
-    shown = {key: label for key, label in _SCORES.items() if any(found[key] is not None for found in figures)}
-    heads = ["run", *shown.values(), "training", "steps", "tokens", "parameters", "artifact bytes", "started"]
+def _table(runs: Sequence[_Run], comparable: bool) -> list[str]:
+    """Return the table of the runs and its notes. The best plain score is bold if all are `comparable`."""
+    figures = _figures(runs)
+    kinds, cells, notes = score_cells(figures)
+    heads = ["run", *(f"BPB, {kind}" for kind in kinds)]
+    heads += ["training", "steps", "tokens", "parameters", "artifact bytes", "started"]
     rows: list[list[Any]] = [
         [
             found["run"],
-            *(f"{found[key]:.4f}" if found[key] is not None else None for key in shown),
+            *scores,
             None if found["seconds"] is None else duration(found["seconds"]),
             *(found[key] for key in ("steps", "tokens", "parameters", "artifact_bytes")),
             date(run.start.get("time")) or None,
         ]
-        for run, found in zip(runs, figures, strict=True)
+        for run, found, scores in zip(runs, figures, cells, strict=True)
     ]
-    scores = [found["bpb_calibrated"] for found in figures]
-    best = min((score, index) for index, score in enumerate(scores) if score is not None)[1] if any(scores) else None
-    return page.table("", heads, rows, highlight=best)
+    plain = [(found["bpb_calibrated"], index) for index, found in enumerate(figures)]
+    best = min(((score, index) for score, index in plain if score is not None), default=(None, None))[1]
+    return [
+        page.table("", heads, rows, highlight=best if comparable else None),
+        *(f"<p class='mute'>{page.text(note)}</p>" for note in notes),
+    ]
 
 
 def _settings(runs: Sequence[_Run]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class RunView:
         if "training, bits per byte" in curves:
             # Cross-entropy has the same shape. It is shown only if the log has no byte counts.
             curves.pop("training, nats per token", None)
-        title = Text(headline(self.status))
+        title = Text("\n".join(_filled(_fields(self.status), options.max_width)))
         height, shown = _CURVE_LINES, len(curves)
         if console.is_terminal and curves:
             # One line is left for the cursor.
@@ -139,7 +139,7 @@ class RunView:
         panels: list[RenderableType] = []
         for name, points in list(curves.items())[:shown]:
             lines = "\n".join(plot_curve(points, width, height, options.ascii_only))
-            heading = f"{name}: {short_number(points[-1][1])}"
+            heading = _heading(name, short_number(points[-1][1]), width - 2)
             panels.append(Panel(Text(lines, no_wrap=True), title=heading, title_align="left"))
         for start in range(0, len(panels), columns):
             table.add_row(*panels[start : start + columns])
@@ -148,6 +148,10 @@ class RunView:
 
 def headline(status: RunStatus) -> str:
     """Return the status of a run in one line."""
+    return ", ".join(_fields(status))
+
+
+def _fields(status: RunStatus) -> list[str]:
     last = status.metrics.steps[-1] if status.metrics.steps else {}
     fields = [f"{status.folder.resolve().name}: {status.state}"]
     if status.state == "silent":
@@ -172,7 +176,25 @@ def headline(status: RunStatus) -> str:
     held_out, unit = series(vals, "step", "bpb"), bpb_unit(vals[-1].get("counted") if vals else None)
     if held_out:
         fields.append(f"{held_out[-1][1]:.4f} {unit} at step {held_out[-1][0]:,.0f}")
-    return ", ".join(fields)
+    return fields
+
+
+def _filled(fields: Sequence[str], width: int) -> list[str]:
+    """Join `fields` with commas to lines of at most `width` characters. A line ends only after a field."""
+    lines = [""]
+    for count, field in enumerate(fields, start=1):
+        piece = field + "," * (count < len(fields))
+        if lines[-1] and len(lines[-1]) + 1 + len(piece) > width:
+            lines.append("")
+        lines[-1] += " " * bool(lines[-1]) + piece
+    return lines
+
+
+def _heading(name: str, figure: str, width: int) -> str:
+    """Return the title of a curve. One that is longer than `width` begins with the figure, since its end is cut."""
+    short = name.replace("bits per byte", "BPB").replace("share of its peak", "of peak")
+    fitting = [title for title in (f"{name}: {figure}", f"{short}: {figure}") if len(title) <= width]
+    return fitting[0] if fitting else f"{figure} {short}"
 
 
 def _budget_share(metrics: Metrics, config: Record | None) -> float | None:
