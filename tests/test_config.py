@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any, get_type_hints
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepamba.config import (
-    OTHER_NAMES,
     ConfigError,
     Jepa,
     Model,
@@ -24,6 +24,7 @@ from jepamba.config import (
     to_dict,
     with_settings,
 )
+from jepamba.config.other_names import ABSENT, OTHER_NAMES
 from jepamba.errors import UserError
 
 INF, NAN = float("inf"), float("nan")
@@ -221,8 +222,17 @@ def test_other_common_names_are_understood() -> None:
     for name, meant in (("model.hidden_size", "model.d_model"), ("optim.lr", "optim.muon_lr")):
         with pytest.raises(ConfigError, match=f"unknown setting {name}; did you mean {meant}\\?"):
             build({name: 3})
-    assert set(OTHER_NAMES.values()) <= setting_types().keys()
-    assert not {name.rpartition(".")[2] for name in setting_types()} & (OTHER_NAMES.keys() - {"vocab_size"})
+    with pytest.raises(ConfigError, match=r"unknown setting train\.stpes; did you mean train\.steps\?"):
+        build({"train.stpes": 3})
+    with pytest.raises(ConfigError, match=r"unknown setting model\.dropout; there is no dropout: weight decay"):
+        build({"model.dropout": 0.1})
+    assert OTHER_NAMES.keys() <= setting_types().keys()
+    names = [name for text in (*OTHER_NAMES.values(), *ABSENT.values()) for name in text.split()]
+    assert len(names) == len(set(names)), "each name means one thing"
+    assert not {name.rpartition(".")[2] for name in setting_types()} & ({*names} - {"vocab_size"})
+    # What the hints name exists.
+    for word in re.findall(r"\b[a-z]+\.[a-z_0-9]+", " ".join(ABSENT)):
+        assert word in setting_types()
 
 
 def test_unknown_rooms_and_keys_are_refused_by_name() -> None:
@@ -271,10 +281,11 @@ def test_a_layer_with_a_budget_drops_the_budgets_below_it() -> None:
     assert (with_settings(Run(), seconds).train.steps, with_settings(Run(), seconds).train.seconds) == (0, 9.0)
 
 
+TEXTS = st.characters(codec="utf-8", exclude_characters="\0")
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
-        "data.train": st.text(max_size=20),
+        "data.train": st.text(TEXTS, max_size=20),
         "data.holdout": st.floats(0.01, 0.99),
         "data.shuffle": st.booleans(),
         "data.vocab": st.integers(264, 65536),
@@ -286,7 +297,7 @@ SETTINGS = st.fixed_dictionaries(
         "optim.adam_eps": st.floats(1e-300, 1),
         "train.seconds": st.floats(0, 1e9),
         "train.tokens": st.integers(0, 10**12),
-        "eval.prompts": st.lists(st.text(max_size=9), max_size=4),
+        "eval.prompts": st.lists(st.text(TEXTS, max_size=9), max_size=4),
     },
 )
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jepamba.config import OTHER_NAMES, Run, field_docs, setting_types
+from jepamba.config import Run, field_docs, setting_types
+from jepamba.config.other_names import suggestion
 from jepamba.errors import UserError
 
 _YES = {"true", "yes", "on", "1"}
@@ -89,17 +89,12 @@ def without_separator(words: Sequence[str]) -> list[str]:
 
 
 def unknown_flag_message(word: str, known: Collection[str]) -> str:
-    """Return the error message for the unexpected flag `word`, with the closest of `known` by full or last name."""
+    """Return the error message for the unexpected flag `word`, with what it is likely to mean."""
     flag = word.partition("=")[0]
     if flag.lstrip("-") in known:
         return misplaced_flag_message(flag)
-    name, tails = flag.lstrip("-"), {other.rpartition(".")[2]: other for other in reversed(list(known))}
-    tail = name.rpartition(".")[2]
-    meant = OTHER_NAMES.get(tail.replace("-", "_"))
-    close = [meant] if meant in known else [tails[tail]] if tail in tails else []
-    close = close or get_close_matches(name, list(known), 1, 0.6)
-    close = close or [tails[other] for other in get_close_matches(tail, list(tails), 1, 0.75)]
-    return f"unknown flag {flag}; " + (f"did you mean --{close[0]}?" if close else "--help lists all flags")
+    hint = suggestion(flag.lstrip("-"), known, "--")
+    return f"unknown flag {flag}; {hint or '--help lists all flags'}"
 
 
 def misplaced_flag_message(flag: str) -> str:

@@ -15,7 +15,6 @@ from jepamba.config.quant import Quant
 from jepamba.config.run import MACHINE_SETTINGS, Run
 from jepamba.config.settings import (
     BUDGET_SETTINGS,
-    OTHER_NAMES,
     build,
     field_docs,
     flatten,
@@ -31,7 +30,6 @@ __all__ = [
     "BUDGETS",
     "BUDGET_SETTINGS",
     "MACHINE_SETTINGS",
-    "OTHER_NAMES",
     "ConfigError",
     "Data",
     "Eval",

@@ -15,44 +15,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
 
-from jepamba.config.checks import require
+from jepamba.config.checks import ConfigError, require
+from jepamba.config.other_names import suggestion
 from jepamba.config.run import Run
 from jepamba.config.train import BUDGETS
 
-OTHER_NAMES = {
-    "n_embd": "model.d_model",
-    "hidden_size": "model.d_model",
-    "dim": "model.d_model",
-    "num_layers": "model.n_layer",
-    "n_layers": "model.n_layer",
-    "num_hidden_layers": "model.n_layer",
-    "layers": "model.n_layer",
-    "depth": "model.n_layer",
-    "state_size": "model.d_state",
-    "head_dim": "model.headdim",
-    "n_groups": "model.ngroups",
-    "conv_kernel": "model.d_conv",
-    "conv_width": "model.d_conv",
-    "chunk": "model.chunk_size",
-    "sliding_window": "model.attention_window",
-    "block_size": "data.seq_len",
-    "context_length": "data.seq_len",
-    "max_seq_len": "data.seq_len",
-    "sequence": "data.seq_len",
-    "sequence_len": "data.seq_len",
-    "vocab_size": "data.vocab",
-    "batch_size": "train.tokens_per_step",
-    "micro_batch_size": "train.tokens_per_micro",
-    "device_batch_size": "train.tokens_per_micro",
-    "max_steps": "train.steps",
-    "max_iters": "train.steps",
-    "num_iterations": "train.steps",
-    "learning_rate": "optim.muon_lr",
-    "lr": "optim.muon_lr",
-    "weight_decay": "optim.muon_weight_decay",
-    "widths": "quant.bit_allocation",
-}
-"""Settings by the last part of their names in other programs and in earlier versions of this one."""
 BUDGET_SETTINGS = tuple(f"train.{name}" for name in BUDGETS)
 DIAL = "train.dial"
 """The names of the settings that the dial chooses."""
@@ -96,7 +63,9 @@ def build(settings: Mapping[str, Any]) -> Run:
     types = setting_types()
     sections: dict[str, dict[str, Any]] = {}
     for dotted, value in settings.items():
-        require(dotted in types, f"unknown setting {' '.join(dotted.split())[:80]}{_meant(dotted)}")
+        if dotted not in types:
+            hint = suggestion(dotted, types)
+            raise ConfigError(f"unknown setting {' '.join(dotted.split())[:80]}{'; ' if hint else ''}{hint}")
         section, _, name = dotted.partition(".")
         sections.setdefault(section, {})[name] = _checked(dotted, types[dotted], value)
     return Run(**{section: _hints(Run)[section](**values) for section, values in sections.items()})
@@ -137,11 +106,6 @@ def field_docs(cls: type) -> dict[str, str]:
             assert isinstance(text, ast.Expr), f"{cls}: {field.target.id} has no docstring"
             found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return found
-
-
-def _meant(dotted: str) -> str:
-    meant = OTHER_NAMES.get(dotted.rpartition(".")[2])
-    return f"; did you mean {meant}?" if meant else ""
 
 
 @functools.cache
