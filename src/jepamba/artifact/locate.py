@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jepamba.artifact.heads import HEADS
 from jepamba.data.hub import Repository
-from jepamba.data.hub_text import COMMIT, HUB
+from jepamba.data.hub_text import COMMIT
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB, refuse_mistyped
 
 ARTIFACT = "artifact.jepa"
 """Name of the artifact in the folder of a run and in a repository of the hub."""
@@ -30,6 +31,7 @@ def locate(name: str | Path) -> Path:
     """
     if str(name).startswith(HUB):
         return _from_hub(str(name))
+    refuse_mistyped(name)
     path = Path(name)
     if not path.is_dir():
         return path

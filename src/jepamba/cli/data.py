@@ -73,10 +73,11 @@ def data_build(args: Namespace) -> int:
     """Run `jepamba data build` and print the contents of the folder."""
     from jepamba.config import Data
     from jepamba.data import is_shards
-    from jepamba.data.hub_text import HUB, pinned
+    from jepamba.data.hub_text import pinned
     from jepamba.data.shared_files import shared_files, shared_in_words
     from jepamba.data.source import Source
     from jepamba.data.writer import FolderWriter, check_output_folder
+    from jepamba.hub_names import HUB
     from jepamba.progress import Progress, print_line
     from jepamba.text.inventory import table
     from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe

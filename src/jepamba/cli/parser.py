@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from jepamba.errors import UserError
+from jepamba.hub_names import is_meant_for_hub
 
 
 def local_path(text: str) -> Path:
     """Convert an argument to a path. A name on the hub, which `Path` would change to `hf:/…`, is refused."""
-    if text.startswith("hf://"):
+    if is_meant_for_hub(text):
         raise argparse.ArgumentTypeError(f"{text} is a name on the hub; give a local path")
     return Path(text)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from jepamba.data.hub import HubFile, Repository, check_free_space, total_size
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB
 from jepamba.progress import Report
 from jepamba.text.documents import BadRows, read_files
 from jepamba.text.inventory import DEFAULT_SPLITS, Inventory, canonical_split, split_of
 
-HUB = "hf://"
-"""Prefix of the name of a hub data set."""
 _NAME = re.compile(r"hf://([^/@:]+/[^/@:]+)(?:@([^/:]+))?(?:/([^:]*))?(?::([A-Za-z0-9_]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _READABLE = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|xz|zst))?|json\.(gz|xz|zst))$")

@@ -7,7 +7,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from jepamba.config import Data
 from jepamba.data.build import inventory
-from jepamba.data.hub_text import HUB, commit_of, pinned
+from jepamba.data.hub_text import commit_of, pinned
+from jepamba.hub_names import HUB
 from jepamba.text.documents import STDLIB
 
 

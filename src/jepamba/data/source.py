@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jepamba.data.hub_text import HUB, hub_inventory, hub_text, pinned
+from jepamba.data.hub_text import hub_inventory, hub_text, pinned
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB
 from jepamba.progress import Report
 from jepamba.text.documents import STDLIB, BadRows, read_documents
 from jepamba.text.embedded import stdlib_identity

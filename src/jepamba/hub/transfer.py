@@ -13,9 +13,9 @@ from jepamba.artifact.heads import HEADS
 from jepamba.artifact.locate import ARTIFACT, hub_model, locate
 from jepamba.artifact.store import load_artifact
 from jepamba.data.hub import http_status, hub_reason
-from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
 from jepamba.hub.card import model_card
+from jepamba.hub_names import HUB, refuse_mistyped
 from jepamba.io import sha256_of
 from jepamba.report.records import read_config, read_summary
 
@@ -57,6 +57,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 
+    refuse_mistyped(name)
     name = name.removeprefix(HUB)
     place = locate(path)
     artifact = load_artifact(place)
@@ -97,6 +98,7 @@ def pull(name: str, out: Path | None = None) -> Path:
     Returns: the folder, which every command takes in place of an artifact.
     Raises: `UserError` if `out` exists, the hub has no such model or cannot be reached, or the artifact is invalid.
     """
+    refuse_mistyped(name)
     repository, file = hub_model(f"{HUB}{name.removeprefix(HUB)}")
     out = out or Path("runs", repository.name.partition("/")[2])
     if out.exists():

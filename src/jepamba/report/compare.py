@@ -132,8 +132,8 @@ def _differing(runs: Sequence[_Run], key: str) -> dict[int, str]:
             stride = run.settings.get("eval.stride") if key == "bpb_sliding" else None
             decoded = score.get("counted") == "decoded"
             kinds[index] = (score.get("bytes"), decoded, score.get("reset"), stride)
-    (usual, count), *others = Counter(kinds.values()).most_common() or [((), 0)]
-    alike = usual if not others or count > others[0][1] else None
+    common = Counter(kinds.values()).most_common(2)
+    alike = common[0][0] if len(common) == 1 or (common and common[0][1] > common[1][1]) else None
     return {
         index: _described(section_of(runs[index].summary, key), kind) for index, kind in kinds.items() if kind != alike
     }

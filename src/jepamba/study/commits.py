@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.config import flatten, to_dict
-from jepamba.data.hub_text import HUB
+from jepamba.hub_names import HUB
 from jepamba.study.plan import Plan, load_plan
 
 _ON_HUB = ("data.train", "data.val", "train.init_from")

@@ -21,8 +21,8 @@ from jepamba import __version__
 from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict, with_settings
 from jepamba.data import Tokens, write_shard
-from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB
 from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from jepamba.errors import UserError
+from jepamba.hub_names import refuse_mistyped
 from jepamba.text.content import content_of
 from jepamba.text.files import CODECS
 
@@ -97,6 +98,7 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
         _refuse_no_text(root)
         return Inventory(((str(root), root.stat().st_size),))
     if not root.is_dir():
+        refuse_mistyped(path)
         raise UserError(f"{path}: no such file or folder")
     made = _made_here({entry.name for entry in os.scandir(root)})
     if made in ("a run", "a model for transformers"):

@@ -14,10 +14,11 @@ from typing import Any
 from jepamba.artifact.locate import pinned_model
 from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, with_settings
 from jepamba.data import Corpus
-from jepamba.data.hub_text import HUB, pinned
+from jepamba.data.hub_text import pinned
 from jepamba.distributed import World, process_group, reported_failures
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
+from jepamba.hub_names import HUB
 from jepamba.io import atomic_write, check_utf8_name
 from jepamba.optim import learning_rate_scale
 from jepamba.presets import dump_toml, load_preset
