@@ -17,7 +17,8 @@ from jepamba.data import open_folder
 from jepamba.distributed import SINGLE_PROCESS
 from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.diagnostics import spectrum
-from jepamba.io import check_writable
+from jepamba.folder_lock import unused_folder
+from jepamba.io import check_writable, check_writable_folder
 from jepamba.train import resume, train
 from jepamba.train.consistency import read_same_corpus
 from tiny import preset, text_file, tiny
@@ -117,6 +118,33 @@ def test_an_output_is_refused_before_its_work(
     assert not list(finished.glob(".*.partial"))
 
 
+@pytest.mark.parametrize("out", ["topics.txt", "topics.txt/out", "/proc/out", "/proc/self", "x" * 300])
+@pytest.mark.parametrize("command", ["train", "export", "submission", "data build", "study run"])
+def test_a_folder_that_cannot_be_written_is_refused_with_a_remedy(
+    finished: Path, command: str, out: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jepamba.data.source.read_documents", never)
+    run, text, place = str(finished / "run"), str(finished / "topics.txt"), str(finished / out)
+    words = {
+        "train": ["quick", "--data.train", text, "--out", place],
+        "export": [run, "--to", "transformers", place],
+        "submission": [run, "-o", place],
+        "data build": [text, "--out", place, "--tokenizer", "bytes"],
+        "study run": ["quick-jepa", "--out", place],
+    }[command]
+    line = refused(capsys, *command.split(), *words)
+    assert line.startswith(f"jepamba: {place}")
+    assert "; choose another" in line
+
+
+def test_a_new_name_is_not_sought_where_no_folder_can_be_made() -> None:
+    with (
+        pytest.raises(UserError, match=r"^/proc/run: cannot be written .*; choose another"),
+        unused_folder(Path("/proc/run")),
+    ):
+        never()
+
+
 def test_a_file_system_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_writable(tmp_path / "new/folders/file")
     check_writable(Path(os.devnull))
@@ -126,8 +154,9 @@ def test_a_file_system_that_cannot_be_written_is_refused(tmp_path: Path, monkeyp
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "touch", read_only)
-    with pytest.raises(UserError, match="Read-only file system"):
-        check_writable(tmp_path / "new/folders/file")
+    for check in (check_writable, check_writable_folder):
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); choose another output"):
+            check(tmp_path / "new/folders/file")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ from itertools import count
 from pathlib import Path
 
 from jepamba.errors import UserError
-from jepamba.io import resolved
+from jepamba.io import resolved, unwritable
+
+
+class _BusyError(UserError):
+    """Another process writes to the folder."""
+
 
 LOCK = ".lock"
 """The file that the writer of a folder holds locked. A left-over file without a process locks nothing."""
@@ -24,13 +29,13 @@ def locked(folder: Path) -> Iterator[None]:
     """Be the only process that writes to `folder`, which is created if missing.
 
     A process that holds the lock may enter it again. A folder that is created here and stays empty is removed.
-    Raises: `UserError` if another process holds the lock.
+    Raises: `UserError` if another process holds the lock, or if the folder cannot be made or written.
     """
     path = resolved(folder) / LOCK
     if path in _held:
         yield
         return
-    is_new = not folder.exists()
+    is_new = not os.path.exists(folder)
     with _open_locked(path, folder):
         _held.add(path)
         try:
@@ -56,22 +61,25 @@ def unused_folder(path: Path) -> Iterator[Path]:
         for number in count(1):
             folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
             if not folder.exists():
-                with suppress(UserError):  # another process was faster
+                with suppress(_BusyError):  # another process was faster
                     stack.enter_context(locked(folder))
                     break
         yield folder
 
 
 def _open_locked(path: Path, folder: Path) -> BufferedWriter:
-    """Open `path` and lock it. Raises `UserError` if another process holds the lock."""
+    """Open `path` and lock it. Raises as `locked` does."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError as error:
+            raise unwritable(folder, error) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise UserError(f"{folder}: another process writes to it; wait for it, or choose another folder") from None
+            raise _BusyError(f"{folder}: another process writes to it; wait for it, or choose another folder") from None
         except OSError:
             return file  # a file system without locks
         # The process that held the lock before may have removed the file after it was opened here.

@@ -109,7 +109,12 @@ def make_private_folder(path: Path) -> None:
             if not folder.exists():
                 folder.mkdir(mode=0o700, exist_ok=True)
     except (OSError, ValueError) as error:  # a ValueError for a NUL in the name
-        raise UserError(f"{path}: cannot be created ({getattr(error, 'strerror', None) or error})") from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """Return the error for the output `path`, which the operating system refused with `error`."""
+    return UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); choose another output")
 
 
 def check_writable(path: Path) -> None:
@@ -120,13 +125,29 @@ def check_writable(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():
             return
-        folder = next(parent for parent in place.parents if parent.exists())
-        # Permissions alone do not tell: the file system may be read-only, or the user root.
-        probe = folder / f".{secrets.token_hex(8)}.partial"
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        _probe(place.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
+        raise unwritable(path, error) from None
+
+
+def check_writable_folder(path: Path) -> None:
+    """Raise `UserError` if no file can be written into the folder `path`, which need not exist yet."""
+    try:
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        _probe(resolved(path))
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def _probe(folder: Path) -> None:
+    """Raise `OSError` if no file can be made in `folder`, or where its first missing part would be made."""
+    while not folder.exists():
+        folder = folder.parent
+    # Permissions alone do not tell: the file system may be read-only, or the user root.
+    probe = folder / f".{secrets.token_hex(8)}.partial"
+    probe.touch(exist_ok=False)
+    probe.unlink()
 
 
 def check_utf8_name(path: Path) -> None:

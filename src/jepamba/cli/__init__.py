@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -31,6 +32,14 @@ from jepamba.cli.flags import misplaced_flag_message, normalize_flags, unknown_f
 from jepamba.cli.parser import Commands, Parser
 from jepamba.errors import UserError
 
+REMEDIES = {
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room there, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+}
+"""What to do about an error of the operating system that no command has foreseen."""
 USER_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 DEFAULTS = {"json": False, "on_interrupt": "interrupted", "results_in": None}
 """Of every command. A command sets `results_in` when its results are on disk and only its summary is to be printed."""
@@ -68,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.results_in is not None:
             _print_user_error(f"standard output: {message}; the results are in {args.results_in}")
             return 0
+        if error.errno in REMEDIES:
+            message += f"; {REMEDIES[error.errno]}"
         # The reader closed the pipe (`jepamba inspect … | head`).
         return PIPE_CLOSED if isinstance(error, BrokenPipeError) else _print_user_error(message)
 

@@ -19,7 +19,7 @@ from jepamba.data.hub import DownloadProgress, HubFile, Repository, check_free_s
 from jepamba.data.shards import open_shard
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
-from jepamba.io import atomic_write, read_untrusted
+from jepamba.io import atomic_write, read_untrusted, unwritable
 from jepamba.progress import Report
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer
 
@@ -98,7 +98,7 @@ def fetch_fineweb(
             atomic_write(out / SOURCE, _source_json(variant, source).encode())
             return _download(source, selection, missing, out, variant, progress)
     except OSError as error:
-        raise UserError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+        raise unwritable(Path(error.filename or out), error) from error
 
 
 def select_files(source: Repository, variant: str, shards: int) -> FileSelection:

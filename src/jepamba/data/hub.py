@@ -119,7 +119,7 @@ def hub_reason(error: Exception, kind: Kind) -> str:
     if status is not None:
         return f"the hub answered {status}; try again later, or another mirror (HF_ENDPOINT)"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}; choose another folder (HF_HOME, if it is the cache)"
     if isinstance(error, OSError) and error.errno is not None:
         return str(error.strerror)
     reason = " ".join(str(_first_cause(error)).split())

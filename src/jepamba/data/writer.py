@@ -19,7 +19,7 @@ from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
-from jepamba.io import check_writable, resolved
+from jepamba.io import check_writable_folder, resolved, unwritable
 from jepamba.text.documents import BadRows
 from jepamba.text.protocol import join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
@@ -65,7 +65,7 @@ class FolderWriter:
             self._work = (place.parent if self._is_new else place) / f".{place.name}.{secrets.token_hex(8)}.partial"
             self._work.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
+            raise unwritable(self.out, error) from None
         return self
 
     def write(
@@ -160,7 +160,7 @@ class FolderWriter:
                 with locked(self.out):
                     self._add_to_folder()
         except OSError as error:
-            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
+            raise unwritable(self.out, error) from None
 
     def _add_to_folder(self) -> None:
         # Another process may have added splits since the start.
@@ -176,6 +176,7 @@ class FolderWriter:
 
 def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = None) -> None:
     """Raise `UserError` if `FolderWriter` cannot write `splits` to `out`, as far as can be known before."""
+    check_writable_folder(out)
     if is_folder(out):
         folder = open_folder(out)
         for split in folder.splits.keys() & {*splits}:
@@ -185,7 +186,6 @@ def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = N
     # A new volume has lost+found.
     elif out.exists() and not (out.is_dir() and all(name.startswith((".", "lost+found")) for name in os.listdir(out))):
         raise UserError(f"{out}: exists and is not a folder of jepamba shards; choose another folder")
-    check_writable(out / META)
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

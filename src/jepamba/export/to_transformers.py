@@ -18,7 +18,7 @@ from torch import Tensor
 from jepamba.artifact import Artifact
 from jepamba.errors import DivergedError, UserError
 from jepamba.export.tokenizer import TokenizerFiles, tokenizer_files
-from jepamba.io import atomic_write
+from jepamba.io import atomic_write, check_writable_folder
 
 CODE = ("modeling_jepamba.py", "layers_jepamba.py")
 """Files of this package that are copied into the folder."""
@@ -31,10 +31,10 @@ def export_transformers(artifact: Artifact, folder: Path) -> dict[str, int]:
 
     The weights are the decoded ones in fp32, which the artifact computes with.
 
-    Raises `UserError` if the folder has files, `DivergedError` if a weight is not finite, and `OSError` if the folder
-    cannot be written.
+    Raises `UserError` if the folder has files or cannot be written, and `DivergedError` if a weight is not finite.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    check_writable_folder(folder)
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: exists and is not an empty folder; choose another")
     tokenizer = tokenizer_files(artifact.tokenizer)
     files = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from jepamba.data.hub import http_status, hub_reason
 from jepamba.errors import UserError
 from jepamba.hub.card import model_card
 from jepamba.hub_names import HUB, refuse_mistyped
-from jepamba.io import sha256_of
+from jepamba.io import check_writable, sha256_of
 from jepamba.report.records import read_config, read_summary
 
 CARD = "README.md"
@@ -101,8 +102,9 @@ def pull(name: str, out: Path | None = None) -> Path:
     refuse_mistyped(name)
     repository, file = hub_model(f"{HUB}{name.removeprefix(HUB)}")
     out = out or Path("runs", repository.name.partition("/")[2])
-    if out.exists():
+    if os.path.exists(out):
         raise UserError(f"{out} already exists; choose another -o")
+    check_writable(out)
     folder = f"{file.rpartition('/')[0]}/".lstrip("/")
     sources = {ARTIFACT: file, HEADS: folder + HEADS, CARD: folder + CARD}
     found = {

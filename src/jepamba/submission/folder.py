@@ -6,6 +6,7 @@ Two accepted folders of the challenge were the model: the naive baseline, and "S
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict, with_setting
 from jepamba.data import Tokens, write_shard
 from jepamba.errors import UserError
 from jepamba.hub_names import HUB
-from jepamba.io import sha256_of
+from jepamba.io import check_writable, sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress
 from jepamba.report.records import Metrics, read_metrics, read_summary
@@ -67,8 +68,9 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     artifact = run_dir / "artifact.jepa"
     if summary is None or not artifact.exists():
         raise UserError(f"{run_dir}: no finished run here; `jepamba resume {run_dir}` finishes one")
-    if out.exists():
+    if os.path.exists(out):
         raise UserError(f"{out} already exists; choose another -o, or delete it")
+    check_writable(out)
     run = load_preset(str(run_dir / "config.toml"))
     headline = _headline(summary)
     _check_artifact(artifact, summary)
