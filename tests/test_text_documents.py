@@ -136,9 +136,11 @@ def test_a_large_compressed_file_is_streamed(tmp_path: Path) -> None:
 def test_not_utf8_is_refused_by_line(tmp_path: Path, packing: str) -> None:
     path = write(tmp_path / f"latin.txt{packing}", b"one\ntwo\0three\nfour caf\xe9\nfive")
     message = refusal(path)
-    assert f"{path}, line 3: not UTF-8 (byte 0xE9)" in message
+    assert f"{path}, line 3: not UTF-8 (byte 0xE9); if it is text, convert it to UTF-8" in message
+    assert "row" not in message, "a text has no rows"
     rows = write(tmp_path / f"latin.jsonl{packing}", b'{"text": "one"}\n{"text": "caf\xe9"}\n')
     assert f"{rows}, line 2: not UTF-8" in refusal(rows)
+    assert refusal(rows).endswith("; mend the row (data.skip_bad, or --skip-bad, leaves out a number of bad rows)")
 
 
 def test_missing_and_empty_input_is_refused(tmp_path: Path) -> None:

@@ -32,13 +32,14 @@ class BadRows:
         """Count a new pass."""
         self.count, self.first = 0, ""
 
-    def leave_out(self, error: UserError) -> None:
-        """Count a bad row. Raises `UserError` if it is one too many."""
+    def leave_out(self, error: UserError, what: str = "row") -> None:
+        """Count a bad row, or `what` else the file consists of. Raises `UserError` if it is one too many."""
         self.count += 1
         self.first = self.first or str(error)
         if self.count > self.limit:
-            allowed = f"this is bad row {self.count}, {self.limit} are allowed" if self.limit else "mend the row"
-            raise UserError(f"{error}; {allowed} (data.skip_bad leaves out a number of bad rows)")
+            remedy = "; mend the row" if what == "row" else ""
+            remedy = f"; this is bad {what} {self.count}, {self.limit} are allowed" if self.limit else remedy
+            raise UserError(f"{error}{remedy} (data.skip_bad, or --skip-bad, leaves out a number of bad {what}s)")
 
     def in_words(self) -> str:
         """Describe the rows for a message. Returns an empty text if there is none."""
@@ -140,7 +141,7 @@ def _plain(file: Path, blocks: Iterable[bytes], bad_rows: BadRows) -> Iterator[s
         try:
             text = _decoded(raw, file, start, first)
         except UserError as error:
-            bad_rows.leave_out(error)
+            bad_rows.leave_out(error, "document")
             text = ""
         del raw
         first = False
@@ -154,7 +155,9 @@ def _decoded(raw: bytes, file: Path, line: int, first: bool) -> str:
     except UnicodeDecodeError as error:
         at = line + error.object[: error.start].count(b"\n")
         bad = error.object[error.start]
-        raise UserError(f"{file}, line {at}: not UTF-8 (byte 0x{bad:02X}); convert the file to UTF-8") from None
+        raise UserError(
+            f"{file}, line {at}: not UTF-8 (byte 0x{bad:02X}); if it is text, convert it to UTF-8"
+        ) from None
 
 
 def _jsonl(file: Path, blocks: Iterable[bytes], column: str, bad_rows: BadRows) -> Iterator[str]:
