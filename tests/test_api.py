@@ -180,6 +180,10 @@ def test_every_token_has_a_latent_and_z_predicts_the_next(loaded: jepamba.TextMo
     torch.testing.assert_close(loaded.predict_next_latent(z_TD), first[0])
     torch.testing.assert_close(loaded.predict_next_latent(loaded.predict_next_latent(z_TD)), second[0])
     torch.testing.assert_close(loaded.predict_next_latent(z_TD[3]), first[0, 3])
+    with pytest.raises(jepamba.UserError, match=r"z has the shape \(2, 7\): the last dimension must be"):
+        loaded.predict_next_latent(torch.zeros(2, 7))
+    with pytest.raises(TypeError, match="z is a list, not a tensor"):
+        loaded.predict_next_latent([z_TD])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("run_dir", ["bytes"], indirect=True)
@@ -253,7 +257,7 @@ def test_a_checkpoint_scores_as_its_artifact_does(run_dir: Path, loaded: jepamba
 @pytest.mark.parametrize("run_dir", ["bytes"], indirect=True)
 def test_models_without_heads_say_so(run_dir: Path, tmp_path: Path) -> None:
     shutil.copy(run_dir / "artifact.jepa", tmp_path)
-    with pytest.raises(jepamba.UserError, match=r"train with --train\.keep_heads"):
+    with pytest.raises(jepamba.UserError, match=r"trained with train\.keep_heads"):
         jepamba.load(tmp_path).latents("text", "z")
     run = tiny(text_file(tmp_path), jepa__weight=0.0, jepa__sigreg_weight=0.0)
     jepamba.train(run, out=tmp_path / "plain")

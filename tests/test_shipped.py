@@ -120,9 +120,12 @@ def test_other_commands_take_it_too(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_every_source_has_a_licence() -> None:
     rows = re.findall(
-        r"^\| (?!source|---)(.+?) \| (.+?) \| (.+?) \|$", SOURCES.read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| (?!source|---)(.+?) \| (.+?) \| (.+?) \| ([\d,]+) \| [\d.]+ \|$",
+        SOURCES.read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert len(rows) > 40
+    assert sum(int(row[3].replace(",", "")) for row in rows) == 72_247, "as the text above the table says"
     known = "public domain|CC0|CC-BY(-SA)?-[34].0|MIT|GFDL|GPL|MPL-2.0|OGL|PostgreSQL"
     assert [row for row in rows if not re.match(known, row[2]) or not re.match("https://|Debian: ", row[1])] == []
 

@@ -219,11 +219,18 @@ class TextModel:
     def predict_next_latent(self, z: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Predict the latents one token after `z`, which holds latents or earlier predictions.
 
-        Raises `UserError` if the run did not keep its JEPA heads, or if they also read the next token (`jepa.action`):
-        `heads.step` takes its embedding.
+        With `jepa.target_tokens` = n, the prediction is the mean of the next n latents.
+
+        Raises `UserError` if the run did not keep its JEPA heads, if the width of `z` is not theirs, or if they also
+        read the next token (`jepa.action`): `heads.step` takes its embedding. `TypeError` if `z` is no tensor.
         """
+        if not isinstance(z, Tensor):
+            raise TypeError(f"z is a {type(z).__name__}, not a tensor, as latents(text, 'z') returns for one text")
         if self.heads.config.action:
             raise UserError("the predictor of this model also reads the next token (jepa.action): use heads.step")
+        width = self.config.d_model
+        if z.shape[-1:] != (width,):
+            raise UserError(f"z has the shape {tuple(z.shape)}: the last dimension must be {width}, as of latents")
         with torch.no_grad():
             z_1NE = z.to(self._device, torch.float32).reshape(1, -1, z.shape[-1])
             return self.heads.step(z_1NE).reshape(z.shape).to(z.device)
