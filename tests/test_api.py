@@ -257,7 +257,7 @@ def test_a_checkpoint_scores_as_its_artifact_does(run_dir: Path, loaded: jepamba
 @pytest.mark.parametrize("run_dir", ["bytes"], indirect=True)
 def test_models_without_heads_say_so(run_dir: Path, tmp_path: Path) -> None:
     shutil.copy(run_dir / "artifact.jepa", tmp_path)
-    with pytest.raises(jepamba.UserError, match=r"trained with train\.keep_heads"):
+    with pytest.raises(jepamba.UserError, match=r"train with --train\.keep_heads"):
         jepamba.load(tmp_path).latents("text", "z")
     run = tiny(text_file(tmp_path), jepa__weight=0.0, jepa__sigreg_weight=0.0)
     jepamba.train(run, out=tmp_path / "plain")

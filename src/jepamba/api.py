@@ -50,8 +50,8 @@ def load(path: str | Path | None = None, device: torch.device | str | None = Non
         beside = place.with_name(HEADS)
         if not beside.exists():
             raise UserError(
-                f"{beside}: no such file; z and its prediction need the JEPA heads: load a checkpoint, or a run trained "
-                "with train.keep_heads and jepa.weight or jepa.sigreg_weight above 0"
+                f"{beside}: no such file; z and its prediction need the JEPA heads: load a checkpoint, or train with "
+                "--train.keep_heads and a jepa.weight or jepa.sigreg_weight above 0"
             )
         return load_heads(beside, artifact.model.config.d_model, sha256_of(place, "the artifact"), device)
 
