@@ -182,7 +182,7 @@ def test_every_token_has_a_latent_and_z_predicts_the_next(loaded: jepamba.TextMo
     torch.testing.assert_close(loaded.predict_next_latent(z_TD[3]), first[0, 3])
     with pytest.raises(jepamba.UserError, match=r"z has the shape \(2, 7\): the last dimension must be"):
         loaded.predict_next_latent(torch.zeros(2, 7))
-    with pytest.raises(TypeError, match="z is a list, not a tensor"):
+    with pytest.raises(TypeError):
         loaded.predict_next_latent([z_TD])  # type: ignore[arg-type]
 
 
