@@ -104,8 +104,9 @@ def reader(model: Any, threads: int, bits: int = 4) -> Callable[[list[int]], Ten
     def read(ids: list[int]) -> Tensor:
         # The callback must outlive the model.
         assert log is not None
-        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(ids))(*ids), len(ids))
-        if llama_cpp.llama_decode(context, batch):
+        # The batch has no reference to them.
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
             raise RuntimeError("llama.cpp could not read the tokens")
         return torch.from_numpy(np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape=(1, vocab)))
 
