@@ -5,7 +5,8 @@
 
 - plain: the model's forward pass on one token, as before the fast steps;
 - ours: the compiled step on a CPU, one stream; on a GPU a captured graph of step and sampling, any number of streams;
-- transformers' Mamba2 on plain PyTorch, fp32, of about as many parameters, if `transformers` is installed.
+- transformers' Mamba2 on plain PyTorch, fp32, of about as many parameters, if `transformers` is installed;
+- on a CPU, one stream, that Mamba2 as a model of llama.cpp with 4-bit weights, if `llama_cpp` and `gguf` are too.
 
 Every contender samples its next token. The rounds alternate between the contenders, and the figures are medians over
 the rounds, of wall time and of the CPU time of the process: on a shared machine only the latter compares. The last line
@@ -26,6 +27,7 @@ from pathlib import Path
 from pydoc_data import topics
 
 import torch
+from torch import nn
 
 from jepamba.artifact import Artifact, load_artifact, save_artifact
 from jepamba.decode.graph import GraphedStep, sampled_tokens
@@ -97,11 +99,11 @@ def ours(artifact: Artifact, streams: int) -> Step:
     return lambda: next(rows)
 
 
-def transformers_mamba2(artifact: Artifact, streams: int) -> Step:
+def mamba2(artifact: Artifact) -> nn.Module:
     """Mamba2 of the library transformers, with as many layers of the same width as give our number of parameters."""
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
-    config, sampler = artifact.model.config, sampler_of(artifact)
+    config = artifact.model.config
 
     def sized(layers: int) -> Mamba2Config:
         inner = 2 * config.d_model
@@ -113,9 +115,16 @@ def transformers_mamba2(artifact: Artifact, streams: int) -> Step:
 
     sizes = [parameters(Mamba2ForCausalLM(sized(layers))) for layers in (1, 2)]
     layers = max(1, round((parameters(artifact.model) - 2 * sizes[0] + sizes[1]) / (sizes[1] - sizes[0])))
-    device = artifact.model.token_embed.master.device
-    model = Mamba2ForCausalLM(sized(layers)).to(device).eval()
+    torch.manual_seed(0)
+    model: nn.Module = Mamba2ForCausalLM(sized(layers)).to(artifact.model.token_embed.master.device).eval()
     print(f"transformers' Mamba2: {layers} layers, {parameters(model):,} parameters")
+    return model
+
+
+def transformers_mamba2(artifact: Artifact, streams: int) -> Step:
+    """Its own step on plain PyTorch."""
+    model, sampler = mamba2(artifact), sampler_of(artifact)
+    device = artifact.model.token_embed.master.device
     prompt = torch.tensor([PROMPT] * streams, device=device)
     with torch.inference_mode():
         cache = model(prompt, use_cache=True).cache_params
@@ -126,6 +135,21 @@ def transformers_mamba2(artifact: Artifact, streams: int) -> Step:
         with torch.inference_mode():
             logits_BV = model(tokens_B.unsqueeze(1), cache_params=cache, use_cache=True).logits[:, 0]
             tokens_B = sampler.sample(logits_BV, torch.rand(streams, dtype=torch.float64).to(device))
+
+    return step
+
+
+def llama_cpp_mamba2(artifact: Artifact, streams: int) -> Step:
+    """The same Mamba2 in llama.cpp, 4-bit weights."""
+    from llama_peer import reader
+
+    read, sampler = reader(mamba2(artifact), torch.get_num_threads()), sampler_of(artifact)
+    logits_BV = read(PROMPT)
+
+    def step() -> None:
+        nonlocal logits_BV
+        tokens_B = sampler.sample(logits_BV, torch.rand(streams, dtype=torch.float64))
+        logits_BV = read(tokens_B.tolist())
 
     return step
 
@@ -161,11 +185,13 @@ def main() -> None:
     makers = {"plain": plain, "ours": ours}
     if find_spec("transformers"):
         makers["transformers Mamba2"] = transformers_mamba2
+        if device.type == "cpu" and find_spec("llama_cpp") and find_spec("gguf"):
+            makers["llama.cpp Mamba2 Q4"] = llama_cpp_mamba2
     steps: dict[tuple[int, str], Step] = {}
     for streams in map(int, args.streams.split(",")):
         for contender, make in makers.items():
-            # The fast step of a CPU has one stream.
-            if not (contender == "ours" and streams > 1 and device.type == "cpu"):
+            # The fast step of a CPU and that of llama.cpp have one stream.
+            if not (contender in ("ours", "llama.cpp Mamba2 Q4") and streams > 1 and device.type == "cpu"):
                 steps[streams, contender] = make(artifact, streams)
     for step in steps.values():
         timed(step, 8, device)

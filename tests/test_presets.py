@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 
 from jepamba.config import Data, Model, Run, Train, from_dict, to_dict, with_settings
 from jepamba.errors import UserError
@@ -257,3 +258,12 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
     file = tmp_path / "marked.toml"
     file.write_text("[train]\nsteps = 7\n", encoding="utf-8-sig")
     assert load_preset(str(file)).train.steps == 7
+
+
+@pytest.mark.parametrize(("name", "kept", "tokens"), [("cpu-3m", 3_000_784, 8192), ("recipe-33m", 32_816_684, 65_536)])
+def test_fixed_configurations_of_the_benchmarks(name: str, kept: int, tokens: int) -> None:
+    run = load_preset(str(Path(__file__).parents[1] / "bench" / f"{name}.toml"))
+    sized = with_settings(run, {"model.vocab_size": 8192})
+    with torch.device("meta"):
+        model = LanguageModel(sized.model, sized.quant)
+    assert (sum(p.numel() for p in model.parameters()), run.train.tokens_per_step) == (kept, tokens)

@@ -51,6 +51,18 @@ def test_a_source_that_does_not_compile_gives_no_library(source: Path) -> None:
         assert cpp.library(source) is None
 
 
+@needs_compiler
+def test_the_reason_is_the_first_error_or_the_time(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # "In file included from" is printed before the error.
+    (source.parent / "part.h").write_text("not C++")
+    source.write_text('#include "part.h"')
+    with pytest.warns(UserWarning, match=r"slower code instead: .*part.h:1:\d+: error: "):
+        assert cpp.library(source) is None
+    monkeypatch.setattr(cpp, "_LIMIT_S", 1e-3)
+    with pytest.warns(UserWarning, match="the compiler took longer than 0.001 s"):
+        assert cpp.library(source, X=1) is None
+
+
 def test_without_a_compiler_there_is_no_library(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "")

@@ -67,10 +67,17 @@ def library(source: Path, flags: tuple[str, ...] = (), **constants: int) -> ctyp
                 out.replace(folder / name)
         return ctypes.CDLL(str(folder / name))
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error).encode()
-        first = reason.decode(errors="replace").strip().partition("\n")[0]
-        warnings.warn(f"{source.parent.name}: no C++ kernel, slower code instead: {first}", stacklevel=2)
+        warnings.warn(f"{source.parent.name}: no C++ kernel, slower code instead: {_reason(error)}", stacklevel=2)
         return None
+
+
+def _reason(error: Exception) -> str:
+    """One line: that the time ran out, the compiler's first error (a note may precede it), or the exception's text."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"the compiler took longer than {error.timeout:g} s"
+    printed = getattr(error, "stderr", None) or b""
+    lines = [line for line in printed.decode(errors="replace").splitlines() if line.strip()] or [str(error)]
+    return next((line for line in lines if "error:" in line), lines[0])
 
 
 def use_cpp(tensor: Tensor) -> bool:
