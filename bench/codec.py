@@ -27,7 +27,7 @@ from jepamba.artifact.ans import WeightCodec
 from jepamba.artifact.ans.histograms import Histograms, integers_cost
 from jepamba.artifact.ans.levels import LEVELS, OFF, Levels
 from jepamba.artifact.ans.ordinals import linear_values, low_bits, matrix_shape, max_magnitude, to_ordinals
-from jepamba.artifact.ans.parameter_search import SearchSpace, search_parameters
+from jepamba.artifact.ans.parameter_search import SearchSpace, search_parameters, statistics
 from jepamba.artifact.ans.weights import HistogramSets
 from jepamba.artifact.codecs import CODECS, quick_bytes
 from jepamba.artifact.store import open_artifact
@@ -102,7 +102,8 @@ def under(block: Block, context: Callable[[StreamSpec, Levels, Block], tuple[NDA
     bits = 0.0
     for stream, array in block:
         ordinals_RC = to_ordinals(stream, array).reshape(matrix_shape(stream))
-        finest, _ = search_parameters(SearchSpace((0,), (0,), False), stream, by_level, by_level, ordinals_RC)
+        space = SearchSpace((0,), (0,), False)
+        finest, _ = search_parameters(space, statistics(space, stream, ordinals_RC), by_level, by_level)
         context_RC, side = context(stream, finest, [(stream, array)])
         bits += side + learn(by_level, np.clip(context_RC, 0, LEVELS - 1), ordinals_RC >> low_bits(stream))
         if low_bits(stream):
@@ -173,7 +174,8 @@ def parametric(block: Block, tail: Callable[[NDArray[np.float64]], NDArray[np.fl
     for stream, array in block:
         ordinals_RC = to_ordinals(stream, array).reshape(matrix_shape(stream))
         by_level, _, _ = HistogramSets(SearchSpace()).of(stream)
-        levels, _ = search_parameters(SearchSpace(EVERY, EVERY, False), stream, by_level, by_level, ordinals_RC)
+        space = SearchSpace(EVERY, EVERY, False)
+        levels, _ = search_parameters(space, statistics(space, stream, ordinals_RC), by_level, by_level)
         level_RC = levels.of_rows(0, len(ordinals_RC)).astype(np.int64)
         numbers = linear_values(stream)
         edges = np.concatenate(([-np.inf], (numbers[1:] + numbers[:-1]) / 2, [np.inf]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 
 from folder_holder import held
 from jepamba.errors import UserError
-from jepamba.gpu_turn import GPU_TURN, gpu_turn
+from jepamba.gpu_turn import GPU_TURN, gpu_turn, without_gpu_turn
 from jepamba.study import run as study_run
 from jepamba.study.plan import Plan, parse_plan
 from jepamba.study.records import planned_runs
@@ -280,6 +281,32 @@ def test_processes_of_one_gpu_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_pa
         for thread in threads:
             thread.join()
         assert most[0] in expected
+
+
+def test_a_turn_can_be_given_up_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another process gets the turn within the block only. Without a turn the block does nothing."""
+    path = tmp_path / "turn"
+
+    def is_free() -> bool:
+        with open(path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    monkeypatch.setenv(GPU_TURN, str(path))
+    with gpu_turn():
+        assert not is_free()
+        with without_gpu_turn():
+            assert is_free()
+        assert not is_free()
+        with pytest.raises(KeyError), without_gpu_turn():
+            raise KeyError
+        assert not is_free()
+    with without_gpu_turn():
+        assert is_free()
+    assert is_free()
 
 
 def test_no_run_starts_that_would_not_end_in_time(tmp_path: Path, trainer: Trainer) -> None:

@@ -6,9 +6,13 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from typing import BinaryIO
 
 GPU_TURN = "JEPAMBA_GPU_TURN"
 """Environment variable with the file of `gpu_turn`."""
+
+
+_held: BinaryIO | None = None
 
 
 @contextlib.contextmanager
@@ -18,10 +22,28 @@ def gpu_turn() -> Iterator[None]:
     Processes that share a GPU (`jepamba study run --overlap`) have the name of one file in `GPU_TURN`. One of them
     trains or scores, while the others start, pack their artifact or wait. Without that variable this does nothing.
     """
+    global _held
     path = os.environ.get(GPU_TURN)
     if not path:
         yield
         return
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        _held = file
+        try:
+            yield
+        finally:
+            _held = None
+
+
+@contextlib.contextmanager
+def without_gpu_turn() -> Iterator[None]:
+    """Give up this process's turn for the block, if it has one, and wait for the next after it."""
+    if _held is None:
         yield
+        return
+    fcntl.flock(_held, fcntl.LOCK_UN)
+    try:
+        yield
+    finally:
+        fcntl.flock(_held, fcntl.LOCK_EX)

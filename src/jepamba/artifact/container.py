@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -95,9 +96,10 @@ def write_container(
     blocks: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     payload: list[bytes] = []
-    for group in groups:
-        streams = [stream for stream, _ in group]
-        codec, data = encode_smallest(streams, [values for _, values in group])
+    blocks_of = [([stream for stream, _ in group], [values for _, values in group]) for group in groups]
+    with ThreadPoolExecutor() as pool:
+        encoded = list(pool.map(lambda block: encode_smallest(*block), blocks_of))
+    for (streams, _), (codec, data) in zip(blocks_of, encoded, strict=True):
         rows += [
             {"name": s.name, "kind": s.kind, "bits": s.bits, "shape": list(s.shape), "block": len(blocks)}
             for s in streams

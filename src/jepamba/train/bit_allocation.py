@@ -20,6 +20,7 @@ from torch import Tensor
 from jepamba.artifact import save_artifact
 from jepamba.config import ConfigError
 from jepamba.errors import UserError
+from jepamba.gpu_turn import without_gpu_turn
 from jepamba.progress import Progress
 from jepamba.quant import MAX_BITS, MIN_BITS, IntQuantizer, QuantWeight
 from jepamba.quant.budget import Option, allocate_bits
@@ -186,7 +187,7 @@ def _bits(state: TrainState) -> dict[str, int]:
 
 def _pack(state: TrainState, path: Path) -> int:
     """Write the artifact of the present model to `path`. Returns the bytes that it needs with any temperature."""
-    with Progress("packing, for the budget"):
+    with without_gpu_turn(), Progress("packing, for the budget"):
         return save_artifact(path, state.model, state.run, state.corpus.tokenizer) + TEMPERATURE_BYTES
 
 

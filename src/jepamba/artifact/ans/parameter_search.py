@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,23 @@ from numpy.typing import NDArray
 from jepamba.artifact.ans import regression
 from jepamba.artifact.ans.histograms import Histograms
 from jepamba.artifact.ans.levels import FULL_SCALE, LEVELS, OFF, Levels
-from jepamba.artifact.ans.ordinals import Ordinals, flip_signs, linear_values, low_bits, max_magnitude
-from jepamba.artifact.ans.prediction import LinearPredictor, from_lines, predictor_cost, size_classes, to_lines
+from jepamba.artifact.ans.ordinals import (
+    Ordinals,
+    flip_signs,
+    linear_values,
+    low_bits,
+    matrix_shape,
+    max_magnitude,
+    max_ordinal,
+)
+from jepamba.artifact.ans.prediction import (
+    SIZE_CLASSES,
+    LinearPredictor,
+    from_lines,
+    predictor_cost,
+    size_classes,
+    to_lines,
+)
 from jepamba.artifact.ans.rans import Counts, Symbols
 from jepamba.artifact.streams import StreamSpec
 
@@ -33,27 +48,56 @@ class SearchSpace:
 FULL_SEARCH = SearchSpace()
 
 
+class LevelStatistics(NamedTuple):
+    """The finest levels of a matrix, and how often each symbol occurs with each pair of their classes."""
+
+    finest: Levels
+    distinct: Levels
+    """The classes that occur, once each."""
+    counts: Counts
+    """By cell and size class, (cells, sizes, A). Without a predictor, there is one size class."""
+
+
+class Statistics(NamedTuple):
+    """What the search needs to know of a matrix. It does not depend on what was coded before."""
+
+    plain: LevelStatistics
+    predictor: LinearPredictor | None
+    residuals: LevelStatistics | None
+    """With the predictor."""
+
+
+def statistics(space: SearchSpace, stream: StreamSpec, ordinals: Ordinals) -> Statistics:
+    """Return the statistics of the ordinals (N,) of an `int` or `fp8` stream: most of the work of an encoder."""
+    low, full_scale = low_bits(stream), max_magnitude(stream)
+    ordinals_RC = ordinals.reshape(matrix_shape(stream))
+    linear_RC = linear_values(stream)[ordinals_RC].astype(np.float64)
+    plain = _count(ordinals_RC >> low, _fit_levels(np.abs(linear_RC), full_scale), _alphabet(stream))
+    predictor = regression.fit_predictor(to_lines(linear_RC)) if space.prediction else None
+    if predictor is None:
+        return Statistics(plain, None, None)
+    m_RC = from_lines(predictor.coefficients_LL.astype(np.float64) @ to_lines(linear_RC), linear_RC.shape)
+    symbols_RC = flip_signs(stream, ordinals_RC, m_RC < 0) >> low
+    finest = _fit_levels(np.abs(linear_RC - m_RC / (1 << predictor.shift)), full_scale)
+    size_RC = size_classes(m_RC.astype(np.int64), predictor.shift, full_scale)
+    return Statistics(plain, predictor, _count(symbols_RC, finest, _alphabet(stream), size_RC))
+
+
 def search_parameters(
-    space: SearchSpace, stream: StreamSpec, by_level: Histograms, by_size_and_level: Histograms, ordinals_RC: Ordinals
+    space: SearchSpace, known: Statistics, by_level: Histograms, by_size_and_level: Histograms
 ) -> tuple[Levels, LinearPredictor | None]:
     """Return the cheapest levels and, if it saves at least 0.1 %, a predictor, which takes longer to decode.
 
     The symbols are coded with `by_level` without a predictor, and with `by_size_and_level` with one. In the second
     case the levels are those of the residuals.
     """
-    low, full_scale = low_bits(stream), max_magnitude(stream)
-    linear_RC = linear_values(stream)[ordinals_RC].astype(np.float64)
-    cost, levels = _cheapest_levels(space, by_level, ordinals_RC >> low, _fit_levels(np.abs(linear_RC), full_scale))
-    predictor = regression.fit_predictor(to_lines(linear_RC)) if space.prediction else None
-    if predictor is None:
+    cost, levels = _cheapest_levels(space, by_level, known.plain)
+    if known.predictor is None or known.residuals is None:
         return levels, None
-    m_RC = from_lines(predictor.coefficients_LL.astype(np.float64) @ to_lines(linear_RC), linear_RC.shape)
-    symbols_RC = flip_signs(stream, ordinals_RC, m_RC < 0) >> low
-    finest = _fit_levels(np.abs(linear_RC - m_RC / (1 << predictor.shift)), full_scale)
-    size_RC = size_classes(m_RC.astype(np.int64), predictor.shift, full_scale)
-    predicted_cost, residual_levels = _cheapest_levels(space, by_size_and_level, symbols_RC, finest, size_RC)
-    predicted_cost += predictor_cost(predictor, max(linear_RC.shape))
-    return (residual_levels, predictor) if predicted_cost < 0.999 * cost else (levels, None)
+    predicted_cost, residual_levels = _cheapest_levels(space, by_size_and_level, known.residuals)
+    longer = max(known.plain.finest.rows_R.size, known.plain.finest.columns_C.size)
+    predicted_cost += predictor_cost(known.predictor, longer)
+    return (residual_levels, known.predictor) if predicted_cost < 0.999 * cost else (levels, None)
 
 
 def _fit_levels(magnitudes_RC: NDArray[np.float64], full_scale: float) -> Levels:
@@ -91,47 +135,39 @@ def _coarser(levels: Levels, row_step: int, column_step: int) -> Levels:
     return Levels(levels.base, row_step, column_step, rows_R, columns_C)
 
 
-def _cheapest_levels(
-    space: SearchSpace,
-    histograms: Histograms,
-    symbols_RC: Symbols,
-    finest: Levels,
-    size_RC: NDArray[np.int64] | None = None,
-) -> tuple[float, Levels]:
+def _cheapest_levels(space: SearchSpace, histograms: Histograms, known: LevelStatistics) -> tuple[float, Levels]:
     """Return the minimum cost in bits over all steps of the classes, and the levels with this cost.
 
-    `histograms`, in their current state, will code the symbols. `size_RC` holds the size classes of the predictions, if
-    there is a predictor.
+    `histograms`, in their current state, will code the symbols.
     """
-    rows, row_of = np.unique(finest.rows_R, return_inverse=True)
-    columns, column_of = np.unique(finest.columns_C, return_inverse=True)
-    alphabet, sizes = histograms.counts.shape[1], len(histograms.counts) // LEVELS
-    counts = _count(symbols_RC, row_of * columns.size, column_of, size_RC, (sizes, rows.size * columns.size, alphabet))
-    distinct = Levels(finest.base, 0, 0, rows, columns)
+    _, sizes, alphabet = known.counts.shape
     candidates = []
     for row_step, column_step in product(space.row_steps, space.column_steps):
         level_counts = np.zeros((LEVELS, sizes, alphabet), dtype=np.int64)
-        level = _coarser(distinct, row_step, column_step).of_rows(0, rows.size).reshape(-1)
-        np.add.at(level_counts, level, counts)
-        levels = _coarser(finest, row_step, column_step)
+        level = _coarser(known.distinct, row_step, column_step).of_rows(0, known.distinct.rows_R.size).reshape(-1)
+        np.add.at(level_counts, level, known.counts)
+        levels = _coarser(known.finest, row_step, column_step)
         candidates.append((histograms.cost(level_counts.swapaxes(0, 1).reshape(-1, alphabet)) + levels.cost, levels))
     return min(candidates, key=lambda candidate: candidate[0])
 
 
+def _alphabet(stream: StreamSpec) -> int:
+    return (max_ordinal(stream) >> low_bits(stream)) + 1
+
+
 def _count(
-    symbols_RC: Symbols,
-    row_cell_R: NDArray[np.int64],
-    column_cell_C: NDArray[np.int64],
-    size_RC: NDArray[np.int64] | None,
-    shape: tuple[int, int, int],
-) -> Counts:
-    """Return the counts of the symbols by cell and size class, (cells, sizes, A). `shape` is (sizes, cells, A)."""
-    _, cells, alphabet = shape
-    counts = np.zeros(prod(shape), dtype=np.int64)
-    for start in range(0, len(row_cell_R), 512):
-        rows = slice(start, start + 512)
-        cell = row_cell_R[rows, None] + column_cell_C[None]
+    symbols_RC: Symbols, finest: Levels, alphabet: int, size_RC: NDArray[np.int64] | None = None
+) -> LevelStatistics:
+    """Count the symbols by the classes of `finest` and, if there is a predictor, by the size of its predictions."""
+    rows, row_of = np.unique(finest.rows_R, return_inverse=True)
+    columns, column_of = np.unique(finest.columns_C, return_inverse=True)
+    cells, sizes = rows.size * columns.size, 1 if size_RC is None else SIZE_CLASSES
+    counts = np.zeros(sizes * cells * alphabet, dtype=np.int64)
+    for start in range(0, len(symbols_RC), 512):
+        part = slice(start, start + 512)
+        cell = (row_of * columns.size)[part, None] + column_of[None]
         if size_RC is not None:
-            cell = cell + size_RC[rows] * cells
-        counts += np.bincount((cell * alphabet + symbols_RC[rows]).reshape(-1), minlength=counts.size)
-    return counts.reshape(shape).swapaxes(0, 1)
+            cell = cell + size_RC[part] * cells
+        counts += np.bincount((cell * alphabet + symbols_RC[part]).reshape(-1), minlength=counts.size)
+    distinct = Levels(finest.base, 0, 0, rows, columns)
+    return LevelStatistics(finest, distinct, counts.reshape(sizes, cells, alphabet).swapaxes(0, 1))

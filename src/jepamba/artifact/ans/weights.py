@@ -26,7 +26,7 @@ from jepamba.artifact.ans.ordinals import (
     max_magnitude,
     max_ordinal,
 )
-from jepamba.artifact.ans.parameter_search import SearchSpace, search_parameters
+from jepamba.artifact.ans.parameter_search import SearchSpace, Statistics, search_parameters
 from jepamba.artifact.ans.rans import AnsCoder, code_number
 from jepamba.artifact.streams import StreamSpec
 
@@ -54,14 +54,19 @@ class HistogramSets:
         return self._sets[stream.kind, stream.bits]
 
 
-def code_weights(coder: AnsCoder, sets: HistogramSets, stream: StreamSpec, ordinals: Ordinals | None) -> Ordinals:
-    """Encode or decode the ordinals (N,) of an `int` or `fp8` stream and return them."""
+def code_weights(
+    coder: AnsCoder, sets: HistogramSets, stream: StreamSpec, ordinals: Ordinals | None, statistics: Statistics | None
+) -> Ordinals:
+    """Encode or decode the ordinals (N,) of an `int` or `fp8` stream and return them.
+
+    An encoder has the `ordinals` and the statistics of them.
+    """
     R, C = matrix_shape(stream)
     by_level, by_size_and_level, _ = sets.of(stream)
     ordinals_RC = None if ordinals is None else ordinals.reshape(R, C)
     levels, predictor = None, None
-    if ordinals_RC is not None:
-        levels, predictor = search_parameters(sets.search_space, stream, by_level, by_size_and_level, ordinals_RC)
+    if statistics is not None:
+        levels, predictor = search_parameters(sets.search_space, statistics, by_level, by_size_and_level)
     L, N = min(R, C), max(R, C)
     predicted = pr.is_predictable(L, N) and bool(code_number(coder, 1, int(predictor is not None)))
     levels = lv.code_levels(coder, R, C, levels)
