@@ -16,12 +16,11 @@ from jepamba.ops.dispatch import on_device
 BLOCK = 16384
 """Maximum row length for the one-pass kernel. A longer row is read twice."""
 
-MULTIPROCESSORS = 132
-"""Of an H100."""
+WARPS = 16 * 132
+"""Warps of the one-pass kernel: 16 for each multiprocessor of an H100."""
 
-WARPS = 16 * MULTIPROCESSORS
-"""Warps of the one-pass kernel, 512 columns each. A row of more than 8,192 columns takes 32 warps; its programs have
-twice as many in sum, because half the multiprocessors would have no program otherwise."""
+MAX_WARPS = 16
+"""Of a program. With 32, rows of 16,384 columns take a fifth longer (docs/results/gpu-step-2026-11-29.md)."""
 
 LONG_BLOCK = 4096
 """Columns of a tile of the two-pass kernel."""
@@ -29,8 +28,8 @@ LONG_BLOCK = 4096
 LONG_PROGRAMS = 1056
 """Maximum programs of the gradient kernel for long rows."""
 
-PER_WARP, STAGES = 512, 3
-"""Columns per warp, and pipeline stages (rows in flight)."""
+PER_WARP = 512
+"""Columns per warp, up to `MAX_WARPS`."""
 
 BOUND = 30.0
 """For logits within ±30, the sum of exponentials cannot overflow fp32, so the maximum is not subtracted."""
@@ -86,14 +85,15 @@ def _launch(
     cap = 1.0 if kind == "off" else cap
     common = {"KIND": kind, "HAS_BIAS": bias_V is not None}
     if columns <= BLOCK:
-        rows_per_program, warps = max(1, 2048 // columns), max(4, columns // PER_WARP)
-        programs = min(max(WARPS // warps, MULTIPROCESSORS), -(-rows // rows_per_program))
+        rows_per_program, warps = max(1, 2048 // columns), min(max(4, columns // PER_WARP), MAX_WARPS)
+        programs = min(WARPS // warps, -(-rows // rows_per_program))
+        stages = 3 if columns <= MAX_WARPS * PER_WARP else 2  # rows in flight
         partials_pV = None if scale is None else raw_nV.new_empty(programs, vocab, dtype=torch.float32)
         kernels.row_kernel[(programs,)](
             raw_nV, bias, targets_n, ce_n, lse_n, ce_n if partials_pV is None else partials_pV,
             rows, vocab, cap, 1.0 / temperature, scale or 0.0, 2.0 * z_weight,
             BOUNDED=kind != "off" and cap <= BOUND * temperature, WITH_GRAD=partials_pV is not None,
-            FULL=rows_per_program == 1 and columns == vocab, R=rows_per_program, BLOCK=columns, STAGES=STAGES,
+            FULL=rows_per_program == 1 and columns == vocab, R=rows_per_program, BLOCK=columns, STAGES=stages,
             num_warps=warps, **common,
         )  # fmt: skip
         return partials_pV
