@@ -5,7 +5,7 @@
 #
 # CORPUS holds train-0.txt.xz, val.txt.xz and sp8192.model. The runs are in runs/PLAN. Their records, the plan with the
 # dial's choices and the report are copied to docs/results/jepa/PLAN, and from there before the start.
-# Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each, 3), PYTHON.
+# Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each, 8), PYTHON.
 set -euo pipefail
 plan=${1:?the name of a plan}
 shift
@@ -27,14 +27,19 @@ sys.stdout.buffer.write(bytes(1).join(sys.stdin.buffer.read().split(bytes(1))[:2
   "$python" -m jepamba data build "$text" --val "$corpus/val.txt.xz" --tokenizer "$tokenizer" --out "$shards"
 fi
 cp -r "$kept/." "$out/"
-if [ "$plan" = jepa-bpe-60-more ]; then # the same baselines
+case $plan in # the same baselines
+  jepa-bpe-60-more) baselines=jepa-bpe-60 ;;
+  jepa-forms-20) baselines=jepa-bpe-20 ;;
+  *) baselines= ;;
+esac
+if [ -n "$baselines" ]; then
   for arm in off off-longer; do
     mkdir -p "$out/$arm"
-    cp -n docs/results/jepa/jepa-bpe-60/"$arm"/seed-*.json "$out/$arm/"
+    cp -n "docs/results/jepa/$baselines/$arm"/seed-*.json "$out/$arm/"
   done
 fi
 code=0
-"$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-3}" "$@" || code=$?
+"$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-8}" "$@" || code=$?
 (cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name 'report.*' -o -name '*.svg' -o -name '*.csv' -o -name plan.toml \) |
   tar cf - -T -) | tar xf - -C "$kept"
 exit $code

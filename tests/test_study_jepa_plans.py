@@ -38,6 +38,8 @@ TINY = SIZES | {
     "train.steps": 2,
     "train.device": "cpu",
 }
+FORMS = {"model.n_layer": 6, "data.seq_len": 128, "train.tokens_per_step": 256, "train.tokens_per_micro": 128}
+"""Latents of inner blocks and targets of 64 tokens need them."""
 
 
 def test_all_required_cells_are_planned() -> None:
@@ -56,7 +58,21 @@ def runs(plan: Plan) -> list[tuple[Any, Any]]:
     return [(item, plan.run(item, plan.seeds[0])) for item in plan.configurations]
 
 
-@pytest.mark.parametrize("name", PLANS)
+def test_each_form_is_the_light_objective_with_one_change() -> None:
+    """Its baselines are those of jepa-bpe-20 in every setting, so that records can be copied."""
+    plan, before = load_plan("jepa-forms-20"), load_plan("jepa-bpe-20")
+    forms = {item.name: flatten(to_dict(run)) for item, run in runs(plan)}
+    known = {item.name: flatten(to_dict(run)) for item, run in runs(before)}
+    for name in ("off", "off-longer"):
+        assert forms.pop(name) == known[name]
+    for item in plan.configurations:
+        if item.name in forms:
+            changed = {key for key, value in forms[item.name].items() if value != forms["light"][key]}
+            assert changed == {*item.settings}
+    assert (forms["light"]["jepa.weight"], forms["light"]["jepa.sigreg_pool"]) == (0.1, "positions")
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "jepa-forms-20"])
 def test_the_published_objective_is_in_every_arm(name: str) -> None:
     """Whatever an arm does not set itself, a latent term has the published form."""
     published = flatten(to_dict(load_preset("submission-bpe")))
@@ -73,6 +89,7 @@ def test_the_published_objective_is_in_every_arm(name: str) -> None:
     [
         ("jepa-bpe-20", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-bpe-60", 43_897_222, (640, 6, 64, 1024, 32768)),
+        ("jepa-forms-20", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-bpe-60-more", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-bpe-240", 43_897_222, (640, 8, 128, 1024, 32768)),
         ("jepa-bytes-20", 159_940_718, (640, 6, 64, 4096, 65536)),
@@ -115,7 +132,8 @@ def tiny(plan: Plan) -> Plan:
     choices += choose(base, Circumstances(10_000, on_gpu=True))
     dialled = {choice.name: choice.value for choice in choices}
     settings = {key: value for key, value in values["settings"].items() if key != "data.tokenizer"}
-    return parse_plan(values | {"run": arms, "settings": dialled | settings | TINY}, plan.name)
+    sizes = TINY | (FORMS if plan.name == "jepa-forms-20" else {})
+    return parse_plan(values | {"run": arms, "settings": dialled | settings | sizes}, plan.name)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +154,9 @@ def test_every_arm_takes_steps_and_only_its_own_terms_are_not_zero(corpus: Corpu
                 seen.add(run)
                 record = last_step(replace(run, model=replace(run.model, vocab_size=256)), corpus)
                 assert 0 < record["ce"] < 10
-                assert (record["jepa"] > 0) == (run.jepa.weight > 0), (name, item.name)
-                assert (record["sigreg"] > 0) == (run.jepa.sigreg_weight > 0), (name, item.name)
+                on = run.jepa.until > 0.5  # the last step begins at half of training
+                assert (record["jepa"] > 0) == (on and run.jepa.weight > 0), (name, item.name)
+                assert (record["sigreg"] > 0) == (on and run.jepa.sigreg_weight > 0), (name, item.name)
     assert len(seen) > len(CELLS) + 3
 
 

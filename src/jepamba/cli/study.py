@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
             "jepamba study run quick-jepa",
             "jepamba study run published-n-layer --data.train train.txt.xz --data.val val.txt.xz --train.steps 400",
             "jepamba study run mine.toml --out runs/mine",
-            "jepamba study run jepa-bpe-60 --data.train shards --gpus 2 --overlap 3 --seeds 5 --stop-after 540",
+            "jepamba study run jepa-bpe-60 --data.train shards --gpus 2 --overlap 8 --seeds 5 --stop-after 540",
         ],
     )
     run.add_argument("plan", metavar="PLAN", help="a .toml file or the name of a shipped plan (`jepamba study plans`)")
