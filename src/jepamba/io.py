@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import stat
+import sys
 import time
 from contextlib import suppress
 from io import BufferedReader
@@ -131,10 +132,18 @@ def check_writable(path: Path) -> None:
 
 def check_utf8_name(path: Path) -> None:
     """Raise `UserError` if the name `path` is not UTF-8: safetensors and TOML cannot have it."""
+    if reason := not_utf8(str(path)):
+        raise UserError(f"{path}: this name {reason}; rename it, or choose another")
+
+
+def not_utf8(text: str) -> str:
+    """Return why `text` has no UTF-8 form, in words, or an empty text. A name that is not UTF-8 has none."""
     try:
-        str(path).encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}: this name is not UTF-8; rename it, or choose another") from None
+        encoding = sys.getfilesystemencoding()
+        return "is not UTF-8" if encoding == "utf-8" else f"was read as {encoding}, not as UTF-8 (set PYTHONUTF8=1)"
+    return ""
 
 
 def sync(path: Path) -> None:

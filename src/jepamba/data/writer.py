@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
-from jepamba.folder_lock import locked
+from jepamba.folder_lock import locked, work_folder
 from jepamba.io import check_writable, resolved
 from jepamba.text.documents import BadRows
 from jepamba.text.protocol import join_documents, utf8
@@ -60,10 +58,10 @@ class FolderWriter:
         check_output_folder(self.out, tokenizer=self.tokenizer)
         place = resolved(self.out)
         self._is_new = not place.exists()
+        self._stack = ExitStack()
         try:
-            # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
-            self._work = (place.parent if self._is_new else place) / f".{place.name}.{secrets.token_hex(8)}.partial"
-            self._work.mkdir(parents=True)
+            parent = place.parent if self._is_new else place
+            self._work = self._stack.enter_context(work_folder(parent, place.name))
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror})") from None
         return self
@@ -142,11 +140,9 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._stack:
             if kind is None:
                 self._commit()
-        finally:
-            shutil.rmtree(self._work, ignore_errors=True)
 
     def _commit(self) -> None:
         if not self._new:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from jepamba.artifact.store import load_artifact
 from jepamba.data.hub import http_status, hub_reason
 from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
+from jepamba.folder_lock import work_folder
 from jepamba.hub.card import model_card
 from jepamba.io import sha256_of
 from jepamba.report.records import read_config, read_summary
@@ -107,10 +107,7 @@ def pull(name: str, out: Path | None = None) -> Path:
         target: repository.fetch(repository.files[path]) for target, path in sources.items() if path in repository.files
     }
     load_artifact(found[ARTIFACT])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        building = Path(temporary, "model")
-        building.mkdir()
+    with work_folder(out.parent, out.name) as building:
         for target, path in found.items():
             shutil.copyfile(path, building / target)
         building.rename(out)

@@ -14,7 +14,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from jepamba.data.source import cache_folder
+from jepamba.folder_lock import work_folder
 from jepamba.ops.dispatch import kernels_enabled
 
 DTYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
@@ -59,9 +59,8 @@ def library(source: Path, flags: tuple[str, ...] = (), **constants: int) -> ctyp
     folder = cache_folder("") / "kernels"
     try:
         if not (folder / name).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                out = Path(scratch) / name
+            with work_folder(folder, name) as scratch:
+                out = scratch / name
                 arguments = [*command, f"-I{header.parent}", str(source), "-o", str(out)]
                 subprocess.run(arguments, check=True, capture_output=True, timeout=_LIMIT_S)
                 out.replace(folder / name)

@@ -23,6 +23,7 @@ from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict, with_setting
 from jepamba.data import Tokens, write_shard
 from jepamba.data.hub_text import HUB
 from jepamba.errors import UserError
+from jepamba.folder_lock import work_folder
 from jepamba.io import sha256_of
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import Progress
@@ -79,10 +80,7 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     if len(script) + model_bytes > LIMIT_BYTES:
         raise UserError(_too_large(model_bytes, len(script)))
     claims = _claims(about, run, summary, headline, len(script), model_bytes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        building = Path(name, "submission")
-        building.mkdir()
+    with work_folder(out.parent, out.name) as building:
         (building / SCRIPT).write_bytes(script)
         shutil.copyfile(artifact, building / artifact.name)
         (building / CLAIMS).write_text(json.dumps(claims, indent=1) + "\n", encoding="utf-8")
