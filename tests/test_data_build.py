@@ -304,6 +304,29 @@ def test_the_cache_is_for_its_user_alone(text: Path, tmp_path: Path) -> None:
     assert mine.stat().st_mode & 0o777 == 0o755, "only what jepamba makes"
 
 
+@pytest.mark.parametrize("change", ["", "setting", "link", "owner"])
+def test_an_open_cache_of_an_earlier_version_is_closed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tokens = tmp_path / "jepamba" / "tokens"
+    corpus(settings(text, cache=""))
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    if change == "link":
+        tokens.rename(tmp_path / "elsewhere" / "tokens")
+        tokens.symlink_to(tmp_path / "elsewhere" / "tokens")
+    if change == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file to another user")
+        os.chown(next(tokens.iterdir()), 12345, -1)
+    tokens.chmod(0o755)
+    capsys.readouterr()
+    for _ in range(2):
+        corpus(settings(text, cache=str(tokens.parent) if change == "setting" else ""))
+    assert tokens.stat().st_mode & 0o777 == (0o755 if change else 0o700)
+    assert capsys.readouterr().err.count("others could read") == (not change)
+
+
 def built(train: Path, out: Path, *flags: str) -> Path:
     """The folder `out` as `jepamba data build` makes it."""
     assert main(["data", "build", str(train), "--out", str(out), *flags]) == 0

@@ -113,6 +113,23 @@ def make_private_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot be created ({getattr(error, 'strerror', None) or error})") from None
 
 
+def make_private_again(folder: Path) -> bool:
+    """Close `folder` to others if it, with all that is in it, is this user's. Returns whether it was open.
+
+    A folder in which others have files is shared on purpose, and a link leads to a place that somebody chose.
+    """
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or not status.st_mode & 0o077:
+        return False
+    with os.scandir(folder) as entries:
+        owners = {status.st_uid, *(entry.stat(follow_symlinks=False).st_uid for entry in entries)}
+    if owners == {os.geteuid()}:
+        with suppress(OSError):  # not every file system has permissions
+            folder.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
+            return True
+    return False
+
+
 def check_writable(path: Path) -> None:
     """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
     try:

@@ -13,7 +13,8 @@ from typing import Any
 
 from jepamba.data.hub_text import HUB, hub_inventory, hub_text, pinned
 from jepamba.errors import UserError
-from jepamba.progress import Report
+from jepamba.io import make_private_again, make_private_folder
+from jepamba.progress import Report, print_line
 from jepamba.text.documents import STDLIB, BadRows, read_documents
 from jepamba.text.embedded import stdlib_identity
 from jepamba.text.inventory import Inventory, take_inventory
@@ -128,6 +129,19 @@ def cache_folder(setting: str) -> Path:
         return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "jepamba"
+
+
+def private_cache_folder(setting: str, name: str) -> Path:
+    """Return the folder `name` of the cache, for this user alone: tokens say what a private text says.
+
+    Earlier versions left it open to others. In the default place it is closed; one that a setting names may be shared.
+    Raises `UserError` if it cannot be created.
+    """
+    folder = cache_folder(setting) / name
+    make_private_folder(folder)
+    if not setting and make_private_again(folder):
+        print_line(f"jepamba: others could read {folder}; now you alone can (data.cache names a folder to share)")
+    return folder
 
 
 def cache_key(values: dict[str, Any]) -> str:
