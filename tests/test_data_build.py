@@ -19,7 +19,8 @@ from jepamba.data.folder import is_folder
 from jepamba.data.shared_files import trained_on
 from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
-from jepamba.text import ByteTokenizer, Tokenizer, read_documents, read_tokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, stdlib_documents, train_bpe
+from jepamba.text.documents import read_pieces
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
@@ -133,7 +134,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, extend: bool) -> No
     before = files_under(tmp_path)
 
     def interrupted() -> Iterator[str]:
-        yield "x" * 5_000_000
+        yield from ["x" * 5_000_000] * 2
         assert list(tmp_path.rglob("*.partial/*_val_*.bin"))
         raise KeyboardInterrupt
 
@@ -233,13 +234,13 @@ def test_text_is_read_once_and_again_when_it_changes(
     text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     reads: list[str] = []
-    original = read_documents
+    original = read_pieces
 
     def counted(path: str | Path, *rest: Any, **settings: Any) -> Iterator[str]:
         reads.append(str(path))
         return original(path, *rest, **settings)
 
-    monkeypatch.setattr("jepamba.data.source.read_documents", counted)
+    monkeypatch.setattr("jepamba.data.source.read_pieces", counted)
     config = settings(text, tokenizer="bpe", vocab=300)
     first = corpus(config)
     assert reads

@@ -19,7 +19,7 @@ from jepamba.progress import Report
 from jepamba.text.inventory import Inventory
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 """Increment this when the same settings and text give different tokens or a different `meta.json` than before."""
 
 
@@ -224,7 +224,7 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
         except UserError:
             file.unlink()
     check_writable(file)
-    documents = source.documents(_with_note(progress, "training the tokenizer"))
+    documents = source.pieces(_with_note(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
     atomic_write(file, tokenizer.serialize())
     return tokenizer
@@ -246,7 +246,7 @@ def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress:
     try:
         with FolderWriter(out, tokenizer) as writer:
             overlap = source.held_out(report).overlap if source.holdout else None
-            writer.write(source.documents(report), overlap, source.bad_rows)
+            writer.write(source.pieces(report), overlap, source.bad_rows)
     except UserError:
         # Another process may have written the same folder first.
         if not is_folder(out):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain, groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from jepamba.errors import UserError
 from jepamba.folder_lock import locked, work_folder
 from jepamba.io import check_writable, resolved
 from jepamba.text.documents import BadRows
-from jepamba.text.protocol import join_documents, utf8
+from jepamba.text.protocol import Continuation, join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 from jepamba.text.unrestored import Unrestored, compare
 
@@ -74,13 +75,14 @@ class FolderWriter:
     ) -> None:
         """Encode `documents`, pairs of (split, text), with BOS before each if the tokenizer has a separator.
 
-        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split, and the number of `bad_rows`
-        after the last document in the first split. Raises `UserError` if the folder already has the split.
+        A NUL ends a document; a `Continuation` continues it. `val_overlap` is recorded as the `overlap` of the val
+        split, and the number of `bad_rows` after the last document in the first split. Raises `UserError` if the folder
+        already has the split.
         """
         with ExitStack() as stack:
             writers: dict[str, ShardWriter] = {}
             for batch in _batches(documents):
-                for part in self._encoded(batch):
+                for part in self._encoded(batch) if isinstance(batch, list) else self._encoded_pieces(*batch):
                     if part.split not in writers:
                         self._start_split(part.split)
                         writers[part.split] = stack.enter_context(
@@ -94,20 +96,19 @@ class FolderWriter:
             self._new[split] = replace(self._new[split], shards=shards, overlap=overlap, bad_rows=bad)
 
     def _encoded(self, batch: list[tuple[str, str]]) -> Iterator[_Part]:
-        """Encode `batch`. A long document is in a batch of its own and gives several parts."""
-        if len(batch) == 1:
-            ((split, text),) = batch
-            before = None
-            for index, (piece, ids) in enumerate(self.tokenizer.encode_pieces(text)):
-                tokens = ids if index else join_documents(self.tokenizer, [ids])
-                yield _Part(split, int(not index), piece, tokens, before)
-                before = int(tokens[-1]) if tokens.size else before
-            return
         encoded = self.tokenizer.encode_batch([text for _, text in batch])
         for split in dict.fromkeys(name for name, _ in batch):
             of_split = [index for index, (name, _) in enumerate(batch) if name == split]
             tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
             yield _Part(split, len(of_split), "".join([batch[index][1] for index in of_split]), tokens, None)
+
+    def _encoded_pieces(self, split: str, texts: Iterable[str]) -> Iterator[_Part]:
+        """Encode a long document, the concatenation of `texts`."""
+        before = None
+        for index, (piece, ids) in enumerate(self.tokenizer.encode_pieces(texts)):
+            tokens = ids if index else join_documents(self.tokenizer, [ids])
+            yield _Part(split, int(not index), piece, tokens, before)
+            before = int(tokens[-1]) if tokens.size else before
 
     def _start_split(self, split: str) -> None:
         check_output_folder(self.out, split)
@@ -184,22 +185,44 @@ def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = N
     check_writable(out / META)
 
 
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group `documents`, divided at NUL, into batches. A document as long as a batch is one of its own."""
+def _batches(
+    documents: Iterable[tuple[str, str]],
+) -> Iterator[list[tuple[str, str]] | tuple[str, Iterator[str]]]:
+    """Group `documents`, divided at NUL, into batches. A document as long as a batch comes alone, in its pieces."""
     batch: list[tuple[str, str]] = []
     size = 0
-    for split, document in documents:
-        for text in filter(None, document.split("\0")):
-            if len(text) >= BATCH_CHARS:
-                if batch:
-                    yield batch
-                yield [(split, text)]
-                batch, size = [], 0
-                continue
-            batch.append((split, text))
-            size += len(text)
+    for _, items in groupby(_divided_at_nul(documents), key=_Numbers()):
+        pieces = list(islice(items, 2))
+        split, text = pieces[0]
+        if len(pieces) > 1 or len(text) >= BATCH_CHARS:
+            if batch:
+                yield batch
+            yield split, (piece for _, piece in chain(pieces, items))
+            batch, size = [], 0
+            continue
+        batch.append((split, text))
+        size += len(text)
         if size >= BATCH_CHARS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+class _Numbers:
+    """Numbers the documents of a stream of pieces."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, item: tuple[str, str]) -> int:
+        self.number += not isinstance(item[1], Continuation)
+        return self.number
+
+
+def _divided_at_nul(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for split, document in documents:
+        if isinstance(document, Continuation):
+            yield split, document
+        else:
+            yield from ((split, text) for text in document.split("\0") if text)
