@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -326,6 +328,17 @@ def test_an_open_cache_of_an_earlier_version_is_closed(
         corpus(settings(text, cache=str(tokens.parent) if change == "setting" else ""))
     assert tokens.stat().st_mode & 0o777 == (0o755 if change else 0o700)
     assert capsys.readouterr().err.count("others could read") == (not change)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "big.txt"
+    text.write_text("the river answers\n" * 4000)
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2)\n"
+    code += "from jepamba.__main__ import run; run()"
+    words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
+    assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
+    assert capfd.readouterr().err.splitlines()[-1] == f"jepamba: {words[-1]}: cannot be written (File too large)"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def built(train: Path, out: Path, *flags: str) -> Path:

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from jepamba import ops
 from jepamba.config import ConfigError, build
+from jepamba.data.source import cache_folder
+from jepamba.errors import UserError
+from jepamba.ops.cpp import library
 from jepamba.presets import load_preset
 from processes import Running
 from tiny import preset, text_file, tiny
@@ -107,3 +111,24 @@ def test_the_python_api_says_how_a_name_is_read() -> None:
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code, "café"], env=environment, capture_output=True, check=False)
     assert b"was read as ascii, not as UTF-8 (set PYTHONUTF8=1)" in done.stderr
+
+
+def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'mkdir gone; cd gone; rmdir "$PWD"; exec "$0" -m jepamba presets', sys.executable],
+        capture_output=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"jepamba: the current folder was deleted; change to another\n"
+
+
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(UserError, match=r"set HOME, XDG_CACHE_HOME or data\.cache"):
+        cache_folder("")
+    with pytest.warns(UserWarning, match="no C\\+\\+ kernel, slower code instead: there is no home folder"):
+        assert library(Path(ops.__file__).parent / "mixer" / "kernels.cpp", NONE=1) is None

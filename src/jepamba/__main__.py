@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until `run`, Ctrl-C ends the process without the traceback of an import.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,8 +29,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     if argv is None:
         _read_names_as_utf8()
     # A shell script ignores SIGINT for a command started with `&`. The command must still answer signals.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
         signal.signal(signal.SIGHUP, _terminate)

@@ -138,11 +138,17 @@ def _inventory(path: str, split: str) -> Inventory:
 
 
 def cache_folder(setting: str) -> Path:
-    """Return `setting`; if it is empty, `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`."""
+    """Return `setting`; if it is empty, `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`.
+
+    Raises `UserError` if the user has no home folder, as in a container with a user number of its own.
+    """
     if setting:
         return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "jepamba"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "jepamba"
+    except RuntimeError:
+        raise UserError("there is no home folder for the cache; set HOME, XDG_CACHE_HOME or data.cache") from None
 
 
 def private_cache_folder(setting: str, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -79,8 +79,8 @@ class FolderWriter:
         split, and the number of `bad_rows` after the last document in the first split. Raises `UserError` if the folder
         already has the split.
         """
-        with ExitStack() as stack:
-            writers: dict[str, ShardWriter] = {}
+        writers: dict[str, ShardWriter] = {}
+        with self._writing(), ExitStack() as stack:
             for batch in _batches(documents):
                 for part in self._encoded(batch) if isinstance(batch, list) else self._encoded_pieces(*batch):
                     if part.split not in writers:
@@ -148,14 +148,20 @@ class FolderWriter:
     def _commit(self) -> None:
         if not self._new:
             raise UserError(f"{self.out}: nothing to write, no document has text")
-        (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
-        try:
+        with self._writing():
+            (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
             if self._is_new:
                 self._write_meta({})
                 os.rename(self._work, resolved(self.out))
             else:
                 with locked(self.out):
                     self._add_to_folder()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the folder in the error of a full disk or another refusal."""
+        try:
+            yield
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
 

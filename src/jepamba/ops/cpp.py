@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from jepamba.data.source import cache_folder
+from jepamba.errors import UserError
 from jepamba.folder_lock import work_folder
 from jepamba.ops.dispatch import kernels_enabled
 
@@ -56,8 +57,8 @@ def library(source: Path, flags: tuple[str, ...] = (), **constants: int) -> ctyp
     command = [*_command(), *flags, *(f"-D{name}={value}" for name, value in constants.items())]
     texts = [source.read_bytes(), header.read_bytes(), " ".join(command).encode(), _processor().encode()]
     name = f"{source.parent.name}-{hashlib.sha256(b'|'.join(texts)).hexdigest()[:32]}.so"
-    folder = cache_folder("") / "kernels"
     try:
+        folder = cache_folder("") / "kernels"
         if not (folder / name).exists():
             with work_folder(folder, name) as scratch:
                 out = scratch / name
@@ -65,7 +66,7 @@ def library(source: Path, flags: tuple[str, ...] = (), **constants: int) -> ctyp
                 subprocess.run(arguments, check=True, capture_output=True, timeout=_LIMIT_S)
                 out.replace(folder / name)
         return ctypes.CDLL(str(folder / name))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (UserError, OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error).encode()
         first = reason.decode(errors="replace").strip().partition("\n")[0]
         warnings.warn(f"{source.parent.name}: no C++ kernel, slower code instead: {first}", stacklevel=2)
