@@ -549,6 +549,16 @@ def test_a_signal_that_the_parent_ignores_ends_the_command(number: signal.Signal
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_during_the_imports_is_no_traceback() -> None:
+    program = (
+        "import os, sys, signal, types\nclass Finder:\n    def find_spec(self, name, *rest):\n"
+        "        if name == 'jepamba.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\nfrom jepamba.__main__ import run\nrun(['presets'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, out = documents(tmp_path / "text"), tmp_path / "run"
     words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "60", "--out", str(out)]

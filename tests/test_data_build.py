@@ -330,6 +330,15 @@ def test_an_open_cache_of_an_earlier_version_is_closed(
     assert capsys.readouterr().err.count("others could read") == (not change)
 
 
+def test_a_text_that_grows_while_it_is_read_is_refused(text: Path) -> None:
+    source = Source((str(text),), "text", holdout=0.1)
+    source.held_out()
+    with text.open("ab") as file:
+        file.write(b"\0one more")
+    with pytest.raises(UserError, match=r"changed while it was read; start again$"):
+        list(source.documents())
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "big.txt"
     text.write_text("the river answers\n" * 4000)
