@@ -15,7 +15,7 @@ import torch.distributed
 
 from dashboard import Dashboard
 from jepamba import __main__ as end
-from jepamba.data import Prefetcher
+from jepamba.data import Prefetcher, writer
 from jepamba.errors import UserError
 from jepamba.evaluate import windowed
 from jepamba.presets import load_preset
@@ -38,6 +38,11 @@ def signal_while_packing() -> None:
     """Rank 0 receives SIGNAL while it packs and the other rank waits for it."""
     if os.environ["RANK"] == "0":
         export.pack = lambda *_: _send_signal()  # type: ignore[assignment, return-value]
+
+
+def signal_while_tokenizing() -> None:
+    """The process receives SIGNAL when it has encoded its first documents."""
+    writer.FolderWriter._count = lambda *_: _send_signal()  # type: ignore[method-assign, assignment]
 
 
 def _is_signaled() -> bool:

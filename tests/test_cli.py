@@ -541,7 +541,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"jepamba {__version__}\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_the_parent_ignores_ends_the_command(number: signal.Signals, code: int) -> None:
     """As under `nohup jepamba … &`, where a shell hands SIGINT down ignored."""
     program = (
@@ -555,6 +555,16 @@ def test_a_signal_that_the_parent_ignores_ends_the_command(number: signal.Signal
         signal.signal(number, before)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback() -> None:
+    program = (
+        "import os, sys, signal, types\nclass Finder:\n    def find_spec(self, name, *rest):\n"
+        "        if name == 'jepamba.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\nfrom jepamba.__main__ import run\nrun(['presets'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from jepamba.data.folder import is_folder
 from jepamba.data.shared_files import trained_on
 from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
-from jepamba.text import ByteTokenizer, Tokenizer, read_documents, read_tokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, stdlib_documents, train_bpe
+from jepamba.text.documents import read_pieces
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
@@ -133,7 +136,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, extend: bool) -> No
     before = files_under(tmp_path)
 
     def interrupted() -> Iterator[str]:
-        yield "x" * 5_000_000
+        yield from ["x" * 5_000_000] * 2
         assert list(tmp_path.rglob("*.partial/*_val_*.bin"))
         raise KeyboardInterrupt
 
@@ -233,13 +236,13 @@ def test_text_is_read_once_and_again_when_it_changes(
     text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     reads: list[str] = []
-    original = read_documents
+    original = read_pieces
 
     def counted(path: str | Path, *rest: Any, **settings: Any) -> Iterator[str]:
         reads.append(str(path))
         return original(path, *rest, **settings)
 
-    monkeypatch.setattr("jepamba.data.source.read_documents", counted)
+    monkeypatch.setattr("jepamba.data.source.read_pieces", counted)
     config = settings(text, tokenizer="bpe", vocab=300)
     first = corpus(config)
     assert reads
@@ -302,6 +305,49 @@ def test_the_cache_is_for_its_user_alone(text: Path, tmp_path: Path) -> None:
     made = [mine / "new", *(mine / "new/cache" / name for name in ("", "tokens", "tokenizers"))]
     assert {folder.stat().st_mode & 0o777 for folder in made} == {0o700}
     assert mine.stat().st_mode & 0o777 == 0o755, "only what jepamba makes"
+
+
+@pytest.mark.parametrize("change", ["", "setting", "link", "owner"])
+def test_an_open_cache_of_an_earlier_version_is_closed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tokens = tmp_path / "jepamba" / "tokens"
+    corpus(settings(text, cache=""))
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    if change == "link":
+        tokens.rename(tmp_path / "elsewhere" / "tokens")
+        tokens.symlink_to(tmp_path / "elsewhere" / "tokens")
+    if change == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file to another user")
+        os.chown(next(tokens.iterdir()), 12345, -1)
+    tokens.chmod(0o755)
+    capsys.readouterr()
+    for _ in range(2):
+        corpus(settings(text, cache=str(tokens.parent) if change == "setting" else ""))
+    assert tokens.stat().st_mode & 0o777 == (0o755 if change else 0o700)
+    assert capsys.readouterr().err.count("others could read") == (not change)
+
+
+def test_a_text_that_grows_while_it_is_read_is_refused(text: Path) -> None:
+    source = Source((str(text),), "text", holdout=0.1)
+    source.held_out()
+    with text.open("ab") as file:
+        file.write(b"\0one more")
+    with pytest.raises(UserError, match=r"changed while it was read; start again$"):
+        list(source.documents())
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "big.txt"
+    text.write_text("the river answers\n" * 4000)
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2)\n"
+    code += "from jepamba.__main__ import run; run()"
+    words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
+    assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
+    assert capfd.readouterr().err.splitlines()[-1] == f"jepamba: {words[-1]}: cannot be written (File too large)"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def built(train: Path, out: Path, *flags: str) -> Path:

@@ -12,7 +12,7 @@ from folder_holder import held
 from jepamba.data import build, open_folder
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
-from jepamba.folder_lock import LOCK, locked, unused_folder
+from jepamba.folder_lock import LOCK, locked, unused_folder, work_folder
 from jepamba.text import ByteTokenizer
 from jepamba.train import train
 from processes import Running, records
@@ -141,3 +141,35 @@ def test_a_split_that_another_process_added_first_is_not_replaced(tmp_path: Path
         slow.write([("a", "of the first")])
         build(["of the second, longer"], ByteTokenizer(), tmp_path, "a")
     assert len(open_folder(tmp_path).tokens("a")) == len("of the second, longer") + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_no_hidden_folder(text: Path, tmp_path: Path, number: signal.Signals) -> None:
+    words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
+    environment = {"SIGNAL": number.name}
+    with Running(words, tmp_path / "log", environment=environment, setup="faulty:signal_while_tokenizing") as running:
+        assert running.wait() == [128 + number]
+        assert "Traceback" not in running.output()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_next_command_removes_the_folder_of_a_killed_one(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "shards"
+    words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(out)]
+    environment = {"SIGNAL": "SIGKILL"}
+    with Running(words, tmp_path / "log", environment=environment, setup="faulty:signal_while_tokenizing") as running:
+        assert running.wait() == [-signal.SIGKILL]
+    (stale,) = out.parent.iterdir()
+    mine = out.parent / f".{out.name}.notes"
+    mine.mkdir()
+    with work_folder(out.parent, out.name) as living:
+        assert not stale.exists()
+        with FolderWriter(out, ByteTokenizer()) as writer:
+            writer.write([("train", "a")])
+        assert sorted(out.parent.iterdir()) == sorted([living, mine, out])
+    assert sorted(out.parent.iterdir()) == sorted([mine, out])
+
+
+def test_an_output_may_have_the_longest_name(tmp_path: Path) -> None:
+    build(["a"], ByteTokenizer(), tmp_path / ("é" * 127))
+    assert [path.name for path in tmp_path.iterdir()] == ["é" * 127]

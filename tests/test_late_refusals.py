@@ -90,7 +90,7 @@ def test_a_build_is_refused_before_its_work(
     (tmp_path / "full/letter.txt").write_text("dear")
     assert main(["data", "build", str(text), "--out", str(tmp_path / "shards"), "--tokenizer", "bytes"]) == 0
     monkeypatch.setattr("jepamba.text.tokenizers.train_bpe", never)
-    monkeypatch.setattr("jepamba.data.source.read_documents", never)
+    monkeypatch.setattr("jepamba.data.source.read_pieces", never)
     refused(capsys, "data", "build", str(text), "--out", str(tmp_path / out))
 
 
@@ -98,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_its_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = text_file(tmp_path)
-    monkeypatch.setattr("jepamba.data.source.read_documents", never)
+    monkeypatch.setattr("jepamba.data.source.read_pieces", never)
     for tokenizer in ("bpe", "bytes"):
         run = tiny(text, data__cache=str(text / "cache"), data__tokenizer=tokenizer)
         with pytest.raises(UserError, match=r"cannot be (written|created)"):
@@ -189,7 +189,7 @@ def test_what_needs_no_text_is_refused_before_it_is_read(
     (tmp_path / "z.zip").touch()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("jepamba.data.source.read_documents", never)
+    monkeypatch.setattr("jepamba.data.source.read_pieces", never)
     with pytest.raises(UserError, match=value):
         train(tiny(text, **{name: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -6,11 +6,18 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from jepamba import ops
 from jepamba.config import ConfigError, build
+from jepamba.data.source import cache_folder
+from jepamba.errors import UserError
+from jepamba.ops.cpp import library
+from jepamba.presets import load_preset
 from processes import Running
 from tiny import preset, text_file, tiny
 
@@ -75,3 +82,53 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 def test_settings_that_no_file_can_hold(name: str, value: str | list[str]) -> None:
     with pytest.raises(ConfigError, match=rf"^{re.escape(name)} = .* is not UTF-8"):
         build({name: value})
+
+
+@pytest.mark.parametrize("entry", [["-m", "jepamba"], [str(Path(sys.executable).with_name("jepamba"))]])
+def test_a_name_is_utf8_whatever_the_locale(tmp_path: Path, entry: list[str]) -> None:
+    text = shutil.move(text_file(tmp_path), tmp_path / "café.txt")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def command(*words: str) -> str:
+        words = (sys.executable, *entry, *words)
+        done = subprocess.run(words, env=environment, capture_output=True, check=True, cwd=tmp_path)
+        assert b"udc" not in done.stdout + done.stderr
+        return done.stdout.decode("ascii")
+
+    shown = command("data", "build", "café.txt", "--tokenizer", "bytes", "--out", "naïve", "--json")
+    assert json.loads(shown)["folder"] == "naïve"
+    if entry[0] == "-m":
+        settings = tiny(text, data__train="café.txt", data__tokenizer="bytes", train__steps=2)
+        shown = command("train", preset(tmp_path, settings), "--out", "été")
+        assert r"\xe9t\xe9/artifact.jepa" in shown  # the output stays ASCII
+        assert load_preset(str(tmp_path / "été" / "config.toml")).data.train == "café.txt"
+        assert "été" in (tmp_path / "été" / "report.html").read_text(encoding="utf-8")
+        command("resume", "été")
+
+
+def test_the_python_api_says_how_a_name_is_read() -> None:
+    code = "import sys\nfrom jepamba.config import build\nbuild({'data.train': sys.argv[1]})"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, "café"], env=environment, capture_output=True, check=False)
+    assert b"was read as ascii, not as UTF-8 (set PYTHONUTF8=1)" in done.stderr
+
+
+def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'mkdir gone; cd gone; rmdir "$PWD"; exec "$0" -m jepamba presets', sys.executable],
+        capture_output=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"jepamba: the current folder was deleted; change to another\n"
+
+
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(UserError, match=r"set HOME, XDG_CACHE_HOME or data\.cache"):
+        cache_folder("")
+    with pytest.warns(UserWarning, match="no C\\+\\+ kernel, slower code instead: there is no home folder"):
+        assert library(Path(ops.__file__).parent / "mixer" / "kernels.cpp", NONE=1) is None

@@ -19,8 +19,10 @@ from pyarrow import parquet
 
 from examples import examples
 from jepamba.errors import UserError
+from jepamba.text import documents as documents_module
 from jepamba.text import files as files_module
 from jepamba.text import inventory, read_documents, stdlib_documents
+from jepamba.text.documents import joined, read_pieces
 from jepamba.text.embedded import stdlib_identity
 from jepamba.text.inventory import take_inventory
 
@@ -102,10 +104,11 @@ def test_byte_order_mark_at_the_start_is_no_text(tmp_path: Path) -> None:
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), max_size=30), min_size=1),
     st.integers(1, 9),
+    st.integers(1, 9),
     st.sampled_from(sorted(PACKERS)),
 )
 def test_no_block_size_changes_the_documents(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], block: int, packing: str
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], block: int, piece: int, packing: str
 ) -> None:
     folder = tmp_path_factory.mktemp("blocks")
     path = write(folder / f"text.txt{packing}", "\0".join([*texts, "last"]).encode())
@@ -115,8 +118,12 @@ def test_no_block_size_changes_the_documents(
     expected = [text for text in [*texts, "last"] if text]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files_module, "BLOCK", block)
-        assert list(read_documents(path)) == expected
-        assert list(read_documents(rows)) == expected
+        patch.setattr(documents_module, "PIECE_CHARS", piece)
+        for file in (path, rows):
+            assert list(read_documents(file)) == expected
+            pieces = list(read_pieces(file))
+            assert all(len(part) <= piece + block for part in pieces)
+            assert list(joined(pieces)) == expected
 
 
 def test_a_large_compressed_file_is_streamed(tmp_path: Path) -> None:

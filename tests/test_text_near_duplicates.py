@@ -137,7 +137,7 @@ def test_documents_shorter_than_a_passage_are_divided() -> None:
     ],
 )
 def test_the_end_of_a_document_starts_after_a_paragraph(text: str, share: float, start: int) -> None:
-    found, held = hold_out_end(text, share)
+    found, held = hold_out_end(lambda: [text], share)
     assert found == start
     assert text[start:] in held
     assert text[:start] not in held
@@ -146,13 +146,13 @@ def test_the_end_of_a_document_starts_after_a_paragraph(text: str, share: float,
 @pytest.mark.parametrize("text", ["a", "same\n\nsame\n\n"])
 def test_some_documents_have_no_end_to_hold_out(text: str) -> None:
     with pytest.raises(UserError, match="whose end cannot be held out"):
-        hold_out_end(text, 0.5)
+        hold_out_end(lambda: [text], 0.5)
 
 
 def test_the_overlap_of_an_end_is_counted() -> None:
     text = words(1, 2000)
     repeated = f"{text}\n\n{text[:1000]}"
-    start, held = hold_out_end(repeated, 1000 / len(repeated))
+    start, held = hold_out_end(lambda: [repeated], 1000 / len(repeated))
     assert repeated[start:] == text[:1000]
     assert held.overlap == 1.0
-    assert hold_out_end(text, 0.1)[1].overlap < 0.01
+    assert hold_out_end(lambda: [text], 0.1)[1].overlap < 0.01

@@ -370,7 +370,9 @@ def test_the_pieces_of_a_long_text_have_its_ids(piece_chars: int, monkeypatch: p
     tokenizers: list[Tokenizer] = [ByteTokenizer(), trained]
     for text in (" the river answers" * 30, "a", "▁▁the ▁river▁ " * 9, "☃" * 50, "no cut" * 2, " "):
         for tokenizer in tokenizers:
-            pieces = list(tokenizer.encode_pieces(text))
-            assert "".join(piece for piece, _ in pieces) == text
-            assert np.array_equal(np.concatenate([ids for _, ids in pieces]), tokenizer.encode(text))
-    assert len(list(trained.encode_pieces(" the river answers" * 30))) > 5 or piece_chars > 40
+            for size in (1, 7, 50, 1 << 20):  # of the parts in which the text comes
+                parts = [text[at : at + size] for at in range(0, len(text), size)]
+                pieces = list(tokenizer.encode_pieces(parts))
+                assert "".join(piece for piece, _ in pieces) == text
+                assert np.array_equal(np.concatenate([ids for _, ids in pieces]), tokenizer.encode(text))
+    assert len(list(trained.encode_pieces([" the river answers" * 30]))) > 5 or piece_chars > 40

@@ -1,12 +1,18 @@
-"""Entry point of `jepamba` and `python -m jepamba`: signals, exit codes and the end of the process."""
+"""Entry point of `jepamba` and `python -m jepamba`: names, signals, exit codes and the end of the process."""
 
 from __future__ import annotations
 
-import os
 import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until `run`, Ctrl-C ends the process without the traceback of an import.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from jepamba.cli import INTERRUPTED, main
@@ -20,10 +26,13 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     shutdown, which would destroy the process group: that waits for ranks that may be gone, and with NCCL also for
     captured CUDA graphs that contain collectives.
     """
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        # A shell script ignores SIGINT for a command started with `&`. The command must still answer signals.
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, handler)
+    if argv is None:
+        _read_names_as_utf8()
+    # A shell script ignores SIGINT for a command started with `&`. The command must still answer signals.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
+        signal.signal(signal.SIGHUP, _terminate)
     prepare_streams()
     code = 1
     try:
@@ -39,6 +48,23 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             os._exit(code)
     sys.exit(code)
+
+
+def _read_names_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode if names of files would be ASCII (`LC_ALL=C PYTHONUTF8=0`).
+
+    Files of settings are UTF-8, and the names in them are those of files. The output keeps its encoding.
+    """
+    if sys.getfilesystemencoding() != "ascii" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    encoding = getattr(sys.stdout or sys.stderr, "encoding", "ascii")
+    environment = {"PYTHONIOENCODING": encoding, **os.environ, "PYTHONUTF8": "1"}
+    os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End the command as an error does, so that it removes the files that it has begun."""
+    raise SystemExit(128 + number)
 
 
 def _exit_code(argv: Sequence[str] | None) -> int:

@@ -1,9 +1,13 @@
-"""One writer per folder. The operating system releases the lock when the process ends, however it ends."""
+"""One writer per folder, and folders of unfinished work. A lock ends with its process, however that ends."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import platform
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedWriter
@@ -22,6 +26,7 @@ LOCK = ".lock"
 """The file that the writer of a folder holds locked. A left-over file without a process locks nothing."""
 
 _held: set[Path] = set()
+_PARTIAL = ".partial"
 
 
 @contextmanager
@@ -67,6 +72,58 @@ def unused_folder(path: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def work_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Make a hidden folder in `parent` for what becomes `name`, and remove it at the end unless it was renamed.
+
+    It has the permissions that the umask leaves. Those that killed processes of this machine left for `name` are
+    removed; those of living processes are locked. Raises: `OSError` if it cannot be made.
+    """
+    # The locks of another machine may not be visible here. A name has at most 255 bytes.
+    prefix = f".{name[:40]}.{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}"
+    parent.mkdir(parents=True, exist_ok=True)
+    for stale in parent.iterdir():
+        if stale.name.startswith(prefix) and stale.name.endswith(_PARTIAL):
+            with _locked_folder(stale) as is_ours:
+                if is_ours:
+                    shutil.rmtree(stale, ignore_errors=True)
+    while True:
+        folder = parent / f"{prefix}{secrets.token_hex(8)}{_PARTIAL}"
+        folder.mkdir()
+        with _locked_folder(folder) as is_ours:
+            if is_ours is False or not folder.exists():
+                continue  # another process took it for one of a killed process, before it was locked
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[bool | None]:
+    """Lock `folder` itself. Yields whether this process has the lock, or None on a file system without locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 def _open_locked(path: Path, folder: Path) -> BufferedWriter:
     """Open `path` and lock it. Raises as `locked` does."""
     while True:
@@ -75,12 +132,11 @@ def _open_locked(path: Path, folder: Path) -> BufferedWriter:
             file = path.open("ab")
         except OSError as error:
             raise unwritable(folder, error) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        is_ours = _lock(file.fileno())
+        if is_ours is False:
             file.close()
-            raise _BusyError(f"{folder}: another process writes to it; wait for it, or choose another folder") from None
-        except OSError:
+            raise _BusyError(f"{folder}: another process writes to it; wait for it, or choose another folder")
+        if is_ours is None:
             return file  # a file system without locks
         # The process that held the lock before may have removed the file after it was opened here.
         with suppress(FileNotFoundError):

@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import stat
+import sys
 import time
 from contextlib import suppress
 from io import BufferedReader
@@ -117,6 +118,23 @@ def unwritable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); choose another output")
 
 
+def make_private_again(folder: Path) -> bool:
+    """Close `folder` to others if it, with all that is in it, is this user's. Returns whether it was open.
+
+    A folder in which others have files is shared on purpose, and a link leads to a place that somebody chose.
+    """
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or not status.st_mode & 0o077:
+        return False
+    with os.scandir(folder) as entries:
+        owners = {status.st_uid, *(entry.stat(follow_symlinks=False).st_uid for entry in entries)}
+    if owners == {os.geteuid()}:
+        with suppress(OSError):  # not every file system has permissions
+            folder.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
+            return True
+    return False
+
+
 def check_writable(path: Path) -> None:
     """Raise `UserError` if `atomic_write` to `path` would fail, as far as can be known before there is content."""
     try:
@@ -152,10 +170,18 @@ def _probe(folder: Path) -> None:
 
 def check_utf8_name(path: Path) -> None:
     """Raise `UserError` if the name `path` is not UTF-8: safetensors and TOML cannot have it."""
+    if reason := not_utf8(str(path)):
+        raise UserError(f"{path}: this name {reason}; rename it, or choose another")
+
+
+def not_utf8(text: str) -> str:
+    """Return why `text` has no UTF-8 form, in words, or an empty text. A name that is not UTF-8 has none."""
     try:
-        str(path).encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}: this name is not UTF-8; rename it, or choose another") from None
+        encoding = sys.getfilesystemencoding()
+        return "is not UTF-8" if encoding == "utf-8" else f"was read as {encoding}, not as UTF-8 (set PYTHONUTF8=1)"
+    return ""
 
 
 def sync(path: Path) -> None:

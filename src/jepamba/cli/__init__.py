@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(**DEFAULTS)
     try:
+        _check_current_folder()
         args = parse(words)
         from jepamba.progress import plain_lines
 
@@ -81,6 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             message += f"; {REMEDIES[error.errno]}"
         # The reader closed the pipe (`jepamba inspect … | head`).
         return PIPE_CLOSED if isinstance(error, BrokenPipeError) else _print_user_error(message)
+
+
+def _check_current_folder() -> None:
+    """Raise `UserError` if the current folder was deleted: libraries would end the process without a word."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted; change to another") from None
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -109,7 +109,7 @@ def data_build(args: Namespace) -> int:
         tokenizer = ByteTokenizer()
     elif args.tokenizer == "bpe":
         with Progress("training the tokenizer") as report:
-            tokenizer = train_bpe((text for split, text in source.documents(report) if split == "train"), args.vocab)
+            tokenizer = train_bpe((text for split, text in source.pieces(report) if split == "train"), args.vocab)
     else:
         tokenizer = read_tokenizer(args.tokenizer)
     with Progress("tokenizing") as report, FolderWriter(args.out, tokenizer) as writer:
@@ -117,7 +117,7 @@ def data_build(args: Namespace) -> int:
         if shared:
             overlap = sum(shared.values()) / max(sum(size for _, size in sources["validation"].inventory().read), 1)
         for text in sources.values():
-            writer.write(text.documents(report), overlap, text.bad_rows)
+            writer.write(text.pieces(report), overlap, text.bad_rows)
             if text.bad_rows.count:
                 report.say(f"jepamba: {text.bad_rows.in_words()}")
     args.dir = args.results_in = args.out

@@ -19,6 +19,7 @@ from jepamba.config.checks import ConfigError, require
 from jepamba.config.other_names import suggestion
 from jepamba.config.run import Run
 from jepamba.config.train import BUDGETS
+from jepamba.io import not_utf8
 
 BUDGET_SETTINGS = tuple(f"train.{name}" for name in BUDGETS)
 DIAL = "train.dial"
@@ -118,11 +119,9 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
     """Check that `value` has the type `hint`, and convert it. Raises `ConfigError`."""
     choices = getattr(hint, "__args__", ())
     texts = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, str)]
-    # An argument that is not UTF-8 has half surrogate pairs, which no TOML file can hold.
-    require(
-        not any("\ud800" <= character <= "\udfff" for text in texts for character in text),
-        f"{name} = {value!r}: is not UTF-8; rename the file, or change the text",
-    )
+    # No TOML file can hold it.
+    reason = next(filter(None, map(not_utf8, texts)), "")
+    require(not reason, f"{name} = {value!r}: {reason}; rename the file, or change the text")
     require(not any("\0" in text for text in texts), f"{name} = {value!r}: has a NUL character; remove it")
     if getattr(hint, "__origin__", None) is Literal:
         require(

@@ -10,16 +10,16 @@ from pathlib import Path
 from jepamba.config import Data
 from jepamba.data.folder import META, TOKENIZER_FILE, TokenFolder, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, open_shard
-from jepamba.data.source import Source, cache_folder, cache_key
+from jepamba.data.source import Source, cache_key, private_cache_folder
 from jepamba.data.tokens import Tokens
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
-from jepamba.io import atomic_write, check_writable, make_private_folder
+from jepamba.io import atomic_write, check_writable
 from jepamba.progress import Report
 from jepamba.text.inventory import Inventory
 from jepamba.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 """Increment this when the same settings and text give different tokens or a different `meta.json` than before."""
 
 
@@ -217,15 +217,14 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
     if config.tokenizer != "bpe":
         return read_tokenizer(config.tokenizer)
     key = cache_key({"version": CACHE_VERSION, "source": source.identity(), "vocab": config.vocab})
-    file = cache_folder(config.cache) / "tokenizers" / f"{key}.model"
+    file = private_cache_folder(config.cache, "tokenizers") / f"{key}.model"
     if file.exists():
         try:
             return read_tokenizer(file)
         except UserError:
             file.unlink()
-    make_private_folder(file.parent)
     check_writable(file)
-    documents = source.documents(_with_note(progress, "training the tokenizer"))
+    documents = source.pieces(_with_note(progress, "training the tokenizer"))
     tokenizer = train_bpe((text for split, text in documents if split == "train"), config.vocab)
     atomic_write(file, tokenizer.serialize())
     return tokenizer
@@ -234,7 +233,7 @@ def _text_tokenizer(config: Data, source: Source, progress: Report | None) -> To
 def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress: Report | None) -> TokenFolder:
     """Return `source` encoded by `tokenizer`, from the cache if the cached folder is valid."""
     values = {"version": CACHE_VERSION, "source": source.identity(), "tokenizer": tokenizer.fingerprint}
-    out = cache_folder(config.cache) / "tokens" / cache_key(values)
+    out = private_cache_folder(config.cache, "tokens") / cache_key(values)
     if out.exists():
         try:
             folder = open_folder(out)
@@ -243,12 +242,11 @@ def _cached_folder(source: Source, tokenizer: Tokenizer, config: Data, progress:
             return folder
         except UserError:
             shutil.rmtree(out)
-    make_private_folder(out.parent)
     report = _with_note(progress, "tokenizing")
     try:
         with FolderWriter(out, tokenizer) as writer:
             overlap = source.held_out(report).overlap if source.holdout else None
-            writer.write(source.documents(report), overlap, source.bad_rows)
+            writer.write(source.pieces(report), overlap, source.bad_rows)
     except UserError:
         # Another process may have written the same folder first.
         if not is_folder(out):

@@ -53,9 +53,9 @@ class HubText:
         return Inventory(tuple((file.path, file.size) for file in self.files), tuple(left_out))
 
     def documents(self, column: str, progress: Report | None = None, bad_rows: BadRows | None = None) -> Iterator[str]:
-        """Iterate over the documents, sorted by path, as `read_documents` does for a local folder.
+        """Iterate over the documents, sorted by path, as `read_pieces` does for a local folder.
 
-        Raises `UserError` as `read_documents` does, if a download fails, or if the disk has too little space.
+        Raises `UserError` as `read_pieces` does, if a download fails, or if the disk has too little space.
         """
         from huggingface_hub import constants, try_to_load_from_cache
 

@@ -7,25 +7,28 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from jepamba.data.hub_text import hub_inventory, hub_text, pinned
 from jepamba.errors import UserError
 from jepamba.hub_names import HUB
-from jepamba.progress import Report
-from jepamba.text.documents import STDLIB, BadRows, read_documents
+from jepamba.io import make_private_again, make_private_folder
+from jepamba.progress import Report, print_line
+from jepamba.text.documents import STDLIB, BadRows, joined, read_pieces
 from jepamba.text.embedded import stdlib_identity
 from jepamba.text.inventory import Inventory, take_inventory
-from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, OneDocumentError, hold_out, hold_out_end
+from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, OneDocumentError, divided, hold_out, hold_out_end
+from jepamba.text.protocol import Continuation
 
 
 @dataclass
 class Source:
     """The documents of one or more paths, in one split or divided into train and val.
 
-    Arguments: `paths`: local paths (see `read_documents`) or `hf://…` (see `HubText`); `column`: the text column;
+    Arguments: `paths`: local paths (see `read_pieces`) or `hf://…` (see `HubText`); `column`: the text column;
     `split`: the split of all documents if `holdout` is 0, and the one that is read of files whose names tell splits
     apart; `holdout`: fraction of the documents in val; `skip_bad`: bad rows that may be left out.
     """
@@ -45,13 +48,26 @@ class Source:
         self.bad_rows = BadRows(self.skip_bad)
 
     def documents(self, progress: Report | None = None) -> Iterator[tuple[str, str]]:
-        """Iterate over (split, text) of every document, in order.
+        """Iterate over (split, text) of every document, in order, each as a whole; see `pieces`."""
+        for split, pieces in groupby(self.pieces(progress), key=itemgetter(0)):
+            for document in joined(text for _, text in pieces):
+                yield split, document
+
+    def pieces(self, progress: Report | None = None) -> Iterator[tuple[str, str]]:
+        """Iterate over (split, text) of every document, in order, a long one in pieces; see `read_pieces`.
 
         The validation documents are those that `held_out` selects. Raises `UserError` if reading fails.
         """
-        held_out = self.held_out(progress) if self.holdout else None
+        in_order = self.held_out(progress).in_order if self.holdout else None
+        index = -1
         for text in self._texts(progress):
-            yield self.split if held_out is None else "val" if text in held_out else "train", text
+            if in_order is None:
+                yield self.split, text
+                continue
+            index += not isinstance(text, Continuation)
+            if index == len(in_order):
+                raise UserError(f"{', '.join(self.paths)}: changed while it was read; start again")
+            yield "val" if in_order[index] else "train", text
 
     def held_out(self, progress: Report | None = None) -> HeldOut:
         """Select the validation documents; see `hold_out`. The first call reads all documents.
@@ -65,7 +81,7 @@ class Source:
                 except OneDocumentError:
                     if not self.is_one_document():  # but copies of it
                         raise
-                    self._end, self._held_out = hold_out_end(next(self._texts(progress)), self.holdout)
+                    self._end, self._held_out = hold_out_end(lambda: self._whole_texts(progress), self.holdout)
             except NothingHeldOutError as error:
                 raise UserError(
                     f"{', '.join(self.paths)}: {error}; set data.val, add files, or separate documents by NUL bytes"
@@ -74,13 +90,12 @@ class Source:
 
     def is_one_document(self) -> bool:
         """Whether there is a single document, whose end is held out."""
-        return len(list(islice(self._whole_texts(None), 2))) == 1
+        starts = (1 for text in self._whole_texts(None) if not isinstance(text, Continuation))
+        return sum(islice(starts, 2)) == 1
 
     def _texts(self, progress: Report | None) -> Iterator[str]:
-        for text in self._whole_texts(progress):
-            yield text[: self._end]
-            if self._end is not None:
-                yield text[self._end :]
+        texts = self._whole_texts(progress)
+        return texts if self._end is None else divided(texts, self._end)
 
     def _whole_texts(self, progress: Report | None) -> Iterator[str]:
         self.bad_rows.restart()
@@ -88,7 +103,7 @@ class Source:
             if path.startswith(HUB):
                 yield from hub_text(path, self.split).documents(self.column, progress, self.bad_rows)
             else:
-                yield from read_documents(path, self.column, progress, split=self.split, bad_rows=self.bad_rows)
+                yield from read_pieces(path, self.column, progress, split=self.split, bad_rows=self.bad_rows)
 
     def inventory(self) -> Inventory:
         """List the files that are read, and those that are not. Raises `UserError` if there is nothing to read."""
@@ -124,11 +139,30 @@ def _inventory(path: str, split: str) -> Inventory:
 
 
 def cache_folder(setting: str) -> Path:
-    """Return `setting`; if it is empty, `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`."""
+    """Return `setting`; if it is empty, `$XDG_CACHE_HOME/jepamba` or `~/.cache/jepamba`.
+
+    Raises `UserError` if the user has no home folder, as in a container with a user number of its own.
+    """
     if setting:
         return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "jepamba"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "jepamba"
+    except RuntimeError:
+        raise UserError("there is no home folder for the cache; set HOME, XDG_CACHE_HOME or data.cache") from None
+
+
+def private_cache_folder(setting: str, name: str) -> Path:
+    """Return the folder `name` of the cache, for this user alone: tokens say what a private text says.
+
+    Earlier versions left it open to others. In the default place it is closed; one that a setting names may be shared.
+    Raises `UserError` if it cannot be created.
+    """
+    folder = cache_folder(setting) / name
+    make_private_folder(folder)
+    if not setting and make_private_again(folder):
+        print_line(f"jepamba: others could read {folder}; now you alone can (data.cache names a folder to share)")
+    return folder
 
 
 def cache_key(values: dict[str, Any]) -> str:

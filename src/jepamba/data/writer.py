@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain, groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 from jepamba.data.folder import META, TOKENIZER_FILE, Split, describe, is_folder, open_folder
 from jepamba.data.shards import SHARD_TOKENS, ShardWriter
 from jepamba.errors import UserError
-from jepamba.folder_lock import locked
+from jepamba.folder_lock import locked, work_folder
 from jepamba.io import check_writable_folder, resolved, unwritable
 from jepamba.text.documents import BadRows
-from jepamba.text.protocol import join_documents, utf8
+from jepamba.text.protocol import Continuation, join_documents, utf8
 from jepamba.text.tokenizers import Tokenizer
 from jepamba.text.unrestored import Unrestored, compare
 
@@ -60,10 +59,10 @@ class FolderWriter:
         check_output_folder(self.out, tokenizer=self.tokenizer)
         place = resolved(self.out)
         self._is_new = not place.exists()
+        self._stack = ExitStack()
         try:
-            # Not by `tempfile`, whose folders are for one user alone: this one has what the umask leaves.
-            self._work = (place.parent if self._is_new else place) / f".{place.name}.{secrets.token_hex(8)}.partial"
-            self._work.mkdir(parents=True)
+            parent = place.parent if self._is_new else place
+            self._work = self._stack.enter_context(work_folder(parent, place.name))
         except OSError as error:
             raise unwritable(self.out, error) from None
         return self
@@ -76,13 +75,14 @@ class FolderWriter:
     ) -> None:
         """Encode `documents`, pairs of (split, text), with BOS before each if the tokenizer has a separator.
 
-        A NUL ends a document. `val_overlap` is recorded as the `overlap` of the val split, and the number of `bad_rows`
-        after the last document in the first split. Raises `UserError` if the folder already has the split.
+        A NUL ends a document; a `Continuation` continues it. `val_overlap` is recorded as the `overlap` of the val
+        split, and the number of `bad_rows` after the last document in the first split. Raises `UserError` if the folder
+        already has the split.
         """
-        with ExitStack() as stack:
-            writers: dict[str, ShardWriter] = {}
+        writers: dict[str, ShardWriter] = {}
+        with self._writing(), ExitStack() as stack:
             for batch in _batches(documents):
-                for part in self._encoded(batch):
+                for part in self._encoded(batch) if isinstance(batch, list) else self._encoded_pieces(*batch):
                     if part.split not in writers:
                         self._start_split(part.split)
                         writers[part.split] = stack.enter_context(
@@ -96,20 +96,19 @@ class FolderWriter:
             self._new[split] = replace(self._new[split], shards=shards, overlap=overlap, bad_rows=bad)
 
     def _encoded(self, batch: list[tuple[str, str]]) -> Iterator[_Part]:
-        """Encode `batch`. A long document is in a batch of its own and gives several parts."""
-        if len(batch) == 1:
-            ((split, text),) = batch
-            before = None
-            for index, (piece, ids) in enumerate(self.tokenizer.encode_pieces(text)):
-                tokens = ids if index else join_documents(self.tokenizer, [ids])
-                yield _Part(split, int(not index), piece, tokens, before)
-                before = int(tokens[-1]) if tokens.size else before
-            return
         encoded = self.tokenizer.encode_batch([text for _, text in batch])
         for split in dict.fromkeys(name for name, _ in batch):
             of_split = [index for index, (name, _) in enumerate(batch) if name == split]
             tokens = join_documents(self.tokenizer, [encoded[index] for index in of_split])
             yield _Part(split, len(of_split), "".join([batch[index][1] for index in of_split]), tokens, None)
+
+    def _encoded_pieces(self, split: str, texts: Iterable[str]) -> Iterator[_Part]:
+        """Encode a long document, the concatenation of `texts`."""
+        before = None
+        for index, (piece, ids) in enumerate(self.tokenizer.encode_pieces(texts)):
+            tokens = ids if index else join_documents(self.tokenizer, [ids])
+            yield _Part(split, int(not index), piece, tokens, before)
+            before = int(tokens[-1]) if tokens.size else before
 
     def _start_split(self, split: str) -> None:
         check_output_folder(self.out, split)
@@ -142,23 +141,27 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._stack:
             if kind is None:
                 self._commit()
-        finally:
-            shutil.rmtree(self._work, ignore_errors=True)
 
     def _commit(self) -> None:
         if not self._new:
             raise UserError(f"{self.out}: nothing to write, no document has text")
-        (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
-        try:
+        with self._writing():
+            (self._work / TOKENIZER_FILE[self.tokenizer.kind]).write_bytes(self.tokenizer.serialize())
             if self._is_new:
                 self._write_meta({})
                 os.rename(self._work, resolved(self.out))
             else:
                 with locked(self.out):
                     self._add_to_folder()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the folder in the error of a full disk or another refusal."""
+        try:
+            yield
         except OSError as error:
             raise unwritable(self.out, error) from None
 
@@ -188,22 +191,44 @@ def check_output_folder(out: Path, *splits: str, tokenizer: Tokenizer | None = N
         raise UserError(f"{out}: exists and is not a folder of jepamba shards; choose another folder")
 
 
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group `documents`, divided at NUL, into batches. A document as long as a batch is one of its own."""
+def _batches(
+    documents: Iterable[tuple[str, str]],
+) -> Iterator[list[tuple[str, str]] | tuple[str, Iterator[str]]]:
+    """Group `documents`, divided at NUL, into batches. A document as long as a batch comes alone, in its pieces."""
     batch: list[tuple[str, str]] = []
     size = 0
-    for split, document in documents:
-        for text in filter(None, document.split("\0")):
-            if len(text) >= BATCH_CHARS:
-                if batch:
-                    yield batch
-                yield [(split, text)]
-                batch, size = [], 0
-                continue
-            batch.append((split, text))
-            size += len(text)
+    for _, items in groupby(_divided_at_nul(documents), key=_Numbers()):
+        pieces = list(islice(items, 2))
+        split, text = pieces[0]
+        if len(pieces) > 1 or len(text) >= BATCH_CHARS:
+            if batch:
+                yield batch
+            yield split, (piece for _, piece in chain(pieces, items))
+            batch, size = [], 0
+            continue
+        batch.append((split, text))
+        size += len(text)
         if size >= BATCH_CHARS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+class _Numbers:
+    """Numbers the documents of a stream of pieces."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, item: tuple[str, str]) -> int:
+        self.number += not isinstance(item[1], Continuation)
+        return self.number
+
+
+def _divided_at_nul(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for split, document in documents:
+        if isinstance(document, Continuation):
+            yield split, document
+        else:
+            yield from ((split, text) for text in document.split("\0") if text)

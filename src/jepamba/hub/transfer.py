@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from jepamba.artifact.locate import ARTIFACT, hub_model, locate
 from jepamba.artifact.store import load_artifact
 from jepamba.data.hub import http_status, hub_reason
 from jepamba.errors import UserError
+from jepamba.folder_lock import work_folder
 from jepamba.hub.card import model_card
 from jepamba.hub_names import HUB, refuse_mistyped
 from jepamba.io import check_writable, sha256_of
@@ -111,10 +111,7 @@ def pull(name: str, out: Path | None = None) -> Path:
         target: repository.fetch(repository.files[path]) for target, path in sources.items() if path in repository.files
     }
     load_artifact(found[ARTIFACT])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        building = Path(temporary, "model")
-        building.mkdir()
+    with work_folder(out.parent, out.name) as building:
         for target, path in found.items():
             shutil.copyfile(path, building / target)
         building.rename(out)

@@ -14,7 +14,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 
 from jepamba.data.source import cache_folder
+from jepamba.errors import UserError
+from jepamba.folder_lock import work_folder
 from jepamba.ops.dispatch import kernels_enabled
 
 DTYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
@@ -56,17 +57,16 @@ def library(source: Path, flags: tuple[str, ...] = (), **constants: int) -> ctyp
     command = [*_command(), *flags, *(f"-D{name}={value}" for name, value in constants.items())]
     texts = [source.read_bytes(), header.read_bytes(), " ".join(command).encode(), _processor().encode()]
     name = f"{source.parent.name}-{hashlib.sha256(b'|'.join(texts)).hexdigest()[:32]}.so"
-    folder = cache_folder("") / "kernels"
     try:
+        folder = cache_folder("") / "kernels"
         if not (folder / name).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                out = Path(scratch) / name
+            with work_folder(folder, name) as scratch:
+                out = scratch / name
                 arguments = [*command, f"-I{header.parent}", str(source), "-o", str(out)]
                 subprocess.run(arguments, check=True, capture_output=True, timeout=_LIMIT_S)
                 out.replace(folder / name)
         return ctypes.CDLL(str(folder / name))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (UserError, OSError, subprocess.SubprocessError) as error:
         warnings.warn(f"{source.parent.name}: no C++ kernel, slower code instead: {_reason(error)}", stacklevel=2)
         return None
 

@@ -12,7 +12,7 @@ import sentencepiece
 
 from jepamba.errors import UserError
 from jepamba.text.pieces import SPACE, SentencePieceTokenizer
-from jepamba.text.protocol import utf8
+from jepamba.text.protocol import Continuation, utf8
 
 SAMPLE_BYTES = 20_000_000
 """Size of the training sample. A larger sample hardly changes the pieces."""
@@ -74,15 +74,21 @@ def train_bpe(documents: Iterable[str], vocab: int) -> SentencePieceTokenizer:
 
 def _chunks(documents: Iterable[str]) -> Iterator[str]:
     """Yield chunks of at most `CHUNK_CHARS` characters, cut before a space or newline if possible."""
-    for document in documents:
-        start = 0
-        while start < len(document):
+    rest = ""
+    for text in documents:
+        if rest and not isinstance(text, Continuation):
+            yield rest
+            rest = ""
+        document, start = rest + text, 0
+        while start + CHUNK_CHARS < len(document):
             stop = start + CHUNK_CHARS
-            if stop < len(document):
-                blank = max(document.rfind(" ", start + 1, stop), document.rfind("\n", start + 1, stop))
-                stop = blank if blank > start else stop
+            blank = max(document.rfind(" ", start + 1, stop), document.rfind("\n", start + 1, stop))
+            stop = blank if blank > start else stop
             yield document[start:stop]
             start = stop
+        rest = document[start:]
+    if rest:
+        yield rest
 
 
 def _sample(chunks: Iterable[str], limit: int) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
-from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, utf8
+from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, sliced, utf8
 
 _BLOBS = {True: b"byte 0 separates documents", False: b"every symbol is one byte of text"}
 
@@ -51,10 +51,9 @@ class ByteTokenizer:
         """Encode each text."""
         return [self.encode(text) for text in texts]
 
-    def encode_pieces(self, text: str) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint16]]]:
         """Yield the pieces of a long text, each with its ids."""
-        for start in range(0, len(text), PIECE_CHARS):
-            piece = text[start : start + PIECE_CHARS]
+        for piece in sliced(texts, PIECE_CHARS):
             yield piece, self.encode(piece)
 
     def decode(self, ids: Ids, previous: int | None = None) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from jepamba.errors import UserError
 from jepamba.progress import Report
@@ -14,6 +16,7 @@ from jepamba.text.content import content_of
 from jepamba.text.embedded import stdlib_documents
 from jepamba.text.files import ReadCallback, read_blocks
 from jepamba.text.inventory import form_of, take_inventory
+from jepamba.text.protocol import PIECE_CHARS, Continuation, sliced
 
 STDLIB = "stdlib"
 """The path that selects the English text of the Python standard library."""
@@ -54,7 +57,7 @@ def read_documents(
     split: str = "train",
     bad_rows: BadRows | None = None,
 ) -> Iterator[str]:
-    """Iterate over the documents of `path` in a fixed order.
+    """Iterate over the documents of `path` in a fixed order, each as a whole.
 
     In a .jsonl, .ndjson or .parquet file, `column` of each row is a document; so it is in any other file whose first
     line, or half of whose first 100 lines, are JSON objects. JSON of another form is refused. Any other file is UTF-8
@@ -67,6 +70,33 @@ def read_documents(
 
     Raises `UserError` at the call if `path` does not exist. Raises `UserError` with file and line during iteration if a
     file is damaged, is not UTF-8 or lacks the column, or if there is no document.
+    """
+    return joined(read_pieces(path, column, progress, split=split, bad_rows=bad_rows))
+
+
+def joined(pieces: Iterable[str]) -> Iterator[str]:
+    """Iterate over the documents, as wholes, of `pieces` from `read_pieces`."""
+    document: list[str] = []
+    for piece in pieces:
+        if document and not isinstance(piece, Continuation):
+            yield _taken(document, "")
+        document.append(piece)
+        del piece
+    if document:
+        yield _taken(document, "")
+
+
+def read_pieces(
+    path: str | Path,
+    column: str = "text",
+    progress: Report | None = None,
+    *,
+    split: str = "train",
+    bad_rows: BadRows | None = None,
+) -> Iterator[str]:
+    """Iterate over the documents of `path`, a long one in pieces: the first, and then each a `Continuation`.
+
+    The memory is that of a piece, unless bad rows are allowed: a document is left out as a whole. See `read_documents`.
     """
     if str(path) == STDLIB:
         return iter([text for _, text in stdlib_documents()])
@@ -84,7 +114,7 @@ def read_files(
     progress: Report | None = None,
     bad_rows: BadRows | None = None,
 ) -> Iterator[str]:
-    """Iterate over the documents of `files`, which can be a lazy iterable; see `read_documents`.
+    """Iterate over the documents of `files`, which can be a lazy iterable; see `read_pieces`.
 
     Arguments: `name`: the name of the source in errors; `total`: size of all files in bytes.
     """
@@ -97,10 +127,13 @@ def read_files(
                 progress(start + position, max(total, 1))
 
         for text in _texts(file, column, on_read, bad_rows):
-            for document in text.split("\0"):
-                if document:
-                    found = True
-                    yield document
+            if isinstance(text, Continuation):
+                yield text
+                continue
+            for document in filter(None, text.split("\0")):
+                found = True
+                for index, piece in enumerate(sliced([document], PIECE_CHARS)):
+                    yield Continuation(piece) if index else piece
         before += file.stat().st_size
     if not found:
         raise UserError(f"{name}: empty, it contains no text")
@@ -114,44 +147,57 @@ def _texts(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) ->
     return _jsonl(file, blocks, column, bad_rows) if content == "rows" else _plain(file, blocks, bad_rows)
 
 
-def _split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
-    """Split the content of `blocks` at `separator`."""
+def _split(blocks: Iterable[bytes], separator: bytes, size: int = sys.maxsize) -> Iterator[tuple[bytes, bool]]:
+    """Split the content of `blocks` at `separator`, and parts of more than about `size` bytes into several.
+
+    Yields each with whether it is the last of its part.
+    """
     pending: list[bytes] = []
+    held = 0
     for block in blocks:
         *ended, rest = block.split(separator)
         for part in ended:
             pending.append(part)
-            yield _taken(pending)
+            yield _taken(pending, b""), True
+            held = 0
         pending.append(rest)
-    yield _taken(pending)
+        held += len(rest)
+        if held >= size:
+            yield _taken(pending, b""), False
+            held = 0
+    yield _taken(pending, b""), True
 
 
-def _taken(parts: list[bytes]) -> bytes:
+def _taken(parts: list[AnyStr], empty: AnyStr) -> AnyStr:
     """Join and empty `parts`, so that a long document is in memory once."""
-    joined = b"".join(parts)
+    joined = empty.join(parts)
     parts.clear()
     return joined
 
 
 def _plain(file: Path, blocks: Iterable[bytes], bad_rows: BadRows) -> Iterator[str]:
-    # `raw` is dropped before its text is used: a document may be long.
-    first, line = True, 1
-    for raw in _split(blocks, b"\0"):
+    # A document can only be left out before any of it is used.
+    size = sys.maxsize if bad_rows.limit else PIECE_CHARS
+    line, begun, decoder = 1, False, codecs.getincrementaldecoder("utf-8-sig")()
+    for raw, is_last in _split(blocks, b"\0", size):
         start, line = line, line + raw.count(b"\n")
         try:
-            text = _decoded(raw, file, start, first)
+            text = _decoded(raw, file, start, decoder, is_last)
         except UserError as error:
             bad_rows.leave_out(error, "document")
             text = ""
-        del raw
-        first = False
-        yield text
+        del raw  # a document may be long
+        if text:
+            yield Continuation(text) if begun else text
+        begun = not is_last and (begun or bool(text))
+        if is_last:
+            decoder = codecs.getincrementaldecoder("utf-8")()
 
 
-def _decoded(raw: bytes, file: Path, line: int, first: bool) -> str:
-    """Decode `raw`, which starts on `line` of `file`; if `first`, drop a byte-order mark."""
+def _decoded(raw: bytes, file: Path, line: int, decoder: codecs.IncrementalDecoder, is_last: bool = True) -> str:
+    """Decode `raw`, which starts on `line` of `file`."""
     try:
-        return raw.decode("utf-8-sig" if first else "utf-8")
+        return decoder.decode(raw, is_last)
     except UnicodeDecodeError as error:
         at = line + error.object[: error.start].count(b"\n")
         bad = error.object[error.start]
@@ -161,9 +207,10 @@ def _decoded(raw: bytes, file: Path, line: int, first: bool) -> str:
 
 
 def _jsonl(file: Path, blocks: Iterable[bytes], column: str, bad_rows: BadRows) -> Iterator[str]:
-    for line, raw in enumerate(_split(blocks, b"\n"), start=1):
+    for line, (raw, _) in enumerate(_split(blocks, b"\n"), start=1):
         try:
-            text = _decoded(raw, file, line, first=line == 1)
+            decoder = codecs.getincrementaldecoder("utf-8-sig" if line == 1 else "utf-8")()
+            text = _decoded(raw, file, line, decoder)
             if text.strip():
                 yield _field(text, column, f"{file}, line {line}")
         except UserError as error:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
-from jepamba.text.protocol import utf8
+from jepamba.text.protocol import Continuation, utf8
 
 PASSAGE = 50
 """Bytes."""
@@ -25,6 +25,9 @@ LIMITS = (0.01, 0.1, 0.5)
 """Shares of common passages from which documents form a group. The first at which a group can be held out is used."""
 MAX_SAMPLES = 1 << 23
 """Passages in memory. Of a longer text those with the smallest hashes are taken, so copies are sampled alike."""
+
+MAX_REACH = 1 << 20
+"""Characters from the share at which the held-out end of a document may start."""
 
 _BLOCK = 1 << 17
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64; 5 modulo 8, so that its order is maximal
@@ -53,9 +56,11 @@ class HeldOut:
     overlap: float
     """Share of the held-out passages that occur in the training text. Beyond `MAX_SAMPLES` passages it is an estimate
     from the sample that also selects the documents, and so a little low."""
+    in_order: NDArray[np.bool_] = field(compare=False, repr=False)
+    """Whether each document is held out, in the order in which they were read."""
 
     def __contains__(self, text: str) -> bool:
-        return _document_hash(utf8(text)) in self.document_hashes
+        return _as_name(_document_digest(utf8(text))) in self.document_hashes
 
 
 def hold_out(documents: Iterable[str], share: float) -> HeldOut:
@@ -70,7 +75,7 @@ def hold_out(documents: Iterable[str], share: float) -> HeldOut:
     Raises `OneDocumentError` if there is only one distinct document, and `NothingHeldOutError` if no group qualifies at
     any limit.
     """
-    hashes, passages_S, document_S = _sample(documents)
+    hashes, passages_S, document_S, order = _sample(documents)
     if hashes.size < 2:
         raise OneDocumentError("only one document, none can be held out for validation")
     held = min(max(round(share * hashes.size), 1), hashes.size - 1)
@@ -89,28 +94,52 @@ def hold_out(documents: Iterable[str], share: float) -> HeldOut:
     else:
         raise NothingHeldOutError("all documents are near-duplicates, none can be held out for validation")
     held_D = _choose(group_D, apart_G, held)[group_D]
-    return HeldOut(frozenset(hashes[held_D].tolist()), _overlap(held_D[document_S], starts, run_S))
+    return HeldOut(frozenset(hashes[held_D].tolist()), _overlap(held_D[document_S], starts, run_S), held_D[order])
 
 
-def hold_out_end(text: str, share: float) -> tuple[int, HeldOut]:
+def hold_out_end(read: Callable[[], Iterable[str]], share: float) -> tuple[int, HeldOut]:
     """Divide a single document: hold out about the fraction `share` at its end.
 
+    Arguments: `read`: returns the texts whose concatenation is the document, each time anew.
+
     Returns the character at which the held-out text starts, and that text. It starts after the end of a paragraph, the
-    one nearest to the share; if none is within half of the share, of a line, and then of a word.
+    one nearest to the share; if none is within half of the share or `MAX_REACH`, of a line, and then of a word.
 
     Raises `NothingHeldOutError` if both parts would be equal, or one empty.
     """
-    goal, reach = round((1 - share) * len(text)), len(text) * min(share, 1 - share) / 2
-    first, last = max(round(goal - reach), 0), min(round(goal + reach), len(text) - 1)
-    places = ([match.end() for match in re.compile(pattern).finditer(text, first, last)] for pattern in _BREAKS)
+    size = sum(map(len, read()))
+    goal, reach = round((1 - share) * size), min(size * min(share, 1 - share) / 2, MAX_REACH)
+    first, last = max(round(goal - reach), 0), min(round(goal + reach), size - 1)
+    window = "".join(text[max(first - at, 0) : max(last - at, 0)] for at, text in _placed(read()))
+    places = ([first + match.end() for match in re.compile(pattern).finditer(window)] for pattern in _BREAKS)
     start = min(next(filter(None, places), [goal]), key=lambda place: abs(place - goal))
-    hashes, passages_S, document_S = _sample([text[:start], text[start:]])
-    if not 0 < start < len(text) or hashes.size < 2:
+    hashes, passages_S, document_S, order = _sample(divided(read(), start))
+    if not 0 < start < size or hashes.size < 2:
         raise NothingHeldOutError("only one document, whose end cannot be held out for validation")
-    held_hash = _document_hash(utf8(text[start:]))
+    held_D = np.arange(2) == order[1]
     starts = np.flatnonzero(np.diff(passages_S, prepend=~passages_S[:1]))
     run_S = np.repeat(np.arange(starts.size), np.diff(starts, append=passages_S.size))
-    return start, HeldOut(frozenset([held_hash]), _overlap((hashes == held_hash)[document_S], starts, run_S))
+    overlap = _overlap(held_D[document_S], starts, run_S)
+    return start, HeldOut(frozenset(hashes[held_D].tolist()), overlap, held_D[order])
+
+
+def divided(texts: Iterable[str], start: int) -> Iterator[str]:
+    """Divide a document, the concatenation of `texts`, in two: the second starts with the character `start`."""
+    for at, text in _placed(texts):
+        cut = start - at
+        if not 0 < cut < len(text):
+            yield str(text) if cut == 0 or at == 0 else Continuation(text)
+            continue
+        yield Continuation(text[:cut]) if at else text[:cut]
+        yield text[cut:]
+
+
+def _placed(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Yield each of `texts` with the number of characters before it."""
+    at = 0
+    for text in texts:
+        yield at, text
+        at += len(text)
 
 
 def _overlap(held_S: NDArray[np.bool_], starts: NDArray[np.int64], run_S: NDArray[np.int64]) -> float:
@@ -164,8 +193,13 @@ def _groups(
     return int(count), group_D
 
 
-def _sample(documents: Iterable[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the sorted hashes of the distinct documents, of their passages, and the document of each passage."""
+def _sample(
+    documents: Iterable[str],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sorted hashes of the distinct documents, of their passages, and the document of each passage.
+
+    The last array has the distinct document of each of `documents`, in their order.
+    """
     names: list[int] = []
     passages, owners, count, top = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], 0, (1 << 64) - 1
     for pieces, piece_owners in _batches(documents, names):
@@ -182,7 +216,7 @@ def _sample(documents: Iterable[str]) -> tuple[NDArray[np.uint64], NDArray[np.ui
     distinct, index = np.unique(np.array(names, dtype=np.uint64), return_inverse=True)
     passages_S, document_S = np.concatenate(passages), index[np.concatenate(owners)]
     order = np.lexsort((document_S, passages_S))
-    return distinct, passages_S[order], document_S[order]
+    return distinct, passages_S[order], document_S[order], index
 
 
 def _batches(documents: Iterable[str], names: list[int]) -> Iterator[tuple[list[bytes], list[int]]]:
@@ -193,8 +227,17 @@ def _batches(documents: Iterable[str], names: list[int]) -> Iterator[tuple[list[
     pieces: list[bytes] = []
     owners: list[int] = []
     size = 0
+    digest, tail = _document_digest(), b""
+    begun = False
     for text in documents:
+        if not isinstance(text, Continuation):
+            if begun:
+                names.append(_as_name(digest))
+            digest, tail = _document_digest(), b""
         data = utf8(text)
+        digest.update(data)
+        data = tail + data
+        tail = data[1 - PASSAGE :]
         for start in range(0, len(data) - PASSAGE + 1, _BLOCK // 2):
             piece = data[start : start + _BLOCK // 2 + PASSAGE - 1]
             if size + len(piece) > _BLOCK:
@@ -203,7 +246,9 @@ def _batches(documents: Iterable[str], names: list[int]) -> Iterator[tuple[list[
             pieces.append(piece)
             owners.append(len(names))
             size += len(piece)
-        names.append(_document_hash(data))
+        begun = True
+    if begun:
+        names.append(_as_name(digest))
     yield pieces, owners
 
 
@@ -233,5 +278,9 @@ def _passage_hashes(
     return hashes[starts[inside]], np.array(piece_owners)[piece[inside]]
 
 
-def _document_hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=b"jepamba holdout").digest(), "big")
+def _document_digest(data: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=8, key=b"jepamba holdout")
+
+
+def _as_name(digest: hashlib.blake2b) -> int:
+    return int.from_bytes(digest.digest(), "big")

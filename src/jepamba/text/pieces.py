@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -18,7 +18,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from jepamba.errors import UserError
-from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, utf8
+from jepamba.text.protocol import PIECE_CHARS, Ids, Kind, checked, sliced, utf8
 
 SPACE = "▁"
 _SPACE_BYTES = SPACE.encode()
@@ -73,12 +73,12 @@ class SentencePieceTokenizer:
         encoded = self._encode_parts([part for of_text in parts for part in of_text])
         return [self._with_first_space(np.concatenate(list(islice(encoded, len(of_text))))) for of_text in parts]
 
-    def encode_pieces(self, text: str) -> Iterator[tuple[str, NDArray[np.uint16]]]:
-        """Yield the pieces of a long text, each with its ids. A piece ends where `encode` cuts, too."""
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+        """Yield the pieces of a long text, each with its ids. A piece ends where `encode` may cut, too."""
         begun = False
         parts = list[tuple[str, str]]()
         size = 0
-        for join, part in chain(self._parts(text), [("end", "")]):
+        for join, part in chain(self._long_parts(texts), [("end", "")]):
             if parts and (join == "end" or size >= PIECE_CHARS):
                 piece = "".join([SPACE + part if join == SPACE else part for join, part in parts])
                 utf8(piece)
@@ -194,11 +194,11 @@ class SentencePieceTokenizer:
         self._guard_length = len(guard)
         self._can_cut = not self._space_inside_piece and guarded[: self._guard_length] == guard
 
-    def _parts(self, text: str) -> Iterator[tuple[str, str]]:
+    def _parts(self, text: str, first: str = "") -> Iterator[tuple[str, str]]:
         """Yield the parts of `text` to encode separately, each with its join to the one before: "▁", "cut" or ""."""
         pieces = text.split(SPACE) if self._preserves_space_symbol else [text]
         for index, piece in enumerate(pieces):
-            join, start = SPACE if index else "", 0
+            join, start = SPACE if index else first, 0
             # No piece contains a space after other text, so a cut before a space between two words keeps the ids.
             while self._can_cut and len(piece) - start > self.cut_chars:
                 cut = _CUT.search(piece, start + self.cut_chars)
@@ -207,6 +207,24 @@ class SentencePieceTokenizer:
                 yield join, piece[start : cut.start()]
                 join, start = "cut", cut.start()
             yield join, piece[start:]
+
+    def _long_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield the parts of the concatenation of `texts`, of which it holds what is after the last possible cut."""
+        held: list[str] = []
+        first = ""
+        for text in sliced(texts, PIECE_CHARS):
+            if cut := self._last_cut(text):
+                yield from self._parts("".join([*held, text[:cut]]), first)
+                held, first = [], "cut"
+            held.append(text[cut:])
+        yield from self._parts("".join(held), first)
+
+    def _last_cut(self, text: str) -> int:
+        """Return where `text` can be cut last, or 0."""
+        cut = text.rfind(" ") if self._can_cut else 0
+        while cut > 0 and not _CUT.match(text, cut):
+            cut = text.rfind(" ", 0, cut)
+        return max(cut, 0)
 
     def _with_first_space(self, ids: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """Put a space before the ids of a document that begins with one, of which the first "▁" counts no byte."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +17,12 @@ Kind = Literal["bytes", "sentencepiece"]
 
 PIECE_CHARS = 1 << 20
 """Approximate characters of a piece of a long text."""
+
+
+class Continuation(str):
+    """A part of a long document that continues the text before it. A text of another type starts a document."""
+
+    __slots__ = ()
 
 
 @runtime_checkable
@@ -45,10 +51,10 @@ class Tokenizer(Protocol):
         """Encode each text, on several cores where that is cheap."""
         ...
 
-    def encode_pieces(self, text: str) -> Iterator[tuple[str, NDArray[np.uint16]]]:
-        """Cut a long text into pieces of about `PIECE_CHARS` characters, and yield each with its ids.
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+        """Cut a long text, the concatenation of `texts`, into pieces of about `PIECE_CHARS` characters with their ids.
 
-        The ids of all pieces are those of `encode(text)`, but the memory does not grow with the text.
+        The ids of all pieces are those of `encode` of the whole, but the memory does not grow with the text.
         """
         ...
 
@@ -76,6 +82,13 @@ class Tokenizer(Protocol):
     def lossless_on(self, text: str) -> bool:
         """Whether decoding the ids of `text` returns exactly `text`. A model that normalises text may change it."""
         ...
+
+
+def sliced(texts: Iterable[str], size: int) -> Iterator[str]:
+    """Yield `texts` in slices of at most `size` characters."""
+    for text in texts:
+        for at in range(0, len(text), size):
+            yield text[at : at + size]
 
 
 def utf8(text: str) -> bytes:
