@@ -119,8 +119,8 @@ def test_folders_with_other_content_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     (tmp_path / "file").write_text("dear")
-    for name in ("full", "file"):
-        with pytest.raises(UserError, match=f"{name}: exists"):
+    for name, refusal in (("full", "exists"), ("file", "cannot be written")):
+        with pytest.raises(UserError, match=f"{name}: {refusal}"):
             build(["x"], ByteTokenizer(), tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert documents_of(build(["x"], ByteTokenizer(), tmp_path / "empty").tokens("train")) == ["x"]
@@ -346,7 +346,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.C
     code += "from jepamba.__main__ import run; run()"
     words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
     assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
-    assert capfd.readouterr().err.splitlines()[-1] == f"jepamba: {words[-1]}: cannot be written (File too large)"
+    assert capfd.readouterr().err.splitlines()[-1] == f"jepamba: {words[-1]}: cannot be written (File too large); choose another output"
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -110,8 +110,9 @@ def test_a_cache_that_cannot_be_written_is_refused_before_its_work(
 def test_an_output_is_refused_before_its_work(
     finished: Path, command: str, out: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jepamba.artifact.load_artifact", never)
+    # First, because it imports the package, which must not get the other replacement for good.
     monkeypatch.setattr("jepamba.compress.Compressor.open", never)
+    monkeypatch.setattr("jepamba.artifact.load_artifact", never)
     text, artifact = str(finished / "topics.txt"), str(finished / "run/artifact.jepa")
     words = [artifact, "--data", text] if command == "latents" else [text, "--model", artifact]
     assert "cannot be written" in refused(capsys, command, *words, "-o", str(finished / out))
@@ -123,7 +124,7 @@ def test_an_output_is_refused_before_its_work(
 def test_a_folder_that_cannot_be_written_is_refused_with_a_remedy(
     finished: Path, command: str, out: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jepamba.data.source.read_documents", never)
+    monkeypatch.setattr("jepamba.data.source.read_pieces", never)
     run, text, place = str(finished / "run"), str(finished / "topics.txt"), str(finished / out)
     words = {
         "train": ["quick", "--data.train", text, "--out", place],

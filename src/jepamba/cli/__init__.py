@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.results_in is not None:
             _print_user_error(f"standard output: {message}; the results are in {args.results_in}")
             return 0
-        if error.errno in REMEDIES:
+        if error.filename and error.errno in REMEDIES:
             message += f"; {REMEDIES[error.errno]}"
         # The reader closed the pipe (`jepamba inspect … | head`).
         return PIPE_CLOSED if isinstance(error, BrokenPipeError) else _print_user_error(message)
