@@ -33,6 +33,7 @@ from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.pauses import PauseDetector
 from jepamba.train.samples import training_sample
+from jepamba.train.shared_cores import SharedCores
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer, ghost_warmup
 from jepamba.train.stop import StopRequest, leave
@@ -53,6 +54,7 @@ class Loop:
         self.metrics = MetricsLog(out / METRICS, track(run, out)) if world.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
         self.pauses, self.restored, self.last_validation = PauseDetector(), False, ""
+        self.cores = SharedCores() if self.state.device.type == "cpu" else None
         self.saved = -1
         """The step of the newest checkpoint, which may still be being written."""
 
@@ -143,6 +145,8 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, counters.tokens - before)
+                if self.cores is not None and (busy := self.cores.message()) is not None:
+                    self._tell(report, busy)
                 if self.world.is_rank_zero and not self.writer.prepared:
                     # After the first step, which creates the optimizers' state.
                     self.writer.prepare(self.state.tensors())
