@@ -27,7 +27,7 @@ def counts(tasks: Path, **threads: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("waited", "expected"),
-    [(0, None), (50, None), (1000, "33% of the time for one, so training takes about 1.5 times")],
+    [(0, None), (50, None), (1000, "33% of the time for one, so training takes about 1.5 times as")],
 )
 def test_waiting_threads_are_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: int, expected: str | None

@@ -42,8 +42,8 @@ class SharedCores:
         if share < NOTABLE_SHARE:
             return None
         return (
-            f"other programs use these cores: its threads wait {share:.0%} of the time for one, so training takes about "
-            f"{1 / (1 - share):.1f} times as long as on an idle machine"
+            f"other programs use these cores: its threads wait {share:.0%} of the time for one, so training takes "
+            f"about {1 / (1 - share):.1f} times as long as on an idle machine"
         )
 
     def _times(self) -> tuple[float, float]:
