@@ -17,6 +17,7 @@ from jepamba.jepa import LatentWeights, sigreg_sums
 from jepamba.ops.compile_only import compile_only
 from jepamba.optim import Muon
 from jepamba.quant import CachedWeights
+from jepamba.train.measure import calibrate_inputs
 from jepamba.train.microbatch import MicroBatch, MicroBatches, loss_terms
 from jepamba.train.state import TrainState
 
@@ -44,10 +45,14 @@ def compile_kernels(
             weight_cache.compute()
         model.set_fake_quantization(fake_quantized)
         with weight_cache:
-            trained = [_forward_backward(state, micro.to(state.device), weight_cache, sigreg_sums_SK2M) for micro in sizes]
+            trained = [
+                _forward_backward(state, micro.to(state.device), weight_cache, sigreg_sums_SK2M) for micro in sizes
+            ]
         _update(state.optimizers.muon, trained[0])
         if state.run.train.val_every > 0:
             _validate(state)
+        if state.run.quant.scale == "hessian":
+            calibrate_inputs(state)
     for value, before in zip(state.modules.buffers(), buffers, strict=True):
         value.copy_(before)
     if state.device.type == "cuda":
