@@ -35,9 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "late fake quantization": {"quant__qat_fraction": 0.5, "jepa__weight": 0.0, "jepa__sigreg_weight": 0.0},
     "attention and weighted quantization": {"model__attention_every": 2, "quant__scale": "hessian"},
     "carried state": {"train__carry_state": True, "data__shuffle": False},
+    "after the latent terms": {"jepa__until": 0.5, "fraction": 0.6},
     "vicreg and moving targets": {"jepa__vicreg_weight": 0.5, "jepa__target_ema": 0.5},
 }
-compiled, launched = list[str](), list[str]()
+compiled, launched = list[str](), list[int]()
+"""The kernels that were compiled, and which of them each launch ran."""
 
 
 class Driver:
@@ -54,11 +56,11 @@ class Driver:
 
 
 def compile_(src: Any, target: Any = None, options: Any = None, _env_vars: Any = None) -> Any:
-    name = src.fn.__name__
-    compiled.append(name)
+    number = len(compiled)
+    compiled.append(src.fn.__name__)
     return types.SimpleNamespace(
         launch_metadata=lambda *args: None,
-        run=lambda *args: launched.append(name),
+        run=lambda *args: launched.append(number),
         function=None,
         packed_metadata=None,
     )
@@ -101,21 +103,21 @@ def variants(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     # Another model has kernels in common with the one before.
     for kernel in list(triton.runtime.jit._triton_jit_function_registry.values()):
         kernel.device_caches.clear()
-    state = run_of(folder, **settings)
+    fraction = settings.get("fraction", 0.0)
+    state = run_of(folder, **{name: value for name, value in settings.items() if name != "fraction"})
     trainer = Trainer(state)
     compiled.clear()
     launched.clear()
     with on_gpu():
-        state.set_training_mode(0.0)
+        state.set_training_mode(fraction)
         before = copies(state)
-        trainer._compile_kernels(0.0)
+        trainer._compile_kernels(fraction)
         unchanged = same(before, copies(state)) and not state.optimizers.muon.state
-        ahead, runs = sorted(compiled), len(launched)
-        compiled.clear()
+        ahead, runs = len(compiled), len(launched)
         # Without kernels the loss is arbitrary, so the step may skip the update, and the update is called once more.
-        for fraction in (0.0, 1.0):
+        for spent in (fraction, 1.0):
             with contextlib.suppress(NotFiniteError):
-                trainer.train_step(fraction)
+                trainer.train_step(spent)
             state.optimizers.step()
         if state.run.train.val_every:
             with contextlib.suppress(Exception):
@@ -123,7 +125,13 @@ def variants(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     state.model, state.corpus.val, state.run.data.seq_len, reset=state.run.data.reset,
                     limit=state.run.eval.tokens_per_batch, tokens_per_batch=state.run.eval.tokens_per_batch,
                 )  # fmt: skip
-    return {"ahead": ahead, "launched ahead": runs, "launched": len(launched), "later": compiled[:], "same": unchanged}
+    return {
+        "ahead": sorted(compiled[:ahead]),
+        "later": compiled[ahead:],
+        "in vain": [name for number, name in enumerate(compiled[:ahead]) if number not in launched],
+        "launched ahead": runs,
+        "same": unchanged,
+    }
 
 
 def losses(folder: Path, ahead: bool) -> list[float]:

@@ -39,8 +39,8 @@ def test_a_step_launches_what_is_compiled(found: dict[str, Any], case: str) -> N
         *variants["ahead"]
     }
     assert variants["launched ahead"] == 0
-    assert variants["launched"] > 100
     assert variants["later"] == []
+    assert variants["in vain"] == []
 
 
 @pytest.mark.parametrize("case", CASES)
