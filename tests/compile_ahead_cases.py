@@ -101,8 +101,10 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def variants(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What is compiled ahead, and what the steps, the update and a validation compile after it."""
     # Another model has kernels in common with the one before.
-    for kernel in list(triton.runtime.jit._triton_jit_function_registry.values()):
-        kernel.device_caches.clear()
+    for name in [name for name in sys.modules if name.startswith("jepamba.ops.")]:
+        for kernel in vars(sys.modules[name]).values():
+            if isinstance(kernel, triton.runtime.JITFunction):
+                kernel.device_caches.clear()
     fraction = settings.get("fraction", 0.0)
     state = run_of(folder, **{name: value for name, value in settings.items() if name != "fraction"})
     trainer = Trainer(state)
