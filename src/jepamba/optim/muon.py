@@ -14,9 +14,10 @@ from torch import Tensor
 
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.ops.muon import apply_updates, nesterov_updates, orthogonalize
+from jepamba.optim.base import Optimizer
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Muon for 2-D parameters. It orthogonalizes matrices of equal shape as one batch.
 
     Every rank keeps the whole momentum, orthogonalizes some of the matrices, and all-gathers the rest.
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
             "row_norm": row_norm,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, defaults)
+        super().__init__([{"params": params}], defaults)
         self.compute_dtype, self.world = compute_dtype, world
         for group in self.param_groups:
             for p in group["params"]:
@@ -53,8 +54,8 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient. `closure` is ignored."""
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:

@@ -32,7 +32,7 @@ from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.pauses import PauseDetector
-from jepamba.train.samples import training_sample
+from jepamba.train.samples import compiling_samples, training_sample
 from jepamba.train.shared_cores import SharedCores
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer, ghost_warmup
@@ -94,7 +94,8 @@ class Loop:
         self._event(self.state.device_config.why)
         self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
         self.world.check_equal(dict(self.state.modules.state_dict()))
-        with gpu_turn(), StopRequest() as stop, self.writer, Progress("training") as report:
+        compiling = compiling_samples(self.state)
+        with gpu_turn(), StopRequest() as stop, self.writer, compiling, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 ghost_warmup(self.trainer, lambda problem: self._note_skip(report, problem))
                 self._event(f"ghost warm-up of {self.run.optim.ghost_steps} steps")

@@ -16,8 +16,11 @@ from jepamba.data import Batch
 from jepamba.distributed import wait_time_limit
 from jepamba.errors import UserError
 from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, LossTerms, latent_weights, sigreg_sums, weighted_terms
+from jepamba.ops.compile_only import can_compile_ahead
 from jepamba.ops.cuda_graph import CUDAGraph
+from jepamba.ops.dispatch import use_triton
 from jepamba.optim import learning_rate_scale, muon_momentum
+from jepamba.train.compile_ahead import compile_kernels
 from jepamba.train.cuda_graph import GraphedMicrobatch
 from jepamba.train.measure import BALANCE_EVERY, CALIBRATE_EVERY, balance_latent_terms, calibrate_inputs
 from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
@@ -68,6 +71,7 @@ class Trainer:
         ]
         self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
         """The tensors with respect to which the passes take gradients."""
+        self._compiled = False
         self._transferred: tuple[Batch, Batch] | None = None
         """The windows of the next step on the host and on the device."""
 
@@ -88,6 +92,7 @@ class Trainer:
         lr_scale = learning_rate_scale(run.optim, budget_fraction)
         momentum = muon_momentum(run.optim, state.counters.step)
         state.set_training_mode(budget_fraction)
+        self._compile_kernels(budget_fraction)
         # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
         buffers, position = [value.clone() for value in self.buffers], state.loader.state()
         if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
@@ -141,6 +146,13 @@ class Trainer:
             "adam_lr": run.optim.adam_lr * lr_scale,
             "muon_momentum": momentum,
         }
+
+    def _compile_kernels(self, budget_fraction: float) -> None:
+        """Before the first step on a GPU, compile its kernels in parallel."""
+        if not self._compiled and use_triton(self.loss_sums) and can_compile_ahead():
+            latent = latent_weights(self.state.run.jepa, budget_fraction)
+            compile_kernels(self.state, self.weight_cache, latent, self.sigreg_sums_SK2M)
+        self._compiled = True
 
     def compute_weights(self) -> None:
         """Compute the weights of the step's passes: cast them, and fake-quantize them if this is switched on.
