@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 
 import model_oracle
 from jepamba.config import Model, Quant
-from jepamba.decode.cpu import CpuStep, supports_cpu_step
+from jepamba.decode.cpu import CpuStep, compiling_step, supports_cpu_step
 from jepamba.decode.packed import FLOAT, FP8, INT4, INT8, PackedMatrix, pack
 from jepamba.generate import PromptReader, generate
 from jepamba.model import LanguageModel
@@ -162,3 +164,23 @@ def test_loading_an_artifact_does_not_import_the_compiler() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_process_compiles_the_step_for_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    deadline = time.monotonic() + 120
+    with compiling_step():
+        while not list(tmp_path.rglob("*.nbc")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(0.5)  # the index of the cache is written after the code
+    code = """
+import test_decode_cpu as cases
+from jepamba.decode.cpu import CpuStep
+from jepamba.decode.cpu_kernels import step
+for model in (cases.small_model(), cases.small_model(n_layer=2, tie=0, softcap="tanh", unet=False, mlp="relu2")):
+    CpuStep(model, model.initial_state(1))(3)
+assert len(step.signatures) == 1, step.signatures
+assert sum(step.stats.cache_hits.values()) == 1 and not step.stats.cache_misses, step.stats
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)

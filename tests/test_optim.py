@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -47,7 +49,7 @@ def matrices(seed: int = 0) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=g)) for shape in SHAPES]
 
 
-def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: int = 6) -> list[Tensor]:
+def run(optimizer: Muon | torch.optim.Optimizer, params: list[nn.Parameter], steps: int = 6) -> list[Tensor]:
     g = torch.Generator().manual_seed(5)
     for _ in range(steps):
         for p in params:
@@ -506,3 +508,54 @@ def test_adam_steps_return_to_zero_and_moments_stay() -> None:
             assert value.item() == 0
         else:
             assert torch.equal(value, before[name])
+
+
+def test_a_skipped_step_changes_nothing_and_the_next_is_the_usual_one() -> None:
+    states = []
+    for skips in ((None, None), (torch.ones(()), torch.zeros(()))):
+        torch.manual_seed(0)
+        modules, config = network()
+        optimizers = Optimizers.build(modules.named_parameters(), config, torch.device("cpu"))
+        step_once(modules, optimizers)
+        before = {name: value.clone() for name, value in {**modules.state_dict(), **optimizers.state()}.items()}
+        for number, skip in enumerate(skips):
+            generator = torch.Generator().manual_seed(9)
+            for p in optimizers.trained().values():
+                p.grad = torch.randn(p.shape, generator=generator)
+                if number == 0:
+                    p.grad.view(-1)[0] = math.nan
+            if number == 1 or skip is not None:
+                optimizers.step(skip)
+            now = {**modules.state_dict(), **optimizers.state()}
+            assert all(torch.equal(now[name], before[name]) for name in before) == (number == 0)
+        states.append({name: value.clone() for name, value in now.items()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_adamw_is_torch_adamw() -> None:
+    """To the bit, with a parameter that has a gradient in some steps only, and without importing a compiler."""
+    code = """
+import sys
+import torch
+from jepamba.optim.base import AdamW
+
+def run(make):
+    g = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in ((3, 5), (7,), (4,))]
+    groups = [{"params": params[:2], "weight_decay": 0.1}, {"params": params[2:], "weight_decay": 0.0}]
+    optimizer = make(groups, lr=0.1, betas=(0.8, 0.95), eps=1e-8)
+    for step in range(5):
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape, generator=g) if i != 1 or step in (1, 3) else None
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        optimizer.step()
+    return params, [dict(optimizer.state[p]) for p in params]
+
+ours = run(lambda groups, **settings: AdamW(groups, **settings, capturable=False))
+assert "torch._dynamo" not in sys.modules
+theirs = run(lambda groups, **settings: torch.optim.AdamW(groups, **settings, fused=True))
+assert all(map(torch.equal, ours[0], theirs[0]))
+for a, b in zip(ours[1], theirs[1], strict=True):
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

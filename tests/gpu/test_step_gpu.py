@@ -1,6 +1,7 @@
 """The training step on a GPU: kernels against plain PyTorch, the captured graph against the same work launched."""
 
 import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from jepamba.config import Model, Quant, Run, with_settings
 from jepamba.data import Corpus, corpus
+from jepamba.jepa import LatentWeights
 from jepamba.model import LanguageModel
 from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train import resolve
+from jepamba.train import step as step_module
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
-from jepamba.train.step import Trainer
+from jepamba.train.step import NotFiniteError, Trainer
 from needs_gpus import needs_gpus
 
 pytestmark = [
@@ -39,6 +42,30 @@ def steps(run: Run, text: Corpus, kernels: bool, count: int) -> list[dict[str, f
     with dispatch.use_kernels(kernels):
         trainer = Trainer(TrainState(run, text, choose_device(run.train)))
         return [trainer.train_step(0.0) for _ in range(count)]
+
+
+@pytest.mark.parametrize("queued", ["0", "1"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_bad_step_changes_nothing(
+    small: tuple[Run, Corpus], monkeypatch: pytest.MonkeyPatch, graph: bool, queued: str
+) -> None:
+    """Also if its update is queued before the host knows that the loss is NaN."""
+    monkeypatch.setenv("JEPAMBA_QUEUE_UPDATE", queued)
+    run, text = small
+    trainer = Trainer(TrainState(replace(run, train=replace(run.train, graph=graph)), text, choose_device(run.train)))
+    losses = [trainer.train_step(0.0)["loss"] for _ in range(3)]
+    before = {name: value.clone() for name, value in trainer.state.tensors().items()}
+    weights = step_module.latent_weights
+    monkeypatch.setattr(step_module, "latent_weights", lambda *given: LatentWeights(0.1, math.nan))
+    with pytest.raises(NotFiniteError, match="step 4: the loss is nan"):
+        trainer.train_step(0.0)
+    assert [name for name, value in trainer.state.tensors().items() if not torch.equal(value, before[name])] == []
+    monkeypatch.setattr(step_module, "latent_weights", weights)
+    losses += [trainer.train_step(0.0)["loss"] for _ in range(8)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+    changed = [name for name, value in trainer.state.tensors().items() if not torch.equal(value, before[name])]
+    assert any(name.startswith("optim/momentum/") for name in changed)
 
 
 @pytest.mark.parametrize("carry", [False, True])

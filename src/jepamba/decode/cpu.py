@@ -5,7 +5,11 @@ Legend: see `cpu_kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepamba.config import Model, Quant
 from jepamba.decode.packed import ABSENT, PackedMatrix, pack, pack_float
 from jepamba.evaluate.stored import stored
 from jepamba.model import LanguageModel, State
@@ -110,6 +115,28 @@ def supports_cpu_step(model: LanguageModel) -> bool:
     except (ImportError, RuntimeError, OSError):
         return False
     return True
+
+
+@contextmanager
+def compiling_step() -> Iterator[None]:
+    """A context in which another process compiles the step into Numba's cache, where every `CpuStep` finds it.
+
+    The compilation takes several seconds of one core. The exit ends a process that still runs.
+    """
+    command = [sys.executable, "-c", f"import {__name__} as cpu; cpu.compile_step()"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def compile_step() -> None:
+    """Compile the step, which is the same function for all models."""
+    model = LanguageModel(Model(vocab_size=16, embed_dim=8, d_model=8, n_layer=1, headdim=8, d_state=4), Quant())
+    if supports_cpu_step(model):
+        CpuStep(model, model.initial_state(1))(0)
 
 
 def _array(weight: QuantWeight) -> NDArray[np.float32]:

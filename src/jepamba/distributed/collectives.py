@@ -30,6 +30,11 @@ def local_rank() -> int:
     return _from_environment("LOCAL_RANK", 0)
 
 
+def local_world_size() -> int:
+    """The number of processes of this run on this machine."""
+    return max(1, _from_environment("LOCAL_WORLD_SIZE", 1))
+
+
 class World:
     """This process's `rank` among `world_size` processes, and the collectives of these processes.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepamba.config import Optim
 from jepamba.distributed import SINGLE_PROCESS, World
+from jepamba.optim.base import AdamW, Optimizer
 from jepamba.optim.muon import Muon
 
 NOT_MATRICES = ("token_embed", "conv_weight", "mix", "skip_weight")
@@ -53,7 +54,7 @@ class Optimizers:
     groups: Groups
     config: Optim
     muon: Muon
-    adam: torch.optim.AdamW
+    adam: AdamW
 
     @classmethod
     def build(
@@ -88,7 +89,7 @@ class Optimizers:
             compute_dtype=torch.bfloat16 if on_gpu else dtype,
             world=world,
         )
-        adam = torch.optim.AdamW(
+        adam = AdamW(
             [
                 {"params": list(groups.adam.values()), "weight_decay": config.adam_weight_decay},
                 {"params": list(groups.adam_no_decay.values()), "weight_decay": 0.0},
@@ -96,7 +97,6 @@ class Optimizers:
             lr=scheduled(config.adam_lr),
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
-            fused=True,
             capturable=on_gpu,
         )
         return cls(groups, config, muon, adam)
@@ -109,12 +109,15 @@ class Optimizers:
         for group in self.adam.param_groups:
             _set(group, "lr", self.config.adam_lr * scale)
 
-    def step(self) -> None:
-        """Update every trained parameter, then zero the gradients in place."""
-        self.muon.step()
-        self.adam.step()
-        self.muon.zero_grad(set_to_none=False)
-        self.adam.zero_grad(set_to_none=False)
+    def step(self, skip: Tensor | None = None) -> None:
+        """Update every trained parameter, then zero the gradients in place.
+
+        If `skip`, an fp32 scalar on the device, holds 1, parameters and state stay as they are.
+        """
+        self.muon.step(skip)
+        self.adam.step(skip)
+        self.muon.zero_grad()
+        self.adam.zero_grad()
 
     def trained(self) -> dict[str, Tensor]:
         """Return the parameters that an optimizer updates, by name."""
@@ -162,7 +165,7 @@ class Optimizers:
             if "step" in values:
                 values["step"].zero_()
 
-    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+    def _optimizer(self, name: str) -> Optimizer:
         return self.muon if name in self.groups.muon else self.adam
 
 

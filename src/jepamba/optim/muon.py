@@ -14,9 +14,10 @@ from torch import Tensor
 
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.ops.muon import apply_updates, nesterov_updates, orthogonalize
+from jepamba.optim.base import Optimizer
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Muon for 2-D parameters. It orthogonalizes matrices of equal shape as one batch.
 
     Every rank keeps the whole momentum, orthogonalizes some of the matrices, and all-gathers the rest.
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
             "row_norm": row_norm,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, defaults)
+        super().__init__([{"params": params}], defaults)
         self.compute_dtype, self.world = compute_dtype, world
         for group in self.param_groups:
             for p in group["params"]:
@@ -53,21 +54,22 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient. `closure` is ignored."""
+    def step(self, skip: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient, unless `skip`, a scalar, holds 1."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.world.world_size)
-            own = self._own_directions(params, shares[self.world.rank], group)
+            own = self._own_directions(params, shares[self.world.rank], group, skip)
             directions = own if self.world.world_size == 1 else self._all_gathered(params, own, shares)
             for same in _by_shape(params, range(len(params))):
-                apply_updates(
-                    [params[i] for i in same], [directions[i] for i in same], group["lr"], group["weight_decay"]
-                )
+                chosen = [directions[i] for i in same]
+                apply_updates([params[i] for i in same], chosen, group["lr"], group["weight_decay"], skip)
 
-    def _own_directions(self, params: list[Tensor], share: Sequence[int], group: dict[str, Any]) -> dict[int, Tensor]:
+    def _own_directions(
+        self, params: list[Tensor], share: Sequence[int], group: dict[str, Any], skip: Tensor | None
+    ) -> dict[int, Tensor]:
         """Update the momentum of all parameters, and orthogonalize the updates of those with the indices `share`.
 
         Returns the directions by index, in `compute_dtype`.
@@ -77,7 +79,9 @@ class Muon(torch.optim.Optimizer):
         for same in _by_shape(params, [*share, *others]):
             grads = [grad for i in same if (grad := params[i].grad) is not None]
             buffers = [self._buffer(params[i]) for i in same]
-            update_SRC = nesterov_updates(grads, buffers, group["momentum"], group["row_norm"], self.compute_dtype)
+            update_SRC = nesterov_updates(
+                grads, buffers, group["momentum"], group["row_norm"], self.compute_dtype, skip
+            )
             # Those of this rank are the first of their shape.
             chosen = [i for i in same if i in share]
             if chosen:

@@ -32,7 +32,8 @@ from jepamba.train.init_from import initialize
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.pauses import PauseDetector
-from jepamba.train.samples import training_sample
+from jepamba.train.samples import compiling_samples, training_sample
+from jepamba.train.shared_cores import SharedCores
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer, ghost_warmup
 from jepamba.train.stop import StopRequest, leave
@@ -53,6 +54,7 @@ class Loop:
         self.metrics = MetricsLog(out / METRICS, track(run, out)) if world.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
         self.pauses, self.restored, self.last_validation = PauseDetector(), False, ""
+        self.cores = SharedCores() if self.state.device.type == "cpu" else None
         self.saved = -1
         """The step of the newest checkpoint, which may still be being written."""
 
@@ -92,7 +94,8 @@ class Loop:
         self._event(self.state.device_config.why)
         self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
         self.world.check_equal(dict(self.state.modules.state_dict()))
-        with gpu_turn(), StopRequest() as stop, self.writer, Progress("training") as report:
+        compiling = compiling_samples(self.state)
+        with gpu_turn(), StopRequest() as stop, self.writer, compiling, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 ghost_warmup(self.trainer, lambda problem: self._note_skip(report, problem))
                 self._event(f"ghost warm-up of {self.run.optim.ghost_steps} steps")
@@ -143,6 +146,8 @@ class Loop:
                 self._note_skip(report, problem)
             else:
                 self._note_step(report, record, elapsed, counters.tokens - before)
+                if self.cores is not None and (busy := self.cores.message()) is not None:
+                    self._tell(report, busy)
                 if self.world.is_rank_zero and not self.writer.prepared:
                     # After the first step, which creates the optimizers' state.
                     self.writer.prepare(self.state.tensors())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from jepamba.artifact.store import Artifact
 from jepamba.config import Run
 from jepamba.data.tokens import Tokens
+from jepamba.decode.cpu import compiling_step
 from jepamba.evaluate import score_plain
 from jepamba.evaluate.text_score import text_score
 from jepamba.generate import generate
@@ -32,6 +34,14 @@ def continuations(
         {"prompt": prompt, "text": "".join(generate(model, tokenizer, prompt, tokens, **settings))}
         for prompt in prompts
     ]
+
+
+def compiling_samples(state: TrainState) -> AbstractContextManager[None]:
+    """A context in which another process compiles what `training_sample` runs, if this run trains on a GPU."""
+    run = state.run
+    sampled = run.train.val_every > 0 and run.eval.sample_tokens > 0 and bool(run.eval.prompts)
+    needed = sampled and state.world.is_rank_zero and state.device.type == "cuda" and not run.model.attention_every
+    return compiling_step() if needed else nullcontext()
 
 
 def training_sample(state: TrainState) -> dict[str, str]:

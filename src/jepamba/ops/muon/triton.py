@@ -26,6 +26,7 @@ def nesterov_updates_triton(
     momentum: float | Float[Tensor, ""],
     row_norm: bool,
     dtype: torch.dtype,
+    skip: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "S R C"]:
     """See `muon.nesterov_updates`. The buffers are contiguous."""
     S, (R, C) = len(buffers), buffers[0].shape
@@ -35,7 +36,8 @@ def nesterov_updates_triton(
     with on_device(update_SRC):
         nesterov_updates_kernel[(R, S)](
             tuple(grad.contiguous() for grad in grads), tuple(buffers), _on_device(momentum, update_SRC),
-            update_SRC, EPS, ROW_NORM=row_norm, D=C, P=piece, num_warps=min(max(1, piece // 128), 16),
+            _on_device(0.0 if skip is None else skip, update_SRC), update_SRC, EPS,
+            ROW_NORM=row_norm, D=C, P=piece, num_warps=min(max(1, piece // 128), 16),
         )  # fmt: skip
     return update_SRC
 
@@ -45,13 +47,15 @@ def apply_updates_triton(
     directions: Sequence[Float[Tensor, "R C"]],
     lr: float | Float[Tensor, ""],
     weight_decay: float,
+    skip: Float[Tensor, ""] | None = None,
 ) -> None:
     """See `muon.apply_updates`. The parameters are contiguous."""
     S, (R, C) = len(params), params[0].shape
     with on_device(params[0]):
         apply_updates_kernel[(triton.cdiv(R * C, BLOCK), S)](
             tuple(params), tuple(d.contiguous() for d in directions), _on_device(lr, params[0]),
-            weight_decay, max(1.0, R / C) ** 0.5, R * C, BLOCK=BLOCK, num_warps=4,
+            _on_device(0.0 if skip is None else skip, params[0]), weight_decay,
+            max(1.0, R / C) ** 0.5, R * C, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
 
 
