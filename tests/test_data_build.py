@@ -346,7 +346,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.C
     code += "from jepamba.__main__ import run; run()"
     words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
     assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
-    assert capfd.readouterr().err.splitlines()[-1] == f"jepamba: {words[-1]}: cannot be written (File too large); choose another output"
+    line = f"jepamba: {words[-1]}: cannot be written (File too large); choose another output"
+    assert capfd.readouterr().err.splitlines()[-1] == line
     assert list((tmp_path / "out").iterdir()) == []
 
 
