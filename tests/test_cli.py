@@ -350,6 +350,32 @@ def test_inspect(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: stored weights against the unrounded weights" in out_of(capsys, "inspect", str(run_dir))
 
 
+def test_inspect_needs_no_checkpoint(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged one in the folder of a run is said; one that was asked for is refused."""
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    checkpoint = sorted((run / "checkpoints").iterdir())[-1]
+    for file in checkpoint.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-7])
+    assert main(["inspect", str(run)]) == 0
+    done = capsys.readouterr()
+    assert "expected error" in done.out
+    assert checkpoint.name in done.err
+    assert main(["inspect", str(run), "--checkpoint", str(checkpoint)]) == 2
+
+
+def test_resume_with_another_size_names_it(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    for name in ("artifact.jepa", "summary.json"):
+        (run / name).unlink()
+    config = (run / "config.toml").read_text()
+    width = int(re.search(r"^embed_dim = (\d+)$", config, re.MULTILINE)[1])
+    (run / "config.toml").write_text(config.replace(f"embed_dim = {width}\n", f"embed_dim = {2 * width}\n"))
+    assert main(["resume", str(run)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{width}) in the checkpoint and" in line
+    assert "by config.toml; put back the [model]" in line
+
+
 @pytest.mark.parametrize(
     ("preset", "kept", "training_only"),
     [("submission-bpe", 32_816_684, 4_099_200), ("submission-byte", 37_007_208, 5_902_080)],

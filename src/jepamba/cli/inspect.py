@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from jepamba.cli.common import add_optional_artifact, artifact_or_shipped, columns
 from jepamba.cli.parser import Commands, local_path
+from jepamba.errors import UserError
 
 
 def add(commands: Commands) -> None:
@@ -37,7 +39,16 @@ def inspect(args: Namespace) -> int:
 
     artifact, checkpoint = _resolve_paths(artifact_or_shipped(args.artifact), args.checkpoint)
     with Progress("reading the artifact"):
-        found = inspect_artifact(artifact, _master_weights(checkpoint) if checkpoint else None)
+        masters = None
+        try:
+            masters = _master_weights(checkpoint) if checkpoint else None
+        except UserError as error:
+            if args.checkpoint is not None:
+                raise
+            # That of a run's folder is an addition.
+            checkpoint = None
+            print(f"jepamba: {error}; the errors are the expected ones", file=sys.stderr)
+        found = inspect_artifact(artifact, masters)
     if args.json:
         print(json.dumps({**found, "checkpoint": checkpoint.name if checkpoint else None}))
         return 0

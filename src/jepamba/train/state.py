@@ -183,6 +183,7 @@ class TrainState:
             if type(latent_factor) is not float or not 0 < latent_factor < math.inf:
                 raise ValueError(f"latent_factor = {str(latent_factor)[:40]}")
             self.model.set_bit_allocation(metadata["bit_allocation"])
+            self._check_shapes(sections["weights"])
             self.modules.load_state_dict(sections["weights"])
             self.optimizers.restore(sections["optim"])
             if self.target_encoder is not None:
@@ -200,6 +201,17 @@ class TrainState:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the checkpoint does not fit this run's config: {reason}") from None
         self.counters, self.latent_factor = counters, latent_factor
+
+    def _check_shapes(self, weights: dict[str, Tensor]) -> None:
+        """Raise `ValueError` if the settings give other weights than a checkpoint has."""
+        expected = self.modules.state_dict()
+        for name in sorted(expected.keys() | weights.keys()):
+            here, there = (tuple(found[name].shape) if name in found else "not there" for found in (expected, weights))
+            if here != there:
+                raise ValueError(
+                    f"{name} is {there} in the checkpoint and {here} by config.toml; put back the [model] and [jepa] "
+                    "that the run began with"
+                )
 
     def _check_data(self, metadata: dict[str, Any]) -> None:
         """Raise `UserError` if the corpus fingerprint differs from the checkpoint's."""
