@@ -12,12 +12,12 @@ import torch
 from jepamba.artifact.heads import HEADS, load_heads
 from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.artifact.store import load_artifact
-from jepamba.config import Run, build, flatten, merge, to_dict
+from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import unused_folder
 from jepamba.io import sha256_of
 from jepamba.jepa import JepaHeads
-from jepamba.presets import preset_settings
+from jepamba.presets import preset_layers
 from jepamba.progress import is_silent
 from jepamba.text_model import TextModel
 
@@ -81,16 +81,16 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     # Imported here, so that `load` does not import training.
     from jepamba.report.html import write_report
     from jepamba.train import train as train_run
-    from jepamba.train.init_from import model_settings
+    from jepamba.train.initial_settings import run_of_layers
 
     changes = flatten(sections)
     if isinstance(preset, Run):
-        settings, name = flatten(to_dict(preset)), "run"
+        layers, name = [flatten(to_dict(preset))], "run"
     else:
-        settings, name = preset_settings(preset), Path(preset).name.removesuffix(".toml")
-    run = build(merge(settings, model_settings({**settings, **changes}), changes))
+        layers, name = preset_layers(preset), Path(preset).name.removesuffix(".toml")
+    run, choices = run_of_layers(*layers, changes)
     with unused_folder(Path("runs") / name) if out is None else nullcontext(Path(out)) as folder:
-        train_run(run, folder, preset="" if isinstance(preset, Run) else preset)
+        train_run(run, folder, preset="" if isinstance(preset, Run) else preset, choices=choices)
         if not is_silent():
             write_report(folder)
         return load(folder)

@@ -1,15 +1,15 @@
-"""Training that starts from a trained model (`train.init_from`): its settings, its tokenizer, its weights."""
+"""Training that starts from a trained model (`train.init_from`): its tokenizer and its weights."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from jepamba.artifact.heads import HEAD_SETTINGS, HEADS, load_heads
 from jepamba.artifact.locate import locate
 from jepamba.artifact.store import load_artifact, open_artifact
-from jepamba.config import Run, flatten, to_dict
+from jepamba.config import Run
 from jepamba.data import Corpus, corpus
 from jepamba.errors import UserError
 from jepamba.io import sha256_of
@@ -17,20 +17,6 @@ from jepamba.progress import Report
 
 if TYPE_CHECKING:
     from jepamba.train.state import TrainState
-
-SETTING = "train.init_from"
-
-
-def model_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the layer of settings that `train.init_from` in `settings` implies: those of network and tokenizer."""
-    if not settings.get(SETTING):
-        return {}
-    stored = flatten(to_dict(open_artifact(locate(settings[SETTING])).manifest.run))
-    layer = {name: value for name, value in stored.items() if name.startswith("model.")}
-    layer |= {name: stored[name] for name in ("data.tokenizer", "data.byte_separator")}
-    if stored["data.tokenizer"] == "bpe":
-        layer["data.vocab"] = max(stored["model.vocab_size"], 264)  # nothing for the dial to choose
-    return layer
 
 
 def run_corpus(run: Run, progress: Report | None = None) -> Corpus:
