@@ -80,7 +80,9 @@ def choose_device(config: Train) -> DeviceConfig:
         fast = has_bf16_products()
         chosen, reason = ("bf16", "AVX512-BF16") if fast else ("fp32", "no AVX512-BF16")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
-    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads, {_kernels()},"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'' if threads == 1 else 's'}, {_kernels()},"
+    name = torch.cuda.get_device_name(device) if on_gpu else cpu
     return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )

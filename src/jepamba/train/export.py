@@ -31,6 +31,7 @@ from jepamba.gpu_turn import gpu_turn
 from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
 from jepamba.progress import Progress
+from jepamba.train.init_from import origins
 from jepamba.train.samples import continuations, scored_passage
 from jepamba.train.state import TrainState
 
@@ -90,7 +91,7 @@ def pack(state: TrainState, path: Path) -> tuple[float, int]:
         if run.quant.budget_bytes > 0 and temperature == 1.0:
             size = path.stat().st_size  # `pack_within_budget` wrote it for this temperature
         else:
-            size = save_artifact(path, state.model, run, text.tokenizer, temperature)
+            size = save_artifact(path, state.model, run, text.tokenizer, temperature, origins(run))
         if run.train.keep_heads and state.heads is not None:
             save_heads(path.with_name(HEADS), state.heads, run.jepa, sha256_of(path, "the artifact"))
         return temperature, size

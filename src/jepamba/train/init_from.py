@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jepamba.artifact.heads import HEAD_SETTINGS, HEADS, load_heads
-from jepamba.artifact.locate import locate
+from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.artifact.store import load_artifact, open_artifact
 from jepamba.config import Run
 from jepamba.data import Corpus, corpus
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB
 from jepamba.io import sha256_of
 from jepamba.progress import Report
 
@@ -23,6 +24,22 @@ def run_corpus(run: Run, progress: Report | None = None) -> Corpus:
     """Return the tokens of `run`, by the tokenizer of the model that it starts from, if any; see `corpus`."""
     start = run.train.init_from
     return corpus(run.data, progress, open_artifact(locate(start)).tokenizer if start else None)
+
+
+def origins(run: Run) -> dict[str, Any]:
+    """Return the notes of an artifact of `run` about the trained models before it, the nearest first.
+
+    A local name stays out of it: it is private, and another one on resume.
+    """
+    start = run.train.init_from
+    if not start:
+        return {}
+    path = locate(start)
+    notes, sha256 = open_artifact(path).manifest.extra, sha256_of(path, "the artifact")
+    shipped = "the small model in the package jepamba" if sha256 == sha256_of(SHIPPED, "the artifact") else ""
+    here = {"name": start if start.startswith(HUB) else shipped, "sha256": sha256, "text": notes.get("text", "")}
+    before = notes.get("initial", [])
+    return {"initial": [here, *(before if isinstance(before, list) else [])]}
 
 
 def initialize(state: TrainState) -> list[str]:

@@ -1,4 +1,4 @@
-"""The settings of a run from its layers, with those that `train.init_from` implies: network, tokenizer, learning rates."""
+"""The settings of a run from its layers, with those that `train.init_from` implies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def run_of_layers(base: Mapping[str, Any], *given: Mapping[str, Any]) -> tuple[R
     """Build the run of `base`, a preset or file, under the layers `given`: overlays, and last the flags.
 
     With `train.init_from`, network and tokenizer are those of the model that it names, unless the last layer gives
-    them. Learning rates that no layer of `given` has are those of `base` divided by `RATE_DIVISOR`, unless `base` itself
-    sets `train.init_from`, as the config.toml of such a run does.
+    them. Learning rates that no layer of `given` has are those of `base` divided by `RATE_DIVISOR`, unless `base`
+    itself sets `train.init_from`, as the config.toml of such a run does.
 
     Returns: the run, and the learning rates that were lowered. Raises `ConfigError` as `build` does.
     """
