@@ -167,7 +167,7 @@ def test_refusals_are_one_line(
     assert "no artifact.jepa here" in refused("push", str(tmp_path), "me/new", "--license", "mit")
     assert "there is no such model" in refused("pull", "me/none")
     assert "not the name of a model" in refused("pull", "none")
-    assert "already exists; choose another -o" in refused("pull", "me/tiny", "-o", str(tmp_path))
+    assert "already exists; choose another folder" in refused("pull", "me/tiny", "-o", str(tmp_path))
     hub.data_sets["me/tiny"]["main"]["artifact.jepa"] = b"nonsense" * 20
     assert "artifact.jepa" in refused("pull", "me/tiny", "-o", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

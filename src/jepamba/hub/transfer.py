@@ -106,7 +106,7 @@ def pull(name: str, out: Path | None = None) -> Path:
     repository, file = hub_model(f"{HUB}{name.removeprefix(HUB)}")
     out = out or Path("runs", repository.name.partition("/")[2])
     if os.path.exists(out):
-        raise UserError(f"{out} already exists; choose another -o")
+        raise UserError(f"{out} already exists; choose another folder")
     check_writable(out)
     folder = f"{file.rpartition('/')[0]}/".lstrip("/")
     sources = {ARTIFACT: file, HEADS: folder + HEADS, CARD: folder + CARD}

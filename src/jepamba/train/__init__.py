@@ -1,4 +1,4 @@
-"""Training: `jepamba.train("cpu", …)` trains and loads a model, `jepamba.train.resume(Path(…))` continues a run exactly."""
+"""Training: `jepamba.train("cpu", …)` trains a model, `jepamba.train.resume(Path(…))` continues a run exactly."""
 
 import inspect
 import sys
@@ -18,9 +18,7 @@ __all__ = ["read_and_resolve", "resolve", "resume", "train"]
 class _CallablePackage(ModuleType):
     """An import of this package makes it the attribute `train` of `jepamba`, where the API has a function."""
 
-    def __call__(
-        self, preset: str | Run, *, out: str | Path | None = None, **sections: Mapping[str, Any]
-    ) -> TextModel:
+    def __call__(self, preset: str | Run, *, out: str | Path | None = None, **sections: Mapping[str, Any]) -> TextModel:
         return api.train(preset, out=out, **sections)
 
     __call__.__doc__ = api.train.__doc__

@@ -53,7 +53,7 @@ def choose_device(config: Train) -> DeviceConfig:
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise UserError("train.device = cuda, but PyTorch sees no GPU; use --train.device auto or cpu")
+        raise UserError("train.device = cuda, but PyTorch sees no GPU; set train.device to auto or cpu")
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     on_gpu = available and config.device != "cpu"
@@ -62,14 +62,14 @@ def choose_device(config: Train) -> DeviceConfig:
         if local_rank() >= torch.cuda.device_count():
             raise UserError(
                 f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start one "
-                "process per GPU (torchrun --nproc-per-node gpu), or train with --train.device cpu"
+                "process per GPU (torchrun --nproc-per-node gpu), or set train.device to cpu"
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     if config.compile and on_gpu:
         raise UserError(
             "train.compile = true: on a GPU the blocks already are fused kernels in CUDA graphs; use "
-            "--train.compile false, or --train.device cpu"
+            "train.compile = false, or train.device = cpu"
         )
     if not on_gpu:
         keep_freed_memory()

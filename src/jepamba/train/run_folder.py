@@ -136,7 +136,7 @@ def _pinned(run: Run, world: World) -> Run:
 def _refuse_existing_run(out: Path) -> None:
     check_utf8_name(out)
     if (out / CONFIG).exists():
-        raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
+        raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another folder")
 
 
 def _create_run(run: Run, out: Path, preset: str) -> None:
