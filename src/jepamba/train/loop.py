@@ -110,7 +110,7 @@ class Loop:
         for message in self.world.on_rank_zero(lambda: bit_allocation.pack_within_budget(self.state, artifact)):
             self._event(message)
         initial = self.world.on_rank_zero(self._initial_score)
-        summary = export_and_evaluate(self.state, self.out, self.preset, initial and initial["bpb"])
+        summary = export_and_evaluate(self.state, self.out, self.preset, initial["bpb"] if initial else None)
         # All ranks wait here, however long the dashboard takes to send the last records.
         self.world.on_rank_zero(lambda: self._log_score(summary["bpb_plain"], final=True))
         return summary
