@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import pydoc
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -257,7 +260,7 @@ def test_a_checkpoint_scores_as_its_artifact_does(run_dir: Path, loaded: jepamba
 @pytest.mark.parametrize("run_dir", ["bytes"], indirect=True)
 def test_models_without_heads_say_so(run_dir: Path, tmp_path: Path) -> None:
     shutil.copy(run_dir / "artifact.jepa", tmp_path)
-    with pytest.raises(jepamba.UserError, match=r"train with --train\.keep_heads"):
+    with pytest.raises(jepamba.UserError, match=r"train with train\.keep_heads on"):
         jepamba.load(tmp_path).latents("text", "z")
     run = tiny(text_file(tmp_path), jepa__weight=0.0, jepa__sigreg_weight=0.0)
     jepamba.train(run, out=tmp_path / "plain")
@@ -313,3 +316,49 @@ def test_a_text_is_one_document_whatever_the_tokenizer() -> None:
 def test_a_device_that_is_not_there_is_one_line(device: str) -> None:
     with pytest.raises(UserError, match=f"^device {device}: not on this machine .*; try 'cpu'$"):
         jepamba.load(device=device)
+
+
+def test_arguments_of_another_type_are_refused_with_what_to_pass() -> None:
+    lm = jepamba.load()
+    calls: list[tuple[Callable[..., Any], list[Any], dict[str, Any], str]] = [
+        (lm.score, [b"abc"], {}, "text is of type bytes: pass a str or a list of str, as of .decode()"),
+        (lm.score, [("a", "b")], {}, "text is of type tuple: pass a str or a list of str"),
+        (lm.score, [3], {}, "text is of type int: pass a str or a list of str"),
+        (lm.score, [None], {}, "text is of type NoneType: pass a str or a list of str"),
+        (lm.score, [["a", 3]], {}, "text[1] is of type int: pass a str or a list of str"),
+        (lm.score, ["x"], {"temperature": "a"}, "temperature is of type str: pass a float"),
+        (lm.score, ["x"], {"sliding": 1.5}, "sliding is of type float: pass an int"),
+        (lm.latents, [b"abc"], {}, "text is of type bytes: pass a str or a list of str, as of .decode()"),
+        (lm.generate, [("a",)], {}, "prompt is of type tuple: pass a str or a list of str"),
+        (lm.generate, ["x"], {"max_new_tokens": "a"}, "max_new_tokens is of type str: pass an int"),
+        (lm.stream, [["x"]], {}, "prompt is of type list: pass one str"),
+        (lm.stream, ["x"], {"top_p": None}, "top_p is of type NoneType: pass a float"),
+        (lm.encode, [["x"]], {}, "text is of type list: pass one str"),
+        (jepamba.train, ["quick"], {"steps": 3}, "steps is a setting of the section train: pass train={'steps': 3}"),
+        (
+            jepamba.train,
+            ["quick"],
+            {"colour": 3},
+            "colour = 3: pass a dictionary of settings, as in train={'steps': 200}",
+        ),
+        (jepamba.train, [3], {}, "preset is of type int: pass the name of a preset, a file, or a Run"),
+    ]
+    for call, words, arguments, message in calls:
+        with pytest.raises(TypeError) as found:
+            call(*words, **arguments)
+        assert str(found.value) == message
+    for sliding in (-1, 10**6):
+        with pytest.raises(UserError, match=f"^sliding = {sliding}: must be 0 "):
+            lm.score("text", sliding=sliding)
+    assert lm.score("text", temperature=np.float32(1.0)).bpb == lm.score("text", temperature=1).bpb
+
+
+def test_train_shows_its_signature_and_what_it_does() -> None:
+    import jepamba.api
+
+    assert list(inspect.signature(jepamba.train).parameters) == ["preset", "out", "sections"]
+    assert inspect.signature(jepamba.train).return_annotation is jepamba.TextModel
+    assert "Folder of the run. None: `runs/`" in pydoc.render_doc(jepamba.train)
+    assert inspect.getdoc(type(jepamba.train).__call__) == inspect.getdoc(jepamba.api.train)
+    summary: Callable[..., dict[str, Any]] = jepamba.train.resume  # `make check` checks its type
+    assert summary is sys.modules["jepamba.train"].resume

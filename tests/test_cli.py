@@ -146,7 +146,7 @@ def test_latents_writes_h_and_z(run_dir: Path, tmp_path: Path, capsys: pytest.Ca
 
     message = mistake(capsys, *words, "--latent", "z")
     assert f"{tmp_path / HEADS}: no such file" in message
-    assert "--train.keep_heads" in message
+    assert "train.keep_heads" in message
     heads = JepaHeads(Jepa(), 32)
     save_heads(tmp_path / HEADS, heads, Jepa(), metadata["artifact_sha256"])
     with torch.no_grad():

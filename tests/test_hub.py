@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ import yaml
 import jepamba
 from hub_server import HubServer
 from jepamba.artifact.heads import HEADS
+from jepamba.artifact.locate import SHIPPED
+from jepamba.artifact.store import load_artifact
 from jepamba.cli import main
+from jepamba.hub.card import model_card
 from tiny import text_file, tiny
 
 TEXT = "The import statement — naïve, 日本語 — binds names."
@@ -88,6 +93,44 @@ def test_the_card_has_figures_budget_data_and_licence(run_dir: Path, hub: HubSer
     assert str(run_dir.parent) not in card
 
 
+def test_the_card_of_a_fine_tuned_model_names_the_models_before_it(hub: HubServer, tmp_path: Path) -> None:
+    """Two parts: from the model in the package, and from the first part, which has no public name."""
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Line {n} of a text, which says {n * n}." for n in range(300)))
+    quick: dict[str, Any] = {"train": {"steps": 1, "val_every": 0}, "eval": {"sample_tokens": 0}}
+    for out, start in (("one", str(SHIPPED)), ("two", str(tmp_path / "one"))):
+        sections = {**quick, "train": {**quick["train"], "init_from": start}}
+        jepamba.train("quick", out=tmp_path / out, data={"train": str(tmp_path / "text.txt")}, **sections)
+    notes = jepamba.load(tmp_path / "two").artifact.header["extra"]["initial"]
+    first = json.loads((tmp_path / "one" / "summary.json").read_text())["artifact_sha256"]
+    assert [(note["name"], note["sha256"]) for note in notes] == [
+        ("", first),
+        ("the small model in the package jepamba", hashlib.sha256(SHIPPED.read_bytes()).hexdigest()),
+    ]
+    assert main(["push", str(tmp_path / "two"), "me/tuned", "--license", "mit"]) == 0
+    card = hub.data_sets["me/tuned"]["main"]["README.md"].decode()
+    for expected in (
+        "Training started from trained weights. Text, licence and budget are those of its last part only.\n",
+        f"- Initial weights: an artifact without a public name (sha256 {first[:16]}); its text and licence: not stored",
+        "- Initial weights: the small model in the package jepamba (sha256 ",
+        "its text and licence: trained on free English text, half of it Wikipedia (CC BY-SA 3.0); SOURCES.md",
+        "- Preset: `quick`, with other values of `optim.muon_lr`, `optim.adam_lr`, `train.steps`, `train.seconds`",
+        "\n- Device: CPU, ",
+        "pip install jepamba",
+    ):
+        assert expected in card
+    assert str(tmp_path) not in card
+    assert "`model." not in card
+
+
+def test_notes_of_any_shape_make_a_card() -> None:
+    for notes, expected in (("text", ""), ([3], "(sha256 unknown)"), ([{"name": "a\n# b", "text": 7}], "a # b (sha")):
+        artifact = load_artifact(SHIPPED)
+        artifact.header["extra"]["initial"] = notes
+        page = model_card("me/x", artifact, 1, license="mit", text="t", summary=None, heads=False)
+        assert ("Initial weights: " in page) == (expected != "")
+        assert expected in page
+
+
 def test_an_update_and_an_artifact_alone(run_dir: Path, hub: HubServer, tmp_path: Path) -> None:
     """Figures that are not of this artifact stay out of its card."""
     assert main(["push", str(run_dir), "me/tiny", "--license", "mit"]) == 0
@@ -124,7 +167,7 @@ def test_refusals_are_one_line(
     assert "no artifact.jepa here" in refused("push", str(tmp_path), "me/new", "--license", "mit")
     assert "there is no such model" in refused("pull", "me/none")
     assert "not the name of a model" in refused("pull", "none")
-    assert "already exists; choose another -o" in refused("pull", "me/tiny", "-o", str(tmp_path))
+    assert "already exists; choose another folder" in refused("pull", "me/tiny", "-o", str(tmp_path))
     hub.data_sets["me/tiny"]["main"]["artifact.jepa"] = b"nonsense" * 20
     assert "artifact.jepa" in refused("pull", "me/tiny", "-o", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from hub_server import HubServer, commit
 from jepamba.cli import main
 from jepamba.config import ConfigError
 from jepamba.errors import UserError
-from jepamba.presets import load_preset
+from jepamba.presets import load_preset, preset_layers
 from jepamba.train.checkpoint import checkpoints
+from jepamba.train.initial_settings import run_of_layers
 from tiny import preset, text_file, tiny
 
 
@@ -74,6 +76,72 @@ def test_the_command_has_a_short_flag_and_resume_starts_again(
     again = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert again["artifact_sha256"] == summary["artifact_sha256"]
     assert f"initial weights and JEPA heads: {moved}" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def rates(out: Path) -> tuple[float, float]:
+    optim = load_preset(str(out / "config.toml")).optim
+    return optim.muon_lr, optim.adam_lr
+
+
+def test_the_rates_of_a_preset_are_lowered_unless_they_are_given(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, start = settings(tmp_path, optim__muon_lr=0.03, optim__adam_lr=0.01), ["--init-from", str(first)]
+    out = tmp_path / "run"
+    assert main(["train", file, *start, "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["choices"]
+    assert planned["optim.muon_lr"]["value"] == pytest.approx(0.0015)
+    assert main(["train", file, *start, "--out", str(out)]) == 0
+    assert rates(out) == pytest.approx((0.0015, 0.0005))
+    said = "optim.muon_lr = 0.0015: 0.03 / 20, as the initial weights are trained"
+    assert said in capsys.readouterr().err
+    assert said in (out / "metrics.jsonl").read_text()
+    # A resumed run, with a larger budget too, and a run from its config.toml keep them.
+    assert main(["resume", str(out), "--train.steps", "9"]) == 0
+    assert rates(out) == pytest.approx((0.0015, 0.0005))
+    assert main(["train", str(out / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    assert rates(tmp_path / "again") == pytest.approx((0.0015, 0.0005))
+    # Flags, overlays and sections of Python give them; without initial weights the preset does.
+    overlay = tmp_path / "overlay.toml"
+    overlay.write_text("[optim]\nadam_lr = 0.007\n")
+    run, lowered = run_of_layers(*preset_layers(f"{file}+{overlay}"), {"train.init_from": str(first)})
+    assert (run.optim.muon_lr, run.optim.adam_lr) == pytest.approx((0.0015, 0.007))
+    assert [choice.name for choice in lowered] == ["optim.muon_lr"]
+    run, lowered = run_of_layers(*preset_layers(file), {"train.init_from": str(first), "optim.muon_lr": 0.03})
+    assert (run.optim.muon_lr, run.optim.adam_lr) == pytest.approx((0.03, 0.0005))
+    assert run_of_layers(*preset_layers(file))[0] == load_preset(file)
+    # A rate that the dial would choose for random weights is no longer its choice.
+    run, _ = run_of_layers(*preset_layers("best"), {"train.init_from": str(first)})
+    assert run.optim.muon_lr == pytest.approx(0.001)
+    assert "optim.muon_lr" not in run.train.dial
+
+
+def test_fine_tuning_improves_the_model_and_shows_both_scores(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", settings(tmp_path), "--init-from", str(first), "--train.steps", "60", "--out", str(out)]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    summary = json.loads((out / "summary.json").read_text())
+    before, after = summary["bpb_initial"], summary["bpb_plain"]["bpb"]
+    assert after < before - 0.05
+    assert f"before training, validation {before:.4f} BPB" in printed.err
+    assert re.search(rf"before training, plain windows +{before:.4f} BPB\nplain windows +{after:.4f} BPB", printed.out)
+    # The score before training is that of the artifact that it starts from, on the whole held-out text.
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    scored = [record for record in records if record["kind"] == "val"]
+    assert [record["step"] for record in scored] == [0, 60]
+    assert scored[0]["tokens"] == summary["bpb_plain"]["tokens"]
+    still = {"muon_lr": 0.0, "adam_lr": 0.0}
+    off = {"weight": 0.0, "sigreg_weight": 0.0}
+    same = jepamba.train(
+        settings(tmp_path), out=tmp_path / "same", optim=still, jepa=off, train={"init_from": str(first), "steps": 1}
+    )
+    unchanged = json.loads((tmp_path / "same" / "summary.json").read_text())
+    assert unchanged["bpb_initial"] == pytest.approx(before)
+    assert unchanged["bpb_plain"]["bpb"] == pytest.approx(before, abs=1e-3)
+    assert same.tokenizer.fingerprint == jepamba.load(first).tokenizer.fingerprint
 
 
 def test_what_does_not_fit_is_refused(first: Path, tmp_path: Path) -> None:

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepamba.api import load as load
-    from jepamba.api import train as train
+    from jepamba.api import train as _train
     from jepamba.errors import UserError as UserError
     from jepamba.evaluate.text_score import TextScore as TextScore
     from jepamba.text_model import TextModel as TextModel
+    from jepamba.train.run_folder import resume as _resume
+
+    class _Train:
+        """The package `jepamba.train` as a type checker must see it: it can be called, and it has `resume`."""
+
+        __call__ = staticmethod(_train)
+        resume = staticmethod(_resume)
+
+    train: _Train
 
 import os
 

@@ -12,12 +12,12 @@ import torch
 from jepamba.artifact.heads import HEADS, load_heads
 from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.artifact.store import load_artifact
-from jepamba.config import Run, build, flatten, merge, to_dict
+from jepamba.config import Run, flatten, setting_types, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import unused_folder
 from jepamba.io import sha256_of
 from jepamba.jepa import JepaHeads
-from jepamba.presets import preset_settings
+from jepamba.presets import preset_layers
 from jepamba.progress import is_silent
 from jepamba.text_model import TextModel
 
@@ -51,7 +51,7 @@ def load(path: str | Path | None = None, device: torch.device | str | None = Non
         if not beside.exists():
             raise UserError(
                 f"{beside}: no such file; z and its prediction need the JEPA heads: load a checkpoint, or train with "
-                "--train.keep_heads and a jepa.weight or jepa.sigreg_weight above 0"
+                "train.keep_heads on and a jepa.weight or jepa.sigreg_weight above 0"
             )
         return load_heads(beside, artifact.model.config.d_model, sha256_of(place, "the artifact"), device)
 
@@ -77,20 +77,35 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
 
     Raises:
         UserError: For a wrong setting, bad data, or a folder that holds a run.
+        TypeError: For an argument of another type, such as a setting that is not in its section.
     """
+    if not isinstance(preset, str | Run):
+        raise TypeError(f"preset is of type {type(preset).__name__}: pass the name of a preset, a file, or a Run")
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise TypeError(_not_a_section(name, section))
     # Imported here, so that `load` does not import training.
     from jepamba.report.html import write_report
     from jepamba.train import train as train_run
-    from jepamba.train.init_from import model_settings
+    from jepamba.train.initial_settings import run_of_layers
 
     changes = flatten(sections)
     if isinstance(preset, Run):
-        settings, name = flatten(to_dict(preset)), "run"
+        layers, name = [flatten(to_dict(preset))], "run"
     else:
-        settings, name = preset_settings(preset), Path(preset).name.removesuffix(".toml")
-    run = build(merge(settings, model_settings({**settings, **changes}), changes))
+        layers, name = preset_layers(preset), Path(preset).name.removesuffix(".toml")
+    run, choices = run_of_layers(*layers, changes)
     with unused_folder(Path("runs") / name) if out is None else nullcontext(Path(out)) as folder:
-        train_run(run, folder, preset="" if isinstance(preset, Run) else preset)
+        train_run(run, folder, preset="" if isinstance(preset, Run) else preset, choices=choices)
         if not is_silent():
             write_report(folder)
         return load(folder)
+
+
+def _not_a_section(name: str, value: object) -> str:
+    """The message for an argument `name` of `train` that is no section of settings, as `train={"steps": 3}` is."""
+    for dotted in setting_types():
+        section, _, setting = dotted.partition(".")
+        if setting == name:
+            return f"{name} is a setting of the section {section}: pass {section}={{{name!r}: {value!r}}}"
+    return f"{name} = {value!r}: pass a dictionary of settings, as in train={{'steps': 200}}"

@@ -8,6 +8,7 @@ Legend: T tokens, N positions, D d_model.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal, overload
@@ -77,6 +78,7 @@ class TextModel:
 
     def encode(self, text: str) -> Int64[Tensor, " T"]:
         """Return the ids of a document as the model reads them, BOS first, on the model's device."""
+        _check_texts("text", text)
         tokens = tokens_in_memory([text], self.tokenizer)
         return torch.from_numpy(tokens.read(0, len(tokens)).astype(np.int64)).to(self._device)
 
@@ -102,7 +104,16 @@ class TextModel:
 
         Raises:
             UserError: The text is empty or has a NUL, or an argument is out of range.
+            TypeError: An argument has another type.
         """
+        _check_texts("text", text, or_list=True)
+        _check_number("sliding", sliding, whole=True)
+        _check_number("temperature", temperature if temperature is not None else 1.0)
+        seq_len = self.artifact.run.data.seq_len
+        if not 0 <= sliding <= seq_len:
+            raise UserError(
+                f"sliding = {sliding}: must be 0 (adjacent windows), or at most the window length {seq_len}"
+            )
         if carry and sliding:
             raise UserError("carry and sliding exclude each other; choose one")
 
@@ -149,6 +160,8 @@ class TextModel:
 
         Arguments: see `stream`. Of a list of prompts, the i-th (from 0) has the seed `seed + i`.
         """
+        _check_texts("prompt", prompt, or_list=True)
+        _check_number("seed", seed, whole=True)
         found = [
             "".join(self.stream(one, max_new_tokens, seed=index, temperature=temperature, top_k=top_k, top_p=top_p))
             for index, one in enumerate([prompt] if isinstance(prompt, str) else prompt, start=seed)
@@ -177,7 +190,13 @@ class TextModel:
 
         Raises:
             UserError: A value is out of range.
+            TypeError: An argument has another type.
         """
+        _check_texts("prompt", prompt)
+        for name, value in (("max_new_tokens", max_new_tokens), ("seed", seed), ("top_k", top_k)):
+            _check_number(name, value, whole=True)
+        _check_number("temperature", temperature)
+        _check_number("top_p", top_p)
         # Here and not only in `generate`, so that the message has the caller's number and not the product.
         if not 0 <= temperature < math.inf:
             raise UserError(f"temperature = {temperature}: must be 0 (always the most likely token) or more")
@@ -210,6 +229,7 @@ class TextModel:
         """
         if kind not in ("h", "z"):
             raise UserError(f"latents of kind {kind!r}: use 'h' or 'z'")
+        _check_texts("text", text, or_list=True)
         documents = [tokens_in_memory([one], self.tokenizer) for one in ([text] if isinstance(text, str) else text)]
         heads = self.heads if kind == "z" else None
         seq_len = self.artifact.run.data.seq_len
@@ -239,3 +259,22 @@ class TextModel:
     def _device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
+
+
+def _check_texts(name: str, value: object, or_list: bool = False) -> None:
+    """Raise `TypeError` unless the argument `name` is a string or, with `or_list`, a list of strings."""
+    wanted = "a str or a list of str" if or_list else "one str"
+    if isinstance(value, list) and or_list:
+        wrong = next((index for index, one in enumerate(value) if not isinstance(one, str)), None)
+        if wrong is not None:
+            raise TypeError(f"{name}[{wrong}] is of type {type(value[wrong]).__name__}: pass {wanted}")
+    elif not isinstance(value, str):
+        remedy = ", as of .decode()" if isinstance(value, bytes) else ""
+        raise TypeError(f"{name} is of type {type(value).__name__}: pass {wanted}{remedy}")
+
+
+def _check_number(name: str, value: object, whole: bool = False) -> None:
+    """Raise `TypeError` unless the argument `name` is a number, or with `whole` an integer."""
+    kinds = numbers.Integral if whole else numbers.Real
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} is of type {type(value).__name__}: pass {'an int' if whole else 'a float'}")

@@ -43,41 +43,39 @@ def add(commands: Commands) -> None:
 
 def train(args: Namespace) -> int:
     """Run `jepamba train` and print the scores; with `--dry-run`, print the size of the model."""
-    from jepamba.config import build, merge
-    from jepamba.presets import preset_settings
+    from jepamba.presets import preset_layers
+    from jepamba.train.initial_settings import run_of_layers
 
-    settings, flags = preset_settings(args.preset), settings_from_args(args)
-    if flags.get("train.init_from") or settings.get("train.init_from"):
-        from jepamba.train.init_from import model_settings
-
-        settings = merge(settings, model_settings({**settings, **flags}))
-    run = build(merge(settings, flags))
+    run, choices = run_of_layers(*preset_layers(args.preset), settings_from_args(args))
     if args.dry_run:
-        return _dry_run(run, args.json)
+        return _dry_run(run, choices, args.json)
     from jepamba.folder_lock import unused_folder
     from jepamba.train import train as train_run
 
     default = unused_folder(Path("runs") / Path(args.preset).name.removesuffix(".toml"))
     with nullcontext(args.out) if args.out else default as out:
         with resume_hint(args, out):
-            summary = train_run(run, out, preset=args.preset)
+            summary = train_run(run, out, preset=args.preset, choices=choices)
         return print_summary(args, out, summary)
 
 
-def _dry_run(run: Any, as_json: bool) -> int:
+def _dry_run(run: Any, choices: list[Any], as_json: bool) -> int:
     from jepamba.model_size import model_size
 
-    choices: dict[str, Any] = {}
+    if not as_json:
+        print(*choices, sep="\n", end="\n" if choices else "")
     if run.train.dial:
         if run.train.seconds > 0:
             message = "the speed is measured at the start of training; the dial then makes its choices"
             print(json.dumps({"message": message, "dial": run.train.dial}) if as_json else message)
             return 0
-        run, choices = _choices(run, as_json)
+        run, others = _choices(run, as_json)
+        choices = [*choices, *others]
     size = model_size(run)
     if as_json:
         found = {"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}
-        print(json.dumps(found | ({"choices": choices} if choices else {})))
+        named = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in choices}
+        print(json.dumps(found | ({"choices": named} if named else {})))
         return 0
     rows = [[name, f"{count:,}"] for name, count in size.parts.items()]
     rows += [["kept in the artifact", f"{size.counts['kept']:,}"]]
@@ -87,12 +85,11 @@ def _dry_run(run: Any, as_json: bool) -> int:
     return 0
 
 
-def _choices(run: Any, as_json: bool) -> tuple[Any, dict[str, Any]]:
-    """Read the text and let the dial choose. Returns the resolved run, and value and reason of each choice."""
+def _choices(run: Any, as_json: bool) -> tuple[Any, list[Any]]:
+    """Read the text and let the dial choose. Returns the resolved run and the choices."""
     from jepamba.train import read_and_resolve
 
-    run, choices = read_and_resolve(run, say=(lambda line: None) if as_json else print)
-    return run, {choice.name: {"value": choice.value, "reason": choice.reason} for choice in choices}
+    return read_and_resolve(run, say=(lambda line: None) if as_json else print)
 
 
 @contextmanager
@@ -130,8 +127,9 @@ def print_summary(args: Namespace, out: Path, summary: Mapping[str, Any]) -> int
         "state carried, same temperature": summary["bpb_carried"],
     }
     print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {duration(summary['seconds'])} of training\n")
-    print(
-        columns([[name, f"{score['bpb']:.4f} {bpb_unit(score['counted'])}"] for name, score in scores.items() if score])
-    )
+    rows = [[name, score["bpb"], bpb_unit(score["counted"])] for name, score in scores.items() if score]
+    if summary["bpb_initial"] is not None:
+        rows.insert(0, ["before training, plain windows", summary["bpb_initial"], rows[0][2]])
+    print(columns([[name, f"{bpb:.4f} {unit}"] for name, bpb, unit in rows]))
     print(f"\nartifact  {out / 'artifact.jepa'} ({summary['artifact_bytes']:,} bytes)\nreport    {out / 'report.html'}")
     return 0

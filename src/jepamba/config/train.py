@@ -53,7 +53,8 @@ class Train:
     """Maximum tokens per forward and backward pass of one process."""
     init_from: str = ""
     """Artifact, folder of a run or `hf://owner/name` whose weights, tokenizer and JEPA heads (if kept) training starts
-    from; empty: random weights. The settings of `model` are then those of that artifact."""
+    from; empty: random weights. The settings of `model` are then those of that artifact, and the learning rates a
+    twentieth of the preset's unless an overlay or a flag gives them."""
     seed: int = 42
     """Seed of the weights, the data order and SIGReg's directions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jepamba import __version__
@@ -10,6 +10,8 @@ from jepamba.artifact.store import Artifact
 from jepamba.progress import duration
 
 _SCORES = ("bpb_calibrated", "bpb_sliding", "bpb_carried")
+
+_LAST = "Training started from trained weights. Text, licence and budget are those of its last part only.\n\n"
 
 _PAGE = """\
 ---
@@ -27,10 +29,12 @@ A language model {attention}, trained and packed by jepamba {version}: {paramete
 
 ## Training
 
-- Text: {text}
+{last}- Text: {text}
 - Licence of the text: {license}
-{budget}
+{budget}{initial}
 ## Use
+
+The model needs the Python package jepamba: `pip install jepamba`, or `pip install .` in its source code.
 
 ```python
 import jepamba
@@ -58,6 +62,7 @@ def model_card(
     text: str,
     summary: Mapping[str, Any] | None,
     heads: bool,
+    changed: Collection[str] = (),
 ) -> str:
     """Return the page, in Markdown with metadata in YAML.
 
@@ -68,6 +73,7 @@ def model_card(
         text: What the training text is.
         summary: The summary.json of the run. None: a page without figures, budget and samples.
         heads: Whether the JEPA heads are beside the artifact.
+        changed: The settings of the run that are not those of its preset.
     """
     from huggingface_hub import ModelCardData
 
@@ -75,6 +81,7 @@ def model_card(
     data = ModelCardData(license=license, library_name="jepamba", pipeline_tag="text-generation", tags=tags)
     every = artifact.run.model.attention_every
     attention = f"with Mamba-2 layers, and attention in one of {every}" if every else "without attention (Mamba-2)"
+    initial = _initial(artifact.header["extra"].get("initial"))
     return _PAGE.format(
         metadata=data.to_yaml(),
         title=name.partition("/")[2],
@@ -86,7 +93,9 @@ def model_card(
         figures="No scores came with this artifact." if summary is None else _figures(summary),
         text=text,
         license=license,
-        budget="" if summary is None else _budget(summary),
+        budget="" if summary is None else _budget(summary, changed),
+        last=_LAST if initial else "",
+        initial=initial,
         name=name,
         heads='\n`heads.safetensors` has the JEPA heads, for `lm.latents(text, "z")`.\n' if heads else "",
         samples="" if summary is None else _samples(summary),
@@ -110,12 +119,24 @@ def _figures(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _budget(summary: Mapping[str, Any]) -> str:
+def _initial(models: object) -> str:
+    """The trained models before this one, from the notes of its artifact, in which any JSON may stand."""
+    lines = []
+    for model in models if isinstance(models, list) else []:
+        found = model if isinstance(model, dict) else {}
+        name, sha256, text = (" ".join(str(found.get(key, "")).split())[:300] for key in ("name", "sha256", "text"))
+        what = f"{name or 'an artifact without a public name'} (sha256 {sha256[:16] or 'unknown'})"
+        lines.append(f"- Initial weights: {what}; its text and licence: {text or 'not stored in it'}\n")
+    return "".join(lines)
+
+
+def _budget(summary: Mapping[str, Any], changed: Collection[str]) -> str:
     preset, environment = summary.get("preset"), summary["environment"]
+    settings = f", with other values of {', '.join(f'`{name}`' for name in changed)}" if changed else ""
     return (
         f"- Budget: {summary['steps']:,} steps, {summary['tokens']:,} tokens, {duration(summary['seconds'])}\n"
-        f"- Device: {environment['device']}; PyTorch {environment['torch']}\n"
-        + (f"- Preset: `{preset}`\n" if preset and "/" not in preset else "")
+        f"- Device: {environment['device'].removeprefix('computing on ')}; PyTorch {environment['torch']}\n"
+        + (f"- Preset: `{preset}`{settings}\n" if preset and "/" not in preset else "")
     )
 
 

@@ -12,12 +12,14 @@ from typing import NamedTuple
 from jepamba.artifact.heads import HEADS
 from jepamba.artifact.locate import ARTIFACT, hub_model, locate
 from jepamba.artifact.store import load_artifact
+from jepamba.config import MACHINE_SETTINGS, flatten, to_dict
 from jepamba.data.hub import http_status, hub_reason
 from jepamba.errors import UserError
 from jepamba.folder_lock import work_folder
 from jepamba.hub.card import model_card
 from jepamba.hub_names import HUB, refuse_mistyped
 from jepamba.io import check_writable, sha256_of
+from jepamba.presets import load_preset
 from jepamba.report.records import read_config, read_summary
 
 CARD = "README.md"
@@ -73,8 +75,9 @@ def push(
         place.stat().st_size,
         license=license,
         text=text or _training_text(place.parent),
-        summary=_summary(place),
+        summary=(summary := _summary(place)),
         heads=heads.exists(),
+        changed=_changed_settings(place.parent, str((summary or {}).get("preset") or "")),
     )
     files: dict[str, Path | bytes] = {ARTIFACT: place, CARD: card.encode()}
     if heads.exists():
@@ -103,7 +106,7 @@ def pull(name: str, out: Path | None = None) -> Path:
     repository, file = hub_model(f"{HUB}{name.removeprefix(HUB)}")
     out = out or Path("runs", repository.name.partition("/")[2])
     if os.path.exists(out):
-        raise UserError(f"{out} already exists; choose another -o")
+        raise UserError(f"{out} already exists; choose another folder")
     check_writable(out)
     folder = f"{file.rpartition('/')[0]}/".lstrip("/")
     sources = {ARTIFACT: file, HEADS: folder + HEADS, CARD: folder + CARD}
@@ -124,6 +127,24 @@ def _training_text(folder: Path) -> str:
     if not isinstance(train, str) or not train:
         return "unknown"
     return f"`{train if train.startswith(HUB) else Path(train).name}`"
+
+
+def _changed_settings(folder: Path, preset: str) -> list[str]:
+    """The settings of the run in `folder` that are not those of `preset`, but for paths and what the dial chose.
+
+    Those of the network are left out if they are those of initial weights. Empty for a preset in a file.
+    """
+    if not preset or ".toml" in preset:
+        return []
+    try:
+        run, base = load_preset(str(folder / "config.toml")), load_preset(preset)
+    except UserError:
+        return []
+    found, before = flatten(to_dict(run)), flatten(to_dict(base))
+    skipped = {*MACHINE_SETTINGS, *base.train.dial, "train.dial", "model.vocab_size"}
+    if run.train.init_from:
+        skipped |= {"data.vocab", *(name for name in found if name.startswith("model."))}
+    return [name for name, value in found.items() if value != before[name] and name not in skipped]
 
 
 def _summary(place: Path) -> dict[str, object] | None:

@@ -18,11 +18,19 @@ def preset_names() -> list[str]:
 def preset_settings(name: str) -> dict[str, Any]:
     """Return the dotted settings of the preset or TOML file `name`, with each `+overlay` merged over it.
 
+    Raises `ConfigError` as `preset_layers` does.
+    """
+    return merge(*preset_layers(name))
+
+
+def preset_layers(name: str) -> list[dict[str, Any]]:
+    """Return the dotted settings of the preset or TOML file `name` and of each `+overlay`, as layers.
+
     Raises `ConfigError` for an unknown name, an invalid TOML file, and an unknown section.
     """
     # A file name may contain a plus sign.
     names = [name] if Path(name).is_file() else name.split("+")
-    return merge(*map(_layer, names))
+    return list(map(_layer, names))
 
 
 def load_preset(name: str) -> Run:

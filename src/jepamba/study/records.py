@@ -189,7 +189,7 @@ def _check_same_settings(run: PlannedRun, settings: Any) -> None:
         old, new = (layer.get(key, defaults.get(key)) for layer in (settings, planned))
         if old != new:
             raise UserError(
-                f"{run.record_file}: this run has {key} = {old!r}, but the plan has {new!r}; choose another --out"
+                f"{run.record_file}: this run has {key} = {old!r}, but the plan has {new!r}; choose another folder"
             )
 
 

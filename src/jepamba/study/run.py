@@ -242,12 +242,12 @@ def _check_settings(run: PlannedRun) -> None:
     if read_record(run) is not None or not run.folder.exists():
         return
     if not run.settings_file.exists():
-        raise UserError(f"{run.folder}: holds a run that is not part of this study; choose another --out")
+        raise UserError(f"{run.folder}: holds a run that is not part of this study; choose another folder")
     old, new = flatten(to_dict(load_preset(str(run.settings_file)))), flatten(to_dict(run.settings))
     for key, value in new.items():
         if old[key] != value:
             raise UserError(
-                f"{run.folder}: this run has {key} = {old[key]!r}, but the plan has {value!r}; choose another --out"
+                f"{run.folder}: this run has {key} = {old[key]!r}, but the plan has {value!r}; choose another folder"
             )
 
 

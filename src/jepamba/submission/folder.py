@@ -70,7 +70,7 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     if summary is None or not artifact.exists():
         raise UserError(f"{run_dir}: no finished run here; `jepamba resume {run_dir}` finishes one")
     if os.path.exists(out):
-        raise UserError(f"{out} already exists; choose another -o, or delete it")
+        raise UserError(f"{out} already exists; choose another folder, or delete it")
     check_writable(out)
     run = load_preset(str(run_dir / "config.toml"))
     headline = _headline(summary)

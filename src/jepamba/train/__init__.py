@@ -1,12 +1,15 @@
-"""Training: `train` a run into a folder, `resume` it exactly.
+"""Training: `jepamba.train("cpu", …)` trains a model, `jepamba.train.resume(Path(…))` continues a run exactly."""
 
-The package can be called: `jepamba.train("cpu", …)` is `jepamba.api.train`.
-"""
-
+import inspect
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jepamba import api
+from jepamba.config import Run
+from jepamba.text_model import TextModel
 from jepamba.train.run_folder import read_and_resolve, resolve, resume, train
 
 __all__ = ["read_and_resolve", "resolve", "resume", "train"]
@@ -15,11 +18,12 @@ __all__ = ["read_and_resolve", "resolve", "resume", "train"]
 class _CallablePackage(ModuleType):
     """An import of this package makes it the attribute `train` of `jepamba`, where the API has a function."""
 
-    def __call__(self, preset: Any, *, out: Any = None, **sections: Any) -> Any:
-        """Train a model, pack it, score it, and load it; see `jepamba.api.train`."""
-        from jepamba.api import train as train_and_load
+    def __call__(self, preset: str | Run, *, out: str | Path | None = None, **sections: Mapping[str, Any]) -> TextModel:
+        return api.train(preset, out=out, **sections)
 
-        return train_and_load(preset, out=out, **sections)
+    __call__.__doc__ = api.train.__doc__
 
 
+# What `help(jepamba.train)` shows.
+__doc__ += f"\n\njepamba.train{inspect.signature(api.train)}\n\n{inspect.getdoc(api.train)}\n"
 sys.modules[__name__].__class__ = _CallablePackage

@@ -53,7 +53,7 @@ def choose_device(config: Train) -> DeviceConfig:
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise UserError("train.device = cuda, but PyTorch sees no GPU; use --train.device auto or cpu")
+        raise UserError("train.device = cuda, but PyTorch sees no GPU; set train.device to auto or cpu")
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     on_gpu = available and config.device != "cpu"
@@ -62,14 +62,14 @@ def choose_device(config: Train) -> DeviceConfig:
         if local_rank() >= torch.cuda.device_count():
             raise UserError(
                 f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}; start one "
-                "process per GPU (torchrun --nproc-per-node gpu), or train with --train.device cpu"
+                "process per GPU (torchrun --nproc-per-node gpu), or set train.device to cpu"
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     if config.compile and on_gpu:
         raise UserError(
             "train.compile = true: on a GPU the blocks already are fused kernels in CUDA graphs; use "
-            "--train.compile false, or --train.device cpu"
+            "train.compile = false, or train.device = cpu"
         )
     if not on_gpu:
         keep_freed_memory()
@@ -80,7 +80,9 @@ def choose_device(config: Train) -> DeviceConfig:
         fast = has_bf16_products()
         chosen, reason = ("bf16", "AVX512-BF16") if fast else ("fp32", "no AVX512-BF16")
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
-    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads, {_kernels()},"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'' if threads == 1 else 's'}, {_kernels()},"
+    name = torch.cuda.get_device_name(device) if on_gpu else cpu
     return DeviceConfig(
         device, dtype, f"computing on {name} in {chosen} ({reason}); master weights in {config.masters}"
     )

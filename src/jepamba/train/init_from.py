@@ -1,4 +1,4 @@
-"""Training that starts from a trained model (`train.init_from`): its settings, its tokenizer, its weights."""
+"""Training that starts from a trained model (`train.init_from`): its tokenizer and its weights."""
 
 from __future__ import annotations
 
@@ -7,36 +7,39 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jepamba.artifact.heads import HEAD_SETTINGS, HEADS, load_heads
-from jepamba.artifact.locate import locate
+from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.artifact.store import load_artifact, open_artifact
-from jepamba.config import Run, flatten, to_dict
+from jepamba.config import Run
 from jepamba.data import Corpus, corpus
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB
 from jepamba.io import sha256_of
 from jepamba.progress import Report
 
 if TYPE_CHECKING:
     from jepamba.train.state import TrainState
 
-SETTING = "train.init_from"
-
-
-def model_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the layer of settings that `train.init_from` in `settings` implies: those of network and tokenizer."""
-    if not settings.get(SETTING):
-        return {}
-    stored = flatten(to_dict(open_artifact(locate(settings[SETTING])).manifest.run))
-    layer = {name: value for name, value in stored.items() if name.startswith("model.")}
-    layer |= {name: stored[name] for name in ("data.tokenizer", "data.byte_separator")}
-    if stored["data.tokenizer"] == "bpe":
-        layer["data.vocab"] = max(stored["model.vocab_size"], 264)  # nothing for the dial to choose
-    return layer
-
 
 def run_corpus(run: Run, progress: Report | None = None) -> Corpus:
     """Return the tokens of `run`, by the tokenizer of the model that it starts from, if any; see `corpus`."""
     start = run.train.init_from
     return corpus(run.data, progress, open_artifact(locate(start)).tokenizer if start else None)
+
+
+def origins(run: Run) -> dict[str, Any]:
+    """Return the notes of an artifact of `run` about the trained models before it, the nearest first.
+
+    A local name stays out of it: it is private, and another one on resume.
+    """
+    start = run.train.init_from
+    if not start:
+        return {}
+    path = locate(start)
+    notes, sha256 = open_artifact(path).manifest.extra, sha256_of(path, "the artifact")
+    shipped = "the small model in the package jepamba" if sha256 == sha256_of(SHIPPED, "the artifact") else ""
+    here = {"name": start if start.startswith(HUB) else shipped, "sha256": sha256, "text": notes.get("text", "")}
+    before = notes.get("initial", [])
+    return {"initial": [here, *(before if isinstance(before, list) else [])]}
 
 
 def initialize(state: TrainState) -> list[str]:

@@ -112,7 +112,8 @@ class Loop:
         artifact = self.out / ARTIFACT
         for message in self.world.on_rank_zero(lambda: bit_allocation.pack_within_budget(self.state, artifact)):
             self._event(message)
-        summary = export_and_evaluate(self.state, self.out, self.preset)
+        initial = self.world.on_rank_zero(self._initial_score)
+        summary = export_and_evaluate(self.state, self.out, self.preset, initial["bpb"] if initial else None)
         # All ranks wait here, however long the dashboard takes to send the last records.
         self.world.on_rank_zero(lambda: self._log_score(summary["bpb_plain"], final=True))
         return summary
@@ -121,10 +122,17 @@ class Loop:
         counters, fields = self.state.counters, {key: score[key] for key in VAL_FIELDS}
         self.metrics.append("val", counters.step, seconds=counters.seconds, **fields, final=final)
 
+    def _initial_score(self) -> dict[str, Any] | None:
+        """The score before the first step, on rank 0. None without `train.init_from`."""
+        return self.metrics.find("val", 0) if self.run.train.init_from else None
+
     def _loop(self, stop: StopRequest, report: Progress) -> None:
         counters, budget = self.state.counters, self.run.train
+        if budget.init_from and counters.step == 0 and not self.world.on_rank_zero(self._initial_score):
+            self._stop_on(self._validate(stop, report, limit=0))
+            self._tell(report, f"before training{self.last_validation}")
         if self._validation_was_missed():
-            self._stop_on(self._validate(stop, report))
+            self._stop_on(self._validate(stop, report, budget.val_tokens))
         clock = saved = time.perf_counter()
         while (fraction := self.state.budget_fraction()) < 1.0:
             if budget.terms_every > 0 and counters.step % budget.terms_every == 0:
@@ -154,7 +162,7 @@ class Loop:
                     clock = time.perf_counter()
             # After a stop signal the validation is left to the resumed run.
             if stop_signal is None and self._validation_due():
-                stop_signal = self._validate(stop, report)
+                stop_signal = self._validate(stop, report, budget.val_tokens)
                 clock = time.perf_counter()
             # After the validation, so that a resumed run does not repeat it. Not after a skipped step: the weights may
             # be its cause, and this checkpoint would replace a better one.
@@ -256,10 +264,10 @@ class Loop:
         """Whether the run was stopped before the end of the validation that was due at its present step."""
         step = self.state.counters.step
         due = self.restored and self._validation_due()
-        return due and not self.world.on_rank_zero(lambda: self.metrics.contains("val", step))
+        return due and not self.world.on_rank_zero(lambda: self.metrics.find("val", step) is not None)
 
-    def _validate(self, stop: StopRequest, report: Progress) -> signal.Signals | None:
-        """Score the validation text, unless a stop signal interrupts it. Returns that signal."""
+    def _validate(self, stop: StopRequest, report: Progress, limit: int) -> signal.Signals | None:
+        """Score `limit` validation targets (0: all), unless a stop signal interrupts it. Returns that signal."""
 
         def progress(done: float, total: float, note: str = "") -> None:
             report(self.state.budget_fraction(), 1.0, f"validation: {done / total:.0%}")
@@ -271,7 +279,7 @@ class Loop:
                     self.state.corpus.val,
                     self.run.data.seq_len,
                     reset=self.run.data.reset,
-                    limit=self.run.train.val_tokens,
+                    limit=limit,
                     tokens_per_batch=self.run.eval.tokens_per_batch,
                     progress=progress,
                     world=self.world,
@@ -281,7 +289,8 @@ class Loop:
             self._log_score(score, final=False)
             unit = bpb_unit(score["counted"])
             self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {self.state.counters.step}"
-            self._sample()
+            if self.state.counters.step > 0:
+                self._sample()
         return self._synchronized(0.0, stop)[1]
 
     def _sample(self) -> None:

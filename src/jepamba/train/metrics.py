@@ -66,9 +66,10 @@ class MetricsLog:
                 kept.append(line + "\n")
         atomic_write(self.path, "".join(kept).encode())
 
-    def contains(self, kind: str, step: int) -> bool:
-        """Whether the file has a record of that kind and step."""
-        return self.path.exists() and any((r["kind"], r["step"]) == (kind, step) for _, r in self._records())
+    def find(self, kind: str, step: int) -> dict[str, Any] | None:
+        """Return the first record of that kind and step in the file, if there is one."""
+        records = self._records() if self.path.exists() else iter(())
+        return next((record for _, record in records if (record["kind"], record["step"]) == (kind, step)), None)
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each line and its record, except for a line that a crash cut short."""

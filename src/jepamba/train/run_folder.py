@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from jepamba.train.loop import Loop
 CONFIG = "config.toml"
 
 
-def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
+def train(run: Run, out: Path, *, preset: str = "", choices: Sequence[Choice] = ()) -> dict[str, Any]:
     """Train `run` into the folder `out`, then pack and score the model.
 
     Under torchrun, every process must call it; only rank 0 reads and writes `out`.
@@ -41,6 +41,7 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         run: the settings.
         out: a folder that does not hold a run yet; it is created if missing.
         preset: the name to record in config.toml and the summary.
+        choices: settings of `run` that were chosen for the user, to print and to log.
 
     Returns:
         The content of summary.json.
@@ -55,7 +56,9 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         world.on_rank_zero(lambda: _refuse_existing_run(out))
         run = _pinned(run, world)
-        run, choices = resolve_vocabulary(run, world, print_line)
+        for choice in choices:
+            print_line(str(choice))
+        run, vocabulary = resolve_vocabulary(run, world, print_line)
         text = read_same_corpus(run, world)
         run, others = resolve_dial(resolve(run, text), text, world, print_line)
         loop = Loop(run, out, text, preset, world)
@@ -64,7 +67,7 @@ def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
         world.on_rank_zero(lambda: _create_run(run, out, preset))
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "jepamba"), *sys.argv[1:]])
         loop.metrics.append("start", 0, time=datetime.now().astimezone().isoformat(timespec="seconds"), command=command)
-        for what in (*loaded, *choices, *others):
+        for what in (*loaded, *choices, *vocabulary, *others):
             loop.metrics.append("event", 0, what=str(what))
         return loop.run_to_end()
 
@@ -133,7 +136,7 @@ def _pinned(run: Run, world: World) -> Run:
 def _refuse_existing_run(out: Path) -> None:
     check_utf8_name(out)
     if (out / CONFIG).exists():
-        raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another --out")
+        raise UserError(f"{out} already holds a run; `jepamba resume {out}` continues it, or choose another folder")
 
 
 def _create_run(run: Run, out: Path, preset: str) -> None:

@@ -224,5 +224,5 @@ class TrainState:
                 figures = f" ({here:,}, then {there:,})" if isinstance(here, int) and isinstance(there, int) else ""
                 raise UserError(
                     f"the {name} is not what this run started with{figures}: put the files back, or say where they are "
-                    "(--data.train, --data.val, --data.tokenizer)"
+                    "(data.train, data.val, data.tokenizer)"
                 )
