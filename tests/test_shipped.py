@@ -25,6 +25,7 @@ from jepamba.artifact.locate import SHIPPED, SOURCES
 from jepamba.artifact.manifest import Manifest
 from jepamba.cli import main
 from jepamba.errors import UserError
+from jepamba.hub import Pushed
 from jepamba.text import ByteTokenizer
 from ship import MAX_BYTES, PASSAGE, README, SAMPLE, SAMPLE_BLOCK, TEXT
 
@@ -116,6 +117,38 @@ def test_other_commands_take_it_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert DEFAULT_SAID in printed.err
     assert TEXT in printed.out
     assert str(SOURCES) in printed.out
+
+
+def test_export_and_push_take_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single word is DIR or NAME, unless it names a model. Flags may stand before, between and after."""
+    monkeypatch.chdir(tmp_path)
+    for out, words in (
+        ("alone", ["--to", "transformers", "alone"]),
+        ("first", ["first", "--to", "transformers"]),
+        ("both", [str(SHIPPED), "--to", "transformers", "both"]),
+    ):
+        assert main(["export", *words]) == 0
+        assert (DEFAULT_SAID in capsys.readouterr().err) == (out != "both")
+        assert (tmp_path / out / "config.json").exists()
+    pushed = list[tuple[object, str]]()
+
+    def push(artifact: object, name: str, **_: object) -> Pushed:
+        pushed.append((artifact, name))
+        return Pushed("", "", [])
+
+    monkeypatch.setattr("jepamba.hub.push", push)
+    assert main(["push", "me/small", "--license", "mit"]) == 0
+    assert DEFAULT_SAID in capsys.readouterr().err
+    assert main(["push", str(SHIPPED), "--license", "mit", "me/small"]) == 0
+    assert pushed == [(SHIPPED, "me/small"), (str(SHIPPED), "me/small")]
+    for word in ("alone", "mine.jepa", "hf://me/small"):
+        for command, flags, missing in (("export", ("--to", "transformers"), "DIR"), ("push", ("--license", "x"), "NAME")):
+            assert main([command, word, *flags]) == 2
+            assert f"jepamba: {word}: this is ARTIFACT, and {missing} is missing after it" in capsys.readouterr().err
+            assert main([command, *flags]) == 2
+            assert capsys.readouterr().err.startswith(f"jepamba: {missing} is missing (see `jepamba {command} ")
 
 
 def test_every_source_has_a_licence() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from jepamba.cli.common import add_optional_artifact, load_model
+from jepamba.cli.common import LOADED, add_optional_artifact, load_model
 from jepamba.cli.parser import Commands
 from jepamba.cli.streams import STDIN, read_stdin_text
 from jepamba.errors import UserError
@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
             "jepamba generate runs/mine",
         ],
     )
-    add_optional_artifact(parser)
+    add_optional_artifact(parser, takes=LOADED)
     parser.add_argument("text", nargs="?", metavar="TEXT", help="same as --prompt")
     parser.add_argument(
         "--prompt",
