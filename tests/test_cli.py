@@ -246,7 +246,8 @@ def test_generate_is_the_same_for_a_seed(run_dir: Path, capsys: pytest.CaptureFi
     assert first.startswith("The ")
     found = json_of(capsys, *words, "--seed", "1", "--top-k", "5", "--top-p", "0.9", "--temperature", "0.5")
     assert found["prompt"] == "The "
-    assert "temperature = -1.0: must be 0" in mistake(capsys, *words, "--temperature", "-1")
+    assert "temperature = -1: must be 0" in mistake(capsys, *words, "--temperature", "-1")
+    assert "top_p = 2: must be above 0" in mistake(capsys, *words, "--top-p", "2")
 
 
 def test_a_dash_is_standard_input(
@@ -274,6 +275,16 @@ def test_a_dash_is_standard_input(
     shown = mistake(capsys, "decompress", "-", "--model", run, "-o", str(back))
     assert "jepamba: standard input: not decompressed: " in shown
     given = json_of(capsys, "generate", run, "--prompt", "The été", "--tokens", "5")
+    (tmp_path / "prompt.txt").write_text("The été\n", encoding="utf-8")
+    with (tmp_path / "prompt.txt").open(encoding="utf-8") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert main(["generate", run, "--tokens", "5", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == given
+    assert printed.err == "jepamba: no prompt given: reading it from standard input\n"
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert json_of(capsys, "generate", run, "--tokens", "5")["prompt"] == ""
     assert from_stdin("The été\n".encode(), "generate", run, "--prompt", "-", "--tokens", "5") == given
     for content, message in ((b"a\xff", "not UTF-8 (byte 0xFF at 1)"), (b"", "fewer than 2 tokens")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -305,15 +316,18 @@ def test_generate_asks_for_prompts_on_a_terminal(run_dir: Path) -> None:
     command = [sys.executable, "-m", "jepamba", "generate", str(run_dir), "--tokens", "5", "--temperature", "0"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True)
     os.close(theirs)
-    shown, typed = b"", [b"The one\n", b"Another\n", b"\x04"]
+    shown, typed = b"", [b"The one\n", None, b"Another\n", b"\x04"]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             shown += os.read(ours, 1 << 12)
         except OSError:  # the other end is closed
             break
-        if typed and shown.count(b"> ") > 3 - len(typed):
-            os.write(ours, typed.pop(0))
+        if typed and shown.count(b"> ") > 4 - len(typed):
+            if (line := typed.pop(0)) is None:
+                process.send_signal(signal.SIGINT)  # as Ctrl-C at the empty prompt does
+            else:
+                os.write(ours, line)
     os.close(ours)
     assert process.wait(timeout=20) == 0
     assert shown.count(b"The one") == shown.count(b"Another") == 2, shown
@@ -441,7 +455,8 @@ MISTAKES = [
     (["eval", "a.jepa", "--data", "x", "--adapt", "--adapt-lr", "high"], "high"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["generate", "no-such.jepa"], "no-such.jepa: cannot read the artifact"),
-    (["generate", "Once", "--prompt", "Twice"], "--prompt and 'Once' are both a prompt; give one"),
+    (["generate", "Once", "--prompt", "Twice"], "'Once': no such artifact or run, and --prompt is the prompt; leave one out"),
+    (["generate", "a.jepa", "Once", "--prompt", "Twice"], "--prompt and 'Once' are both a prompt; give one"),
     (["generate", "hf://name"], "hf://name: not the name of a model; give hf://owner/name"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
     (["inspect", "."], "no artifact.jepa here"),

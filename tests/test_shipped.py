@@ -92,6 +92,7 @@ def test_generate_takes_a_prompt_an_artifact_or_both(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["prompt"] == prompt
     assert (DEFAULT_SAID in printed.err) == (str(SHIPPED) not in words)
+    assert ("jepamba: 'Once' is no file or folder: it is taken as the prompt" in printed.err) == (words == ["Once"])
 
 
 def test_a_file_is_an_artifact_and_no_prompt(
@@ -206,10 +207,10 @@ def test_a_wheel_generates_in_another_folder(tmp_path: Path) -> None:
     elsewhere.mkdir()
     started = time.monotonic()
     done = subprocess.run(
-        [clean / "bin/jepamba", "generate", "Once", "--tokens", "16"],
+        [clean / "bin/jepamba", "generate", "Once upon", "--tokens", "16"],
         cwd=elsewhere, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert time.monotonic() - started < 60
-    assert re.match(r"Once\S* ?\S", done.stdout)
+    assert re.match(r"Once upon\S* ?\S", done.stdout)
     assert done.stderr.startswith(DEFAULT_SAID)
     assert done.stderr.count("\n") == 1

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import jepamba
 from jepamba.artifact import load_artifact
 from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
@@ -395,7 +396,7 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
     train(small, out)
     before = (out / "config.toml").read_bytes()
     moved = {"data.train": str(text.rename(tmp_path / "moved.txt")), "data.cache": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match=r"text\.txt: no such file"):
+    with pytest.raises(UserError, match=r"text\.txt: no such file .* as data\.train; .*run --data\.train PATH`"):
         resume(out)
     assert resume(out, moved)["steps"] == small.train.steps
     assert (out / "config.toml").read_bytes() == before
@@ -410,6 +411,25 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
             ConfigError, match=f"{name} cannot change in a resumed run; these settings can: data.train, "
         ):
             resume(out, {name: 3})
+
+
+def test_a_relative_path_is_that_of_the_folder_in_which_the_run_was_started(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("\0".join(body for _, body in sorted(topics.topics.items())[40:70]))
+    train(with_settings(small, {"data.train": "text.txt", "train.steps": 2}), Path("run"))
+    (tmp_path / "run" / "artifact.jepa").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    lost = r"text\.txt: no such file or folder; the run names it as data\.train, relative to the folder in which the run "
+    with pytest.raises(UserError, match=lost + r"was started; say where .*`jepamba resume \.\./run --data\.train PATH`"):
+        resume(Path("../run"))
+    with pytest.raises(UserError, match=lost + "was started, and the checkpoint has no tokenizer"):
+        jepamba.load(checkpoints(Path("../run/checkpoints"))[-1])
+    with pytest.raises(UserError, match=r"^other\.txt: no such file or folder$"):
+        resume(Path("../run"), {"data.train": "other.txt"})
+    assert resume(Path("../run"), {"data.train": "../text.txt"})["steps"] == 2
 
 
 def test_a_checkpoint_of_other_data_is_refused(small: Run) -> None:

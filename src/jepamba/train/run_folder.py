@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jepamba.artifact.locate import pinned_model
-from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, with_settings
+from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, flatten, to_dict, with_settings
 from jepamba.data import Corpus
 from jepamba.data.hub_text import pinned
 from jepamba.distributed import World, process_group, reported_failures
@@ -30,6 +31,13 @@ from jepamba.train.init_from import initialize, run_corpus
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
+_FILES = {
+    "data.train": ("stdlib",),
+    "data.val": ("", "stdlib"),
+    "data.tokenizer": ("bytes", "bpe"),
+    "train.init_from": ("",),
+}
+"""The settings that name files, each with the values that name none."""
 
 
 def train(run: Run, out: Path, *, preset: str = "") -> dict[str, Any]:
@@ -95,6 +103,7 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
         before, preset = world.on_rank_zero(lambda: read_run(out))
         run = _with_changes(before, changes or {})
         check_same_settings(run, world)
+        world.local_rank_zero_first(lambda: _refuse_lost_file(run, changes or {}, out))
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         loop = Loop(run, out, read_same_corpus(run, world), preset, world)
         events = loop.restore()
@@ -149,6 +158,23 @@ def read_run(out: Path) -> tuple[Run, str]:
     run = load_preset(str(out / CONFIG))
     first = (out / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
     return run, first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
+
+
+def lost_file(run: Run, given: Container[str] = ()) -> tuple[str, str] | None:
+    """Return a setting of a started run whose file is not on this machine, but for those in `given`, and say so."""
+    settings = flatten(to_dict(run))
+    for name, words in _FILES.items():
+        path = settings[name]
+        if name not in given and path not in words and not path.startswith(HUB) and not os.path.exists(path):
+            place = "" if os.path.isabs(path) else ", relative to the folder in which the run was started"
+            return name, f"{path}: no such file or folder; the run names it as {name}{place}"
+    return None
+
+
+def _refuse_lost_file(run: Run, given: Container[str], out: Path) -> None:
+    lost = lost_file(run, given)
+    if lost:
+        raise UserError(f"{lost[1]}; say where it is now: `jepamba resume {out} --{lost[0]} PATH`")
 
 
 def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
