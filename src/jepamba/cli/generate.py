@@ -58,7 +58,7 @@ def generate(args: Namespace) -> int:
     from jepamba.progress import print_line
 
     artifact, prompt = _artifact_and_prompt(args)
-    if artifact is None and prompt == args.artifact and len(prompt.split()) == 1 and prompt != STDIN:
+    if prompt is not None and prompt == args.artifact and re.fullmatch(r"[^\s-]\S*", prompt):
         print_line(f"jepamba: {prompt!r} is no file or folder: it is taken as the prompt")
     model = load_model(artifact)
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

@@ -244,14 +244,17 @@ class Loop:
         return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
 
     def _validation_due(self) -> bool:
-        every, step = self.run.train.val_every, self.state.counters.step
-        return every > 0 and step > 0 and step % every == 0 and self.state.budget_fraction() < 1.0
+        return self.state.validations_due() > self.state.counters.validations and self.state.budget_fraction() < 1.0
 
     def _validation_was_missed(self) -> bool:
         """Whether the run was stopped before the end of the validation that was due at its present step."""
         step = self.state.counters.step
-        due = self.restored and self._validation_due()
-        return due and not self.world.on_rank_zero(lambda: self.metrics.contains("val", step))
+        if not (self.restored and self._validation_due()):
+            return False
+        if not self.world.on_rank_zero(lambda: self.metrics.contains("val", step)):
+            return True
+        self.state.counters.validations = self.state.validations_due()
+        return False
 
     def _validate(self, stop: StopRequest, report: Progress) -> signal.Signals | None:
         """Score the validation text, unless a stop signal interrupts it. Returns that signal."""
@@ -274,6 +277,7 @@ class Loop:
                 )
             )
             self._log_score(score, final=False)
+            self.state.counters.validations = self.state.validations_due()
             unit = bpb_unit(score["counted"])
             self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {self.state.counters.step}"
             self._sample()
@@ -281,7 +285,7 @@ class Loop:
 
     def _sample(self) -> None:
         """Log what the model writes, after validation 1, 2, 4, 8 and so on."""
-        count = self.state.counters.step // self.run.train.val_every
+        count = self.state.counters.validations
         if count & (count - 1) == 0 and self.run.eval.prompts and self.run.eval.sample_tokens > 0:
             step = self.state.counters.step
             self.world.on_rank_zero(lambda: self.metrics.append("sample", step, **training_sample(self.state)))

@@ -194,6 +194,7 @@ def _start_new_budget(loop: Loop, budget: Mapping[str, Any]) -> str:
     scale = learning_rate_scale(loop.run.optim, spent)
     message = f"new budget, {named}: {spent:.0%} of it is spent; the learning rate is {scale:.0%} of its peak from here"
     print_line(f"jepamba: {message}")
+    loop.state.counters.validations = loop.state.validations_due()
     # The learning rate rises again and with it the entropy of the weights, so the bits are due once more.
     loop.state.counters.bit_choices = min(loop.state.counters.bit_choices, 1)
     return message
