@@ -311,6 +311,25 @@ def test_a_run_folder_stands_for_its_artifact(
         assert "hf://name: not the name of a model" in mistake(capsys, words[0], "hf://name", *words[1:])
 
 
+def test_a_run_without_an_artifact_can_be_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").touch()
+    assert f"no artifact.jepa here; `jepamba resume {tmp_path}` finishes" in mistake(capsys, "inspect", str(tmp_path))
+
+
+def test_compress_says_that_a_small_file_grows(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "text.jpc"
+    for content, grows in (
+        ("Once upon a time there was a small village.", True),
+        ("The function returns. " * 500, False),
+    ):
+        text.write_text(content)
+        shown = out_of(capsys, "compress", str(text), "--model", str(run_dir), "-o", str(out))
+        assert (out.stat().st_size > len(content)) == grows
+        assert ("larger than the original" in shown) == grows
+
+
 def test_generate_asks_for_prompts_on_a_terminal(run_dir: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "jepamba", "generate", str(run_dir), "--tokens", "5", "--temperature", "0"]
@@ -455,11 +474,14 @@ MISTAKES = [
     (["eval", "a.jepa", "--data", "x", "--adapt", "--adapt-lr", "high"], "high"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["generate", "no-such.jepa"], "no-such.jepa: cannot read the artifact"),
-    (["generate", "Once", "--prompt", "Twice"], "'Once': no such artifact or run, and --prompt is the prompt; leave one out"),
+    (
+        ["generate", "Once", "--prompt", "Twice"],
+        "'Once': no such artifact or run, and --prompt is the prompt; leave one out",
+    ),
     (["generate", "a.jepa", "Once", "--prompt", "Twice"], "--prompt and 'Once' are both a prompt; give one"),
     (["generate", "hf://name"], "hf://name: not the name of a model; give hf://owner/name"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
-    (["inspect", "."], "no artifact.jepa here"),
+    (["inspect", "."], "no artifact.jepa here; give an artifact or the folder of a run"),
     (["inspect", "hf:/x"], "hf:/x: no such path; if it is a name on the hub, give hf://owner/name"),
     (["train", "quick", "--data.train", "HF://a/b", "--out", "/tmp/never"], "HF://a/b: no such path; if it is a name"),
     (["train", "quick", "--train.init_from", "hf:a/b", "--out", "/tmp/never"], "give hf://a/b"),

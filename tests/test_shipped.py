@@ -145,7 +145,10 @@ def test_export_and_push_take_it_too(
     assert main(["push", str(SHIPPED), "--license", "mit", "me/small"]) == 0
     assert pushed == [(SHIPPED, "me/small"), (str(SHIPPED), "me/small")]
     for word in ("alone", "mine.jepa", "hf://me/small"):
-        for command, flags, missing in (("export", ("--to", "transformers"), "DIR"), ("push", ("--license", "x"), "NAME")):
+        for command, flags, missing in (
+            ("export", ("--to", "transformers"), "DIR"),
+            ("push", ("--license", "x"), "NAME"),
+        ):
             assert main([command, word, *flags]) == 2
             assert f"jepamba: {word}: this is ARTIFACT, and {missing} is missing after it" in capsys.readouterr().err
             assert main([command, *flags]) == 2
