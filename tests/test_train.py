@@ -459,7 +459,7 @@ def test_a_relative_path_is_that_of_the_folder_in_which_the_run_was_started(
     (tmp_path / "run" / "artifact.jepa").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    lost = r"^text\.txt: no such file or folder; the run names it as data\.train, relative to the folder in which .*started"
+    lost = r"^text\.txt: no such file or folder; the run names it as data\.train, relative to the folder .*was started"
     with pytest.raises(UserError, match=lost + r"; say where it is .*`jepamba resume \.\./run --data\.train PATH`"):
         resume(Path("../run"))
     with pytest.raises(UserError, match=lost + ", and the checkpoint has no tokenizer"):

@@ -202,9 +202,10 @@ class Loop:
     def _caption(self, record: dict[str, float]) -> str:
         counters = self.state.counters
         bpb = record["ce"] / math.log(2) * counters.tokens / max(counters.bytes, 1)
-        about = f"{bpb:.3f} {bpb_unit('decoded' if self.state.corpus.train.text_bytes is None else 'original')}"
+        unit = bpb_unit("decoded" if self.state.corpus.train.text_bytes is None else "original")
+        about = f"about {bpb:.3f} {unit} of training text"
         terms = f"jepa {record['jepa']:.3f}, sigreg {record['sigreg']:.4f}"
-        return f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {about} of training text), {terms}{self.last_validation}"
+        return f"step {counters.step}, ce {record['ce']:.3f} nats/token ({about}), {terms}{self.last_validation}"
 
     def _checkpoint_due(self, since: float) -> bool:
         every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
