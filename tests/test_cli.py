@@ -344,6 +344,7 @@ def test_generate_asks_for_prompts_on_a_terminal(run_dir: Path) -> None:
             break
         if typed and shown.count(b"> ") > 4 - len(typed):
             if (line := typed.pop(0)) is None:
+                time.sleep(1)  # between writing the prompt and waiting for a key, readline would not see the signal
                 process.send_signal(signal.SIGINT)  # as Ctrl-C at the empty prompt does
             else:
                 os.write(ours, line)
