@@ -1,4 +1,4 @@
-"""Compress a file with a trained model, restore it, and compare with other compressors. Run `jepamba demo` first.
+"""Compress a file, restore it, and compare with other compressors.
 
 python examples/compress_a_file.py README.md
 """
@@ -9,10 +9,15 @@ from pathlib import Path
 
 import brotli
 
+from jepamba.artifact.locate import SHIPPED
 from jepamba.compress import Compressor
 
-data = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md").read_bytes()
-compressor = Compressor.open(Path("runs/demo/artifact.jepa"))
+path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
+if not path.is_file():
+    sys.exit(f"{path}: no such file; give the path of a file")
+data = path.read_bytes()
+# The small model in the package. Path("runs/mine/artifact.jepa") is that of a run.
+compressor = Compressor.open(SHIPPED)
 
 packed = compressor.compress(data)
 assert compressor.decompress(packed.content) == data

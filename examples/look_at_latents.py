@@ -1,4 +1,4 @@
-"""Find similar paragraphs by their latents, and plot the latents of a text. Run `jepamba demo` first.
+"""Find similar paragraphs by their latents, and plot the latents of a text.
 
     python examples/look_at_latents.py README.md
 
@@ -14,8 +14,11 @@ import torch
 
 import jepamba
 
-lm = jepamba.load("runs/demo")
-text = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md").read_text(encoding="utf-8")
+path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
+if not path.is_file():
+    sys.exit(f"{path}: no such file; give the path of a text")
+text = path.read_text(encoding="utf-8")
+lm = jepamba.load()  # the small model in the package; jepamba.load("runs/mine") is that of a run
 paragraphs = [part for part in text.split("\n\n") if len(part) > 100]
 
 # A latent h for each token of each paragraph, (tokens, d_model). Their mean stands for the paragraph; without the mean

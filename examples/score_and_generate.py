@@ -1,11 +1,9 @@
-"""Score a text with a trained model, and continue a prompt. Run `jepamba demo` first."""
-
-from pathlib import Path
+"""Score a text with a trained model, and continue a prompt."""
 
 import jepamba
 
-lm = jepamba.load("runs/demo")
-score = lm.score(Path("README.md").read_text(), carry=True)
+lm = jepamba.load()  # the small model in the package; jepamba.load("runs/mine") is that of a run
+score = lm.score("It was a cold day, and the children stayed at home.")
 print(f"{score.bpb:.3f} bits per byte of {score.bytes:,} bytes")
 
 prompt = "The function "

@@ -8,13 +8,17 @@ The second word is the training time in seconds (default: 60). Without a file, t
 import sys
 
 import jepamba
+from jepamba.errors import UserError
 
 text = sys.argv[1] if len(sys.argv) > 1 else "stdlib"
 seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60
 
 # The preset `quick` is for two CPU cores; `best` chooses its own settings for a GPU. The run holds out a tenth of the
 # text, and its folder has curves, scores and samples in report.html.
-lm = jepamba.train("quick", data={"train": text}, train={"seconds": seconds})
+try:
+    lm = jepamba.train("quick", data={"train": text}, train={"seconds": seconds})
+except UserError as error:
+    sys.exit(str(error))
 
 print(lm)
 for prompt in ("The ", "In "):

@@ -1,17 +1,19 @@
-"""Export a trained model for Hugging Face transformers, and use it there. Run `jepamba demo` first.
+"""Export a trained model for Hugging Face transformers, and use it there.
 
-Needs the package transformers. Writes the folder exported-model.
+Needs the package transformers. Writes the folder exported-model, unless it exists.
 """
 
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from jepamba.artifact import load_artifact
+import jepamba
 from jepamba.export import export_transformers
 
 folder = Path("exported-model")
-export_transformers(load_artifact(Path("runs/demo/artifact.jepa")), folder)
+if not folder.exists():
+    # The small model in the package; jepamba.load("runs/mine") is that of a run.
+    export_transformers(jepamba.load().artifact, folder)
 
 # From here on jepamba is not needed. The folder has the code of the model, which transformers runs only if it may.
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)

@@ -246,7 +246,8 @@ def test_generate_is_the_same_for_a_seed(run_dir: Path, capsys: pytest.CaptureFi
     assert first.startswith("The ")
     found = json_of(capsys, *words, "--seed", "1", "--top-k", "5", "--top-p", "0.9", "--temperature", "0.5")
     assert found["prompt"] == "The "
-    assert "temperature = -1.0: must be 0" in mistake(capsys, *words, "--temperature", "-1")
+    assert "temperature = -1: must be 0" in mistake(capsys, *words, "--temperature", "-1")
+    assert "top_p = 2: must be above 0" in mistake(capsys, *words, "--top-p", "2")
 
 
 def test_a_dash_is_standard_input(
@@ -274,6 +275,16 @@ def test_a_dash_is_standard_input(
     shown = mistake(capsys, "decompress", "-", "--model", run, "-o", str(back))
     assert "jepamba: standard input: not decompressed: " in shown
     given = json_of(capsys, "generate", run, "--prompt", "The été", "--tokens", "5")
+    (tmp_path / "prompt.txt").write_text("The été\n", encoding="utf-8")
+    with (tmp_path / "prompt.txt").open(encoding="utf-8") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert main(["generate", run, "--tokens", "5", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == given
+    assert printed.err == "jepamba: no prompt given: reading it from standard input\n"
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert json_of(capsys, "generate", run, "--tokens", "5")["prompt"] == ""
     assert from_stdin("The été\n".encode(), "generate", run, "--prompt", "-", "--tokens", "5") == given
     for content, message in ((b"a\xff", "not UTF-8 (byte 0xFF at 1)"), (b"", "fewer than 2 tokens")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -300,20 +311,43 @@ def test_a_run_folder_stands_for_its_artifact(
         assert "hf://name: not the name of a model" in mistake(capsys, words[0], "hf://name", *words[1:])
 
 
+def test_a_run_without_an_artifact_can_be_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").touch()
+    assert f"no artifact.jepa here; `jepamba resume {tmp_path}` finishes" in mistake(capsys, "inspect", str(tmp_path))
+
+
+def test_compress_says_that_a_small_file_grows(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "text.jpc"
+    for content, grows in (
+        ("Once upon a time there was a small village.", True),
+        ("The function returns. " * 500, False),
+    ):
+        text.write_text(content)
+        shown = out_of(capsys, "compress", str(text), "--model", str(run_dir), "-o", str(out))
+        assert (out.stat().st_size > len(content)) == grows
+        assert ("larger than the original" in shown) == grows
+
+
 def test_generate_asks_for_prompts_on_a_terminal(run_dir: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "jepamba", "generate", str(run_dir), "--tokens", "5", "--temperature", "0"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True)
     os.close(theirs)
-    shown, typed = b"", [b"The one\n", b"Another\n", b"\x04"]
+    shown, typed = b"", [b"The one\n", None, b"Another\n", b"\x04"]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             shown += os.read(ours, 1 << 12)
         except OSError:  # the other end is closed
             break
-        if typed and shown.count(b"> ") > 3 - len(typed):
-            os.write(ours, typed.pop(0))
+        if typed and shown.count(b"> ") > 4 - len(typed):
+            if (line := typed.pop(0)) is None:
+                time.sleep(1)  # between writing the prompt and waiting for a key, readline would not see the signal
+                process.send_signal(signal.SIGINT)  # as Ctrl-C at the empty prompt does
+            else:
+                os.write(ours, line)
     os.close(ours)
     assert process.wait(timeout=20) == 0
     assert shown.count(b"The one") == shown.count(b"Another") == 2, shown
@@ -467,10 +501,14 @@ MISTAKES = [
     (["eval", "a.jepa", "--data", "x", "--adapt", "--adapt-lr", "high"], "high"),
     (["generate", "/no/such.jepa"], "/no/such.jepa"),
     (["generate", "no-such.jepa"], "no-such.jepa: cannot read the artifact"),
-    (["generate", "Once", "--prompt", "Twice"], "--prompt and 'Once' are both a prompt; give one"),
+    (
+        ["generate", "Once", "--prompt", "Twice"],
+        "'Once': no such artifact or run, and --prompt is the prompt; leave one out",
+    ),
+    (["generate", "a.jepa", "Once", "--prompt", "Twice"], "--prompt and 'Once' are both a prompt; give one"),
     (["generate", "hf://name"], "hf://name: not the name of a model; give hf://owner/name"),
     (["inspect", "/no/such.jepa"], "/no/such.jepa"),
-    (["inspect", "."], "no artifact.jepa here"),
+    (["inspect", "."], "no artifact.jepa here; give an artifact or the folder of a run"),
     (["inspect", "hf:/x"], "hf:/x: no such path; if it is a name on the hub, give hf://owner/name"),
     (["train", "quick", "--data.train", "HF://a/b", "--out", "/tmp/never"], "HF://a/b: no such path; if it is a name"),
     (["train", "quick", "--train.init_from", "hf:a/b", "--out", "/tmp/never"], "give hf://a/b"),

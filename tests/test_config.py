@@ -159,6 +159,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({f"train.{name}": -1}, "not be negative")
         for name in ["threads", "terms_every", "val_every", "val_tokens", "checkpoint_every"]
     ],
+    ({"train.val_every": 1.5}, "train.val_every = 1.5: must be a whole number of steps, or a share below 1"),
     ({"train.checkpoint_seconds": -1.0}, "not be negative"),
     ({"eval.stride": -1}, "plain windows only"),
     *[

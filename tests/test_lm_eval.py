@@ -58,7 +58,7 @@ def lm_eval(folder: Path, tasks: dict[str, tuple[dict[str, Any], list[Any]]], ar
         file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}, "test_split": "test"}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **data, **task}), encoding="utf-8")
-    words = ["--model", "jepamba", "--model_args", arguments, "--tasks", ",".join(tasks)]
+    words = ["--model", "jepamba", *(["--model_args", arguments] if arguments else []), "--tasks", ",".join(tasks)]
     words += ["--include_path", str(folder), "--output_path", str(folder), "--log_samples"]
     environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "jepamba.lm_eval", *words]
@@ -134,12 +134,28 @@ def test_generation_ends_at_a_stopping_text(evaluated: Evaluated) -> None:
         assert sample["resps"][0][0] == whole.partition(evaluated.stop)[0]
 
 
-def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    missing = tmp_path / "missing.jepa"
-    ended = lm_eval(tmp_path, {"one": (ROLLING, [{"text": "x"}])}, f"artifact={missing}")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("artifact=missing.jepa", "missing.jepa"),
+        ("depth=3,artifact=missing.jepa", "--model_args: unknown depth; the arguments are artifact and carry"),
+        ("carry=perhaps", "--model_args: carry=perhaps: must be True or False"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, arguments: str, message: str) -> None:
+    ended = lm_eval(tmp_path, {"one": (ROLLING, [{"text": "x"}])}, arguments)
     assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith(f"jepamba: {missing}")
+    assert ended.stderr.splitlines()[-1].startswith(f"jepamba: {message}")
     assert "Traceback" not in ended.stderr
+
+
+def test_without_an_artifact_it_is_the_model_in_the_package(tmp_path: Path) -> None:
+    ended = lm_eval(tmp_path, {"one": (ROLLING, [{"text": TEXTS[0]}])}, "")
+    assert ended.returncode == 0, ended.stderr
+    assert "jepamba: no ARTIFACT given: the small model in the package" in ended.stderr
+    results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())["results"]
+    expected = jepamba.load(device="cpu").score(TEXTS[0]).bpb
+    assert results["one"]["bits_per_byte,none"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_entry_point_is_the_class() -> None:

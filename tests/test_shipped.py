@@ -25,6 +25,7 @@ from jepamba.artifact.locate import SHIPPED, SOURCES
 from jepamba.artifact.manifest import Manifest
 from jepamba.cli import main
 from jepamba.errors import UserError
+from jepamba.hub import Pushed
 from jepamba.text import ByteTokenizer
 from ship import MAX_BYTES, PASSAGE, README, SAMPLE, SAMPLE_BLOCK, TEXT
 
@@ -91,6 +92,7 @@ def test_generate_takes_a_prompt_an_artifact_or_both(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["prompt"] == prompt
     assert (DEFAULT_SAID in printed.err) == (str(SHIPPED) not in words)
+    assert ("jepamba: 'Once' is no file or folder: it is taken as the prompt" in printed.err) == (words == ["Once"])
 
 
 def test_a_file_is_an_artifact_and_no_prompt(
@@ -116,6 +118,41 @@ def test_other_commands_take_it_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert DEFAULT_SAID in printed.err
     assert TEXT in printed.out
     assert str(SOURCES) in printed.out
+
+
+def test_export_and_push_take_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single word is DIR or NAME, unless it names a model. Flags may stand before, between and after."""
+    monkeypatch.chdir(tmp_path)
+    for out, words in (
+        ("alone", ["--to", "transformers", "alone"]),
+        ("first", ["first", "--to", "transformers"]),
+        ("both", [str(SHIPPED), "--to", "transformers", "both"]),
+    ):
+        assert main(["export", *words]) == 0
+        assert (DEFAULT_SAID in capsys.readouterr().err) == (out != "both")
+        assert (tmp_path / out / "config.json").exists()
+    pushed = list[tuple[object, str]]()
+
+    def push(artifact: object, name: str, **_: object) -> Pushed:
+        pushed.append((artifact, name))
+        return Pushed("", "", [])
+
+    monkeypatch.setattr("jepamba.hub.push", push)
+    assert main(["push", "me/small", "--license", "mit"]) == 0
+    assert DEFAULT_SAID in capsys.readouterr().err
+    assert main(["push", str(SHIPPED), "--license", "mit", "me/small"]) == 0
+    assert pushed == [(SHIPPED, "me/small"), (str(SHIPPED), "me/small")]
+    for word in ("alone", "mine.jepa", "hf://me/small"):
+        for command, flags, missing in (
+            ("export", ("--to", "transformers"), "DIR"),
+            ("push", ("--license", "x"), "NAME"),
+        ):
+            assert main([command, word, *flags]) == 2
+            assert f"jepamba: {word}: this is ARTIFACT, and {missing} is missing after it" in capsys.readouterr().err
+            assert main([command, *flags]) == 2
+            assert capsys.readouterr().err.startswith(f"jepamba: {missing} is missing (see `jepamba {command} ")
 
 
 def test_every_source_has_a_licence() -> None:
@@ -173,10 +210,10 @@ def test_a_wheel_generates_in_another_folder(tmp_path: Path) -> None:
     elsewhere.mkdir()
     started = time.monotonic()
     done = subprocess.run(
-        [clean / "bin/jepamba", "generate", "Once", "--tokens", "16"],
+        [clean / "bin/jepamba", "generate", "Once upon", "--tokens", "16"],
         cwd=elsewhere, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert time.monotonic() - started < 60
-    assert re.match(r"Once\S* ?\S", done.stdout)
+    assert re.match(r"Once upon\S* ?\S", done.stdout)
     assert done.stderr.startswith(DEFAULT_SAID)
     assert done.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import jepamba
 from jepamba.artifact import load_artifact
 from jepamba.config import ConfigError, Run, from_dict, with_settings
 from jepamba.data import corpus
@@ -25,9 +27,12 @@ from jepamba.presets import dump_toml, load_preset
 from jepamba.train import resolve, resume, train
 from jepamba.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from jepamba.train.device import choose_device
+from jepamba.train.loop import Loop
 from jepamba.train.measure import term_gradients
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer, add_gradients
+from jepamba.train.stop import StopRequest
+from tiny import opened
 
 TIMED = ("seconds", "tokens_per_s", "memory_mb")
 """Fields of a step's record that follow the clock."""
@@ -122,6 +127,38 @@ def test_a_run_leaves_a_whole_folder_and_two_runs_are_equal(small: Run, tmp_path
     assert written.model.vocab_size == 256
 
 
+def test_validations_at_shares_of_the_budget(small: Run, text: Path, tmp_path: Path) -> None:
+    small = with_settings(small, {"train.val_every": 0.3, "train.val_tokens": 500})
+    train(small, tmp_path / "run")
+    # After the first steps beyond 0.3 × 8, 0.6 × 8 and 0.9 × 8, but not at the end, where the artifact is scored.
+    assert [(r["step"], r["final"]) for r in records(tmp_path / "run", "val")] == [(3, False), (5, False), (8, True)]
+    state = opened(with_settings(small, {"train.steps": 0, "train.seconds": 10.0, "train.val_every": 0.1}))
+    found = []
+    for state.counters.seconds in (0.0, 0.99, 1.0, 3.0, 6.0, 7.0, 9.99):
+        found.append(state.validations_due())
+    assert found == [0, 0, 1, 3, 6, 7, 9]
+
+
+def test_a_validation_that_was_stopped_is_made_up_for(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of a stopped run knows which validation it still owes."""
+    small = with_settings(small, {"train.val_every": 0.3, "train.val_tokens": 500})
+    train(small, tmp_path / "whole")
+
+    def stopped(self: Loop, stop: StopRequest, report: object) -> signal.Signals:
+        return signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_validate", stopped)
+        with pytest.raises(SystemExit):
+            train(small, tmp_path / "cut")
+    assert [path.name for path in checkpoints(tmp_path / "cut/checkpoints")] == ["step-000000003"]
+    resume(tmp_path / "cut")
+    whole, cut = ([(r["step"], r["bpb"]) for r in records(tmp_path / name, "val")] for name in ("whole", "cut"))
+    assert whole == cut
+
+
 def test_measuring_terms_and_validating_change_nothing(small: Run, tmp_path: Path) -> None:
     """Looking at a run must not move it; BatchNorm's running statistics would show a slip."""
     small = with_settings(small, {"jepa.projector": "mlp-batchnorm"})
@@ -151,6 +188,7 @@ RESUMABLE = [
         "train.val_tokens": 500,
     },
     {"train.carry_state": True, "data.shuffle": False, "optim.ghost_steps": 2, "train.terms_every": 2},
+    {"train.val_every": 0.3, "train.val_tokens": 500},
 ]
 
 
@@ -395,7 +433,7 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
     train(small, out)
     before = (out / "config.toml").read_bytes()
     moved = {"data.train": str(text.rename(tmp_path / "moved.txt")), "data.cache": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match=r"text\.txt: no such file"):
+    with pytest.raises(UserError, match=r"text\.txt: no such file .* as data\.train; .*run --data\.train PATH`"):
         resume(out)
     assert resume(out, moved)["steps"] == small.train.steps
     assert (out / "config.toml").read_bytes() == before
@@ -410,6 +448,25 @@ def test_a_run_goes_on_where_its_files_are_now(small: Run, tmp_path: Path) -> No
             ConfigError, match=f"{name} cannot change in a resumed run; these settings can: data.train, "
         ):
             resume(out, {name: 3})
+
+
+def test_a_relative_path_is_that_of_the_folder_in_which_the_run_was_started(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("\0".join(body for _, body in sorted(topics.topics.items())[40:70]))
+    train(with_settings(small, {"data.train": "text.txt", "train.steps": 2}), Path("run"))
+    (tmp_path / "run" / "artifact.jepa").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    lost = r"^text\.txt: no such file or folder; the run names it as data\.train, relative to the folder .*was started"
+    with pytest.raises(UserError, match=lost + r"; say where it is .*`jepamba resume \.\./run --data\.train PATH`"):
+        resume(Path("../run"))
+    with pytest.raises(UserError, match=lost + ", and the checkpoint has no tokenizer"):
+        jepamba.load(checkpoints(Path("../run/checkpoints"))[-1])
+    with pytest.raises(UserError, match=r"^other\.txt: no such file or folder$"):
+        resume(Path("../run"), {"data.train": "other.txt"})
+    assert resume(Path("../run"), {"data.train": "../text.txt"})["steps"] == 2
 
 
 def test_a_checkpoint_of_other_data_is_refused(small: Run) -> None:

@@ -54,11 +54,11 @@ def generate(
     if tokens < 0:
         raise UserError(f"tokens = {tokens}: must be 0 or more")
     if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature = {temperature}: must be 0 (always the most likely token) or more")
+        raise UserError(f"temperature = {temperature:g}: must be 0 (always the most likely token) or more")
     if top_k < 0:
         raise UserError(f"top_k = {top_k}: must be 0 (all tokens) or more")
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p = {top_p}: must be above 0 and at most 1")
+        raise UserError(f"top_p = {top_p:g}: must be above 0 and at most 1")
     if not -(2**63) <= seed < 2**64:
         raise UserError(f"seed = {seed}: must fit in 64 bits")
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -1,6 +1,6 @@
 """The model `jepamba` of EleutherAI's lm-eval: `lm_eval --model jepamba --model_args artifact=runs/mine`.
 
-lm-eval finds the class by the entry point `lm_eval.models`. Its version 0.4.13 does not look there yet:
+The entry point `lm_eval.models` names the class. lm-eval 0.4.13 does not read entry points:
 `python -m jepamba.lm_eval` is its command line with this model registered.
 """
 
@@ -16,6 +16,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from jepamba.api import load
+from jepamba.cli.common import artifact_or_shipped
 from jepamba.errors import UserError
 from jepamba.evaluate.many import score_continuations
 
@@ -25,25 +26,34 @@ class JepambaLM(TemplateLM):  # type: ignore[misc]  # the library has no types
     """A trained model as lm-eval calls it. Each text is one document; the temperature is that of the artifact.
 
     Arguments:
-        artifact: What `jepamba.load` takes: an artifact, the folder of a run, a checkpoint or `hf://owner/name`.
+        artifact: What `jepamba.load` takes: an artifact, the folder of a run, a checkpoint or `hf://owner/name`. None:
+            the small model in the package, which is said on standard error.
         carry: Whether rolling log-likelihoods carry the state through the text, as `jepamba eval --carry` does.
         device: As PyTorch names it. None, or a GPU where there is none: a GPU if there is one, else the CPU.
         batch_size: Given by lm-eval, and unused: a batch has a fixed number of tokens.
         max_batch_size: As `batch_size`.
+
+    Raises:
+        UserError: An argument is unknown or wrong.
     """
 
     def __init__(
         self,
-        artifact: str,
+        artifact: str | None = None,
         carry: bool = False,
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if unknown:
+            raise UserError(f"--model_args: unknown {', '.join(unknown)}; the arguments are artifact and carry")
+        if not isinstance(carry, bool):
+            raise UserError(f"--model_args: carry={carry}: must be True or False")
         # The default of lm-eval's command line is a GPU, also where there is none.
         missing = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
-        self.lm, self.carry = load(artifact, None if missing else device), carry
+        self.lm, self.carry = load(artifact_or_shipped(artifact), None if missing else device), carry
 
     @property
     def eot_token_id(self) -> int:

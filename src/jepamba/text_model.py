@@ -199,7 +199,7 @@ class TextModel:
         _check_number("top_p", top_p)
         # Here and not only in `generate`, so that the message has the caller's number and not the product.
         if not 0 <= temperature < math.inf:
-            raise UserError(f"temperature = {temperature}: must be 0 (always the most likely token) or more")
+            raise UserError(f"temperature = {temperature:g}: must be 0 (always the most likely token) or more")
         return generate(
             self.model,
             self.tokenizer,

@@ -36,7 +36,10 @@ def locate(name: str | Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / ARTIFACT).exists():
-        raise UserError(f"{path}: no {ARTIFACT} here; `jepamba resume {path}` finishes an interrupted run")
+        # As `train.run_folder` writes it, which this package does not import.
+        is_run = (path / "config.toml").exists()
+        remedy = f"`jepamba resume {path}` finishes this run" if is_run else "give an artifact or the folder of a run"
+        raise UserError(f"{path}: no {ARTIFACT} here; {remedy}")
     return path / ARTIFACT
 
 

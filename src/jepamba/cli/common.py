@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from argparse import Namespace
+from argparse import Action, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jepamba.cli.parser import Parser
 from jepamba.cli.streams import STDIN, read_stdin_text
 from jepamba.errors import UserError
+from jepamba.hub_names import HUB
 from jepamba.io import check_writable
 
 if TYPE_CHECKING:
@@ -36,18 +37,43 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-_ARTIFACT_HELP = "an artifact, the folder of a run, or hf://owner/name"
+LOCATED = "an artifact, the folder of a run, or hf://owner/name"
+"""What `jepamba.artifact.locate` takes."""
+LOADED = "an artifact, the folder of a run, a checkpoint, or hf://owner/name"
+"""What `jepamba.load` takes."""
 
 
-def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> None:
-    """Add the argument that `jepamba.artifact.locate` reads. It is text, since a `Path` would change `hf://`."""
-    parser.add_argument(name, metavar="ARTIFACT", **{"help": _ARTIFACT_HELP, **more})
+def add_artifact(parser: Parser, name: str = "artifact", **more: Any) -> Action:
+    """Add an argument that names a model. It is text, since a `Path` would change `hf://`."""
+    return parser.add_argument(name, metavar="ARTIFACT", **more)
 
 
-def add_optional_artifact(parser: Parser, name: str = "artifact") -> None:
+def add_optional_artifact(parser: Parser, name: str = "artifact", takes: str = LOCATED) -> None:
     """Add the argument that `artifact_or_shipped` reads: a flag, or the last positional argument but optional ones."""
     more = {} if name.startswith("-") else {"nargs": "?"}
-    add_artifact(parser, name, help=f"{_ARTIFACT_HELP} (default: the model in the package)", **more)
+    add_artifact(parser, name, help=f"{takes} (default: the model in the package)", **more)
+
+
+def add_artifact_and(parser: Parser, name: str, takes: str, help: str) -> None:
+    """Add the arguments ARTIFACT and `name`, which `artifact_and` reads. ARTIFACT can be left out."""
+    metavar = name.upper()
+    # Not `nargs="?"`: in `ARTIFACT --flag NAME`, argparse would end the positional arguments before the flag.
+    add_artifact(
+        parser, help=f"{takes} (default, if {metavar} alone is given: the model in the package)"
+    ).required = False
+    parser.add_argument(name, metavar=metavar, help=help).required = False
+
+
+def artifact_and(args: Namespace, name: str) -> tuple[str | Path, str]:
+    """Return ARTIFACT and `name`. A single word is `name`, unless it names a model: then `UserError` asks for both."""
+    first, second = args.artifact, getattr(args, name)
+    if second is not None:
+        return first, second
+    if first is None:
+        raise UserError(f"{name.upper()} is missing (see `{args.prog} --help`)")
+    if os.path.exists(first) or first.startswith(HUB) or first.endswith(".jepa"):
+        raise UserError(f"{first}: this is ARTIFACT, and {name.upper()} is missing after it (see `{args.prog} --help`)")
+    return artifact_or_shipped(None), first
 
 
 def artifact_or_shipped(name: str | None) -> str | Path:

@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
 def compress(args: Namespace) -> int:
     """Run `jepamba compress` and print the sizes."""
     from jepamba.artifact.locate import locate
-    from jepamba.compress import MAX_BYTES, Compressor
+    from jepamba.compress import MAX_BYTES, OVERHEAD, Compressor
     from jepamba.io import atomic_write, read_untrusted
     from jepamba.progress import Progress, duration
 
@@ -93,6 +93,10 @@ def compress(args: Namespace) -> int:
         )
     else:
         print_summary("stored uncompressed: the model does not make this file smaller")
+    if len(result.content) > result.original_bytes:
+        print_summary(
+            f"larger than the original: every compressed file has {OVERHEAD} bytes for its checks and its model"
+        )
     return 0
 
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jepamba.cli.common import add_optional_artifact, add_text_flags, load_model, read_text
+from jepamba.cli.common import LOADED, add_optional_artifact, add_text_flags, load_model, read_text
 from jepamba.cli.parser import Commands
 from jepamba.errors import UserError
 
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
             "cat held-out.txt | jepamba eval hf://owner/name --data -",
         ],
     )
-    add_optional_artifact(parser)
+    add_optional_artifact(parser, takes=LOADED)
     add_text_flags(parser, "score")
     parser.add_argument("--sliding", type=int, default=0, metavar="STRIDE", help="use sliding windows with this stride")
     parser.add_argument("--carry", action="store_true", help="carry the state through the text: one pass")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from jepamba.cli.common import add_artifact
+from jepamba.cli.common import LOADED, add_artifact_and, artifact_and
 from jepamba.cli.parser import Commands, local_path
 
 
@@ -17,12 +17,12 @@ def add(commands: Commands) -> None:
         "Write an artifact as a folder for another tool: --to transformers for Hugging Face transformers.",
         [
             "jepamba export runs/mine --to transformers mine-hf",
+            "jepamba export --to transformers small-hf",
             "jepamba export hf://owner/name --to transformers mine-hf --json",
         ],
     )
-    add_artifact(parser)
+    add_artifact_and(parser, "dir", LOADED, "folder to make")
     parser.add_argument("--to", required=True, choices=["transformers"], help="the tool")
-    parser.add_argument("out", type=local_path, metavar="DIR", help="folder to make")
 
 
 def export(args: Namespace) -> int:
@@ -31,14 +31,16 @@ def export(args: Namespace) -> int:
     from jepamba.export import export_transformers
     from jepamba.progress import Progress
 
+    artifact, name = artifact_and(args, "dir")
+    out = local_path(name)
     with Progress("writing the folder"):
-        files = export_transformers(load(args.artifact, "cpu").artifact, args.out)
-    args.results_in = args.out
+        files = export_transformers(load(artifact, "cpu").artifact, out)
+    args.results_in = out
     if args.json:
-        print(json.dumps({"out": str(args.out), "files": files}))
+        print(json.dumps({"out": str(out), "files": files}))
         return 0
-    print(f"{args.out}: {sum(files.values()):,} bytes in {', '.join(files)}")
-    print(f"AutoModelForCausalLM.from_pretrained({str(args.out)!r}, trust_remote_code=True) loads the model")
+    print(f"{out}: {sum(files.values()):,} bytes in {', '.join(files)}")
+    print(f"AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True) loads the model")
     if "tokenizer.json" not in files:
         print("tokenizer.json cannot express this tokenizer: read tokenizer.model with the package sentencepiece")
     return 0

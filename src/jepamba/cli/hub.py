@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from jepamba.cli.common import add_artifact
+from jepamba.cli.common import LOCATED, add_artifact_and, artifact_and
 from jepamba.cli.parser import Commands, local_path
 
 
@@ -20,8 +20,7 @@ def add(commands: Commands) -> None:
             "jepamba push runs/mine/artifact.jepa owner/name --license mit --private",
         ],
     )
-    add_artifact(parser)
-    parser.add_argument("name", metavar="NAME", help="owner/name on the hub")
+    add_artifact_and(parser, "name", LOCATED, "owner/name on the hub")
     parser.add_argument(
         "--license", required=True, metavar="ID", help="licence of the training text, as the hub abbreviates it"
     )
@@ -46,10 +45,11 @@ def push(args: Namespace) -> int:
     from jepamba.hub import push as push_model
     from jepamba.progress import Progress
 
+    artifact, name = artifact_and(args, "name")
     disable_progress_bars()
     with Progress("uploading"):
         pushed = push_model(
-            args.artifact, args.name, license=args.license, text=args.text, private=args.private, update=args.update
+            artifact, name, license=args.license, text=args.text, private=args.private, update=args.update
         )
     if args.json:
         print(json.dumps(pushed._asdict()))

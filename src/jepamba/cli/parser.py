@@ -14,7 +14,7 @@ from jepamba.hub_names import is_meant_for_hub
 def local_path(text: str) -> Path:
     """Convert an argument to a path. A name on the hub, which `Path` would change to `hf:/…`, is refused."""
     if is_meant_for_hub(text):
-        raise argparse.ArgumentTypeError(f"{text} is a name on the hub; give a local path")
+        raise UserError(f"{text} is a name on the hub; give a local path")
     return Path(text)
 
 

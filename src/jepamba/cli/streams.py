@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 from typing import Any
 
@@ -35,6 +36,15 @@ def read_stdin(what: str, limit: int) -> bytes:
     if len(data) > limit:
         raise UserError(f"standard input cannot be {what}: more than {limit:,} bytes; give a file")
     return data
+
+
+def stdin_is_piped() -> bool:
+    """Whether standard input is a pipe or a file, and not a terminal, the null device or closed."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def read_stdin_text(what: str) -> str:

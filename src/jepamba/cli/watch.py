@@ -32,7 +32,7 @@ def watch(args: Namespace) -> int:
     from jepamba.report.watch import RunView, RunWatcher
 
     if args.every <= 0:
-        raise UserError(f"--every {args.every}: must be above 0 seconds")
+        raise UserError(f"--every {args.every:g}: must be above 0 seconds")
     watcher = RunWatcher(args.dir)
     status = watcher.poll()
     if args.json:

@@ -6,6 +6,6 @@ entropy coder) and `file_format.py`.
 """
 
 from jepamba.compress.compressor import Compressed, Compressor, find_model
-from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES
+from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES, OVERHEAD
 
-__all__ = ["MAX_BYTES", "MAX_FILE_BYTES", "Compressed", "Compressor", "find_model"]
+__all__ = ["MAX_BYTES", "MAX_FILE_BYTES", "OVERHEAD", "Compressed", "Compressor", "find_model"]

@@ -76,8 +76,8 @@ class Train:
     """Maximum updates skipped for a non-finite loss or gradient, ghost steps included; one more ends the run."""
     terms_every: int = 0
     """Steps between measurements of each loss term's own gradient norm; 0: never."""
-    val_every: int = 0
-    """Steps between validations; 0: only at the end."""
+    val_every: float = 0.0
+    """Steps between validations, or, below 1, the share of the budget between them; 0: only at the end."""
     val_tokens: int = 0
     """Targets of a periodic validation; 0: all. The final one uses all."""
     checkpoint_every: int = 0
@@ -116,6 +116,10 @@ class Train:
             any(getattr(self, name) > 0 for name in BUDGETS),
             f"train.steps = {self.steps}, train.seconds = {self.seconds} and train.tokens = {self.tokens}: no budget; "
             "set train.steps, train.seconds or train.tokens",
+        )
+        require(
+            self.val_every < 1 or self.val_every % 1 == 0,
+            f"train.val_every = {self.val_every}: must be a whole number of steps, or a share below 1 of the budget",
         )
         for name in ("tokens_per_micro", "tokens_per_step", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name} = {getattr(self, name)}: must be at least 1")

@@ -55,7 +55,7 @@ def score_adapted(
     so large that the score is not finite.
     """
     if not 0 <= lr < math.inf:
-        raise UserError(f"an adaptation learning rate of {lr}: must be at least 0 and finite")
+        raise UserError(f"an adaptation learning rate of {lr:g}: must be at least 0 and finite")
     targets = scored_targets(model, tokens, chunk_tokens, limit)
     latents = _latents(model, tokens, targets, chunk_tokens, lr, tokens.bos_id if reset else None)
     mode = f"adapted-{lr}"

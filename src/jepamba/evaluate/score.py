@@ -69,7 +69,7 @@ class StoppedError(Exception):
 def check_temperature(temperature: float) -> None:
     """Raise `UserError` for a temperature out of range."""
     if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-        raise UserError(f"temperature {temperature}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
+        raise UserError(f"temperature {temperature:g}: must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
 
 
 def check_stride(stride: int, seq_len: int) -> None:

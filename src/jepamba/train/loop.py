@@ -215,9 +215,10 @@ class Loop:
     def _caption(self, record: dict[str, float]) -> str:
         counters = self.state.counters
         bpb = record["ce"] / math.log(2) * counters.tokens / max(counters.bytes, 1)
-        about = f"{bpb:.3f} {bpb_unit('decoded' if self.state.corpus.train.text_bytes is None else 'original')}"
+        unit = bpb_unit("decoded" if self.state.corpus.train.text_bytes is None else "original")
+        about = f"about {bpb:.3f} {unit} of training text"
         terms = f"jepa {record['jepa']:.3f}, sigreg {record['sigreg']:.4f}"
-        return f"step {counters.step}, ce {record['ce']:.3f} nats/token (about {about}), {terms}{self.last_validation}"
+        return f"step {counters.step}, ce {record['ce']:.3f} nats/token ({about}), {terms}{self.last_validation}"
 
     def _checkpoint_due(self, since: float) -> bool:
         every, seconds = self.run.train.checkpoint_every, self.run.train.checkpoint_seconds
@@ -257,14 +258,17 @@ class Loop:
         return f"{found[-1].name} is the newest checkpoint" if found else "there is no checkpoint yet"
 
     def _validation_due(self) -> bool:
-        every, step = self.run.train.val_every, self.state.counters.step
-        return every > 0 and step > 0 and step % every == 0 and self.state.budget_fraction() < 1.0
+        return self.state.validations_due() > self.state.counters.validations and self.state.budget_fraction() < 1.0
 
     def _validation_was_missed(self) -> bool:
         """Whether the run was stopped before the end of the validation that was due at its present step."""
         step = self.state.counters.step
-        due = self.restored and self._validation_due()
-        return due and not self.world.on_rank_zero(lambda: self.metrics.find("val", step) is not None)
+        if not (self.restored and self._validation_due()):
+            return False
+        if self.world.on_rank_zero(lambda: self.metrics.find("val", step) is None):
+            return True
+        self.state.counters.validations = self.state.validations_due()
+        return False
 
     def _validate(self, stop: StopRequest, report: Progress, limit: int) -> signal.Signals | None:
         """Score `limit` validation targets (0: all), unless a stop signal interrupts it. Returns that signal."""
@@ -287,6 +291,7 @@ class Loop:
                 )
             )
             self._log_score(score, final=False)
+            self.state.counters.validations = self.state.validations_due()
             unit = bpb_unit(score["counted"])
             self.last_validation = f", validation {score['bpb']:.4f} {unit} at step {self.state.counters.step}"
             if self.state.counters.step > 0:
@@ -295,7 +300,7 @@ class Loop:
 
     def _sample(self) -> None:
         """Log what the model writes, after validation 1, 2, 4, 8 and so on."""
-        count = self.state.counters.step // self.run.train.val_every
+        count = self.state.counters.validations
         if count & (count - 1) == 0 and self.run.eval.prompts and self.run.eval.sample_tokens > 0:
             step = self.state.counters.step
             self.world.on_rank_zero(lambda: self.metrics.append("sample", step, **training_sample(self.state)))

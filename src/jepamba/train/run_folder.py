@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jepamba.artifact.locate import pinned_model
-from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, with_settings
+from jepamba.config import BUDGET_SETTINGS, MACHINE_SETTINGS, ConfigError, Run, flatten, to_dict, with_settings
 from jepamba.data import Corpus
 from jepamba.data.hub_text import pinned
 from jepamba.distributed import World, process_group, reported_failures
@@ -30,6 +31,13 @@ from jepamba.train.init_from import initialize, run_corpus
 from jepamba.train.loop import Loop
 
 CONFIG = "config.toml"
+_FILES = {
+    "data.train": ("stdlib",),
+    "data.val": ("", "stdlib"),
+    "data.tokenizer": ("bytes", "bpe"),
+    "train.init_from": ("",),
+}
+"""The settings that name files, each with the values that name none."""
 
 
 def train(run: Run, out: Path, *, preset: str = "", choices: Sequence[Choice] = ()) -> dict[str, Any]:
@@ -98,6 +106,7 @@ def resume(out: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any
         before, preset = world.on_rank_zero(lambda: read_run(out))
         run = _with_changes(before, changes or {})
         check_same_settings(run, world)
+        world.local_rank_zero_first(lambda: _refuse_lost_file(run, changes or {}, out))
         world.on_rank_zero(lambda: stack.enter_context(locked(out)))
         loop = Loop(run, out, read_same_corpus(run, world), preset, world)
         events = loop.restore()
@@ -154,6 +163,23 @@ def read_run(out: Path) -> tuple[Run, str]:
     return run, first.removeprefix("# preset: ") if first.startswith("# preset: ") else ""
 
 
+def lost_file(run: Run, given: Container[str] = ()) -> tuple[str, str] | None:
+    """Return a setting of a started run whose file is not on this machine, but for those in `given`, and say so."""
+    settings = flatten(to_dict(run))
+    for name, words in _FILES.items():
+        path = settings[name]
+        if name not in given and path not in words and not path.startswith(HUB) and not os.path.exists(path):
+            place = "" if os.path.isabs(path) else ", relative to the folder in which the run was started"
+            return name, f"{path}: no such file or folder; the run names it as {name}{place}"
+    return None
+
+
+def _refuse_lost_file(run: Run, given: Container[str], out: Path) -> None:
+    lost = lost_file(run, given)
+    if lost:
+        raise UserError(f"{lost[1]}; say where it is now: `jepamba resume {out} --{lost[0]} PATH`")
+
+
 def _with_changes(run: Run, changes: Mapping[str, Any]) -> Run:
     """`run` with `changes`. Raises `ConfigError` for a change of a setting that a run keeps."""
     changeable = (*MACHINE_SETTINGS, *BUDGET_SETTINGS)
@@ -171,6 +197,7 @@ def _start_new_budget(loop: Loop, budget: Mapping[str, Any]) -> str:
     scale = learning_rate_scale(loop.run.optim, spent)
     message = f"new budget, {named}: {spent:.0%} of it is spent; the learning rate is {scale:.0%} of its peak from here"
     print_line(f"jepamba: {message}")
+    loop.state.counters.validations = loop.state.validations_due()
     # The learning rate rises again and with it the entropy of the weights, so the bits are due once more.
     loop.state.counters.bit_choices = min(loop.state.counters.bit_choices, 1)
     return message

@@ -37,6 +37,9 @@ class Counters:
     bit_choices: int = 0
     """How often the bits were chosen for `quant.budget_bytes`."""
 
+    validations: int = 0
+    """Validations that were due so far and are done."""
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counters:
         """Read the counters of a checkpoint. Raises `TypeError` or `ValueError` for impossible values."""
@@ -109,6 +112,14 @@ class TrainState:
         """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
         limits: dict[str, float] = {counter: getattr(self.run.train, name) for name, counter in BUDGETS.items()}
         return max(float(getattr(self.counters, counter) / limit) for counter, limit in limits.items() if limit > 0)
+
+    def validations_due(self) -> int:
+        """The number of validations that `train.val_every` asks for up to now."""
+        every = self.run.train.val_every
+        if every >= 1:
+            return int(self.counters.step // every)
+        # The summand: ten times a tenth is ten tenths, also when rounded.
+        return int(self.budget_fraction() / every + 1e-9) if every > 0 else 0
 
     def set_training_mode(self, budget_fraction: float) -> None:
         """Set training mode, and fake-quantize the weights over the last `quant.qat_fraction` of the budget."""

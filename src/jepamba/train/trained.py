@@ -16,7 +16,7 @@ from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.train.checkpoint import STATE, load_checkpoint
 from jepamba.train.init_from import run_corpus
-from jepamba.train.run_folder import read_run
+from jepamba.train.run_folder import lost_file, read_run
 
 _WEIGHTS = "weights/"
 
@@ -61,6 +61,9 @@ def load_trained(path: Path) -> Trained:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: does not fit the configuration of its run: {reason}") from None
     packed = folder / ARTIFACT
+    lost = None if packed.exists() else lost_file(run)
+    if lost:
+        raise UserError(f"{lost[1]}, and the checkpoint has no tokenizer; put it there, or finish the run")
     tokenizer = open_artifact(packed).tokenizer if packed.exists() else run_corpus(run).tokenizer
     if tokenizer.fingerprint != fingerprint:
         raise UserError(f"{path}: the run has another tokenizer than this checkpoint; has its training text changed?")
