@@ -140,6 +140,6 @@ def test_a_budget_of_one_kind_takes_the_place_of_the_presets_own(
 ) -> None:
     """1,000 steps are 1,000 steps, not what fits into the preset's three and a half minutes."""
     runs: list[Run] = []
-    monkeypatch.setattr("jepamba.cli.train._dry_run", lambda run, as_json: runs.append(run) or 0)
+    monkeypatch.setattr("jepamba.cli.train._dry_run", lambda run, choices, as_json: runs.append(run) or 0)
     assert main(["train", "quick", "--dry-run", *words]) == 0
     assert (runs[0].train.steps, runs[0].train.seconds) == (steps, seconds)

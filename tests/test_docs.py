@@ -270,7 +270,7 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "mytext" / f"{index}.txt").write_text(document)
     small = tiny(text)
     train(with_settings(small, {"train.keep_heads": True}), tmp_path / "runs/mine")
-    monkeypatch.setattr("jepamba.api.preset_settings", lambda name: flatten(to_dict(small)))
+    monkeypatch.setattr("jepamba.api.preset_layers", lambda name: [flatten(to_dict(small))])
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     namespace: dict[str, Any] = {}

@@ -146,7 +146,7 @@ def test_a_validation_that_was_stopped_is_made_up_for(
     small = with_settings(small, {"train.val_every": 0.3, "train.val_tokens": 500})
     train(small, tmp_path / "whole")
 
-    def stopped(self: Loop, stop: StopRequest, report: object) -> signal.Signals:
+    def stopped(self: Loop, stop: StopRequest, report: object, limit: int) -> signal.Signals:
         return signal.SIGTERM
 
     with monkeypatch.context() as patch:

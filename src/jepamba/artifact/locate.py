@@ -13,7 +13,8 @@ from jepamba.hub_names import HUB, refuse_mistyped
 
 ARTIFACT = "artifact.jepa"
 """Name of the artifact in the folder of a run and in a repository of the hub."""
-SHIPPED = Path(__file__).parents[1] / "shipped" / "model.jepa"
+# A bundle has no `__file__`.
+SHIPPED = Path(globals().get("__file__", "")).parent.parent / "shipped" / "model.jepa"
 """The model in the package, which is used where no artifact is named."""
 SOURCES = SHIPPED.with_name("SOURCES.md")
 """The sources of its text, with their licences."""

@@ -11,6 +11,7 @@ from typing import Any
 from jepamba.cli.common import add_optional_artifact, artifact_or_shipped, columns
 from jepamba.cli.parser import Commands, local_path
 from jepamba.errors import UserError
+from jepamba.io import check_utf8_name
 
 
 def add(commands: Commands) -> None:
@@ -40,6 +41,8 @@ def inspect(args: Namespace) -> int:
     artifact, checkpoint = _resolve_paths(artifact_or_shipped(args.artifact), args.checkpoint)
     with Progress("reading the artifact"):
         masters = None
+        if checkpoint is not None:
+            check_utf8_name(checkpoint)
         try:
             masters = _master_weights(checkpoint) if checkpoint else None
         except UserError as error:

@@ -61,7 +61,7 @@ _DICTIONARIES = ("parameters", "environment")
 
 def device_name(why: str) -> str:
     """Return the name of the device in the sentence of `choose_device`; the sentence itself if it has another form."""
-    match = re.match(r"computing on (.*?)(?:, \d+ threads\b.*)? in (?:fp32|bf16)\b", why)
+    match = re.match(r"computing on (.*?)(?:, \d+ threads?\b.*)? in (?:fp32|bf16)\b", why)
     return match[1] if match else why
 
 
