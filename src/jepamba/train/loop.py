@@ -28,7 +28,7 @@ from jepamba.train import bit_allocation
 from jepamba.train.checkpoint import checkpoints, load_checkpoint
 from jepamba.train.device import choose_device
 from jepamba.train.export import export_and_evaluate
-from jepamba.train.init_from import initialize
+from jepamba.train.init_from import initialize, origins
 from jepamba.train.measure import term_gradients
 from jepamba.train.metrics import MetricsLog, NoLog
 from jepamba.train.pauses import PauseDetector
@@ -113,7 +113,8 @@ class Loop:
         for message in self.world.on_rank_zero(lambda: bit_allocation.pack_within_budget(self.state, artifact)):
             self._event(message)
         initial = self.world.on_rank_zero(self._initial_score)
-        summary = export_and_evaluate(self.state, self.out, self.preset, initial["bpb"] if initial else None)
+        before, notes = initial["bpb"] if initial else None, self.world.on_rank_zero(lambda: origins(self.run))
+        summary = export_and_evaluate(self.state, self.out, self.preset, before, notes)
         # All ranks wait here, however long the dashboard takes to send the last records.
         self.world.on_rank_zero(lambda: self._log_score(summary["bpb_plain"], final=True))
         return summary
