@@ -25,7 +25,6 @@ from jepamba.progress import Progress
 from jepamba.quant import MAX_BITS, MIN_BITS, IntQuantizer, QuantWeight
 from jepamba.quant.budget import Option, allocate_bits
 from jepamba.quant.entropy import entropy_bits
-from jepamba.train.init_from import origins
 from jepamba.train.state import TrainState
 
 BATCHES = 8
@@ -190,8 +189,7 @@ def _pack(state: TrainState, path: Path) -> int:
     """Write the artifact of the present model to `path`. Returns the bytes that it needs with any temperature."""
     with without_gpu_turn(), Progress("packing, for the budget"):
         return (
-            save_artifact(path, state.model, state.run, state.corpus.tokenizer, extra=origins(state.run))
-            + TEMPERATURE_BYTES
+            save_artifact(path, state.model, state.run, state.corpus.tokenizer, extra=state.notes) + TEMPERATURE_BYTES
         )
 
 

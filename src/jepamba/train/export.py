@@ -39,21 +39,18 @@ _BASELINE_BYTES = 2_000_000
 """Longest validation text that is compressed for comparison, which takes some seconds per megabyte."""
 
 
-def export_and_evaluate(
-    state: TrainState, out: Path, preset: str, bpb_initial: float | None, notes: dict[str, Any]
-) -> dict[str, Any]:
+def export_and_evaluate(state: TrainState, out: Path, preset: str, bpb_initial: float | None) -> dict[str, Any]:
     """Pack the model into `out`, score the packed model, and write summary.json. All ranks must call it.
 
     The temperature is calibrated on training tokens. Every score is of the artifact as read back from disk. Only the
     latent diagnostics use the model in memory, because they need the training-only heads. Rank 0 does everything but
-    the scoring, which all ranks share. `bpb_initial` is the score before training, for summary.json, and
-    `notes` those of the artifact.
+    the scoring, which all ranks share. `bpb_initial` is the score before training, for summary.json.
 
     Returns:
         The content of summary.json.
     """
     state.model.eval()
-    temperature, artifact_bytes = state.world.on_rank_zero(lambda: pack(state, out / ARTIFACT, notes))
+    temperature, artifact_bytes = state.world.on_rank_zero(lambda: pack(state, out / ARTIFACT))
     with gpu_turn():
         scores = score_artifact(state, out / ARTIFACT)
         latents = state.world.on_rank_zero(lambda: _diagnostics(state))
@@ -69,7 +66,7 @@ def export_and_evaluate(
     )
 
 
-def pack(state: TrainState, path: Path, notes: dict[str, Any] | None = None) -> tuple[float, int]:
+def pack(state: TrainState, path: Path) -> tuple[float, int]:
     """Write the artifact at its calibrated temperature, and with `train.keep_heads` the heads, on rank 0.
 
     Returns its temperature and its size in bytes.
@@ -93,7 +90,7 @@ def pack(state: TrainState, path: Path, notes: dict[str, Any] | None = None) -> 
         if run.quant.budget_bytes > 0 and temperature == 1.0:
             size = path.stat().st_size  # `pack_within_budget` wrote it for this temperature
         else:
-            size = save_artifact(path, state.model, run, text.tokenizer, temperature, notes)
+            size = save_artifact(path, state.model, run, text.tokenizer, temperature, state.notes)
         if run.train.keep_heads and state.heads is not None:
             save_heads(path.with_name(HEADS), state.heads, run.jepa, sha256_of(path, "the artifact"))
         return temperature, size

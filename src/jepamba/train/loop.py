@@ -50,6 +50,7 @@ class Loop:
     def __init__(self, run: Run, out: Path, text: Corpus, preset: str, world: World = SINGLE_PROCESS) -> None:
         self.run, self.out, self.preset, self.world = run, out, preset, world
         self.state = TrainState(run, text, choose_device(run.train), world)
+        self.state.notes = origins(run)
         self.trainer = Trainer(self.state)
         self.metrics = MetricsLog(out / METRICS, track(run, out)) if world.is_rank_zero else NoLog(out / METRICS)
         self.writer = CheckpointWriter(out / CHECKPOINTS, run.train.keep_checkpoints, self.state.device)
@@ -113,8 +114,7 @@ class Loop:
         for message in self.world.on_rank_zero(lambda: bit_allocation.pack_within_budget(self.state, artifact)):
             self._event(message)
         initial = self.world.on_rank_zero(self._initial_score)
-        before, notes = initial["bpb"] if initial else None, self.world.on_rank_zero(lambda: origins(self.run))
-        summary = export_and_evaluate(self.state, self.out, self.preset, before, notes)
+        summary = export_and_evaluate(self.state, self.out, self.preset, initial["bpb"] if initial else None)
         # All ranks wait here, however long the dashboard takes to send the last records.
         self.world.on_rank_zero(lambda: self._log_score(summary["bpb_plain"], final=True))
         return summary

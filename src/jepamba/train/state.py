@@ -102,6 +102,8 @@ class TrainState:
         self.carried: State | None = self.model.initial_state(rows) if rows else None
         """With `train.carry_state`, the model state in which the next micro-batch starts; updated in place."""
         self.counters = Counters()
+        self.notes: dict[str, Any] = {}
+        """JSON-ready notes for the artifact."""
         self.latent_factor = 1.0
         """Common factor of the weights of the latent terms, which `jepa.balance` sets."""
         if run.train.compile:
