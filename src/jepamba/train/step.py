@@ -166,7 +166,7 @@ class Trainer:
         """Before the first step on a GPU, compile its kernels in parallel."""
         if not self._compiled and use_triton(self.loss_sums) and can_compile_ahead():
             latent = latent_weights(self.state.run.jepa, budget_fraction)
-            compile_kernels(self.state, self.weight_cache, latent, self.sigreg_sums_SK2M)
+            compile_kernels(self.state, self.weight_cache, latent, self.sigreg_sums_SK2M, self.skip_update)
         self._compiled = True
 
     def compute_weights(self) -> None:

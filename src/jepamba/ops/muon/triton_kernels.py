@@ -29,14 +29,15 @@ def _select(pointers, index):
 @triton.jit
 @no_type_check
 def nesterov_updates_kernel(
-    grads, buffers, momentum, skip, updates, eps, ROW_NORM: tl.constexpr, D: tl.constexpr, P: tl.constexpr
+    grads, buffers, momentum, skip, updates, eps,
+    SKIP: tl.constexpr, ROW_NORM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """buffer = m·buffer + (1 − m)·grad, update = (1 − m)·grad + m·buffer, divided by its RMS: one row of one matrix.
 
-    If `skip` holds 1, the buffer stays as it is.
+    With SKIP, the buffer stays as it is if `skip` holds 1.
     """
     row, matrix = tl.program_id(0), tl.program_id(1)
-    m, skipped = tl.load(momentum), tl.load(skip) != 0.0
+    m = tl.load(momentum)
     buffer = _select(buffers, matrix)
     grad_CP, buffer_CP = load_row(_select(grads, matrix), row, D, D, P), load_row(buffer, row, D, D, P)
     update_CP = ()
@@ -45,7 +46,10 @@ def nesterov_updates_kernel(
         weighted = (1.0 - m) * grad_CP[i].to(tl.float32)
         before = buffer_CP[i].to(tl.float32)
         mean = m * before + weighted
-        store_row(buffer, row, D, i, tl.where(skipped, before, mean), D, P)
+        if SKIP:
+            store_row(buffer, row, D, i, tl.where(tl.load(skip) != 0.0, before, mean), D, P)
+        else:
+            store_row(buffer, row, D, i, mean, D, P)
         update = weighted + m * mean
         squares_P += update * update
         update_CP = update_CP + (update,)
@@ -61,10 +65,12 @@ def nesterov_updates_kernel(
 
 @triton.jit
 @no_type_check
-def apply_updates_kernel(parameters, directions, lr, skip, weight_decay, scale, size, BLOCK: tl.constexpr):
+def apply_updates_kernel(
+    parameters, directions, lr, skip, weight_decay, scale, size, SKIP: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """param = param·(1 − lr·weight_decay) − lr·scale·direction: BLOCK values of one matrix of `size` values.
 
-    If `skip` holds 1, they stay as they are.
+    With SKIP, they stay as they are if `skip` holds 1.
     """
     # The first argument is not `params`, which is a variable of Triton's launcher.
     matrix = tl.program_id(1)
@@ -75,5 +81,6 @@ def apply_updates_kernel(parameters, directions, lr, skip, weight_decay, scale, 
     before = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
     step = tl.load(direction + at, mask=inside, other=0.0).to(tl.float32)
     value = before * (1.0 - rate * weight_decay) - rate * scale * step
-    value = tl.where(tl.load(skip) != 0.0, before, value)
+    if SKIP:
+        value = tl.where(tl.load(skip) != 0.0, before, value)
     tl.store(param + at, value.to(param.dtype.element_ty), mask=inside)
