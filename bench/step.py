@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from dataclasses import replace
 
 import torch
 
+from first_step import seconds_of_process
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
@@ -63,13 +63,6 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
         _sync(device)
         times.append((time.perf_counter() - start) / 5)
     return 2 * size**3 / statistics.median(times)
-
-
-def seconds_of_process() -> float:
-    """Seconds since this process was started (Linux)."""
-    with open("/proc/self/stat") as file:
-        ticks = int(file.read().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _sync(device: torch.device) -> None:
