@@ -30,7 +30,7 @@ def seconds_of_process() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def one_process(preset: str, flags: list[str], ahead: bool) -> dict[str, float]:
+def one_process(preset: str, flags: list[str]) -> dict[str, float]:
     """The times of this process: start, two steps, a validation and a sample."""
     found = {"Python runs at, s": seconds_of_process()}
     import torch
@@ -40,7 +40,6 @@ def one_process(preset: str, flags: list[str], ahead: bool) -> dict[str, float]:
     from jepamba.config import with_settings
     from jepamba.data import corpus
     from jepamba.evaluate import score_plain
-    from jepamba.ops.compile_only import compile_ahead
     from jepamba.presets import load_preset
     from jepamba.train import resolve
     from jepamba.train.device import choose_device
@@ -66,34 +65,33 @@ def one_process(preset: str, flags: list[str], ahead: bool) -> dict[str, float]:
             super()._compile_kernels(budget_fraction)
             compiling.append(time.perf_counter() - started)
 
-    with compile_ahead(ahead):
-        run, _ = resolve_dial(resolve(run, text), text)
-        found["dial resolved at, s"] = seconds_of_process()
-        state = TrainState(run, text, device_config)
-        trainer = TimedTrainer(state)
-        found["state made at, s"] = seconds_of_process()
-        work: dict[str, Callable[[], object]] = {
-            "second step, s": partial(trainer.train_step, 0.0),
-            "validation, s": partial(
-                score_plain,
-                state.model,
-                text.val,
-                run.data.seq_len,
-                reset=run.data.reset,
-                limit=run.train.val_tokens,
-                tokens_per_batch=run.eval.tokens_per_batch,
-            ),
-            "sample, s": partial(training_sample, state),
-        }
-        trainer.train_step(0.0)
+    run, _ = resolve_dial(resolve(run, text), text)
+    found["dial resolved at, s"] = seconds_of_process()
+    state = TrainState(run, text, device_config)
+    trainer = TimedTrainer(state)
+    found["state made at, s"] = seconds_of_process()
+    work: dict[str, Callable[[], object]] = {
+        "second step, s": partial(trainer.train_step, 0.0),
+        "validation, s": partial(
+            score_plain,
+            state.model,
+            text.val,
+            run.data.seq_len,
+            reset=run.data.reset,
+            limit=run.train.val_tokens,
+            tokens_per_batch=run.eval.tokens_per_batch,
+        ),
+        "sample, s": partial(training_sample, state),
+    }
+    trainer.train_step(0.0)
+    _wait()
+    found["first step ended at, s"] = seconds_of_process()
+    found["of it compiling ahead, s"] = sum(compiling)
+    for name, call in work.items():
+        started = time.perf_counter()
+        call()
         _wait()
-        found["first step ended at, s"] = seconds_of_process()
-        found["of it compiling ahead, s"] = sum(compiling)
-        for name, call in work.items():
-            started = time.perf_counter()
-            call()
-            _wait()
-            found[name] = time.perf_counter() - started
+        found[name] = time.perf_counter() - started
     return found
 
 
@@ -110,10 +108,11 @@ def measure(preset: str, flags: list[str], rounds: int) -> dict[str, dict[str, f
     for _ in range(rounds):
         for ahead in ("ahead", "off"):
             with tempfile.TemporaryDirectory() as folder:
-                caches = {"TRITON_CACHE_DIR": f"{folder}/triton", "NUMBA_CACHE_DIR": f"{folder}/numba"}
+                settings = {"TRITON_CACHE_DIR": f"{folder}/triton", "NUMBA_CACHE_DIR": f"{folder}/numba"}
+                settings["JEPAMBA_COMPILE_AHEAD"] = "1" if ahead == "ahead" else "0"
                 for cache in ("cold", "warm"):
-                    command = [sys.executable, __file__, preset, "--bench-process", ahead, *flags]
-                    done = subprocess.run(command, env={**os.environ, **caches}, stdout=subprocess.PIPE, check=True)
+                    command = [sys.executable, __file__, preset, "--bench-process", *flags]
+                    done = subprocess.run(command, env={**os.environ, **settings}, stdout=subprocess.PIPE, check=True)
                     found = json.loads(done.stdout.splitlines()[-1])
                     print(f"{ahead} {cache}: {json.dumps(found)}", flush=True)
                     rows.setdefault(f"{ahead} {cache}", []).append(found)
@@ -128,10 +127,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
     parser.add_argument("--bench-rounds", type=int, default=3)
-    parser.add_argument("--bench-process", choices=("ahead", "off"), help=argparse.SUPPRESS)
+    parser.add_argument("--bench-process", action="store_true", help=argparse.SUPPRESS)
     args, flags = parser.parse_known_args()
     if args.bench_process:
-        print(json.dumps(one_process(args.preset, flags, args.bench_process == "ahead")))
+        print(json.dumps(one_process(args.preset, flags)))
         return
     result = measure(args.preset, flags, args.bench_rounds)
     print(f"{'':28}" + "".join(f"{name:>12}" for name in result))

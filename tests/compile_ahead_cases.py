@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ import triton.compiler
 from triton.backends.compiler import GPUTarget
 
 from jepamba.evaluate import score_plain
-from jepamba.ops import compile_only
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer
 from tiny import opened, text_file, tiny
@@ -154,7 +154,8 @@ def without(folder: Path) -> list[int]:
     for off in (True, False):
         trainer = Trainer(run_of(folder))
         compiled.clear()
-        with compile_only.compile_ahead(not off), on_gpu():
+        os.environ["JEPAMBA_COMPILE_AHEAD"] = "0" if off else "1"
+        with on_gpu():
             if not off:
                 del triton.AsyncCompileMode
             trainer._compile_kernels(0.0)

@@ -12,24 +12,14 @@ import torch
 
 from jepamba.ops.compile_tasks import CompileTasks
 
-_enabled = os.environ.get("JEPAMBA_COMPILE_AHEAD") == "1"
-"""Off until it has been measured on a GPU."""
-
-
-@contextlib.contextmanager
-def compile_ahead(enabled: bool) -> Iterator[None]:
-    """A context that switches compilation ahead on or off. Off, each kernel is compiled at its first launch."""
-    global _enabled
-    previous, _enabled = _enabled, enabled
-    try:
-        yield
-    finally:
-        _enabled = previous
-
 
 def can_compile_ahead() -> bool:
-    """Whether this Triton can compile without a launch (3.6 can), and its kernels are compiled, not interpreted."""
-    if not _enabled:
+    """Whether this Triton can compile without a launch (3.6 can), and its kernels are compiled, not interpreted.
+
+    Never without JEPAMBA_COMPILE_AHEAD=1, until it has been measured on a GPU: then each kernel is compiled at its
+    first launch.
+    """
+    if os.environ.get("JEPAMBA_COMPILE_AHEAD") != "1":
         return False
     import triton
 
