@@ -9,15 +9,13 @@ from pathlib import Path
 
 import brotli
 
-from jepamba.artifact.locate import SHIPPED
 from jepamba.compress import Compressor
 
 path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
 if not path.is_file():
     sys.exit(f"{path}: no such file; give the path of a file")
 data = path.read_bytes()
-# The small model in the package. Path("runs/mine/artifact.jepa") is that of a run.
-compressor = Compressor.open(SHIPPED)
+compressor = Compressor.open()  # the small model in the package; Compressor.open("runs/mine") is that of a run
 
 packed = compressor.compress(data)
 assert compressor.decompress(packed.content) == data

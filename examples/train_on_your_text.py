@@ -1,14 +1,13 @@
-"""Train a model on a text file, score what it has not seen, and continue a prompt.
+"""Train a model on a text file, continue prompts, and print the bits of each token.
 
     python examples/train_on_your_text.py input.txt 120
 
-The second word is the training time in seconds (default: 60). Without a file, the text is that of the demo.
+The second argument is the training time in seconds (default: 60). Without a file, the text is that of the demo.
 """
 
 import sys
 
 import jepamba
-from jepamba.errors import UserError
 
 text = sys.argv[1] if len(sys.argv) > 1 else "stdlib"
 seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60
@@ -17,11 +16,11 @@ seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60
 # text, and its folder has curves, scores and samples in report.html.
 try:
     lm = jepamba.train("quick", data={"train": text}, train={"seconds": seconds})
-except UserError as error:
+except jepamba.UserError as error:
     sys.exit(str(error))
 
 print(lm)
-for prompt in ("The ", "In "):
+for prompt in ("The", "In"):
     print(prompt + lm.generate(prompt, max_new_tokens=60, temperature=0.8, seed=1))
 
 # The bits of each token show what the model finds hard.

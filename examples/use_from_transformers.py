@@ -15,7 +15,8 @@ if not folder.exists():
     # The small model in the package; jepamba.load("runs/mine") is that of a run.
     export_transformers(jepamba.load().artifact, folder)
 
-# From here on jepamba is not needed. The folder has the code of the model, which transformers runs only if it may.
+# From here on jepamba is not needed. The folder contains the model's code, which transformers runs only with
+# trust_remote_code=True.
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 

@@ -295,7 +295,7 @@ def test_import_is_fast_and_knows_its_names() -> None:
     code = (
         "import sys, time; t = time.time()\nimport jepamba\nassert dir(jepamba) and jepamba.__version__\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; assert time.time() - t < 0.5\n"
-        "assert callable(jepamba.train) and jepamba.train.resume\n"
+        "assert callable(jepamba.train) and callable(jepamba.resume)\n"
         "from jepamba import TextModel, TextScore, UserError, load\n"
         "assert {*jepamba.__all__} <= {*dir(jepamba)} and TextModel is jepamba.TextModel\n"
         "try: jepamba.nothing\nexcept AttributeError as e: print(e)"
@@ -344,6 +344,7 @@ def test_arguments_of_another_type_are_refused_with_what_to_pass(monkeypatch: py
             {"colour": 3},
             "colour = 3: pass a dictionary of settings, as in train={'steps': 200}",
         ),
+        (jepamba.resume, ["runs"], {"steps": 3}, "steps is a setting of the section train: pass train={'steps': 3}"),
         (jepamba.train, [3], {}, "preset is of type int: pass the name of a preset, a file, or a Run"),
     ]
     for call, words, arguments, message in calls:
@@ -363,5 +364,14 @@ def test_train_shows_its_signature_and_what_it_does() -> None:
     assert inspect.signature(jepamba.train).return_annotation is jepamba.TextModel
     assert "Folder of the run. None: `runs/`" in pydoc.render_doc(jepamba.train)
     assert inspect.getdoc(type(jepamba.train).__call__) == inspect.getdoc(jepamba.api.train)
-    summary: Callable[..., dict[str, Any]] = jepamba.train.resume  # `make check` checks its type
-    assert summary is sys.modules["jepamba.train"].resume
+
+
+def test_resume_with_a_new_budget_returns_the_new_model(run_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    before = json.loads((folder / "summary.json").read_text())["steps"]
+    lm = jepamba.resume(str(folder), train={"steps": before + 2})
+    assert json.loads((folder / "summary.json").read_text())["steps"] == before + 2
+    assert lm.score(TEXT).bpb == jepamba.load(folder).score(TEXT).bpb != jepamba.load(run_dir).score(TEXT).bpb
+    assert (folder / "report.html").exists()
+    with pytest.raises(UserError, match="d_model"):
+        jepamba.resume(folder, model={"d_model": 64})

@@ -53,7 +53,7 @@ def test_the_demo_ends_with_its_table(
     assert names == ["gzip", "bzip2", "xz", "zstd", "brotli"]
     assert all(row["bpb_with_history"] < row["bpb"] for row in found["baselines"])
     for sample in (found["sample"], found["shipped_sample"]):
-        assert sample.startswith("The ")
+        assert sample.startswith("The")
         assert sample in demo_table(found)
     assert found["sample"] != found["shipped_sample"]
     assert summary["baselines"] == found["baselines"]

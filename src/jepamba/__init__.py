@@ -1,6 +1,6 @@
-"""jepamba: tiny text language models as LeWorldModels on a Mamba-2 backbone, judged by bits per byte.
+"""jepamba: small Mamba-2 language models with quantized weights, measured in bits per byte.
 
-`jepamba.load` and `jepamba.train` return a `jepamba.TextModel`; see docs/python.md.
+`jepamba.load`, `jepamba.train` and `jepamba.resume` return a `jepamba.TextModel`; see docs/python.md.
 """
 
 from importlib import import_module
@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepamba.api import load as load
-    from jepamba.api import train as _train
+    from jepamba.api import resume as resume
+    from jepamba.api import train as train
     from jepamba.errors import UserError as UserError
     from jepamba.evaluate.text_score import TextScore as TextScore
     from jepamba.text_model import TextModel as TextModel
-    from jepamba.train.run_folder import resume as _resume
-
-    class _Train:
-        """The package `jepamba.train` as a type checker must see it: it can be called, and it has `resume`."""
-
-        __call__ = staticmethod(_train)
-        resume = staticmethod(_resume)
-
-    train: _Train
 
 import os
 
@@ -31,10 +23,16 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 if _CORES <= 4:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
-__all__ = ["TextModel", "TextScore", "UserError", "__version__", "load", "train"]
+__version__ = "0.2.0.dev0"
+__all__ = ["TextModel", "TextScore", "UserError", "__version__", "load", "resume", "train"]
 # `train` is the package of this name, which can be called: an import of it sets the attribute in any case.
-_MODULES = {"TextModel": "text_model", "TextScore": "evaluate.text_score", "UserError": "errors", "load": "api"}
+_MODULES = {
+    "TextModel": "text_model",
+    "TextScore": "evaluate.text_score",
+    "UserError": "errors",
+    "load": "api",
+    "resume": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

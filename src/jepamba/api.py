@@ -81,15 +81,12 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     """
     if not isinstance(preset, str | Run):
         raise TypeError(f"preset is of type {type(preset).__name__}: pass the name of a preset, a file, or a Run")
-    for name, section in sections.items():
-        if not isinstance(section, Mapping):
-            raise TypeError(_not_a_section(name, section))
+    changes = _settings(sections)
     # Imported here, so that `load` does not import training.
     from jepamba.report.html import write_report
     from jepamba.train import train as train_run
     from jepamba.train.initial_settings import run_of_layers
 
-    changes = flatten(sections)
     if isinstance(preset, Run):
         layers, name = [flatten(to_dict(preset))], "run"
     else:
@@ -102,8 +99,38 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
         return load(folder)
 
 
+def resume(run: str | Path, **sections: Mapping[str, Any]) -> TextModel:
+    """Continue a stopped run from its newest checkpoint, and load its model, as `jepamba resume` does.
+
+    Arguments:
+        run: The folder of the run.
+        sections: A new budget, or where this machine has the files, as in `train={"steps": 2000}`.
+
+    Raises:
+        UserError: If there is no run in the folder, another process writes to it, its text differs, or the setting is
+            one that a run keeps.
+        TypeError: For a setting that is not in its section.
+    """
+    changes = _settings(sections)
+    from jepamba.report.html import write_report
+    from jepamba.train import resume as resume_run
+
+    resume_run(Path(run), changes)
+    if not is_silent():
+        write_report(Path(run))
+    return load(run)
+
+
+def _settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings of `sections` by their dotted names."""
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise TypeError(_not_a_section(name, section))
+    return flatten(sections)
+
+
 def _not_a_section(name: str, value: object) -> str:
-    """The message for an argument `name` of `train` that is no section of settings, as `train={"steps": 3}` is."""
+    """The message for an argument `name` that is not a section of settings, as `train={"steps": 3}` is."""
     for dotted in setting_types():
         section, _, setting = dotted.partition(".")
         if setting == name:

@@ -120,7 +120,7 @@ def build_parser() -> tuple[Parser, list[str]]:
     """Return the parser of the whole command line and the names of the commands."""
     parser = Parser(
         prog="jepamba",
-        description="Train, pack, score and sample tiny text language models: LeWorldModels on a Mamba-2 backbone.",
+        description="Train, export, score and sample small Mamba-2 language models, measured in bits per byte.",
         epilog="To start: jepamba demo. Help for a command: jepamba COMMAND --help.",
         allow_abbrev=False,
     )

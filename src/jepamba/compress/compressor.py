@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jepamba.artifact import Artifact, load_artifact
+from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import apply_corrections, find_corrections
 from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES, CompressedFile
@@ -71,10 +72,14 @@ class Compressor:
         self.artifact, self.sha256 = artifact, sha256
 
     @classmethod
-    def open(cls, path: Path) -> Compressor:
-        """Load the artifact at `path`. Raises `UserError` if it is not valid."""
-        artifact = load_artifact(path)
-        with path.open("rb") as file:
+    def open(cls, path: str | Path | None = None) -> Compressor:
+        """Load an artifact, the folder of a run, or `hf://owner/name`. None: the small model in the package.
+
+        Raises `UserError` if it is missing or not valid.
+        """
+        place = locate(SHIPPED if path is None else path)
+        artifact = load_artifact(place)
+        with place.open("rb") as file:
             return cls(artifact, hashlib.file_digest(file, "sha256").digest())
 
     def compress(self, data: bytes, lanes: int = 0, progress: Report | None = None) -> Compressed:

@@ -25,7 +25,7 @@ class Eval:
     """Validation tokens for the latent diagnostics; 0: none."""
     sample_tokens: int = 128
     """Generated tokens per sample in the report."""
-    prompts: tuple[str, ...] = ("The ", "In the beginning", "It is known that")
+    prompts: tuple[str, ...] = ("The", "In the beginning", "It is known that")
     """Prompts of the samples in the report."""
 
     def __post_init__(self) -> None:

@@ -34,18 +34,18 @@ A language model {attention}, trained and packed by jepamba {version}: {paramete
 {budget}{initial}
 ## Use
 
-The model needs the Python package jepamba: `pip install jepamba`, or `pip install .` in its source code.
+The model needs the Python package jepamba: in a copy of its repository, `pip install .`
 
 ```python
 import jepamba
 
 lm = jepamba.load("hf://{name}")
 print(lm.score("A text.").bpb)
-print(lm.generate("The ", max_new_tokens=60))
+print(lm.generate("The", max_new_tokens=60))
 ```
 
 ```
-jepamba generate hf://{name} --prompt "The "
+jepamba generate hf://{name} --prompt "The"
 jepamba eval hf://{name} --data FILE
 jepamba compress FILE --model hf://{name} -o FILE.jpc
 jepamba pull {name}

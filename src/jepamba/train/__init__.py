@@ -1,4 +1,4 @@
-"""Training: `jepamba.train("cpu", …)` trains a model, `jepamba.train.resume(Path(…))` continues a run exactly."""
+"""Training: `jepamba.train("cpu", …)` trains a model, `jepamba.resume("runs/cpu")` continues a run exactly."""
 
 import inspect
 import sys
