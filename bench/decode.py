@@ -33,7 +33,7 @@ from jepamba.artifact import Artifact, load_artifact, save_artifact
 from jepamba.decode.graph import GraphedStep, sampled_tokens
 from jepamba.decode.static_step import StaticStep
 from jepamba.evaluate.stored import stored
-from jepamba.generate import PromptReader, Sampler, sampled_ids
+from jepamba.generate import PromptReader, Sampler, sampled_rows
 from jepamba.model import LanguageModel
 from jepamba.presets import load_preset
 from jepamba.text import train_bpe
@@ -90,8 +90,8 @@ def ours(artifact: Artifact, streams: int) -> Step:
     """The fast step."""
     model, sampler = artifact.model, sampler_of(artifact)
     if streams == 1:
-        ids = sampled_ids(model, PROMPT, ENDLESS, sampler)
-        return lambda: next(ids)
+        alone = sampled_rows(model, [PROMPT], ENDLESS, [sampler])
+        return lambda: next(alone)
     static = StaticStep(model, model.initial_state(streams))
     rows: Iterator[list[int]] = sampled_tokens(
         GraphedStep(static, sampler.sample), lambda count: torch.rand(count, streams, dtype=torch.float64), ENDLESS

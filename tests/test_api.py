@@ -126,6 +126,7 @@ def test_lists_of_texts_give_lists(loaded: jepamba.TextModel) -> None:
     prompts = ["The ", "The ", "A"]
     written = loaded.generate(prompts, 8, seed=5)
     assert written == [loaded.generate(prompt, 8, seed=5 + index) for index, prompt in enumerate(prompts)]
+    assert loaded.generate([]) == []
 
 
 def test_a_model_shows_what_it_is(loaded: jepamba.TextModel) -> None:

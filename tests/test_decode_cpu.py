@@ -36,6 +36,13 @@ def small_model(quant: Quant | None = None, **settings: Any) -> LanguageModel:
     return model.eval()
 
 
+def fed(step: CpuStep, token: int) -> torch.Tensor:
+    """The logits of a single stream after `token`."""
+    step.tokens_B.fill_(token)
+    step()
+    return step.logits_BV[0]
+
+
 def product(matrix: PackedMatrix, x_K: torch.Tensor) -> torch.Tensor:
     from jepamba.decode.cpu_kernels import product as kernel
 
@@ -98,7 +105,7 @@ def test_the_compiled_step_is_the_plain_step(settings: dict[str, Any], quant: Qu
     with torch.no_grad():
         parallel = model.logits(model(torch.tensor([tokens]))[0][0])
     for position, token in enumerate(tokens[20:], 20):
-        logits = step(token)
+        logits = fed(step, token)
         assert (logits - reader.read([token])).abs().max() < BOUND
         assert (logits - parallel[position]).abs().max() < 1e-4
 
@@ -111,7 +118,7 @@ def test_the_compiled_step_is_as_exact_as_the_plain_one() -> None:
         model_oracle.latents(tokens, weights, model.config, [False] * 24), weights, model.config
     )
     step, reader = CpuStep(model, model.initial_state(1)), PromptReader(model)
-    compiled = torch.stack([step(int(token)).clone() for token in tokens])
+    compiled = torch.stack([fed(step, int(token)).clone() for token in tokens])
     plain = torch.stack([reader.read([int(token)]) for token in tokens])
     errors = [(logits - exact).square().mean().sqrt() for logits in (compiled, plain)]
     assert errors[0] < 8 * errors[1] < 1e-4
@@ -133,7 +140,26 @@ def test_bits_by_matrix() -> None:
     kinds = [pack(block.mixer.in_proj.weight).kind for block in list(model.blocks)[:2]]  # type: ignore[union-attr]
     assert kinds == [INT4, INT8]
     for token in range(40):
-        assert (step(token) - reader.read([token])).abs().max() < BOUND
+        assert (fed(step, token) - reader.read([token])).abs().max() < BOUND
+
+
+def test_streams_are_stepped_apart_until_they_end() -> None:
+    model = small_model()
+    tokens = torch.randint(256, (3, 30))
+    readers = [PromptReader(model) for _ in tokens]
+    for reader, row in zip(readers, tokens, strict=True):
+        reader.read(row[:20].tolist())
+    with torch.no_grad():
+        step = CpuStep(model, model(tokens[:, :20])[1])
+    for position in range(20, 30):
+        step.tokens_B.copy_(tokens[:, position])
+        step()
+        for logits, reader, row in zip(step.logits_BV, readers, tokens, strict=True):
+            assert (logits - reader.read([int(row[position])])).abs().max() < BOUND
+    before = step.logits_BV.clone()
+    step.ended.add(1)
+    step()
+    assert (step.logits_BV == before).all(-1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 5}, {"temperature": 0.0}])
@@ -179,7 +205,7 @@ import test_decode_cpu as cases
 from jepamba.decode.cpu import CpuStep
 from jepamba.decode.cpu_kernels import step
 for model in (cases.small_model(), cases.small_model(n_layer=2, tie=0, softcap="tanh", unet=False, mlp="relu2")):
-    CpuStep(model, model.initial_state(1))(3)
+    CpuStep(model, model.initial_state(1))()
 assert len(step.signatures) == 1, step.signatures
 assert sum(step.stats.cache_hits.values()) == 1 and not step.stats.cache_misses, step.stats
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from jepamba.config import Model, Quant
 from jepamba.decode.graph import GraphedStep, sampled_tokens
 from jepamba.decode.static_step import StaticStep
 from jepamba.errors import DivergedError
-from jepamba.generate import PromptReader, Sampler, generate
+from jepamba.generate import PromptReader, Sampler, generate, generate_many
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer
 from needs_gpus import needs_gpus
@@ -81,6 +82,28 @@ def test_tokens_are_those_of_the_plain_step(
         expected.append(token)
     assert ours == expected
     assert len(set(ours)) > 3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", [{}, {"attention_every": 2, "attention_window": 7}])
+def test_prompts_of_a_list_take_their_steps_together(
+    device: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(device, **settings)
+    prompts = ["Hello", "A longer prompt, of other words", "Hello"]
+    sampling: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9}
+    alone = ["".join(generate(model, TOKENIZER, p, 60, seed=5 + i, **sampling)) for i, p in enumerate(prompts)]
+    sizes: list[int] = []
+
+    def noting(step: GraphedStep, uniforms: Callable[[int], torch.Tensor], count: int) -> Iterator[list[int]]:
+        sizes.append(len(step.step.tokens_B))
+        return sampled_tokens(step, uniforms, count)
+
+    monkeypatch.setattr("jepamba.generate.sampled_tokens", noting)
+    together = generate_many(model, TOKENIZER, prompts, 60, seed=5, **sampling)
+    assert sizes == [3]
+    assert [text[:40] for text in together] == [text[:40] for text in alone]
+    assert together[0] != together[2]
 
 
 @pytest.mark.parametrize("device", DEVICES)

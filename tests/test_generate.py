@@ -11,7 +11,7 @@ import torch
 from jepamba.artifact import load_artifact, save_artifact
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.errors import UserError
-from jepamba.generate import PromptReader, Sampler, generate
+from jepamba.generate import PromptReader, Sampler, generate, generate_many
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, Tokenizer, train_bpe
 
@@ -137,6 +137,24 @@ def test_bos_ends_the_text_and_other_controls_are_never_drawn() -> None:
     assert not any("<" in piece and ">" in piece for piece in pieces)
 
 
+def test_texts_of_a_list_end_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = saying(b"abc\0xyzxyz")
+    steps: list[int] = []
+    stepped = LanguageModel.logits
+    monkeypatch.setattr(LanguageModel, "logits", lambda *given: steps.append(len(given[1])) or stepped(*given))
+    monkeypatch.setattr("jepamba.generate.supports_cpu_step", lambda _: False)
+    texts = generate_many(model, ByteTokenizer(), ["a", "c", "x"], 50, temperature=0)
+    assert texts == ["bc", "", "yz" + "xyz" * 16]
+    steps.clear()
+    assert generate_many(model, ByteTokenizer(), ["a", "c", "b"], 50, temperature=0) == ["bc", "", "c"]
+    assert steps[3:] == [3, 3]  # after the prompts: no step when all texts have ended
+    monkeypatch.setattr("jepamba.generate._STREAMS", 2)
+    assert generate_many(model, ByteTokenizer(), ["a", "c", "b"], 50, temperature=0) == ["bc", "", "c"]
+    assert generate_many(model, ByteTokenizer(), [], 50) == []
+    with pytest.raises(UserError, match="seed = 18446744073709551616: must fit in 64 bits"):
+        generate_many(model, ByteTokenizer(), ["a", "b"], 50, seed=2**64 - 1)
+
+
 def test_characters_come_whole() -> None:
     text = "a日é😀b"
     model = saying(text.encode())
@@ -149,13 +167,14 @@ def test_characters_come_whole() -> None:
 def test_pieces_join_to_what_the_tokenizer_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(BPE.vocab_size)
     sampled: list[int] = []
-    sample = Sampler.__call__
+    sample = Sampler.sample
 
-    def noting(self: Sampler, logits: torch.Tensor) -> int:
-        sampled.append(sample(self, logits))
-        return sampled[-1]
+    def noting(self: Sampler, logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+        tokens_B = sample(self, logits_BV, uniform_B)
+        sampled.extend(tokens_B.tolist())
+        return tokens_B
 
-    monkeypatch.setattr(Sampler, "__call__", noting)
+    monkeypatch.setattr(Sampler, "sample", noting)
     written = "".join(generate(model, BPE, "", 80, seed=5))
     text = sampled[:-1] if sampled[-1] == BPE.bos_id else sampled
     assert len(text) > 20

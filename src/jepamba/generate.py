@@ -1,13 +1,13 @@
 """Text generation by recurrent decoding: one token at a time, with a state of constant size.
 
-Legend: B batch, T tokens, D d_model, V vocabulary, N random numbers of a stream.
+Legend: B streams, T tokens, D d_model, V vocabulary, N random numbers of a stream.
 """
 
 from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,8 @@ from jepamba.text import Tokenizer
 
 _PROMPT_CHUNK = 1024
 """Tokens of the prompt in one forward pass."""
+_STREAMS = 256
+"""Most streams at a time: each has a state of up to some megabytes."""
 
 
 def generate(
@@ -51,6 +53,51 @@ def generate(
     Raises `UserError`, at the call, for a value out of range, and for an empty prompt if the tokenizer has no token
     that starts a document.
     """
+    ids, sampler = _start(model, tokenizer, prompt, tokens, temperature, top_k, top_p, seed)
+    rows = sampled_rows(model, [ids], tokens, [sampler])
+    return _text(tokenizer, ids[-1], (token for (token,) in rows))
+
+
+def generate_many(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Continue each of `prompts`, the i-th (from 0) up to rounding as `generate` does with the seed `seed + i`.
+
+    All streams take each step together. Arguments and errors: see `generate`.
+    """
+    starts = [
+        _start(model, tokenizer, prompt, tokens, temperature, top_k, top_p, seed + index)
+        for index, prompt in enumerate(prompts)
+    ]
+    texts = []
+    for first in range(0, len(starts), _STREAMS):
+        prompts_ids, samplers = zip(*starts[first : first + _STREAMS], strict=True)
+        end = tokenizer.bos_id if tokenizer.separator else None
+        rows = list(sampled_rows(model, prompts_ids, tokens, samplers, end))
+        for stream, ids in enumerate(prompts_ids):
+            texts.append("".join(_text(tokenizer, ids[-1], (row[stream] for row in rows))))
+    return texts
+
+
+def _start(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> tuple[list[int], Sampler]:
+    """Check the arguments of `generate`. Returns the ids of the prompt, and the sampler."""
     if tokens < 0:
         raise UserError(f"tokens = {tokens}: must be 0 or more")
     if not 0 <= temperature < math.inf:
@@ -68,7 +115,7 @@ def generate(
         raise UserError(
             "empty prompt: this tokenizer has no token that starts a document, so the prompt needs some text"
         )
-    return _generated_text(model, tokenizer, ids, tokens, Sampler(tokenizer, model, temperature, top_k, top_p, seed))
+    return ids, Sampler(tokenizer, model, temperature, top_k, top_p, seed)
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
@@ -145,12 +192,10 @@ class PromptReader:
             return self.model.logits(h_BTD[0, -1])
 
 
-def _generated_text(
-    model: LanguageModel, tokenizer: Tokenizer, ids: list[int], tokens: int, sampler: Sampler
-) -> Iterator[str]:
+def _text(tokenizer: Tokenizer, previous: int, sampled: Iterable[int]) -> Iterator[str]:
+    """Yield the text of the tokens `sampled` after the token `previous`, up to a BOS, in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    previous = ids[-1]
-    for token in sampled_ids(model, ids, tokens, sampler):
+    for token in sampled:
         if tokenizer.separator and token == tokenizer.bos_id:
             break
         piece = decoder.decode(tokenizer.decode([token], previous=previous))
@@ -162,25 +207,44 @@ def _generated_text(
         yield rest
 
 
-def sampled_ids(model: LanguageModel, ids: list[int], tokens: int, sampler: Sampler) -> Iterator[int]:
-    """Yield `tokens` sampled tokens after `ids`: parallel passes read the prompt, and then a step each token.
+def sampled_rows(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    samplers: Sequence[Sampler],
+    end: int | None = None,
+) -> Iterator[list[int]]:
+    """Yield `tokens` rows: the next token of each stream after the ids of its prompt, from its sampler.
 
-    A CPU runs the compiled step, a GPU a captured graph, up to rounding the plain step of `PromptReader`, which runs
-    where a CPU has no Numba and where the model has attention.
+    The tokens of a stream after its first `end` mean nothing, and after that of the last stream there are no rows.
+
+    Parallel passes read the prompts, one after the other. Then all streams take each step together: on a CPU the
+    compiled one, on a GPU a captured graph. Where a CPU has no Numba, or the model has attention, it is the pass of the
+    model. The samplers differ only in their seeds.
     """
     if not tokens:
         return
-    reader = PromptReader(model)
-    token = sampler(reader.read(ids))
-    yield token
-    assert reader.state is not None
-    if model.token_embed.master.is_cuda:
-        step = StaticStep(model, reader.state)
-        step.tokens_B.fill_(token)
-        for (token,) in sampled_tokens(GraphedStep(step, sampler.sample), sampler.uniforms, tokens - 1):
-            yield token
-        return
-    feed = CpuStep(model, reader.state) if supports_cpu_step(model) else lambda token: reader.read([token])
-    for _ in range(tokens - 1):
-        token = sampler(feed(token))
-        yield token
+    row, states = [], []
+    for ids, sampler in zip(prompts, samplers, strict=True):
+        reader = PromptReader(model)
+        row.append(sampler(reader.read(ids)))
+        assert reader.state is not None
+        states.append(reader.state)
+    yield row
+    state: State = [
+        type(layers[0])(*(torch.cat(values) for values in zip(*layers, strict=True)))
+        for layers in zip(*states, strict=True)
+    ]
+    step = CpuStep(model, state) if supports_cpu_step(model) else StaticStep(model, state)
+    step.tokens_B.copy_(torch.tensor(row))
+
+    def uniforms(count: int) -> Float[Tensor, "N B"]:
+        return torch.cat([sampler.uniforms(count) for sampler in samplers], dim=1)
+
+    ended = {stream for stream, token in enumerate(row) if token == end}
+    if isinstance(step, CpuStep):
+        step.ended = ended
+    rows = sampled_tokens(GraphedStep(step, samplers[0].sample), uniforms, tokens - 1)
+    while len(ended) < len(row) and (following := next(rows, None)):
+        yield following
+        ended |= {stream for stream, token in enumerate(following) if token == end}

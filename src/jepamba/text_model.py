@@ -25,7 +25,7 @@ from jepamba.errors import UserError
 from jepamba.evaluate import score_carried, score_plain, score_sliding
 from jepamba.evaluate.many import latents_of_documents, score_documents
 from jepamba.evaluate.text_score import TextScore, text_score
-from jepamba.generate import generate
+from jepamba.generate import generate, generate_many
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.text import Tokenizer
@@ -34,7 +34,7 @@ from jepamba.text import Tokenizer
 class TextModel:
     """A trained model with its tokenizer; `jepamba.load` returns it.
 
-    Wherever a method takes a text, it also takes a list of texts, and then returns a list. Each text is one document.
+    `score`, `latents` and `generate` also take a list of texts, and then return a list. Each text is one document.
     The figures are those of the commands `jepamba eval`, `latents` and `generate`.
 
     Arguments:
@@ -158,14 +158,14 @@ class TextModel:
     ) -> str | list[str]:
         """Continue a prompt. Returns the new text, without the prompt.
 
-        Arguments: see `stream`. Of a list of prompts, the i-th (from 0) has the seed `seed + i`.
+        Arguments and errors: see `stream`. Prompts of a list are continued in parallel, the i-th (from 0) with the
+        seed `seed + i`.
         """
         _check_texts("prompt", prompt, or_list=True)
-        _check_number("seed", seed, whole=True)
-        found = [
-            "".join(self.stream(one, max_new_tokens, seed=index, temperature=temperature, top_k=top_k, top_p=top_p))
-            for index, one in enumerate([prompt] if isinstance(prompt, str) else prompt, start=seed)
-        ]
+        sampling = self._sampling(max_new_tokens, seed, temperature, top_k, top_p)
+        found = generate_many(
+            self.model, self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, max_new_tokens, **sampling
+        )
         return found[0] if isinstance(prompt, str) else found
 
     def stream(
@@ -193,6 +193,11 @@ class TextModel:
             TypeError: An argument has another type.
         """
         _check_texts("prompt", prompt)
+        sampling = self._sampling(max_new_tokens, seed, temperature, top_k, top_p)
+        return generate(self.model, self.tokenizer, prompt, max_new_tokens, **sampling)
+
+    def _sampling(self, max_new_tokens: int, seed: int, temperature: float, top_k: int, top_p: float) -> dict[str, Any]:
+        """Check the arguments of `stream`. Returns how to sample, with the temperature of the artifact included."""
         for name, value in (("max_new_tokens", max_new_tokens), ("seed", seed), ("top_k", top_k)):
             _check_number(name, value, whole=True)
         _check_number("temperature", temperature)
@@ -200,16 +205,7 @@ class TextModel:
         # Here and not only in `generate`, so that the message has the caller's number and not the product.
         if not 0 <= temperature < math.inf:
             raise UserError(f"temperature = {temperature:g}: must be 0 (always the most likely token) or more")
-        return generate(
-            self.model,
-            self.tokenizer,
-            prompt,
-            max_new_tokens,
-            temperature=temperature * self.temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        return {"temperature": temperature * self.temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
 
     @overload
     def latents(self, text: str, kind: Literal["h", "z"] = ..., *, carry: bool = ...) -> Tensor: ...

@@ -1,6 +1,6 @@
 """The recurrent step on a CPU: the stored weights packed once, and one compiled call per token.
 
-Legend: see `cpu_kernels`.
+Legend: B streams; for the others, see `cpu_kernels`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from jepamba.config import Model, Quant
 from jepamba.decode.packed import ABSENT, PackedMatrix, pack, pack_float
@@ -32,11 +30,11 @@ CAPS = ("off", "tanh", "poly")
 
 
 class CpuStep:
-    """The recurrent step of one stream: weights, state and output in buffers that stay.
+    """Feeds `tokens_B` to the model and writes `logits_BV`, one stream after the other; the state is carried in place.
 
     A step uses one thread. The last bits of its sums depend on the machine and on where its buffers lie in memory.
 
-    Arguments: `model`, one that `supports_cpu_step`; `state`, where the stream stands, copied.
+    Arguments: `model`, one that `supports_cpu_step`; `state`, where the streams stand, copied.
     """
 
     def __init__(self, model: LanguageModel, state: State) -> None:
@@ -44,13 +42,17 @@ class CpuStep:
         from jepamba.decode.cpu_kernels import step
 
         self._step = step
+        streams = len(state[0][0])
+        self.tokens_B = torch.zeros(streams, dtype=torch.int64)
+        self.logits_BV = torch.zeros(streams, model.config.vocab_size)
+        self.ended: set[int] = set()
+        """Streams whose next tokens nobody reads: a step leaves them out."""
         with stored(model):
             self._embedding_VE = _array(model.token_embed)
-            self.logits_V = np.empty(model.config.vocab_size, np.float32)
-            self._arguments = self._pack(model, state)
+            self._arguments_B = self._pack(model, state)
 
-    def _pack(self, model: LanguageModel, state: State) -> tuple[Any, ...]:
-        """Return the arguments of `cpu_kernels.step` after the embedding of the token."""
+    def _pack(self, model: LanguageModel, state: State) -> list[tuple[Any, ...]]:
+        """Return the arguments of `cpu_kernels.step` after the embedding of the token, for each stream."""
         config, head = model.config, model.head
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         mixers = [block.mixer for block in blocks if isinstance(block.mixer, Mamba2)]
@@ -73,8 +75,9 @@ class CpuStep:
             skip_LD[index] = _array(model.skips.skip_weight)[row]
             source_L[index] = model.skips.source[index]
         states = [layer for layer in state if isinstance(layer, MixerState)]
-        history_LWC = np.stack([layer.conv_BCW[0].float().cpu().numpy().T for layer in states])
-        return (
+        history_BLWC = torch.stack([layer.conv_BCW.mT.contiguous() for layer in states], dim=1).float().numpy()
+        ssm_BLHPN = torch.stack([layer.ssm_BHPN for layer in states], dim=1).float().numpy()
+        weights = (
             *_joined(entries),
             _stacked(block.mix for block in blocks),
             skip_LD,
@@ -88,19 +91,17 @@ class CpuStep:
             _stacked(mixer.D for mixer in mixers),
             _stacked(mixer.norm_weight for mixer in mixers),
             _array(head.vocab_bias),
-            np.ascontiguousarray(history_LWC),
-            np.stack([layer.ssm_BHPN[0].float().cpu().numpy() for layer in states]),
-            np.empty((len(blocks), D), np.float32),
-            self.logits_V,
-            head.tie == 3,
-            CAPS.index(config.softcap),
-            np.float32(config.cap),
         )
+        outputs_LD = np.empty((len(blocks), D), np.float32)
+        output = (head.tie == 3, CAPS.index(config.softcap), np.float32(config.cap))
+        own = zip(history_BLWC, ssm_BLHPN, self.logits_BV.numpy(), strict=True)
+        return [(*weights, history, ssm, outputs_LD, logits, *output) for history, ssm, logits in own]
 
-    def __call__(self, token: int) -> Float[Tensor, " V"]:
-        """Feed `token` and return the logits of the next, valid until the next call."""
-        self._step(self._embedding_VE[token], *self._arguments)
-        return torch.from_numpy(self.logits_V)
+    def __call__(self) -> None:
+        """Run one step."""
+        for stream, token in enumerate(self.tokens_B.tolist()):
+            if stream not in self.ended:
+                self._step(self._embedding_VE[token], *self._arguments_B[stream])
 
 
 def supports_cpu_step(model: LanguageModel) -> bool:
@@ -136,7 +137,7 @@ def compile_step() -> None:
     """Compile the step, which is the same function for all models."""
     model = LanguageModel(Model(vocab_size=16, embed_dim=8, d_model=8, n_layer=1, headdim=8, d_state=4), Quant())
     if supports_cpu_step(model):
-        CpuStep(model, model.initial_state(1))(0)
+        CpuStep(model, model.initial_state(1))()
 
 
 def _array(weight: QuantWeight) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Sampling of many streams with one launch per token: step and sampling are one CUDA graph, and the host reads behind.
 
-Elsewhere than on a GPU the same work runs without a graph. Legend: B streams, N tokens of a stream.
+On a CPU the same work runs without a graph, and the host reads each step. Legend: B streams, N tokens of a stream.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepamba.decode.cpu import CpuStep
 from jepamba.decode.static_step import StaticStep
 from jepamba.errors import DivergedError
 from jepamba.ops.cuda_graph import CUDAGraph
 from jepamba.ops.dispatch import on_device
 
 AHEAD = 4
-"""Steps that are launched before the host reads the tokens of the first of them."""
+"""Steps that are launched on a GPU before the host reads the tokens of the first of them."""
 
 ROWS = 1024
 """Steps whose random numbers are on the device at a time."""
@@ -27,9 +28,9 @@ Sample = Callable[[Tensor, Tensor], Tensor]
 
 
 class GraphedStep:
-    """A `StaticStep` that samples its next tokens: `tokens_B` are its input, and then its output."""
+    """A step that samples its next tokens: `tokens_B` are its input, and then its output."""
 
-    def __init__(self, step: StaticStep, sample: Sample) -> None:
+    def __init__(self, step: StaticStep | CpuStep, sample: Sample) -> None:
         self.step, self.sample = step, sample
         self.uniform_B = torch.zeros(len(step.tokens_B), dtype=torch.float64, device=step.tokens_B.device)
         self.sampled_B = torch.zeros_like(step.tokens_B)
@@ -63,14 +64,15 @@ def sampled_tokens(
     """
     tokens_B = step.step.tokens_B
     on_gpu = tokens_B.is_cuda
-    read = torch.zeros(AHEAD, len(tokens_B), dtype=torch.int64, pin_memory=on_gpu)
-    events = [torch.cuda.Event() if on_gpu else None for _ in range(AHEAD)]
+    ahead = AHEAD if on_gpu else 1
+    read = torch.zeros(ahead, len(tokens_B), dtype=torch.int64, pin_memory=on_gpu)
+    events = [torch.cuda.Event() if on_gpu else None for _ in range(ahead)]
 
     def finished(index: int) -> list[int]:
-        event = events[index % AHEAD]
+        event = events[index % ahead]
         if event is not None:
             event.synchronize()
-        row: list[int] = read[index % AHEAD].tolist()
+        row: list[int] = read[index % ahead].tolist()
         if min(row) < 0:
             raise DivergedError
         return row
@@ -78,13 +80,13 @@ def sampled_tokens(
     for index in range(count):
         if index % ROWS == 0:
             numbers = uniforms(min(ROWS, count - index)).to(tokens_B.device)
-        if index >= AHEAD:
-            yield finished(index - AHEAD)
+        if index >= ahead:
+            yield finished(index - ahead)
         step.uniform_B.copy_(numbers[index % ROWS])
         step()
-        read[index % AHEAD].copy_(step.sampled_B, non_blocking=True)
-        event = events[index % AHEAD]
+        read[index % ahead].copy_(step.sampled_B, non_blocking=True)
+        event = events[index % ahead]
         if event is not None:
             event.record(torch.cuda.current_stream(tokens_B.device))
-    for index in range(max(0, count - AHEAD), count):
+    for index in range(max(0, count - ahead), count):
         yield finished(index)

@@ -178,8 +178,11 @@ class SentencePieceTokenizer:
         """Decode each of `runs` as if text preceded it. Returns U+FFFD if no piece decodes to text."""
         if not self._first:
             return [_NO_TEXT for _ in runs]
-        before = self._processor.decode(self._first)
-        return [both.removeprefix(before) for both in self._processor.decode([self._first + run for run in runs])]
+        decode, inputs = self._processor.decode, [self._first + run for run in runs]
+        # For a list SentencePiece starts threads, which take longer than one short run.
+        texts = decode(inputs) if len(inputs) > 1 else [decode(inputs[0])]
+        before = decode(self._first)
+        return [both.removeprefix(before) for both in texts]
 
     def _detect_space_handling(self) -> None:
         """Detect how the model treats spaces, by examples: SentencePiece does not expose its normaliser settings."""
