@@ -289,7 +289,9 @@ def test_a_report_that_cannot_be_written_fails_no_run(
 
 
 @pytest.mark.parametrize(
-    "words", [["submission", "RUN", "-o", "OUT", "--name"], ["push", "RUN", "a/b", "--license"]], ids=lambda words: words[0]
+    "words",
+    [["submission", "RUN", "-o", "OUT", "--name"], ["push", "RUN", "a/b", "--license"]],
+    ids=lambda words: words[0],
 )
 def test_text_that_no_file_can_hold_is_refused(
     finished: Path, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -443,9 +443,3 @@ def test_a_folder_with_the_name_of_the_text_in_python_is_said(
     code, _, err = built(capsys, "./stdlib", "--out", "of-folder", "--holdout", "0.5")
     assert code == 0
     assert "left out" not in err
-
-
-def test_a_pipe_exists_but_is_no_source(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="a pipe or a device"):
-        take_inventory(tmp_path / "pipe")
