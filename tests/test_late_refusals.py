@@ -21,6 +21,8 @@ from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.diagnostics import spectrum
 from jepamba.folder_lock import unused_folder
 from jepamba.io import check_writable, check_writable_folder
+from jepamba.study.plan import load_plan
+from jepamba.study.run import run_plan
 from jepamba.train import resume, train
 from jepamba.train.consistency import read_same_corpus
 from tiny import preset, text_file, tiny
@@ -295,3 +297,10 @@ def test_text_that_no_file_can_hold_is_refused(
     command = words.replace("RUN", str(finished / "run")).replace("OUT", str(tmp_path / "out")).split()
     assert "not UTF-8" in refused(capsys, *command, "caf\udce9")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_whose_runs_would_be_refused_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepamba.study.run._execute", never)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        run_plan(load_plan("quick-jepa"), tmp_path / "caf\udce9")
+    assert not list(tmp_path.iterdir())
