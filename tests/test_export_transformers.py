@@ -406,3 +406,10 @@ def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
         export_transformers(artifact, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_a_link_may_lead_to_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    artifact = random_artifact(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "hf")
+    export_transformers(artifact, tmp_path / "link")
+    assert (tmp_path / "hf/config.json").exists()

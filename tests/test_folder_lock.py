@@ -12,7 +12,7 @@ from folder_holder import held
 from jepamba.data import build, open_folder
 from jepamba.data.writer import FolderWriter
 from jepamba.errors import UserError
-from jepamba.folder_lock import LOCK, locked, unused_folder, work_folder
+from jepamba.folder_lock import LOCK, locked, new_folder, unused_folder, work_folder
 from jepamba.text import ByteTokenizer
 from jepamba.train import train
 from processes import Running, records
@@ -173,3 +173,23 @@ def test_the_next_command_removes_the_folder_of_a_killed_one(text: Path, tmp_pat
 def test_an_output_may_have_the_longest_name(tmp_path: Path) -> None:
     build(["a"], ByteTokenizer(), tmp_path / ("é" * 127))
     assert [path.name for path in tmp_path.iterdir()] == ["é" * 127]
+
+
+def make(out: Path) -> None:
+    with new_folder(out) as folder:
+        (folder / "mine").touch()
+        (out / "theirs").mkdir(parents=True)
+
+
+def test_a_folder_that_another_process_made_first_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="out: Directory not empty; choose another folder"):
+        make(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_a_new_folder_can_be_named_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "mine").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "out/mine").exists()

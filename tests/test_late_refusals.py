@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from jepamba.cli import main
 from jepamba.data import open_folder
@@ -19,6 +21,8 @@ from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.diagnostics import spectrum
 from jepamba.folder_lock import unused_folder
 from jepamba.io import check_writable, check_writable_folder
+from jepamba.study.plan import load_plan
+from jepamba.study.run import run_plan
 from jepamba.train import resume, train
 from jepamba.train.consistency import read_same_corpus
 from tiny import preset, text_file, tiny
@@ -196,6 +200,32 @@ def test_what_needs_no_text_is_refused_before_it_is_read(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("fault", ["another column", "cut", "another column of rows"])
+@pytest.mark.parametrize("place", ["a folder", "another path", "validation"])
+def test_a_file_without_the_column_is_refused_before_any_is_read(
+    tmp_path: Path, fault: str, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = tmp_path / "text/a.jsonl", tmp_path / ("text" if place == "a folder" else "other") / "b.parquet"
+    for file in (good, bad):
+        file.parent.mkdir(exist_ok=True)
+    good.write_text('{"text": "The kettle sings."}\n')
+    parquet.write_table(pyarrow.table({"body" if fault == "another column" else "text": ["A", "B"]}), bad)
+    if fault == "cut":
+        bad.write_bytes(bad.read_bytes()[:-20])
+    if fault == "another column of rows":
+        bad.unlink()
+        bad = bad.with_suffix(".jsonl")
+        bad.write_text('{"body": "A"}\n')
+    monkeypatch.setattr("jepamba.data.source.read_pieces", never)
+    more = {"a folder": [], "another path": [str(bad)], "validation": ["--val", str(bad)]}[place]
+    words = [str(good.parent), *more, "--out", str(tmp_path / "out"), "--tokenizer", "bytes"]
+    assert str(bad) in refused(capsys, "data", "build", *words)
+    if place != "another path":
+        run = tiny(good.parent, data__val=str(bad) if place == "validation" else "")
+        with pytest.raises(UserError, match=bad.name):
+            read_same_corpus(run, SINGLE_PROCESS)
+
+
 @pytest.mark.parametrize("words", [("--sliding", "999"), ("--temperature", "0"), ("--temperature", "nan")])
 def test_a_score_is_refused_before_the_text_is_read(
     finished: Path, words: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -258,3 +288,19 @@ def test_a_report_that_cannot_be_written_fails_no_run(
     captured = capsys.readouterr()
     assert "the report cannot be written (No space left on device)" in captured.err
     assert "plain windows" in captured.out
+
+
+@pytest.mark.parametrize("words", ["submission RUN -o OUT --name", "push RUN a/b --license"])
+def test_text_that_no_file_can_hold_is_refused(
+    finished: Path, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = words.replace("RUN", str(finished / "run")).replace("OUT", str(tmp_path / "out")).split()
+    assert "not UTF-8" in refused(capsys, *command, "caf\udce9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_whose_runs_would_be_refused_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepamba.study.run._execute", never)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        run_plan(load_plan("quick-jepa"), tmp_path / "caf\udce9")
+    assert not list(tmp_path.iterdir())

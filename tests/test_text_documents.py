@@ -259,7 +259,7 @@ def test_files_without_text_are_refused(tmp_path: Path, name: str, complaint: st
 
 def test_unreadable_place_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "no such file or folder" in refusal(tmp_path / "pipe")
+    assert "a pipe or a device" in refusal(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     assert "empty folder" in refusal(tmp_path)
@@ -301,3 +301,11 @@ def test_stdlib_text_is_the_same_in_another_process() -> None:
 
 def test_the_list_of_refused_forms_has_no_text_form() -> None:
     assert not {".txt", ".md", ".jsonl", ".parquet", ""} & set(inventory._NO_TEXT)
+
+
+def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
+    # As `zstd --long=31` writes it: the window of the frame is 2 GB.
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "long.txt.zst").write_bytes(stream.compress(b"a long window") + stream.flush())
+    assert list(read_documents(tmp_path / "long.txt.zst")) == ["a long window"]

@@ -421,3 +421,25 @@ def test_a_run_counts_its_bad_rows_each_time(tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr()
         read_same_corpus(tiny(data / "a.jsonl", data__skip_bad=1), SINGLE_PROCESS)
         assert "training text: bad rows left out: 1 (data.skip_bad)" in capsys.readouterr().err
+
+
+def test_a_file_that_two_names_reach_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = fill(tmp_path / "text", a_txt="one\0two", b_txt="three\0four")
+    for again in (text / "b.txt", tmp_path / "text" / ".." / "text"):
+        code, _, err = built(capsys, str(text), str(again), "--out", str(tmp_path / "shards"))
+        assert code == 2
+        assert "would be read twice" in err
+    assert built(capsys, str(text / "a.txt"), str(text / "b.txt"), "--out", str(tmp_path / "shards"))[0] == 0
+
+
+def test_a_folder_with_the_name_of_the_text_in_python_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fill(tmp_path, stdlib__a_txt="one\0two"))
+    monkeypatch.setattr("jepamba.text.documents.stdlib_documents", lambda: [("a", "some text"), ("b", "other words")])
+    code, _, err = built(capsys, "stdlib", "--out", "of-python", "--holdout", "0.5")
+    assert code == 0
+    assert "left out, this name is the text in Python; ./stdlib is the file or folder: stdlib" in err
+    code, _, err = built(capsys, "./stdlib", "--out", "of-folder", "--holdout", "0.5")
+    assert code == 0
+    assert "left out" not in err

@@ -101,6 +101,21 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Make a `work_folder` that becomes `out`, or what the link `out` leads to, at the end.
+
+    Raises: `UserError` if another process has made `out` meanwhile.
+    """
+    place = resolved(out)
+    with work_folder(place.parent, place.name) as folder:
+        yield folder
+        try:
+            folder.rename(place)
+        except OSError as error:
+            raise UserError(f"{out}: {error.strerror}; choose another folder") from None
+
+
+@contextmanager
 def _locked_folder(folder: Path) -> Iterator[bool | None]:
     """Lock `folder` itself. Yields whether this process has the lock, or None on a file system without locks."""
     try:

@@ -140,7 +140,7 @@ def read_text(args: Namespace, artifact: Artifact) -> Tokens:
     if args.data == STDIN:
         return tokens_in_memory(filter(None, read_stdin_text("the text").split("\0")), artifact.tokenizer)
     data = replace(artifact.run.data, column=args.column, skip_bad=args.skip_bad)
-    files = inventory(args.data, args.split)
+    files = inventory(args.data, args.split, data)
     with Progress("reading the text") as report:
         if files.left_out:
             report.say(table({"text": files}))

@@ -98,7 +98,7 @@ def data_build(args: Namespace) -> int:
     sources = {"training": source}
     if args.val:
         sources["validation"] = Source((args.val,), args.column, "val", skip_bad=args.skip_bad)
-    files = table({name: source.inventory() for name, source in sources.items()})
+    files = table({name: source.checked_inventory() for name, source in sources.items()})
     if files:
         print_line(files)
     shared = shared_files(args.paths, args.val) if args.val else {}

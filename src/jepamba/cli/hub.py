@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 
 from jepamba.cli.common import LOCATED, add_artifact_and, artifact_and
-from jepamba.cli.parser import Commands, local_path
+from jepamba.cli.parser import Commands, local_path, plain_text
 
 
 def add(commands: Commands) -> None:
@@ -22,9 +22,19 @@ def add(commands: Commands) -> None:
     )
     add_artifact_and(parser, "name", LOCATED, "owner/name on the hub")
     parser.add_argument(
-        "--license", required=True, metavar="ID", help="licence of the training text, as the hub abbreviates it"
+        "--license",
+        type=plain_text,
+        required=True,
+        metavar="ID",
+        help="licence of the training text, as the hub abbreviates it",
     )
-    parser.add_argument("--text", default="", metavar="TEXT", help="what the training text is (default: its file name)")
+    parser.add_argument(
+        "--text",
+        type=plain_text,
+        default="",
+        metavar="TEXT",
+        help="what the training text is (default: its file name)",
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--update", action="store_true", help="add a commit if the repository exists")
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from jepamba.errors import UserError
 from jepamba.hub_names import is_meant_for_hub
+from jepamba.io import not_utf8
 
 
 def local_path(text: str) -> Path:
@@ -16,6 +17,13 @@ def local_path(text: str) -> Path:
     if is_meant_for_hub(text):
         raise UserError(f"{text} is a name on the hub; give a local path")
     return Path(text)
+
+
+def plain_text(text: str) -> str:
+    """Convert an argument to text for a file. What is not UTF-8 is refused."""
+    if reason := not_utf8(text):
+        raise UserError(f"{text!r}: this text {reason}; give it in UTF-8")
+    return text
 
 
 def output_file(text: str) -> Path:

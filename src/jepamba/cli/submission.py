@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from jepamba.cli.parser import Commands, local_path
+from jepamba.cli.parser import Commands, local_path, plain_text
 
 
 def add(commands: Commands) -> None:
@@ -28,7 +28,9 @@ def add(commands: Commands) -> None:
         ("date", "date; empty: today"),
         ("blurb", "one paragraph that says what is new"),
     ):
-        parser.add_argument(f"--{field}", default="", metavar="TEXT", help=f"{meaning} (default: empty)")
+        parser.add_argument(
+            f"--{field}", type=plain_text, default="", metavar="TEXT", help=f"{meaning} (default: empty)"
+        )
     parser.add_argument("--packed", action="store_true", help="compress the code even if it fits without")
     parser.add_argument("--validation", action="store_true", help="add the validation tokens as a shard")
     parser.add_argument("--check", action="store_true", help="score with the script in isolation and compare")

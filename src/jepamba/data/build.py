@@ -106,13 +106,18 @@ def text_inventory(config: Data) -> dict[str, Inventory]:
     """List the files of `config` that are read and those that are not, for training and validation."""
     val = config.val or (config.train if is_shards(config.train) else "")
     texts = {"training": (config.train, "train"), "validation": (val, "val")}
-    return {name: inventory(path, split) for name, (path, split) in texts.items() if path}
+    return {name: inventory(path, split, config) for name, (path, split) in texts.items() if path}
 
 
-def inventory(path: str, split: str) -> Inventory:
-    """List the files that `load_tokens` reads of `path`, and those that it does not."""
+def inventory(path: str, split: str, config: Data | None = None) -> Inventory:
+    """List the files that `load_tokens` reads of `path`, and those that it does not.
+
+    With `config`, which has the column, text is checked as in `Source.checked_inventory`.
+    """
     if not is_shards(path):
-        return Source((path,), "", split).inventory()
+        if config is None:
+            return Source((path,), "", split).inventory()
+        return Source((path,), config.column, split, skip_bad=config.skip_bad).checked_inventory()
     place = Path(path)
     files = [place] if place.is_file() else sorted(place.glob(f"*_{split}_*.bin"))
     known = {META, "source.json", *TOKENIZER_FILE.values()}

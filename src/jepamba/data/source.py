@@ -17,7 +17,7 @@ from jepamba.errors import UserError
 from jepamba.hub_names import HUB
 from jepamba.io import make_private_again, make_private_folder
 from jepamba.progress import Report, print_line
-from jepamba.text.documents import STDLIB, BadRows, joined, read_pieces
+from jepamba.text.documents import STDLIB, BadRows, check_column, joined, read_pieces
 from jepamba.text.embedded import stdlib_identity
 from jepamba.text.inventory import Inventory, take_inventory
 from jepamba.text.near_duplicates import HeldOut, NothingHeldOutError, OneDocumentError, divided, hold_out, hold_out_end
@@ -113,6 +113,20 @@ class Source:
             tuple(file for inventory in found for file in inventory.left_out),
         )
 
+    def checked_inventory(self) -> Inventory:
+        """Return `inventory()`. Raises `UserError` as well for a file that is named twice or lacks the column."""
+        seen: set[tuple[int, int]] = set()
+        for path in self.paths:
+            if path.startswith(HUB):
+                continue
+            for name, _ in _inventory(path, self.split).read:
+                status = os.stat(name)
+                if (status.st_dev, status.st_ino) in seen:
+                    raise UserError(f"{path}: {name} would be read twice; name each file or folder once")
+                seen.add((status.st_dev, status.st_ino))
+                check_column(Path(name), self.column, self.skip_bad)
+        return self.inventory()
+
     def identity(self) -> dict[str, Any]:
         """Return what determines the documents and their split.
 
@@ -134,7 +148,8 @@ class Source:
 
 def _inventory(path: str, split: str) -> Inventory:
     if path == STDLIB:
-        return Inventory(())
+        other = f"this name is the text in Python; ./{STDLIB} is the file or folder"
+        return Inventory((), ((STDLIB, other),) if os.path.exists(STDLIB) else ())
     return hub_inventory(path, split) if path.startswith(HUB) else take_inventory(path, split)
 
 

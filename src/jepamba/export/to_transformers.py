@@ -18,7 +18,7 @@ from torch import Tensor
 from jepamba.artifact import Artifact
 from jepamba.errors import DivergedError, UserError
 from jepamba.export.tokenizer import TokenizerFiles, tokenizer_files
-from jepamba.io import atomic_write, check_writable_folder
+from jepamba.io import atomic_write, check_writable_folder, resolved
 
 CODE = ("modeling_jepamba.py", "layers_jepamba.py")
 """Files of this package that are copied into the folder."""
@@ -44,8 +44,9 @@ def export_transformers(artifact: Artifact, folder: Path) -> dict[str, int]:
         "generation_config.json": _as_json(_generation_config(artifact, tokenizer)),
         "config.json": _as_json(_config(artifact, tokenizer)),
     }
+    place = resolved(folder)  # a link may lead to a folder that does not exist yet
     for name, content in files.items():
-        atomic_write(folder / name, content)
+        atomic_write(place / name, content)
     return {name: len(content) for name, content in files.items()}
 
 

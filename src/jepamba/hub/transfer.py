@@ -15,7 +15,7 @@ from jepamba.artifact.store import load_artifact
 from jepamba.config import MACHINE_SETTINGS, flatten, to_dict
 from jepamba.data.hub import http_status, hub_reason
 from jepamba.errors import UserError
-from jepamba.folder_lock import work_folder
+from jepamba.folder_lock import new_folder
 from jepamba.hub.card import model_card
 from jepamba.hub_names import HUB, refuse_mistyped
 from jepamba.io import check_writable, sha256_of
@@ -114,10 +114,9 @@ def pull(name: str, out: Path | None = None) -> Path:
         target: repository.fetch(repository.files[path]) for target, path in sources.items() if path in repository.files
     }
     load_artifact(found[ARTIFACT])
-    with work_folder(out.parent, out.name) as building:
+    with new_folder(out) as building:
         for target, path in found.items():
             shutil.copyfile(path, building / target)
-        building.rename(out)
     return out
 
 

@@ -32,7 +32,7 @@ from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
 from jepamba.gpu_turn import GPU_TURN
-from jepamba.io import atomic_write
+from jepamba.io import atomic_write, check_utf8_name
 from jepamba.presets import dump_toml, load_preset
 from jepamba.progress import duration
 from jepamba.study.commits import with_commits
@@ -77,10 +77,12 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
             earlier runs tell; a run that does not end in time is stopped after a checkpoint. 0: no limit.
 
     Returns: one outcome per run, in the order of the plan.
-    Raises: `UserError` before the first run if another process uses `out` or if `out` holds runs with other settings;
-    `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP, after the current runs have written their checkpoints.
+    Raises: `UserError` before the first run if another process uses `out`, if its name is not UTF-8, or if it holds
+    runs with other settings; `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP, after the current runs have written
+    their checkpoints.
     """
     deadline = time.monotonic() + stop_after if stop_after > 0 else float("inf")
+    check_utf8_name(out)
     with locked(out), _signals_as_interrupts(), tempfile.TemporaryDirectory() as turns:
         plan = _with_choices(with_commits(plan, out), out)
         runs = planned_runs(plan, out)

@@ -23,7 +23,7 @@ from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict, with_settings
 from jepamba.data import Tokens, write_shard
 from jepamba.errors import UserError
-from jepamba.folder_lock import work_folder
+from jepamba.folder_lock import new_folder
 from jepamba.hub_names import HUB
 from jepamba.io import check_writable, sha256_of
 from jepamba.presets import dump_toml, load_preset
@@ -82,7 +82,7 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
     if len(script) + model_bytes > LIMIT_BYTES:
         raise UserError(_too_large(model_bytes, len(script)))
     claims = _claims(about, run, summary, headline, len(script), model_bytes)
-    with work_folder(out.parent, out.name) as building:
+    with new_folder(out) as building:
         (building / SCRIPT).write_bytes(script)
         shutil.copyfile(artifact, building / artifact.name)
         (building / CLAIMS).write_text(json.dumps(claims, indent=1) + "\n", encoding="utf-8")
@@ -95,7 +95,6 @@ def write_submission(run_dir: Path, out: Path, about: About, *, packed: bool = F
         (building / "config.toml").write_text(dump_toml(_without_paths(run)), encoding="utf-8")
         if validation:
             write_validation(run, building / VALIDATION)
-        building.rename(out)
     return out
 
 

@@ -6,9 +6,10 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, AnyStr
+from typing import TYPE_CHECKING, Any, AnyStr
 
 from jepamba.errors import UserError
 from jepamba.progress import Report
@@ -17,6 +18,9 @@ from jepamba.text.embedded import stdlib_documents
 from jepamba.text.files import ReadCallback, read_blocks
 from jepamba.text.inventory import form_of, take_inventory
 from jepamba.text.protocol import PIECE_CHARS, Continuation, sliced
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 STDLIB = "stdlib"
 """The path that selects the English text of the Python standard library."""
@@ -139,6 +143,16 @@ def read_files(
         raise UserError(f"{name}: empty, it contains no text")
 
 
+def check_column(file: Path, column: str, skip_bad: int) -> None:
+    """Raise `UserError` if `file` is parquet without the text column, or rows whose first is bad and none may be."""
+    content = content_of(file, form_of(file))
+    if content == "parquet":
+        with _opened(file, column):
+            pass
+    elif content == "rows" and not skip_bad:
+        next(_jsonl(file, read_blocks(file), column, BadRows()), None)
+
+
 def _texts(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
     content = content_of(file, form_of(file))
     if content == "parquet":
@@ -252,10 +266,12 @@ def _column_list(columns: Any) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
 
 
-def _parquet(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
+@contextmanager
+def _opened(file: Path, column: str) -> Iterator[ParquetFile]:
+    """Open a parquet file with a text `column`. Raises `UserError` if it has none, and for damage while it is open."""
     # Imported here because the import takes 0.3 s and most runs read no parquet.
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import parquet, types
 
     try:
         with parquet.ParquetFile(file) as table:
@@ -269,27 +285,31 @@ def _parquet(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) 
                     f"{file}: {schema.names.count(column)} columns are named {column!r}; rename all but one"
                 )
             kind = schema.field(column).type
-            if pyarrow.types.is_dictionary(kind):
+            if types.is_dictionary(kind):
                 kind = kind.value_type
-            types = pyarrow.types
             if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
                 raise UserError(f"{file}: column {column!r} is {kind}, not a string")
-            size = file.stat().st_size
-            rows = max(table.metadata.num_rows, 1)
-            done = 0
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                # A name with a dot also selects a field of a nested column, so the batch may have more columns.
-                for row, value in enumerate(batch.column(column), start=done + 1):
-                    try:
-                        text = value.as_py()
-                        problem = "null, not a string" if text is None else ""
-                    except UnicodeDecodeError:
-                        problem = "not UTF-8"
-                    if problem:
-                        bad_rows.leave_out(UserError(f"{file}, row {row}: column {column!r} is {problem}"))
-                    else:
-                        yield text
-                done += batch.num_rows
-                on_read(size * done // rows)
+            yield table
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: damaged parquet file ({' '.join(str(error).split())})") from None
+
+
+def _parquet(file: Path, column: str, on_read: ReadCallback, bad_rows: BadRows) -> Iterator[str]:
+    with _opened(file, column) as table:
+        size = file.stat().st_size
+        rows = max(table.metadata.num_rows, 1)
+        done = 0
+        for batch in table.iter_batches(batch_size=256, columns=[column]):
+            # A name with a dot also selects a field of a nested column, so the batch may have more columns.
+            for row, value in enumerate(batch.column(column), start=done + 1):
+                try:
+                    text = value.as_py()
+                    problem = "null, not a string" if text is None else ""
+                except UnicodeDecodeError:
+                    problem = "not UTF-8"
+                if problem:
+                    bad_rows.leave_out(UserError(f"{file}, row {row}: column {column!r} is {problem}"))
+                else:
+                    yield text
+            done += batch.num_rows
+            on_read(size * done // rows)

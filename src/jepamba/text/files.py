@@ -17,6 +17,8 @@ BLOCK = 1 << 20
 START = 1 << 16
 """The bytes from which the kind of a file is told."""
 CODECS = (".xz", ".gz", ".zst")
+MAX_WINDOW = 1 << 31
+"""Bytes that a zstd file may refer back: all that `zstd --long=31` writes, and at most so much memory is used."""
 _DAMAGE_ERRORS = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError)
 
 ReadCallback = Callable[[int], None]
@@ -71,12 +73,12 @@ def _blocks(stream: io.BufferedIOBase, size: int) -> Iterator[bytes]:
 
 def _zstd(raw: io.BufferedReader) -> Iterator[bytes]:
     """Decompress all frames of a zstd file. zstandard's stream reader does not detect a truncated file."""
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    started = False
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+    frame, started = decompressor.decompressobj(), False
     while block := raw.read(1 << 16):
         while block:
             if frame.eof:
-                frame = zstandard.ZstdDecompressor().decompressobj()
+                frame = decompressor.decompressobj()
             decompressed = frame.decompress(block)
             started, block = True, frame.unused_data if frame.eof else b""
             if decompressed:

@@ -64,7 +64,8 @@ class Inventory:
         """Format the inventory as rows of a table: name, files, bytes, and what becomes of them."""
         forms = Counter(form_of(Path(file)) or "no suffix" for file, _ in self.read)
         listed = ", ".join(f"{form} {count:,}" for form, count in sorted(forms.items()))
-        rows = [_row(name, len(self.read), f"{sum(size for _, size in self.read):,}", f"read: {listed}")]
+        size = f"{sum(size for _, size in self.read):,}"
+        rows = [_row(name, len(self.read), size, f"read: {listed}")] if self.read else []
         for reason in dict.fromkeys(reason for _, reason in self.left_out):
             names = [file for file, why in self.left_out if why == reason]
             more = f" and {len(names) - _EXAMPLES:,} more" if len(names) > _EXAMPLES else ""
@@ -74,8 +75,8 @@ class Inventory:
 
 
 def table(inventories: Mapping[str, Inventory]) -> str:
-    """Format `inventories`, by the names of their text, as one table. It is empty if no file is read."""
-    rows = [row for name, inventory in inventories.items() if inventory.read for row in inventory.rows(name)]
+    """Format `inventories`, by the names of their text, as one table. It is empty if they list no file."""
+    rows = [row for name, inventory in inventories.items() for row in inventory.rows(name)]
     return "\n".join(rows and [f"{'text':<12}{'files':>9}{'bytes':>16}", *rows])
 
 
@@ -99,6 +100,8 @@ def take_inventory(path: str | Path, split: str = "train") -> Inventory:
         return Inventory(((str(root), root.stat().st_size),))
     if not root.is_dir():
         refuse_mistyped(path)
+        if root.exists():
+            raise UserError(f"{path}: a pipe or a device, which can be read once only; write its text to a file")
         raise UserError(f"{path}: no such file or folder")
     made = _made_here({entry.name for entry in os.scandir(root)})
     if made in ("a run", "a model for transformers"):
