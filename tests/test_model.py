@@ -149,11 +149,11 @@ def test_mlp_formula_and_fresh_silence(kind: str) -> None:
     config = small(mlp=kind, mlp_mult=3.0)
     mlp = Mlp(config, Quant()).train()
     x = torch.randn(2, 5, config.d_model)
-    assert mlp(x, torch.ones(x.shape[-1])).abs().max() == 0
+    assert mlp(x, torch.ones(x.shape[-1]), torch.zeros_like(x)).abs().max() == 0
     assert mlp.up.weight.master.shape == (48, 16)
     disturb(mlp)
     truth = oracle.mlp(x.double(), oracle.weights_of(mlp), config)
-    assert torch.allclose(mlp(x, torch.ones(x.shape[-1])).double(), truth, atol=1e-6, rtol=1e-5)
+    assert torch.allclose(mlp(x, torch.ones(x.shape[-1]), torch.zeros_like(x)).double(), truth, atol=1e-6, rtol=1e-5)
     assert {name for name, _ in mlp.named_parameters()} == {"up.weight.master", "down.weight.master"} | (
         {"gate.weight.master"} if kind == "swiglu" else set()
     )

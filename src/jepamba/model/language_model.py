@@ -97,8 +97,10 @@ class Block(nn.Module):
         branch_BTD, state = self.mixer(normed_BTD, self.ssm_scale.effective_weight(), reset_BT, state)
         if self.mlp is not None and self.mlp_scale is not None:
             x_BTD, normed_BTD = add_norm(x_BTD, branch_BTD)
-            branch_BTD = self.mlp(normed_BTD, self.mlp_scale.effective_weight())
-        return BlockOutput(x_BTD + branch_BTD, *inputs), state
+            x_BTD = self.mlp(normed_BTD, self.mlp_scale.effective_weight(), x_BTD)
+        else:
+            x_BTD = x_BTD + branch_BTD
+        return BlockOutput(x_BTD, *inputs), state
 
 
 class Skips(nn.Module):

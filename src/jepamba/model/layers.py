@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jepamba.config import Model, Quant
 from jepamba.ops.dispatch import use_triton
 from jepamba.ops.linear.pytorch import linear_torch, scales_weights
+from jepamba.ops.mlp import fuses_mlp, mlp_residual
 from jepamba.ops.norms import relu2_norm, rms
 from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer, QuantWeight
 
@@ -94,9 +95,15 @@ class Mlp(nn.Module):
             self.gate = QuantLinear(config.d_model, config.d_intermediate, quant)
         self.down = QuantLinear(config.d_intermediate, config.d_model, quant, zero=True)
 
-    def forward(self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"]) -> Float[Tensor, "B T D"]:
-        """Return `scale` times the output of the MLP, to be added to the residual stream."""
+    def forward(
+        self, x_BTD: Float[Tensor, "B T D"], scale_D: Float[Tensor, " D"], residual_BTD: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B T D"]:
+        """Return the residual stream plus `scale` times the output of the MLP for `x`."""
+        up, down = self.up.weight.cached, self.down.weight.cached
+        separate = not self.training or self.gated or self.down.calibrating
+        if not separate and up is not None and down is not None and fuses_mlp(x_BTD, up, down):
+            return mlp_residual(residual_BTD, x_BTD, up, down, scale_D)
         up_BTM = self.up(x_BTD)
         hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)
-        out: Tensor = self.down(hidden_BTM, scale_D)
-        return out
+        branch_BTD: Tensor = self.down(hidden_BTM, scale_D)
+        return residual_BTD + branch_BTD

@@ -25,7 +25,7 @@ GATED_PROGRAMS = 1320
 """Programs of the backward kernel of the gated norm: 10 for each of the 132 multiprocessors of an H100."""
 
 
-def _sizes(x: Tensor) -> tuple[int, dict[str, int]]:
+def row_settings(x: Tensor) -> tuple[int, dict[str, int]]:
     """Return (N, launch settings) of a tensor with N rows of D values, at most eight pieces per row."""
     D = x.shape[-1]
     piece = max(32, triton.next_power_of_2(D) // 8)
@@ -38,7 +38,7 @@ class AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
-        N, settings = _sizes(x)
+        N, settings = row_settings(x)
         total = x if branch is None else torch.empty_like(x)
         normed = torch.empty_like(x)
         with on_device(x):
@@ -58,7 +58,7 @@ class AddNorm(torch.autograd.Function):
         dtotal, dnormed = grads
         if dnormed is None:
             return dtotal, dtotal if ctx.has_branch else None, None
-        N, settings = _sizes(total)
+        N, settings = row_settings(total)
         dx = torch.empty_like(total)
         with on_device(total):
             add_norm_gradient_kernel[(N,)](
@@ -76,7 +76,7 @@ class MixNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, x0: Tensor, mix: Tensor, skip: Tensor | None, weight: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, x0 = x.contiguous(), x0.contiguous()
-        N, settings = _sizes(x)
+        N, settings = row_settings(x)
         mixed, normed = torch.empty_like(x), torch.empty_like(x)
         mix_fp32 = mix.detach().float().contiguous()
         weight_fp32 = None if weight is None else weight.detach().float().contiguous()
@@ -98,7 +98,7 @@ class MixNorm(torch.autograd.Function):
         dmixed, dnormed, dx0_later, dx_later = grads
         if dnormed is None:
             dnormed = torch.zeros_like(x)
-        N, settings = _sizes(x)
+        N, settings = row_settings(x)
         dx, dx0 = torch.empty_like(x), torch.empty_like(x)
         dskip = None if skip is None else torch.empty_like(x)
         count = num_programs(N)
@@ -120,7 +120,7 @@ class MixNorm(torch.autograd.Function):
 
 def gated_norm_forward(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return weight·rmsnorm(y·silu(z)). y (…, D) is contiguous, z can have strided rows, weight (D,) is fp32."""
-    N, settings = _sizes(y)
+    N, settings = row_settings(y)
     out = torch.empty_like(y)
     with on_device(y):
         gated_norm_kernel[(N,)](y, z, weight, out, z.stride(-2), eps, **settings)
@@ -131,7 +131,7 @@ def gated_norm_backward(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, eps: float, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (dy, dweight in fp32) and write dz, which can have strided rows."""
-    N, settings = _sizes(y)
+    N, settings = row_settings(y)
     dy = torch.empty_like(y)
     count = num_programs(N, GATED_PROGRAMS)
     partials = y.new_empty(count, y.shape[-1], dtype=torch.float32)
@@ -173,7 +173,7 @@ class Relu2Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, eps: float) -> Tensor:
         u = u.contiguous()
-        N, settings = _sizes(u)
+        N, settings = row_settings(u)
         out = torch.empty_like(u)
         with on_device(u):
             relu2_norm_kernel[(N,)](u, out, eps, **settings)
@@ -185,7 +185,7 @@ class Relu2Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         (u,) = ctx.saved_tensors
-        N, settings = _sizes(u)
+        N, settings = row_settings(u)
         du = torch.empty_like(u)
         with on_device(u):
             relu2_norm_gradient_kernel[(N,)](u, grads[0].contiguous(), du, ctx.eps, **settings)

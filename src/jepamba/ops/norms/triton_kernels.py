@@ -156,7 +156,7 @@ def mix_norm_kernel(
 def mix_norm_gradient_kernel(
     x, x0, skip, mix, weight, dmixed, dnormed, dx0_later, dx_later, dx, dx0, dskip, partials, N, eps,
     D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_DX0_LATER: tl.constexpr,
-    HAS_DX_LATER: tl.constexpr,
+    HAS_DX_LATER: tl.constexpr, STAGES: tl.constexpr = 1,
 ):  # fmt: skip
     """Write dx and dx0 (plus the gradients from later layers), dskip, and partial sums of dmix₀, dmix₁ and dweight.
 
@@ -167,7 +167,7 @@ def mix_norm_gradient_kernel(
     if HAS_SKIP:
         w_CP = load_row(weight, 0, D, D, P)
     dm0_CP, dm1_CP, dw_CP = _zeros(D, P), _zeros(D, P), _zeros(D, P)
-    for row in range(tl.program_id(0), N, tl.num_programs(0)):
+    for row in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=STAGES):
         x_CP, x0_CP, dn_CP = load_row(x, row, D, D, P), load_row(x0, row, D, D, P), load_row(dnormed, row, D, D, P)
         skip_CP, dmixed_CP, dx0_later_CP, dx_later_CP = x_CP, x_CP, x_CP, x_CP
         if HAS_SKIP:
@@ -238,11 +238,12 @@ def gated_norm_kernel(y, z, weight, out, z_stride, eps, D: tl.constexpr, P: tl.c
 @triton.jit
 @no_type_check
 def gated_norm_gradient_kernel(
-    y, z, weight, dout, dy, dz, partials, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr
+    y, z, weight, dout, dy, dz, partials, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr,
+    STAGES: tl.constexpr = 1,
 ):  # fmt: skip
     """Write dy, dz, and `partials` (programs, D) of dweight."""
     w_CP, dw_CP = load_row(weight, 0, D, D, P), _zeros(D, P)
-    for row in range(tl.program_id(0), N, tl.num_programs(0)):
+    for row in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=STAGES):
         y_CP, z_CP, d_CP = load_row(y, row, D, D, P), load_row(z, row, z_stride, D, P), load_row(dout, row, D, D, P)
         squares_P, products_P = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
         sigmoid_CP = ()
