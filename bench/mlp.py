@@ -87,7 +87,7 @@ def tile_calls(o: argparse.Namespace) -> Calls:
             ", specialized" if tile.specialize else ""
         )
         graphs: dict[str, Callable[[], object]] = {}
-        products = {
+        products: dict[str, Callable[[], object]] = {
             "up": partial(up_product, x, up, tile),
             "down gradient": partial(down_gradient, x, down, a, c, tile),
         }
@@ -128,7 +128,7 @@ def row_calls(o: argparse.Namespace) -> Calls:
                 x, wide, weight, dnormed, dx, dwide, partials, stride, stride, N, GATED_NORM_EPS, **launch
             )
 
-        kernels = {
+        kernels: dict[str, Callable[[], object]] = {
             "entrance": partial(entrance, False),
             "entrance, skip": partial(entrance, True),
             "gated norm": gated,
