@@ -5,7 +5,7 @@ beside the same product by cuBLAS, `--rows` those of the norms' gradient kernels
 launches do not count; the GPU's caches are cleared before each call, the alternatives are interleaved, and the median
 over the rounds is shown.
 
-    python bench/mlp.py [--tokens 65536 --width 640 --hidden 2560 --rounds 30 --tiles --rows]
+    python bench/mlp.py [--tokens 65536 --width 640 --hidden 2560 --rounds 30 --tiles --specialize --rows]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -31,9 +32,9 @@ from ssd import captured, measure, on_own_stream
 Calls = dict[str, dict[str, Callable[[], object]]]
 """Calls by alternative and name."""
 TILES = [
-    Tile(rows, columns, 64, warps, stages, specialize)
-    for (rows, columns), warps, stages, specialize in itertools.product(
-        [(128, 128), (128, 256), (256, 128), (64, 256)], [4, 8], [3, 4, 5], [False, True]
+    Tile(rows, columns, 64, warps, stages)
+    for (rows, columns), warps, stages in itertools.product(
+        [(128, 128), (128, 256), (256, 128), (64, 256)], [4, 8], [3, 4, 5]
     )
     if not (rows * columns > 16384 and warps == 4)
 ]
@@ -82,7 +83,7 @@ def tile_calls(o: argparse.Namespace) -> Calls:
     x, up, down = normal(o.tokens, o.width), normal(o.hidden, o.width), normal(o.width, o.hidden)
     a, c = normal(o.tokens, o.hidden).abs(), normal(o.tokens, dtype=torch.float32)
     calls: Calls = {"cuBLAS": {"up": captured(lambda: x @ up.t()), "down gradient": captured(lambda: x @ down)}}
-    for tile in TILES:
+    for tile in [replace(tile, specialize=True) for tile in TILES] if o.specialize else TILES:
         name = f"{tile.rows} × {tile.columns}, {tile.num_warps} warps, {tile.stages} stages" + (
             ", specialized" if tile.specialize else ""
         )
@@ -155,6 +156,7 @@ def bench() -> None:
     for name, value in {"tokens": 65536, "width": 640, "hidden": 2560, "rounds": 30}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--tiles", action="store_true", help="time launch settings of the fused products")
+    parser.add_argument("--specialize", action="store_true", help="with --tiles: those with specialized warps")
     parser.add_argument("--rows", action="store_true", help="time launch settings of the norms' gradient kernels")
     o = parser.parse_args()
     if not torch.cuda.is_available():
