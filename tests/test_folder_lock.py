@@ -110,6 +110,22 @@ def test_a_living_run_is_neither_resumed_nor_overwritten(text: Path, tmp_path: P
     assert [record["step"] for record in records(out)] == list(range(1, 41))
 
 
+def test_a_run_whose_folder_is_moved_makes_no_second_folder(text: Path, tmp_path: Path) -> None:
+    """Each checkpoint that cannot be written is said. Moved back, or resumed in its new place, the run is whole."""
+    run, out, moved = tiny(text, train__steps=40, train__checkpoint_every=4), tmp_path / "out", tmp_path / "moved"
+    with Running(["train", preset(tmp_path, run), "--out", str(out)], tmp_path / "1") as living:
+        living.wait_for(out / "metrics.jsonl", lines=9)
+        living.signal(signal.SIGSTOP)
+        out.rename(moved)
+        living.signal(signal.SIGCONT)
+        assert living.wait() == [2]
+        assert "cannot write the checkpoint (No such file or directory)" in living.output()
+    assert not out.exists()
+    with Running(["resume", str(moved)], tmp_path / "2") as resumed:
+        assert resumed.wait() == [0]
+    assert [record["step"] for record in records(moved)] == list(range(1, 41))
+
+
 def test_all_ranks_are_refused(text: Path, tmp_path: Path) -> None:
     words = ["train", preset(tmp_path, tiny(text)), "--out", str(tmp_path / "out")]
     with held(tmp_path / "out"), Running(words, tmp_path / "ranks", size=2) as ranks:

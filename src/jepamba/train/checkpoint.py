@@ -50,8 +50,10 @@ def save_checkpoint(
     final = folder / f"{_PREFIX}{step:09d}"
     building = folder / f"{_BUILDING}{step:09d}"
     try:
+        # Without its parents: where the folder of the run was moved or deleted, nothing is made in its place.
+        folder.mkdir(exist_ok=True)
         _clear(folder)
-        building.mkdir(parents=True)
+        building.mkdir()
         _write(building, tensors, state)
         if final.exists():
             # A run writes no step twice, but other callers may replace a checkpoint.
