@@ -51,7 +51,8 @@ def save_checkpoint(
     building = folder / f"{_BUILDING}{step:09d}"
     try:
         # Without its parents: where the folder of the run was moved or deleted, nothing is made in its place.
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            folder.mkdir()
         _clear(folder)
         building.mkdir()
         _write(building, tensors, state)
