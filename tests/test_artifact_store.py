@@ -65,7 +65,7 @@ def logits_of(model: LanguageModel, vocab: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("tie", [0, 1, 2, 3])
 @pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
-@pytest.mark.parametrize("bits", [4, 5, 6])
+@pytest.mark.parametrize("bits", [4, 5, pytest.param(6, marks=pytest.mark.slow)])
 def test_live_and_loaded_logits_are_equal_to_the_bit(
     tmp_path: Path, bpe: SentencePieceTokenizer, tie: Any, mlp: Any, bits: Any
 ) -> None:

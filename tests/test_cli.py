@@ -444,7 +444,8 @@ def test_data_build_trains_a_tokenizer_over_several_paths(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = run_dir.parent / "text"
-    paths = [str(text), str(text / "00.txt"), "--val", str(text / "01.txt")]
+    shutil.copy(text / "00.txt", tmp_path / "more.txt")
+    paths = [str(text), str(tmp_path / "more.txt"), "--val", str(text / "01.txt")]
     found = json_of(capsys, "data", "build", *paths, "--out", str(tmp_path / "s"), "--vocab", "300")
     assert found["tokenizer"]["kind"] == "sentencepiece"
     assert found["splits"]["train"]["documents"] == 13

@@ -31,6 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_launches_what_is_compiled(found: dict[str, Any], case: str) -> None:
     variants = found["variants"][case]

@@ -48,8 +48,15 @@ def parallel_nats(model: Compressor, ids: np.ndarray, plan: LaneLayout) -> float
         return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
 
 
-@pytest.mark.parametrize("kernels", [False, True])
-@pytest.mark.parametrize(("name", "size"), [("trained", 5_000), ("normalising", 20_000)])
+@pytest.mark.parametrize(
+    ("name", "size", "kernels"),
+    [
+        ("trained", 5_000, False),
+        ("trained", 5_000, True),
+        ("normalising", 20_000, True),
+        pytest.param("normalising", 20_000, False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_comes_back_and_is_as_large_as_the_model_says(folder: Path, name: str, size: int, kernels: bool) -> None:
     model, data = _opened(folder, name), TEXT[:size]
     with use_kernels(kernels):

@@ -93,7 +93,9 @@ CONFIGS: list[tuple[dict[str, Any], Quant | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "quant"), CONFIGS)
+@pytest.mark.parametrize(
+    ("settings", "quant"), [*CONFIGS[1::2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CONFIGS[::2])]
+)
 def test_the_compiled_step_is_the_plain_step(settings: dict[str, Any], quant: Quant | None) -> None:
     model = small_model(quant, **settings)
     tokens = torch.randint(256, (230,)).tolist()
@@ -162,7 +164,13 @@ def test_streams_are_stepped_apart_until_they_end() -> None:
     assert (step.logits_BV == before).all(-1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 5}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.7, "top_k": 9, "top_p": 0.9},
+        *(pytest.param(case, marks=pytest.mark.slow) for case in [{}, {"top_k": 5}, {"temperature": 0.0}]),
+    ],
+)
 def test_the_text_is_that_of_the_plain_step(sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     compiled = "".join(generate(model, ByteTokenizer(False), "Hello", 250, seed=3, **sampling))
@@ -192,6 +200,7 @@ def test_loading_an_artifact_does_not_import_the_compiler() -> None:
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_process_compiles_the_step_for_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     deadline = time.monotonic() + 120

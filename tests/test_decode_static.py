@@ -60,7 +60,7 @@ def test_many_streams_with_resets_are_parallel_passes(device: str, settings: dic
 @pytest.mark.parametrize(
     ("model_settings", "sampling"),
     [
-        ({}, (1.0, 0, 1.0)),
+        pytest.param({}, (1.0, 0, 1.0), marks=pytest.mark.slow),
         ({"attention_every": 2, "attention_window": 7}, (0.7, 9, 0.9)),
         ({"n_layer": 2}, (0.0, 0, 1.0)),
     ],

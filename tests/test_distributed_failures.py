@@ -33,7 +33,7 @@ def launched(how: str, timeout: int, seconds: float = 0.0) -> tuple[int, str, fl
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("raise", "ValueError: a broken kernel"),
+        pytest.param("raise", "ValueError: a broken kernel", marks=pytest.mark.slow),
         ("mistake", "UserError: /data/shard.bin: cannot be read"),
         ("kill", "Signal 9 (SIGKILL)"),
     ],

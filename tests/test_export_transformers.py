@@ -105,7 +105,15 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, {"n_layer": 1, "chunk_size": 64}], ids=str)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"n_layer": 1, "chunk_size": 64},
+        *VARIANTS[::4],
+        *(pytest.param(v, marks=pytest.mark.slow) for i, v in enumerate(VARIANTS) if i % 4),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_logits_of_every_variant(tmp_path: Path, variant: dict[str, Any]) -> None:
     artifact = random_artifact(tmp_path, **variant)

@@ -114,7 +114,7 @@ def test_the_card_of_a_fine_tuned_model_names_the_models_before_it(hub: HubServe
         "- Initial weights: the small model in the package jepamba (sha256 ",
         "its text and licence: trained on free English text, half of it Wikipedia (CC BY-SA 3.0); SOURCES.md",
         "\n- Device: CPU, ",
-        "pip install jepamba",
+        "`pip install .`",
     ):
         assert expected in card
     preset = next(line for line in card.splitlines() if line.startswith("- Preset: `quick`, with other values of "))

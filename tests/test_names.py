@@ -84,7 +84,10 @@ def test_settings_that_no_file_can_hold(name: str, value: str | list[str]) -> No
         build({name: value})
 
 
-@pytest.mark.parametrize("entry", [["-m", "jepamba"], [str(Path(sys.executable).with_name("jepamba"))]])
+@pytest.mark.parametrize(
+    "entry",
+    [["-m", "jepamba"], pytest.param([str(Path(sys.executable).with_name("jepamba"))], marks=pytest.mark.slow)],
+)
 def test_a_name_is_utf8_whatever_the_locale(tmp_path: Path, entry: list[str]) -> None:
     text = shutil.move(text_file(tmp_path), tmp_path / "café.txt")
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

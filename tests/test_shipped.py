@@ -189,6 +189,7 @@ def test_a_file_is_decompressed_with_the_model_that_compressed_it(
     assert not back.exists()
 
 
+@pytest.mark.slow
 def test_a_wheel_generates_in_another_folder(tmp_path: Path) -> None:
     """In a clean virtual environment that takes from this one what the package depends on, and not the package."""
     source, wheels, clean, elsewhere = (tmp_path / name for name in ("source", "wheels", "clean", "elsewhere"))

@@ -45,7 +45,14 @@ def test_what_an_encoding_lacks_is_escaped(words: list[str], environment: dict[s
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("redirection", ["<&- >&-", "<&- 2>&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/null"])
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        "<&- >&- 2>&-",
+        "2>/dev/full",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ["<&- >&-", "<&- 2>&-", ">/dev/null"]),
+    ],
+)
 def test_a_channel_that_is_closed_or_full_is_no_error(redirection: str) -> None:
     done = shell(redirection, "presets")
     assert (done.returncode, done.stderr) == (0, b"")

@@ -145,6 +145,7 @@ def test_the_script_alone_trains_the_artifact_of_the_run(run_dir: Path, shards: 
     assert "train_gpt.py: training needs --data with a folder" in refused.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_under_torchrun_train_and_score(
     made: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

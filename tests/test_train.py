@@ -192,7 +192,11 @@ RESUMABLE = [
 ]
 
 
-@pytest.mark.parametrize("settings", RESUMABLE, ids=lambda s: "+".join(s) or "default")
+@pytest.mark.parametrize(
+    "settings",
+    [*RESUMABLE[::2], *(pytest.param(settings, marks=pytest.mark.slow) for settings in RESUMABLE[1::2])],
+    ids=lambda s: "+".join(s) or "default",
+)
 def test_resume_equals_the_uninterrupted_run(small: Run, tmp_path: Path, settings: dict[str, Any]) -> None:
     """A run whose budget is raised from a checkpoint on, as if it had been killed there."""
     small = with_settings(small, {**settings, "train.checkpoint_every": 3, "train.keep_checkpoints": 9})
@@ -388,6 +392,7 @@ for compiled in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_as_they_are_written(small: Run, tmp_path: Path) -> None:
     """Traced and differentiated by the compiler, without generated code, which would need a C++ compiler; in a process
     without the checks of shapes, which are not to be traced."""

@@ -18,7 +18,9 @@ NAMES = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
     ("settings", "resets"),
     [
         ({"d_model": 64, "headdim": 32, "d_state": 16}, True),
-        ({"d_model": 128, "headdim": 32, "d_state": 32, "ngroups": 2, "d_conv": 2}, False),
+        pytest.param(
+            {"d_model": 128, "headdim": 32, "d_state": 32, "ngroups": 2, "d_conv": 2}, False, marks=pytest.mark.slow
+        ),
         ({"d_model": 32, "headdim": 32, "d_state": 16, "d_conv": 1}, True),
     ],
 )
