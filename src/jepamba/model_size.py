@@ -14,7 +14,7 @@ from jepamba.model import LanguageModel, count_by_component
 from jepamba.text.tokenizers import read_tokenizer
 
 BYTES_PER_PIECE = 18
-"""Estimate for an untrained SentencePiece model. The published model of 8192 pieces has 45, with normaliser tables."""
+"""Estimate for an untrained SentencePiece model. The published model of 8192 pieces has 45, with normalizer tables."""
 
 
 @dataclass(frozen=True)

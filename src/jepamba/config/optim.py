@@ -22,7 +22,7 @@ class Optim:
     newton_schulz_steps: int = 3
     """Newton-Schulz iterations."""
     muon_row_norm: bool = True
-    """RMS-normalise each row of the Nesterov update before the iterations."""
+    """RMS-normalize each row of the Nesterov update before the iterations."""
     muon_weight_decay: float = 0.04
     """Decoupled weight decay of Muon."""
     adam_lr: float = 0.01

@@ -32,7 +32,7 @@ class Corpus:
     tokenizer: Tokenizer
     val_text_bytes: int
     """Bytes of the original validation text, or `val.decoded_bytes` if the shards do not record it. The two differ if
-    the tokenizer normalises text."""
+    the tokenizer normalizes text."""
     overlap: float | None = None
     """Share of the passages of held-out text that occur in the training text; None with `data.val` or if unknown."""
     is_end: bool = False

@@ -33,7 +33,7 @@ class Split:
     text_bytes: int | None
     """UTF-8 bytes of the original documents."""
     decoded_bytes: int | None
-    """Bytes that the tokens decode to. They differ from `text_bytes` if the tokenizer normalises text."""
+    """Bytes that the tokens decode to. They differ from `text_bytes` if the tokenizer normalizes text."""
     tokens: int
     """Tokens, including one BOS per document."""
     shards: tuple[str, ...]

@@ -25,7 +25,7 @@ class Tokens:
 
     Arguments: `shards`: files or arrays (N_i,) of tokens, in order; `tokenizer`: the tokenizer of the shards;
     `text_bytes`: recorded bytes of the original text; `recorded_bytes`: recorded bytes that the tokens decode to, which
-    differ from `text_bytes` if the tokenizer normalises text; `unrestored`: what the tokens do not give back of the
+    differ from `text_bytes` if the tokenizer normalizes text; `unrestored`: what the tokens do not give back of the
     original text. None means not recorded. `bad_rows`: rows of the text that were left out.
     """
 

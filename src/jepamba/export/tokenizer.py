@@ -63,21 +63,21 @@ def _byte_files(separator: bool) -> TokenizerFiles:
 
 
 def _sentencepiece_files(blob: bytes) -> TokenizerFiles:
-    """The merges of BPE in the order of their scores, and the normaliser."""
+    """The merges of BPE in the order of their scores, and the normalizer."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=blob)
     bos_id, pad_id = processor.bos_id(), processor.pad_id()
     pad_id = pad_id if pad_id >= 0 else bos_id
     model = dict(_fields(blob))
-    trainer, normaliser = dict(_fields(model.get(2, b""))), dict(_fields(model.get(3, b"")))
+    trainer, normalizer = dict(_fields(model.get(2, b""))), dict(_fields(model.get(3, b"")))
     pieces = [_piece(value) for number, value in _fields(blob) if number == 1]
     names = [name.replace(SPACE, " ") if kind == _NORMAL else name for name, _, kind in pieces]
     kinds = {kind for _, _, kind in pieces}
-    writes_spaces = not normaliser.get(5, 1)
+    writes_spaces = not normalizer.get(5, 1)
     others = kinds - {_NORMAL, _UNKNOWN, _CONTROL, _BYTE}
     if trainer.get(3) != _BPE or writes_spaces or others or len(set(names)) < len(names):
         return TokenizerFiles({"tokenizer.model": blob}, bos_id, pad_id)
 
-    adds_space, removes_spaces = bool(normaliser.get(3, 1)), bool(normaliser.get(4, 1))
+    adds_space, removes_spaces = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
     ranks = {names[i]: -score for i, (_, score, kind) in enumerate(pieces) if kind == _NORMAL}
     merges = sorted(
         (rank, cut, name[:cut], name[cut:])
@@ -87,7 +87,7 @@ def _sentencepiece_files(blob: bytes) -> TokenizerFiles:
     )
     unknown = names[processor.unk_id()]
     parts = {
-        "normalizer": _normalizer(normaliser.get(2, b""), adds_space, removes_spaces, " " in ranks),
+        "normalizer": _normalizer(normalizer.get(2, b""), adds_space, removes_spaces, " " in ranks),
         # The space that is put before a first space is a token of its own.
         "pre_tokenizer": None if adds_space or removes_spaces else _split(r"\A (?= )"),
         "decoder": _sequence(

@@ -169,7 +169,7 @@ class LanguageModel(nn.Module):
             state: state after the preceding tokens; None at the start of a stream. A stream in several calls gives the
                 latents of one call, up to rounding; T = 1 is one step of generation.
             layer: number of blocks below the latents; 0: all.
-        Returns: the RMS-normalised latent of each position (h, with all blocks), and the state after the last token.
+        Returns: the RMS-normalized latent of each position (h, with all blocks), and the state after the last token.
         """
         found, new_state = self.activations(tokens_BT, reset_BT, state)
         return found.after(layer), new_state

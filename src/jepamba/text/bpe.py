@@ -29,7 +29,7 @@ FIXED_PIECES = 260
 def train_bpe(documents: Iterable[str], vocab: int) -> SentencePieceTokenizer:
     """Train a BPE tokenizer of at most `vocab` pieces. Training is deterministic.
 
-    Ids: pad 0, BOS 1, EOS 2, unknown 3, then the 256 bytes. The tokenizer does not normalise text. It splits digits.
+    Ids: pad 0, BOS 1, EOS 2, unknown 3, then the 256 bytes. The tokenizer does not normalize text. It splits digits.
     Newlines and runs of spaces can be pieces. A small text gives fewer than `vocab` pieces. The training sample has at
     most about `SAMPLE_BYTES` bytes and does not depend on the order of the documents.
 

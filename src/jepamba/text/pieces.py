@@ -38,7 +38,7 @@ class SentencePieceTokenizer:
 
     Arguments: `blob`: the bytes of a `.model` file. Raises `UserError` if the model is invalid, has more than 65,536
     pieces, has no BOS, treats whitespace as a suffix, or decodes a piece to a text other than its name, as a model with
-    denormalisation rules may do.
+    denormalization rules may do.
     """
 
     kind: Kind = "sentencepiece"
@@ -154,7 +154,7 @@ class SentencePieceTokenizer:
         _require(
             text[wrong] == named[wrong],
             f"decodes its piece {wrong}, {pieces[wrong]!r}, to {text[wrong]!r}, which would count "
-            f"{self._lengths[wrong]} bytes; train one without denormalisation rules",
+            f"{self._lengths[wrong]} bytes; train one without denormalization rules",
         )
         self._bytes = text
         _require(not all(silent), "has no piece with text")
@@ -185,7 +185,7 @@ class SentencePieceTokenizer:
         return [both.removeprefix(before) for both in texts]
 
     def _detect_space_handling(self) -> None:
-        """Detect how the model treats spaces, by examples: SentencePiece does not expose its normaliser settings."""
+        """Detect how the model treats spaces, by examples: SentencePiece does not expose its normalizer settings."""
         letter = self._processor.normalize("a")
         _require(not letter.endswith(SPACE), "treats whitespace as a suffix of words, which is not supported")
         self._adds_space = letter.startswith(SPACE)

@@ -80,7 +80,7 @@ class Tokenizer(Protocol):
         ...
 
     def lossless_on(self, text: str) -> bool:
-        """Whether decoding the ids of `text` returns exactly `text`. A model that normalises text may change it."""
+        """Whether decoding the ids of `text` returns exactly `text`. A model that normalizes text may change it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a text loses in its tokens: line breaks and capitals to a normaliser, unknown characters to `<unk>`."""
+"""What a text loses in its tokens: line breaks and capitals to a normalizer, unknown characters to `<unk>`."""
 
 from __future__ import annotations
 
