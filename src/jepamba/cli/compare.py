@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "compare",
         compare,
-        "Write one page of many runs: scores, curves, the settings that differ, and samples.",
+        "Write an HTML page that compares runs: scores, curves, the settings that differ, and samples.",
         ["jepamba compare runs/mine runs/longer", "jepamba compare runs/*/ -o runs/compare.html"],
     )
     parser.add_argument("runs", type=local_path, nargs="+", metavar="RUN", help="folder of a run")

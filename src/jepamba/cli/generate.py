@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "generate",
         generate,
-        "Continue a prompt with an artifact, in constant memory; without a prompt, one prompt after the other.",
+        "Continue a prompt with an artifact, in constant memory; without a prompt, interactively.",
         [
             'jepamba generate "Once upon a time"',
             'jepamba generate runs/mine --prompt "In the beginning" --tokens 200 --seed 1',

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "latents",
         latents,
-        "Write the latents of a text by position, as safetensors.",
+        "Write the latents of a text by position to a safetensors file.",
         [
             "jepamba latents runs/mine/artifact.jepa --data held-out.txt -o latents.safetensors",
             "jepamba latents runs/mine/artifact.jepa --data held-out.txt --carry --measure -o latents.safetensors",

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     parser = commands.add(
         "resume",
         resume,
-        "Continue a run from its newest checkpoint, if wanted with a new budget.",
+        "Continue a run from its newest checkpoint, optionally with a new budget.",
         [
             "jepamba resume runs/mine",
             "jepamba resume runs/mine --train.steps 2000",
