@@ -44,17 +44,20 @@ def test_a_step_launches_what_is_compiled(found: dict[str, Any], case: str) -> N
     assert variants["in vain"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_state_stays(found: dict[str, Any], case: str) -> None:
     assert found["variants"][case]["same"]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit(found: dict[str, Any]) -> None:
     without, after = found["losses"]
     assert without == after
     assert without[-1] < without[0]
 
 
+@pytest.mark.slow
 def test_it_can_be_switched_off_and_needs_a_triton_that_can(found: dict[str, Any]) -> None:
     assert found["without"] == [0, 0]
 

@@ -34,7 +34,7 @@ def launched(how: str, timeout: int, seconds: float = 0.0) -> tuple[int, str, fl
     ("how", "reason"),
     [
         pytest.param("raise", "ValueError: a broken kernel", marks=pytest.mark.slow),
-        ("mistake", "UserError: /data/shard.bin: cannot be read"),
+        pytest.param("mistake", "UserError: /data/shard.bin: cannot be read", marks=pytest.mark.slow),
         ("kill", "Signal 9 (SIGKILL)"),
     ],
 )
