@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -208,12 +209,12 @@ def test_a_wheel_generates_in_another_folder(tmp_path: Path) -> None:
     (packages,) = clean.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     elsewhere.mkdir()
-    before = sum(os.times()[2:4])
+    started = time.monotonic()
     done = subprocess.run(
         [clean / "bin/jepamba", "generate", "Once upon", "--tokens", "16"],
         cwd=elsewhere, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert sum(os.times()[2:4]) - before < 60  # seconds of CPU: other programs of the machine do not count
+    assert time.monotonic() - started < 60
     assert re.match(r"Once upon\S* ?\S", done.stdout)
     assert done.stderr.startswith(DEFAULT_SAID)
     assert done.stderr.count("\n") == 1

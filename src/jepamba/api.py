@@ -83,7 +83,6 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
         raise TypeError(f"preset is of type {type(preset).__name__}: pass the name of a preset, a file, or a Run")
     changes = _settings(sections)
     # Imported here, so that `load` does not import training.
-    from jepamba.report.html import write_report
     from jepamba.train import train as train_run
     from jepamba.train.initial_settings import run_of_layers
 
@@ -94,9 +93,7 @@ def train(preset: str | Run, *, out: str | Path | None = None, **sections: Mappi
     run, choices = run_of_layers(*layers, changes)
     with unused_folder(Path("runs") / name) if out is None else nullcontext(Path(out)) as folder:
         train_run(run, folder, preset="" if isinstance(preset, Run) else preset, choices=choices)
-        if not is_silent():
-            write_report(folder)
-        return load(folder)
+        return _finished(folder)
 
 
 def resume(run: str | Path, **sections: Mapping[str, Any]) -> TextModel:
@@ -112,13 +109,19 @@ def resume(run: str | Path, **sections: Mapping[str, Any]) -> TextModel:
         TypeError: For a setting that is not in its section.
     """
     changes = _settings(sections)
-    from jepamba.report.html import write_report
     from jepamba.train import resume as resume_run
 
     resume_run(Path(run), changes)
+    return _finished(Path(run))
+
+
+def _finished(folder: Path) -> TextModel:
+    """Write the report of the finished run in `folder`, and load its model."""
+    from jepamba.report.html import write_report
+
     if not is_silent():
-        write_report(Path(run))
-    return load(run)
+        write_report(folder)
+    return load(folder)
 
 
 def _settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

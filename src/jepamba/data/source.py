@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -107,25 +107,20 @@ class Source:
 
     def inventory(self) -> Inventory:
         """List the files that are read, and those that are not. Raises `UserError` if there is nothing to read."""
-        found = [_inventory(path, self.split) for path in self.paths]
-        return Inventory(
-            tuple(file for inventory in found for file in inventory.read),
-            tuple(file for inventory in found for file in inventory.left_out),
-        )
+        return _joined([_inventory(path, self.split) for path in self.paths])
 
     def checked_inventory(self) -> Inventory:
         """Return `inventory()`. Raises `UserError` as well for a file that is named twice or lacks the column."""
+        found = [_inventory(path, self.split) for path in self.paths]
         seen: set[tuple[int, int]] = set()
-        for path in self.paths:
-            if path.startswith(HUB):
-                continue
-            for name, _ in _inventory(path, self.split).read:
+        for path, files in zip(self.paths, found, strict=True):
+            for name, _ in () if path.startswith(HUB) else files.read:
                 status = os.stat(name)
                 if (status.st_dev, status.st_ino) in seen:
                     raise UserError(f"{path}: {name} would be read twice; name each file or folder once")
                 seen.add((status.st_dev, status.st_ino))
                 check_column(Path(name), self.column, self.skip_bad)
-        return self.inventory()
+        return _joined(found)
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the documents and their split.
@@ -151,6 +146,13 @@ def _inventory(path: str, split: str) -> Inventory:
         other = f"this name is the text in Python; ./{STDLIB} is the file or folder"
         return Inventory((), ((STDLIB, other),) if os.path.exists(STDLIB) else ())
     return hub_inventory(path, split) if path.startswith(HUB) else take_inventory(path, split)
+
+
+def _joined(inventories: Sequence[Inventory]) -> Inventory:
+    return Inventory(
+        tuple(file for inventory in inventories for file in inventory.read),
+        tuple(file for inventory in inventories for file in inventory.left_out),
+    )
 
 
 def cache_folder(setting: str) -> Path:

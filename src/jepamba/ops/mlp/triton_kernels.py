@@ -1,4 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,valid-type,type-arg"
+# ruff: noqa: SIM108 (a constexpr chooses the branch that is compiled)
 """Triton kernels of the MLP with squared ReLU: two products with row-wise work in their epilogues, and two row kernels.
 
 With a = relu(up x)², n = r·a and r = rsqrt(mean a² + ε), the scale r of a row goes past the product with `down`:
@@ -26,6 +27,24 @@ from jepamba.ops.norms.triton_kernels import load_row, store_row
 
 @triton.jit
 @no_type_check
+def _product(
+    x, w, row, column, D: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """Return the tile (R, C) of x w in fp32, or of x wᵀ if `TRANSPOSED`. x and w are descriptors."""
+    product_RC = tl.zeros((R, C), tl.float32)
+    for depth in tl.range(0, D, K, num_stages=STAGES):
+        x_RK = x.load([row, depth])
+        if TRANSPOSED:
+            w_KC = w.load([column, depth]).T
+        else:
+            w_KC = w.load([depth, column])
+        product_RC = tl.dot(x_RK, w_KC, product_RC, input_precision="ieee")
+    return product_RC
+
+
+@triton.jit
+@no_type_check
 def up_kernel(
     x, up, a, squares, N, D: tl.constexpr, M: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
     PROGRAMS: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
@@ -35,11 +54,7 @@ def up_kernel(
     tiles = tl.cdiv(N, R) * S
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True, warp_specialize=SPECIALIZE):
         row, column = tile // S * R, tile % S * C
-        product_RC = tl.zeros((R, C), tl.float32)
-        for depth in tl.range(0, D, K, num_stages=STAGES):
-            x_RK, up_CK = x.load([row, depth]), up.load([column, depth])
-            product_RC = tl.dot(x_RK, up_CK.T, product_RC, input_precision="ieee")
-        relu_RC = relu_of(product_RC)
+        relu_RC = relu_of(_product(x, up, row, column, D, R, C, K, STAGES, TRANSPOSED=True))
         a_RC = (relu_RC * relu_RC).to(a.dtype)
         a.store([row, column], a_RC)
         rounded_RC = a_RC.to(tl.float32)
@@ -58,10 +73,7 @@ def down_gradient_kernel(
     tiles = tl.cdiv(N, R) * S
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True, warp_specialize=SPECIALIZE):
         row, column = tile // S * R, tile % S * C
-        product_RC = tl.zeros((R, C), tl.float32)
-        for depth in tl.range(0, D, K, num_stages=STAGES):
-            e_RK, down_KC = e.load([row, depth]), down.load([depth, column])
-            product_RC = tl.dot(e_RK, down_KC, product_RC, input_precision="ieee")
+        product_RC = _product(e, down, row, column, D, R, C, K, STAGES, TRANSPOSED=False)
         rows = row + tl.arange(0, R)
         c_R = tl.load(c + rows, mask=rows < N, other=0.0)
         a_RC = a.load([row, column]).to(tl.float32)
