@@ -34,7 +34,7 @@ Calls = dict[str, dict[str, Callable[[], object]]]
 TILES = [
     Tile(rows, columns, 64, warps, stages)
     for (rows, columns), warps, stages in itertools.product(
-        [(128, 128), (128, 256), (256, 128), (64, 256)], [4, 8], [3, 4, 5]
+        [(128, 128), (128, 256), (256, 128), (64, 256)], [4, 8], [2, 3, 4]
     )
     if not (rows * columns > 16384 and warps == 4)
 ]

@@ -30,7 +30,7 @@ def test_equals_its_definition(
     shape: tuple[int, int, int, int], dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows and columns that are no multiple of a tile, and several tiles a program."""
-    if DEVICE == "cpu":
+    if DEVICE == "cpu" or dtype == torch.float32:
         monkeypatch.setattr(fused, "UP", SMALL)
         monkeypatch.setattr(fused, "DOWN_GRADIENT", SMALL)
     # Of relu² and the sum of its gradient, bf16 keeps fewer bits than a norm alone.

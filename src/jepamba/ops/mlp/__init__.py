@@ -17,14 +17,15 @@ ENABLED = os.environ.get("JEPAMBA_FUSED_MLP") == "1"
 
 
 def fuses_mlp(x: Float[Tensor, "*batch D"], up_MD: Float[Tensor, "M D"], down_DM: Float[Tensor, "D M"]) -> bool:
-    """Whether `mlp_residual` supports these tensors: one dtype, and rows of a multiple of 16 bytes, as TMA needs."""
-    step = 16 // x.element_size()
+    """Whether `mlp_residual` supports these tensors: of two bytes a value, whose tiles fit into the shared memory, and
+    with rows of a multiple of 16 bytes, as TMA needs."""
     return (
         ENABLED
         and use_triton(x)
+        and x.element_size() == 2
         and x.dtype == up_MD.dtype == down_DM.dtype
-        and up_MD.shape[0] % step == 0
-        and up_MD.shape[1] % step == 0
+        and up_MD.shape[0] % 8 == 0
+        and up_MD.shape[1] % 8 == 0
     )
 
 

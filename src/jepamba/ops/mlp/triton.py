@@ -48,7 +48,9 @@ class Tile:
         }  # fmt: skip
 
 
-UP, DOWN_GRADIENT = Tile(), Tile()
+UP = Tile()
+DOWN_GRADIENT = Tile(columns=128, stages=4)
+"""Of bf16 values: a tile of the squared values and one of the result lie in shared memory beside the stages."""
 
 
 def up_product(x_ND: Tensor, up_MD: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
