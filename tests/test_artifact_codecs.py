@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from jepamba.artifact import codecs, streams
+from jepamba.artifact import codecs, container, streams
 from jepamba.artifact.codecs import CODECS, encode_all, encode_smallest
 from jepamba.artifact.container import MAGIC, open_container, write_container
 from jepamba.artifact.streams import (
@@ -208,3 +209,23 @@ def test_the_container_is_laid_out_as_documented(tmp_path: Path) -> None:
         "streams": [{"name": "noise", "kind": "fp32", "bits": 32, "shape": [64], "block": 0}],
     }
     assert raw[24 + header_bytes : -32] == values.tobytes()
+
+
+def test_blocks_are_encoded_in_threads_whose_products_start_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+
+    def encode(*block: object) -> tuple[str, bytes]:
+        seen.append(threads())
+        return encode_smallest(*block)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(container, "encode_smallest", encode)
+    values = random_values("int", 4, (4, 4), 0)
+    with threadpool_limits(2, user_api="blas"):
+        write_container(tmp_path / "a", {}, [[(StreamSpec(name, "int", 4, (4, 4)), values)] for name in "ab"])
+        assert seen == [{1}, {1}]
+        assert threads() == {2}

@@ -249,13 +249,23 @@ def test_each_gpu_keeps_the_runs_of_a_seed(tmp_path: Path, trainer: Trainer, ove
     assert set.union(*of_seed.values()) == {"0", "1"}
 
 
+@pytest.mark.parametrize(("given", "threads"), [("", "2"), ("1", "1"), ("8", "2"), ("0", "2"), ("4,2", "2")])
+def test_processes_share_the_cores(given: str, threads: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(study_run, "CORES", 9)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert study_run._environment(0, [0] * 4, tmp_path)["OMP_NUM_THREADS"] == threads
+
+
 def test_the_visible_gpu_of_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(study_run, "CORES", 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert study_run._environment(0, [0], tmp_path) == {}
-    assert study_run._environment(0, [0, 0], tmp_path) == {GPU_TURN: str(tmp_path / "gpu-0")}
-    assert study_run._environment(1, [0, 1], tmp_path) == {"CUDA_VISIBLE_DEVICES": "1"}
+    threads = {"OMP_NUM_THREADS": "4"}
+    assert study_run._environment(0, [0, 0], tmp_path) == {**threads, GPU_TURN: str(tmp_path / "gpu-0")}
+    assert study_run._environment(1, [0, 1], tmp_path) == {**threads, "CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert study_run._environment(1, [0, 1], tmp_path) == {"CUDA_VISIBLE_DEVICES": "7"}
+    assert study_run._environment(1, [0, 1], tmp_path) == {**threads, "CUDA_VISIBLE_DEVICES": "7"}
     command = [sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['CUDA_VISIBLE_DEVICES']))"]
     assert study_run._start(command, {"CUDA_VISIBLE_DEVICES": "7"}).wait() == 7
 

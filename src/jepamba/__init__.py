@@ -19,8 +19,8 @@ import os
 # Read when PyTorch is imported. By default a thread that waits for the others is busy for up to a millisecond. Where
 # another process wants its core, a step on two cores then takes several times as long, so threads sleep there. To wake
 # 31 of them takes longer than most operations do (docs/results/cpu-speed-2026-11-29.md).
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-if _CORES <= 4:
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+if CORES <= 4:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.2.0.dev0"

@@ -18,6 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from jepamba.artifact.codecs import CODECS, encode_smallest
 from jepamba.artifact.streams import DTYPES, STREAM_BITS, StreamSpec, Values
 from jepamba.artifact.strict_json import parse_object, read_count, read_field
@@ -97,7 +99,8 @@ def write_container(
     rows: list[dict[str, Any]] = []
     payload: list[bytes] = []
     blocks_of = [([stream for stream, _ in group], [values for _, values in group]) for group in groups]
-    with ThreadPoolExecutor() as pool:
+    # NumPy's own threads, as many again for each of these, wait in loops and double the time.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor() as pool:
         encoded = list(pool.map(lambda block: encode_smallest(*block), blocks_of))
     for (streams, _), (codec, data) in zip(blocks_of, encoded, strict=True):
         rows += [

@@ -28,6 +28,7 @@ from typing import Literal
 
 import tomli_w
 
+from jepamba import CORES
 from jepamba.config import Run, flatten, to_dict
 from jepamba.errors import UserError
 from jepamba.folder_lock import locked
@@ -184,8 +185,14 @@ def _expected_seconds(run: PlannedRun, times: Mapping[str, list[float]]) -> floa
 
 
 def _environment(gpu: int, places: Sequence[int], turns: Path) -> dict[str, str]:
-    """The variables of a process on `gpu`: the GPU that it sees if there are several, and whose turn it waits for."""
+    """The variables of a process on `gpu`: the GPU that it sees if there are several, and whose turn it waits for.
+
+    Processes that run at the same time share the cores: threads that wait for a core hold up all others.
+    """
     variables = {}
+    if len(places) > 1:
+        share, given = max(1, CORES // len(places)), os.environ.get("OMP_NUM_THREADS", "")
+        variables["OMP_NUM_THREADS"] = given if given.isdigit() and 0 < int(given) < share else str(share)
     if len(set(places)) > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
