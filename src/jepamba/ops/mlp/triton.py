@@ -48,9 +48,8 @@ class Tile:
         }  # fmt: skip
 
 
-UP = Tile()
-DOWN_GRADIENT = Tile(columns=128, stages=4)
-"""Of bf16 values: a tile of the squared values and one of the result lie in shared memory beside the stages."""
+UP, DOWN_GRADIENT = Tile(), Tile()
+"""In bf16, with half a tile of the squared values and half a tile of the result, they fill the shared memory."""
 
 
 def up_product(x_ND: Tensor, up_MD: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -63,7 +62,7 @@ def up_product(x_ND: Tensor, up_MD: Tensor, tile: Tile) -> tuple[Tensor, Tensor]
         up_kernel[(settings["PROGRAMS"],)](
             TensorDescriptor.from_tensor(x_ND, [tile.rows, tile.depth]),
             TensorDescriptor.from_tensor(up_MD, [tile.columns, tile.depth]),
-            TensorDescriptor.from_tensor(a_NM, [tile.rows, tile.columns]),
+            TensorDescriptor.from_tensor(a_NM, [tile.rows, tile.columns // 2]),
             squares_NS, N, D, M, **settings,
         )  # fmt: skip
     return a_NM, squares_NS
@@ -78,9 +77,9 @@ def down_gradient(e_ND: Tensor, down_DM: Tensor, a_NM: Tensor, c_N: Tensor, tile
         down_gradient_kernel[(settings["PROGRAMS"],)](
             TensorDescriptor.from_tensor(e_ND, [tile.rows, tile.depth]),
             TensorDescriptor.from_tensor(down_DM, [tile.depth, tile.columns]),
-            TensorDescriptor.from_tensor(a_NM, [tile.rows, tile.columns]),
+            TensorDescriptor.from_tensor(a_NM, [tile.rows, tile.columns // 2]),
             c_N,
-            TensorDescriptor.from_tensor(du_NM, [tile.rows, tile.columns]),
+            TensorDescriptor.from_tensor(du_NM, [tile.rows, tile.columns // 2]),
             N, D, M, **settings,
         )  # fmt: skip
     return du_NM

@@ -13,7 +13,8 @@ So the sum of the norm's gradient is known before the product with downᵀ, and 
 A program of the two products computes several tiles of R rows and C columns. The tiles of the same rows follow one
 another, because the matrix stays in the L2 cache and its inputs then do too. Reads past the end of a tensor give 0.
 
-Legend: N tokens, D model width, M hidden width, S tiles of C columns in a row, K depth of a step of a product.
+Legend: N tokens, D model width, M hidden width, S tiles of C columns in a row, K depth of a step of a product,
+H columns of half a tile.
 """
 
 from typing import no_type_check
@@ -45,6 +46,13 @@ def _product(
 
 @triton.jit
 @no_type_check
+def _halves(product_RC, R: tl.constexpr, C: tl.constexpr):
+    """Return both halves (R, H) of a tile. Stored one after the other, they need half as much shared memory."""
+    return tl.split(tl.permute(tl.reshape(product_RC, (R, 2, C // 2)), (0, 2, 1)))
+
+
+@triton.jit
+@no_type_check
 def up_kernel(
     x, up, a, squares, N, D: tl.constexpr, M: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
     PROGRAMS: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
@@ -54,12 +62,16 @@ def up_kernel(
     tiles = tl.cdiv(N, R) * S
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True, warp_specialize=SPECIALIZE):
         row, column = tile // S * R, tile % S * C
-        relu_RC = relu_of(_product(x, up, row, column, D, R, C, K, STAGES, TRANSPOSED=True))
-        a_RC = (relu_RC * relu_RC).to(a.dtype)
-        a.store([row, column], a_RC)
-        rounded_RC = a_RC.to(tl.float32)
+        squares_R = tl.zeros((R,), tl.float32)
+        halves = _halves(_product(x, up, row, column, D, R, C, K, STAGES, TRANSPOSED=True), R, C)
+        for i in tl.static_range(2):
+            relu_RH = relu_of(halves[i])
+            a_RH = (relu_RH * relu_RH).to(a.dtype)
+            a.store([row, column + i * (C // 2)], a_RH)
+            rounded_RH = a_RH.to(tl.float32)
+            squares_R += tl.sum(rounded_RH * rounded_RH, axis=1)
         rows = row + tl.arange(0, R)
-        tl.store(squares + rows.to(tl.int64) * S + tile % S, tl.sum(rounded_RC * rounded_RC, axis=1), mask=rows < N)
+        tl.store(squares + rows.to(tl.int64) * S + tile % S, squares_R, mask=rows < N)
 
 
 @triton.jit
@@ -73,12 +85,14 @@ def down_gradient_kernel(
     tiles = tl.cdiv(N, R) * S
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True, warp_specialize=SPECIALIZE):
         row, column = tile // S * R, tile % S * C
-        product_RC = _product(e, down, row, column, D, R, C, K, STAGES, TRANSPOSED=False)
+        halves = _halves(_product(e, down, row, column, D, R, C, K, STAGES, TRANSPOSED=False), R, C)
         rows = row + tl.arange(0, R)
         c_R = tl.load(c + rows, mask=rows < N, other=0.0)
-        a_RC = a.load([row, column]).to(tl.float32)
-        du_RC = 2.0 * tl.sqrt(a_RC) * (product_RC - c_R[:, None] * a_RC)
-        du.store([row, column], du_RC.to(du.dtype))
+        for i in tl.static_range(2):
+            at = column + i * (C // 2)
+            a_RH = a.load([row, at]).to(tl.float32)
+            du_RH = 2.0 * tl.sqrt(a_RH) * (halves[i] - c_R[:, None] * a_RH)
+            du.store([row, at], du_RH.to(du.dtype))
 
 
 @triton.jit

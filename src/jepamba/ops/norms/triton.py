@@ -21,15 +21,18 @@ from jepamba.ops.norms.triton_kernels import (
 )
 from jepamba.ops.partial_sums import sum_partials
 
-GATED_PROGRAMS = 1320
-"""Programs of the backward kernel of the gated norm: 10 for each of the 132 multiprocessors of an H100."""
-
 
 def row_settings(x: Tensor) -> tuple[int, dict[str, int]]:
     """Return (N, launch settings) of a tensor with N rows of D values, at most eight pieces per row."""
     D = x.shape[-1]
     piece = max(32, triton.next_power_of_2(D) // 8)
     return x.numel() // D, {"D": D, "P": piece, "num_warps": min(max(2, piece // 256), 16)}
+
+
+def gradient_settings(x: Tensor) -> tuple[int, dict[str, int]]:
+    """Return the same for kernels whose programs take several rows each (docs/results/gpu-step-2026-11-29.md)."""
+    N, settings = row_settings(x)
+    return N, settings | {"num_warps": settings["num_warps"] // 2, "STAGES": 3}
 
 
 class AddNorm(torch.autograd.Function):
@@ -98,7 +101,7 @@ class MixNorm(torch.autograd.Function):
         dmixed, dnormed, dx0_later, dx_later = grads
         if dnormed is None:
             dnormed = torch.zeros_like(x)
-        N, settings = row_settings(x)
+        N, settings = gradient_settings(x)
         dx, dx0 = torch.empty_like(x), torch.empty_like(x)
         dskip = None if skip is None else torch.empty_like(x)
         count = num_programs(N)
@@ -111,7 +114,7 @@ class MixNorm(torch.autograd.Function):
                 dx, dx0, x if dskip is None else dskip, partials,
                 N, ctx.eps,
                 HAS_SKIP=skip is not None, HAS_DMIXED=dmixed is not None, HAS_DX0_LATER=dx0_later is not None,
-                HAS_DX_LATER=dx_later is not None, **settings | {"num_warps": settings["num_warps"] // 2},
+                HAS_DX_LATER=dx_later is not None, **settings,
             )  # fmt: skip
         sums = sum_partials(partials)
         mix_dtype, weight_dtype = ctx.dtypes
@@ -131,9 +134,9 @@ def gated_norm_backward(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, eps: float, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (dy, dweight in fp32) and write dz, which can have strided rows."""
-    N, settings = row_settings(y)
+    N, settings = gradient_settings(y)
     dy = torch.empty_like(y)
-    count = num_programs(N, GATED_PROGRAMS)
+    count = num_programs(N)
     partials = y.new_empty(count, y.shape[-1], dtype=torch.float32)
     with on_device(y):
         gated_norm_gradient_kernel[(count,)](

@@ -156,7 +156,7 @@ def mix_norm_kernel(
 def mix_norm_gradient_kernel(
     x, x0, skip, mix, weight, dmixed, dnormed, dx0_later, dx_later, dx, dx0, dskip, partials, N, eps,
     D: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_DMIXED: tl.constexpr, HAS_DX0_LATER: tl.constexpr,
-    HAS_DX_LATER: tl.constexpr, STAGES: tl.constexpr = 1,
+    HAS_DX_LATER: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write dx and dx0 (plus the gradients from later layers), dskip, and partial sums of dmix₀, dmix₁ and dweight.
 
@@ -239,7 +239,7 @@ def gated_norm_kernel(y, z, weight, out, z_stride, eps, D: tl.constexpr, P: tl.c
 @no_type_check
 def gated_norm_gradient_kernel(
     y, z, weight, dout, dy, dz, partials, z_stride, dz_stride, N, eps, D: tl.constexpr, P: tl.constexpr,
-    STAGES: tl.constexpr = 1,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write dy, dz, and `partials` (programs, D) of dweight."""
     w_CP, dw_CP = load_row(weight, 0, D, D, P), _zeros(D, P)
