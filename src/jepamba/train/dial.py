@@ -63,8 +63,9 @@ SIZES = (
     Size(6e7, 1e7, 384, 8, 256, 2.5, 1, 64, 64, 64, 512),
     # levers-bits: better than 8 layers at 30 s (53 M tokens), as good at 120 s; levers-30s: d_model 512 × 8 is worse.
     Size(3e8, 2e7, 640, 6, 336, 2.5, 1, 64, 64, 64, 1024),
-    # levers-bits: as good as 6 layers at 120 s (176 M tokens). levers-state: d_state 128 is 0.012 better there.
-    Size(1e9, 1.4e8, 640, 8, 336, 2.5, 1, 64, 128, 64, 1024),
+    # levers-bits: as good as 6 layers at 120 s (176 M tokens). levers-state: d_state 128 is 0.012 better there. The limit
+    # lies between 53 M tokens, where 6 layers are better, and 138 M (best-540s, 90 s), where they no longer are.
+    Size(1e9, 1.1e8, 640, 8, 336, 2.5, 1, 64, 128, 64, 1024),
     # levers-30s: a line in the logarithm of the time crosses that of 8 layers near 340 s (430 M tokens).
     Size(3e9, 4.3e8, 640, 10, 336, 2.5, 1, 64, 128, 64, 1024),
 )
@@ -120,15 +121,18 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
         if name not in ("cpu_tokens", "gpu_tokens", "seq_len"):
             pick(f"model.{name}", value, reason if name in ("d_model", "n_layer") else "goes with this size")
     # levers-cpu: the cap takes a tenth of the time on a CPU and is no better. The GPU's kernel hides it.
-    cap_reason = "as measured" if known.on_gpu else "it takes a tenth of the time and lowers no score"
+    cap_reason = "as published; costs a GPU no time" if known.on_gpu else "it takes a tenth of the time and lowers no score"
     pick("model.softcap", "poly" if known.on_gpu else "off", cap_reason)
-    seq_len = pick("data.seq_len", size.seq_len, "as measured with this size; longer windows are no better")
+    seq_len = pick("data.seq_len", size.seq_len, "goes with this size; no other length was better")
 
     unit = seq_len * known.world_size
     if "train.tokens_per_micro" not in run.train.dial:
         unit = math.lcm(unit, run.train.tokens_per_micro)
-    device = f"{known.world_size} × {'GPU' if known.on_gpu else 'CPU'}"
-    batch = pick("train.tokens_per_step", -(-batch // unit) * unit, f"best measured batch, for {device}")
+    best = GPU_TOKENS if known.on_gpu else CPU_TOKENS
+    batch_reason = f"{best:,} were best on one {'GPU' if known.on_gpu else 'CPU'}"
+    if known.world_size > 1:
+        batch_reason += f"; derived, not measured, for {known.world_size} processes"
+    batch = pick("train.tokens_per_step", -(-batch // unit) * unit, batch_reason)
     windows = max(1, batch // seq_len)
     most = max(1, min(-(-windows // known.world_size), MAX_TOKENS_PER_MICRO // seq_len))
     rows = next(count for count in range(most, 0, -1) if windows % count == 0)
@@ -138,19 +142,19 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     long = known.on_gpu and not small and _budget_tokens(run, known, batch, parameters) >= LONG_RUN * batch
     # levers-16s: 0.03 is 0.018 better than 0.02; levers-30s: 0.04 is worse. tuning-cpu-preset: 0.02 on a CPU.
     # best-540s: 0.02, with AdamW's 0.01 and a warmdown of 1, is 0.012 better at 540 s.
-    lr_reason = f"best for batches of {'2,048' if small else '32,768'} tokens"
-    lr_reason = f"best from {LONG_RUN:,} steps on" if long else lr_reason
+    lr_reason = f"best of those tried for batches of {CPU_TOKENS if small else GPU_TOKENS:,} tokens"
+    lr_reason = f"better at 20,800 steps, no better at 3,700; taken from {LONG_RUN:,} on" if long else lr_reason
     pick("optim.muon_lr", 0.02 if small or long else 0.03, lr_reason)
     # levers-cpu, tuning-cpu-preset: 0.01 is better than 0.02. levers-30s: 0.015 is as good as 0.02 on a GPU.
     pick("optim.adam_lr", 0.01 if small or long else 0.015, lr_reason)
     # levers-30s, levers-cpu: 0.8 is no better. levers-30s: a floor of the learning rate hurts.
     pick("optim.warmdown", 1.0 if long else 0.6, lr_reason if long else "0.8 is no better")
-    # levers-30s: 0.1 costs 0.010 at four epochs.
-    pick("optim.muon_weight_decay", 0.04, "0.1 is worse at four epochs")
+    # levers-30s: 0.1 costs 0.010 at four epochs, within the noise of one pair.
+    pick("optim.muon_weight_decay", 0.04, "0.1 is no better")
     # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. levers-cpu: equal.
-    pick("quant.qat_fraction", 0.3, "late rounding is better than from the first step")
+    pick("quant.qat_fraction", 0.3, "rounding over the last 30 % is better than from the first step")
     # levers-bits: bits chosen for the whole file are 0.014 better than 4 bits everywhere at 120 s.
-    bits = pick("quant.bits", 4, "4 bits a weight buy most per byte")
+    bits = pick("quant.bits", 4, "as published; more where the file has room")
     full = (known.on_gpu or parameters * BYTES_PER_PARAMETER > limit / 2) and "quant.bits" in run.train.dial
     budget_reason = (
         f"more bits for a weight where the file has room: {LIMIT_BYTES:,} less {CODE_RESERVE:,} bytes for code"
@@ -183,7 +187,7 @@ def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tupl
         if (enough and fits) or size is SIZES[0]:
             break
     reason = (
-        f"{parameters / 1e6:.1f} M parameters for about {tokens:,.0f} target tokens "
+        f"{parameters / 1e6:.1f} M parameters for about {float(f'{tokens:.3g}') / 1e6:,g} M target tokens "
         f"({tokens / max(known.text_tokens, 1):.2g} epochs) within {limit:,} bytes"
     )
     return size, parameters, reason
@@ -214,14 +218,15 @@ def resolve_vocabulary(
     """
     if "data.vocab" not in run.train.dial:
         return run, []
-    choice = Choice("data.vocab", run.data.vocab, "not used: the tokenizer is given")
-    if run.data.tokenizer == "bpe" and not is_shards(run.data.train):
-        on_gpu = world.on_rank_zero(lambda: choose_device(run.train).device.type == "cuda")
-        choice = (
-            Choice("data.vocab", GPU_VOCAB, "16,384 pieces were 0.009 better than 8,192 in 90 s")
-            if on_gpu
-            else Choice("data.vocab", CPU_VOCAB, "a larger embedding costs a small model more than it gives")
-        )
+    if run.data.tokenizer != "bpe" or is_shards(run.data.train):
+        unused = [Choice("data.vocab", run.data.vocab, "not used: the tokenizer is given")]
+        return apply(run, unused), unused
+    on_gpu = world.on_rank_zero(lambda: choose_device(run.train).device.type == "cuda")
+    choice = (
+        Choice("data.vocab", GPU_VOCAB, "16,384 pieces were 0.009 better than 8,192 in 90 s (one pair)")
+        if on_gpu
+        else Choice("data.vocab", CPU_VOCAB, "a larger embedding costs a small model more than it gives")
+    )
     say(str(choice))
     return apply(run, [choice]), [choice]
 
