@@ -63,8 +63,8 @@ SIZES = (
     Size(6e7, 1e7, 384, 8, 256, 2.5, 1, 64, 64, 64, 512),
     # levers-bits: better than 8 layers at 30 s (53 M tokens), as good at 120 s; levers-30s: d_model 512 × 8 is worse.
     Size(3e8, 2e7, 640, 6, 336, 2.5, 1, 64, 64, 64, 1024),
-    # levers-bits: as good as 6 layers at 120 s (176 M tokens). levers-state: d_state 128 is 0.012 better there. The limit
-    # lies between 53 M tokens, where 6 layers are better, and 138 M (best-540s, 90 s), where they no longer are.
+    # levers-bits: as good as 6 layers at 120 s (176 M tokens). levers-state: d_state 128 is 0.012 better there. The
+    # limit lies between 53 M tokens, where 6 layers are better, and 138 M (best-540s, 90 s), where they no longer are.
     Size(1e9, 1.1e8, 640, 8, 336, 2.5, 1, 64, 128, 64, 1024),
     # levers-30s: a line in the logarithm of the time crosses that of 8 layers near 340 s (430 M tokens).
     Size(3e9, 4.3e8, 640, 10, 336, 2.5, 1, 64, 128, 64, 1024),
@@ -121,7 +121,7 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
         if name not in ("cpu_tokens", "gpu_tokens", "seq_len"):
             pick(f"model.{name}", value, reason if name in ("d_model", "n_layer") else "goes with this size")
     # levers-cpu: the cap takes a tenth of the time on a CPU and is no better. The GPU's kernel hides it.
-    cap_reason = "as published; costs a GPU no time" if known.on_gpu else "it takes a tenth of the time and lowers no score"
+    cap_reason = "as published, at no cost" if known.on_gpu else "it takes a tenth of the time and lowers no score"
     pick("model.softcap", "poly" if known.on_gpu else "off", cap_reason)
     seq_len = pick("data.seq_len", size.seq_len, "goes with this size; no other length was better")
 
