@@ -293,6 +293,27 @@ def test_processes_of_one_gpu_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert most[0] in expected
 
 
+def test_runs_that_have_begun_do_not_wait_for_all_that_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While a turn is taken, three runs wait to begin and then one to continue: at most one begins before it."""
+    monkeypatch.setenv(GPU_TURN, str(tmp_path / "turn"))
+    order: list[bool] = []
+
+    def work(begins: bool) -> None:
+        with gpu_turn(begins=begins):
+            order.append(begins)
+            time.sleep(0.02)
+
+    with gpu_turn():
+        threads = [threading.Thread(target=work, args=(begins,)) for begins in (True, True, True, False)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == [False, True, True, True]
+    assert order.index(False) <= 1
+
+
 def test_a_turn_can_be_given_up_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another process gets the turn within the block only. Without a turn the block does nothing."""
     path = tmp_path / "turn"

@@ -16,19 +16,25 @@ _held: BinaryIO | None = None
 
 
 @contextlib.contextmanager
-def gpu_turn() -> Iterator[None]:
+def gpu_turn(*, begins: bool = False) -> Iterator[None]:
     """Wait for this process's turn on its GPU, and keep it for the block.
 
     Processes that share a GPU (`jepamba study run --overlap`) have the name of one file in `GPU_TURN`. One of them
     trains or scores, while the others start, pack their artifact or wait. Without that variable this does nothing.
+
+    Arguments: `begins`: this is the first turn of a run. One such process waits for the GPU at a time, and the others
+    behind it, so that runs end early which have begun early.
     """
     global _held
     path = os.environ.get(GPU_TURN)
     if not path:
         yield
         return
-    with open(path, "ab") as file:
+    with open(path, "ab") as file, open(f"{path}-first", "ab") as door:
+        if begins:
+            fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(door, fcntl.LOCK_UN)
         _held = file
         try:
             yield

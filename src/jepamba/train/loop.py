@@ -96,7 +96,7 @@ class Loop:
         self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
         self.world.check_equal(dict(self.state.modules.state_dict()))
         compiling = compiling_samples(self.state)
-        with gpu_turn(), StopRequest() as stop, self.writer, compiling, Progress("training") as report:
+        with gpu_turn(begins=True), StopRequest() as stop, self.writer, compiling, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
                 ghost_warmup(self.trainer, lambda problem: self._note_skip(report, problem))
                 self._event(f"ghost warm-up of {self.run.optim.ghost_steps} steps")
