@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# One plan of the JEPA study (docs/studies.md) on the GPUs of this machine, continued from the records in the repository.
+# One plan of the JEPA study, or best-levers (docs/studies.md), on the GPUs of this machine, continued from the records in the repository.
 #
 #   CORPUS=corpus runs/jepa_study.sh PLAN [flags of `jepamba study run`, as --seeds 5 --stop-after 500]
 #
 # CORPUS holds train-0.txt.xz, val.txt.xz and sp8192.model. The runs are in runs/PLAN. Their records, the plan with the
-# dial's choices and the report are copied to docs/results/jepa/PLAN, and from there before the start.
+# dial's choices and the report are copied to docs/results/jepa/PLAN (best-levers: docs/results/best-levers), and from there before the start.
 # Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each, 8), PYTHON.
 set -euo pipefail
 plan=${1:?the name of a plan}
 shift
 corpus=${CORPUS:?the folder with train-0.txt.xz, val.txt.xz and sp8192.model} python=${PYTHON:-python3}
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)} out=runs/$plan kept=docs/results/jepa/$plan
+[ "$plan" != best-levers ] || kept=docs/results/$plan
 case $plan in
   *bytes*) text=$corpus/train-0.txt.xz tokenizer=bytes shards=bytes ;;
   *many-epochs) text=little.txt tokenizer=$corpus/sp8192.model shards=little ;;
