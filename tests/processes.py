@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 
 SECONDS = 90.0
 """Time limit of every wait."""
-PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.report.html", "torch._dynamo"]
+PRELOAD = ["processes", "preloaded"]
 """Modules that the server imports once for all processes."""
 
 
@@ -119,6 +119,12 @@ class Running:
         ours = [line for line in self.output(rank).splitlines() if line.startswith("jepamba: ")]
         assert ours, self.output(rank)
         return ours[-1]
+
+
+def ended(words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """The exit code of `jepamba WORDS` in a process, and its output and errors together. `folder` is for its files."""
+    with Running(words, folder, environment=environment) as running:
+        return running.wait()[0], running.output()
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from jepamba.distributed import World, process_group
-from processes import free_port
+from processes import PRELOAD, free_port
 
 SECONDS = 120.0
 """How long a group may take."""
@@ -24,7 +24,7 @@ def together(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     An exception is a result, as its text. `work` must be a function of a module.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spawn", "jepamba.train", "jepamba.artifact", work.__module__])
+    context.set_forkserver_preload(PRELOAD)
     port = free_port()
     pipes, processes = [], []
     for rank in range(size):

@@ -23,10 +23,11 @@ from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
 from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, stdlib_documents, train_bpe
 from jepamba.text.documents import read_pieces
+from tiny import TOPICS
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
-DOCUMENTS = [text for _, text in stdlib_documents()[:60]]
+DOCUMENTS = TOPICS[:60]
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ from jepamba.evaluate import (
     text_bytes,
 )
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, read_tokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, read_tokenizer, train_bpe
+from tiny import TOPICS
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
@@ -65,7 +66,7 @@ texts = (
 
 @functools.cache
 def lines() -> list[str]:
-    return [line for _, text in stdlib_documents()[:12] for line in text.splitlines() if line]
+    return [line for text in TOPICS[:12] for line in text.splitlines() if line]
 
 
 @functools.cache

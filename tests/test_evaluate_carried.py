@@ -18,9 +18,10 @@ from jepamba.errors import UserError
 from jepamba.evaluate import score_carried, score_plain, score_sliding, stored
 from jepamba.evaluate.carried import documents, even_lanes
 from jepamba.model import LanguageModel, State
-from jepamba.text import ByteTokenizer, stdlib_documents
+from jepamba.text import ByteTokenizer
+from tiny import TOPICS
 
-DOCUMENTS = [text.encode() for _, text in stdlib_documents()[:30]]
+DOCUMENTS = [text.encode() for text in TOPICS[:30]]
 
 
 def stream(lengths: list[int], separator: bool = True, head: bytes = b"") -> Tokens:

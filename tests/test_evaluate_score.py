@@ -17,9 +17,10 @@ from jepamba.errors import UserError
 from jepamba.evaluate import calibrate, score_plain, score_sliding, stored
 from jepamba.evaluate.windows import Window, plain_windows, sliding_windows
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
+from tiny import TOPICS
 
-DOCUMENTS = [text for _, text in stdlib_documents()[:40]]
+DOCUMENTS = TOPICS[:40]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
     assert len(seen(whole)) == STEPS
 
 
+@pytest.mark.slow
 def test_all_killed_at_once_then_resumed(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     running = Running(["train", str(whole / "tiny.toml"), "--out", str(out)], tmp_path, 2)
@@ -75,6 +76,7 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(whole: Path, tmp_path: 
         assert seen(tmp_path) == seen(whole)
 
 
+@pytest.mark.slow
 def test_a_rank_stopped_by_a_signal_does_not_wait_for_python_to_end(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["train", str(whole / "tiny.toml"), "--out", str(out)]

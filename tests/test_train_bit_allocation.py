@@ -91,7 +91,7 @@ def test_a_run_chooses_bits_twice_and_keeps_its_budget(whole: Path) -> None:
     assert integers == summary["bit_allocation"].keys()
 
 
-@pytest.mark.parametrize("cut", [3, 6, 8])
+@pytest.mark.parametrize("cut", [6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (3, 8))])
 def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_path: Path, cut: int) -> None:
     out = tmp_path / "cut"
     shutil.copytree(whole, out)
@@ -133,6 +133,7 @@ def test_measuring_changes_no_state(small: Run) -> None:
     assert not any(p.grad is not None and p.grad.any() for p in state.parameters())
 
 
+@pytest.mark.slow
 def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, spent = bit_allocation.choose_bits, list[float]()
 
@@ -157,7 +158,7 @@ def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:
         with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
     )
     trainer = Trainer(state)
-    for _ in range(150):
+    for _ in range(60):
         trainer.train_step(0.5)
     options = bit_allocation.measure_options(state, 0.5)
     predicted = {name: given[0].loss_increase for name, given in options.items()}
