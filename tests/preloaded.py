@@ -11,6 +11,7 @@ import jepamba.cli
 import jepamba.report.html
 import jepamba.train
 import jepamba.train.initial_settings  # noqa: F401
+import processes  # noqa: F401
 from jepamba.decode.cpu import compile_step
 
 torch.set_num_threads(1)

@@ -60,7 +60,9 @@ def recurrent_nats(model: LanguageModel, tokens: Tokens, targets: int, reset: bo
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("separator", [True, False])
-@pytest.mark.parametrize("lengths", [[3, 30, 1, 17, 0, 15], [60], [7] * 8])
+@pytest.mark.parametrize(
+    "lengths", [[3, 30, 1, 17, 0, 15], *(pytest.param(other, marks=pytest.mark.slow) for other in ([60], [7] * 8))]
+)
 def test_the_score_is_that_of_single_steps(lengths: list[int], separator: bool, reset: bool) -> None:
     tokens = stream(lengths, separator, head=b"before any document")
     targets = len(tokens) - 1

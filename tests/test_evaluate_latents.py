@@ -20,7 +20,7 @@ from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer
 from tiny import TOPICS
 
-LENGTHS = (50, 3, 0, 90, 17)
+LENGTHS = (50, 3, 0, 40, 17)
 HEAD = b"no start "
 RAW = HEAD + b"".join(b"\0" + text.encode()[:length] for text, length in zip(TOPICS, LENGTHS, strict=False))
 IDS = np.frombuffer(RAW, dtype=np.uint8).astype(np.uint16)

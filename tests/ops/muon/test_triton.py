@@ -23,7 +23,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
-@pytest.mark.parametrize("row_norm", [False, True])
+@pytest.mark.parametrize("row_norm", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "shape",
     [*SHAPES[1::4], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES if shape not in SHAPES[1::4])],

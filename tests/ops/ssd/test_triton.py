@@ -35,7 +35,7 @@ CASES = [
 
 @pytest.mark.parametrize(
     "case",
-    [CASES[1], CASES[2], CASES[5], *(pytest.param(CASES[i], marks=pytest.mark.slow) for i in (0, 3, 4, 6))],
+    [CASES[1], CASES[2], *(pytest.param(CASES[i], marks=pytest.mark.slow) for i in (0, 3, 4, 5, 6))],
     ids=str,
 )
 def test_outputs_and_gradients_equal_the_recurrence(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
