@@ -141,11 +141,7 @@ def test_a_mistake_ends_all_processes_with_its_line(run: Run, two: Path, tmp_pat
             "data.train",
             r"rank 1 has another number of training tokens than rank 0 \([0-9,]+, there [0-9,]+\): every process must",
         ),
-        pytest.param(
-            "data.val",
-            r"rank 1 has another validation text than rank 0: every process must read the same text",
-            marks=pytest.mark.slow,
-        ),
+        ("data.val", r"rank 1 has another validation text than rank 0: every process must read the same text"),
     ],
 )
 def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, setting: str, message: str) -> None:
@@ -166,7 +162,6 @@ def test_ranks_that_read_different_text_are_refused(run: Run, tmp_path: Path, se
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_run_is_not_resumed_on_different_text(run: Run, two: Path, tmp_path: Path) -> None:
     text = Path(run.data.train).read_text()
     for rank, content in enumerate((text, text.replace("the", "thE", 1))):

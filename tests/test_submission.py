@@ -91,6 +91,7 @@ def alone(script: Path, *words: str, missing: tuple[str, ...] = ()) -> subproces
     return subprocess.run(command, cwd=empty, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_script_alone_reproduces_the_figure_from_text(run_dir: Path, made: Path, tmp_path: Path) -> None:
     summary = json.loads((run_dir / "summary.json").read_text())
     claims = json.loads((made / "submission.json").read_text())

@@ -171,7 +171,6 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_line(
     assert seen(tmp_path) == seen(whole)
 
 
-@pytest.mark.slow
 def test_sigterm_on_a_full_disk_says_where_the_run_goes_on(text: Path, small_disk: Path, tmp_path: Path) -> None:
     out = small_disk / "out"
     run = tiny(text, train__steps=100_000)

@@ -160,7 +160,6 @@ def test_processes_that_end_with_an_error_take_leave(tmp_path: Path, size: int) 
     assert (tmp_path / "calls").read_text().split() == ["init", "log", "finish"]
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_terminated_while_it_packs_takes_leave(tmp_path: Path) -> None:
     run = tiny(text_file(tmp_path), train__track="trackio", train__steps=2)
     words = ["train", preset(tmp_path, run), "--out", str(tmp_path / "out")]

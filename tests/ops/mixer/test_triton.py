@@ -52,6 +52,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     assert (ours - truth).norm() / truth.norm() < tolerance
 
 
+@pytest.mark.slow
 def test_single_tokens_of_several_groups() -> None:
     """Sequences of one token, whose slices have an arbitrary time stride."""
     torch.manual_seed(6)

@@ -74,7 +74,7 @@ def test_a_broken_value_breaks_its_row() -> None:
 
 @pytest.mark.parametrize(
     ("row_norm", "as_tensors"),
-    [(True, True), *(pytest.param(*c, marks=pytest.mark.slow) for c in [(False, False), (False, True), (True, False)])],
+    [pytest.param(*c, marks=pytest.mark.slow) for c in [(True, True), (False, False), (False, True), (True, False)]],
 )
 @pytest.mark.usefixtures("kernels")
 def test_steps_are_exact(row_norm: bool, as_tensors: bool) -> None:

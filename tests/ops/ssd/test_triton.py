@@ -117,6 +117,7 @@ def test_softplus_keeps_its_digits(width: torch.dtype) -> None:
     assert relative(decays[1, ..., :32] * math.log(2), logs) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_of_what_a_mixer_has_for_dt() -> None:
     """Raw bfloat16 dt with a bias, and A_log. The gradient is written to a slice of padded rows."""
     case = Case(2, 37, 4, 32, 2, 16, 16, resets=0.1, initial=True)
