@@ -267,6 +267,7 @@ def test_the_example_of_the_readme_runs(
     assert re.match(r"\d\.\d{3} bits per byte of 51 bytes\nThe function .", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in order, in one namespace, with a small model in place of the preset."""

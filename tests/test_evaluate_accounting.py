@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.config import Data, Model, Quant
 from jepamba.data import Tokens, build, load_tokens, open_folder, write_shard
 from jepamba.errors import UserError
@@ -130,7 +131,7 @@ def every_score(tokens: Tokens, limit: int) -> list[Score]:
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.lists(texts, min_size=1, max_size=4), st.data())
 def test_counted_bytes_are_the_decoded_text(kind: str, documents: list[str], data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)

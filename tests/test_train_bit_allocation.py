@@ -189,6 +189,7 @@ def _loss(state: TrainState, rounded: str) -> float:
     return loss
 
 
+@pytest.mark.slow
 def test_without_qat_bits_are_chosen_when_packing(small: Run, tmp_path: Path) -> None:
     summary = train(with_settings(small, {"quant.qat_fraction": 0.0}), tmp_path / "run")
     assert summary["artifact_bytes"] <= BUDGET
