@@ -207,6 +207,7 @@ def test_the_end_of_a_single_document_is_held_out(tmp_path: Path) -> None:
     assert not corpus(settings(path)).is_end
 
 
+@pytest.mark.slow
 def test_stdlib_corpus() -> None:
     found = corpus(Data(tokenizer="bpe", vocab=1024))
     train, val = documents_of(found.train), documents_of(found.val)

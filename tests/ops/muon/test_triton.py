@@ -121,7 +121,7 @@ def test_a_skipped_step_leaves_momentum_and_parameters_to_the_bit(path: str) -> 
         "pytorch": (nesterov_updates_torch, apply_updates_torch),
     }[path]
     for skip in (torch.ones((), device=DEVICE), torch.zeros((), device=DEVICE)):
-        grads, buffers, params = (matrices((7, 37), seed) for seed in (0, 3, 6))
+        grads, buffers, params = (matrices((9, 37), seed) for seed in (0, 3, 6))
         kept, before = [value.clone() for value in buffers], [value.clone() for value in params]
         if skip:
             grads[1][3, 5] = float("inf")
