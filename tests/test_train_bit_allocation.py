@@ -152,13 +152,14 @@ def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypa
     assert seconds < time.perf_counter() - began - sum(spent)
 
 
+@pytest.mark.slow
 def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:
     """With one weight rounded to 2 bits, the loss rises by about the predicted loss increase."""
     state = opened(
         with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
     )
     trainer = Trainer(state)
-    for _ in range(60):
+    for _ in range(150):
         trainer.train_step(0.5)
     options = bit_allocation.measure_options(state, 0.5)
     predicted = {name: given[0].loss_increase for name, given in options.items()}
