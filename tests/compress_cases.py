@@ -15,9 +15,10 @@ from jepamba.compress import Compressor
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
+from tiny import TOPICS
 
-LONG = "\0".join(text for _, text in stdlib_documents()[200:260]).encode()
+LONG = "\0".join(TOPICS[60:]).encode()[:175_000]
 TEXT = LONG[:20_000]
 
 
@@ -29,7 +30,7 @@ def sentences(**changes: object) -> SentencePieceTokenizer:
         "model_type": "bpe", "vocab_size": 400, "byte_fallback": True, "pad_id": 0, "bos_id": 1, "eos_id": 2,
         "unk_id": 3, "minloglevel": 3, "hard_vocab_limit": False, "add_dummy_prefix": False,
     }  # fmt: skip
-    lines = [line for _, text in stdlib_documents()[:20] for line in text.splitlines() if line]
+    lines = [line for text in TOPICS[:20] for line in text.splitlines() if line]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, **(given_settings | changes)
     )
@@ -39,7 +40,7 @@ def sentences(**changes: object) -> SentencePieceTokenizer:
 @functools.cache
 def tokenizer_named(name: str) -> Tokenizer:
     if name == "trained":
-        return train_bpe([text for _, text in stdlib_documents()[:40]], 500)
+        return train_bpe(TOPICS[:40], 500)
     made: dict[str, Tokenizer] = {"bytes": ByteTokenizer(), "shards": ByteTokenizer(False)}
     if name in made:
         return made[name]

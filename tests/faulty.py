@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import signal
 import sys
 import time
@@ -161,6 +162,11 @@ def ends_with_raised_error() -> None:
 def in_folder() -> None:
     """The process works in the folder IN_FOLDER."""
     os.chdir(os.environ["IN_FOLDER"])
+
+
+def small_files() -> None:
+    """No file can be larger than 20 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 def channels() -> None:

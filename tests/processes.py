@@ -14,6 +14,8 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,23 @@ from torch.distributed import TCPStore
 
 SECONDS = 90.0
 """Time limit of every wait."""
-PRELOAD = ["processes", "jepamba.cli", "jepamba.train", "jepamba.report.html", "torch._dynamo"]
-"""Modules that the server imports once for all processes."""
+
+
+def forking() -> ForkServerContext:
+    """Processes by a fork of a server that has imported `preloaded`: each costs little."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    # Python's server does not get the path of its parent, and ignores what it cannot import.
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [path])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+    return context
 
 
 class Running:
@@ -52,8 +69,7 @@ class Running:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        context = multiprocessing.get_context("spawn" if fresh else "forkserver")
-        context.set_forkserver_preload(PRELOAD)
+        context = multiprocessing.get_context("spawn") if fresh else forking()
         port, found_by = free_port(), dict[str, str]()
         if agent:
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -119,6 +135,12 @@ class Running:
         ours = [line for line in self.output(rank).splitlines() if line.startswith("jepamba: ")]
         assert ours, self.output(rank)
         return ours[-1]
+
+
+def ended(words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """The exit code of `jepamba WORDS` in a process, and its output and errors together. `folder` is for its files."""
+    with Running(words, folder, environment=environment) as running:
+        return running.wait()[0], running.output()
 
 
 def free_port() -> int:

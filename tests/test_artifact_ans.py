@@ -104,7 +104,9 @@ def test_any_block_round_trips(block: list[tuple[tuple[str, int], list[int], str
 
 
 @pytest.mark.parametrize(("kind", "bits"), KINDS)
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    "how", ["normal", *(pytest.param(how, marks=pytest.mark.slow) for how in HOW if how != "normal")]
+)
 def test_every_kind_round_trips_at_a_realistic_size(kind: str, bits: int, how: str) -> None:
     shapes = [(90, 20), (20, 90), (2, 200), (400,), (8, 8, 9), ()]
     streams = [StreamSpec(f"s{i}", kind, bits, shape) for i, shape in enumerate(shapes)]
@@ -135,8 +137,17 @@ def embedding(R: int, C: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(R, 4, generator=generator) @ shared + torch.randn(R, C, generator=generator)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int6", "fp8"])
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "wide"),
+    [
+        ("int4", False),
+        ("fp8", True),
+        *(
+            pytest.param(*c, marks=pytest.mark.slow)
+            for c in [("int4", True), ("int6", False), ("int6", True), ("fp8", False)]
+        ),
+    ],
+)
 def test_predicted_lines_round_trip_and_save_bytes(kind: str, wide: bool) -> None:
     """The columns of a tall matrix, the rows of a wide one."""
     w = embedding(3000, 60).T.contiguous() if wide else embedding(3000, 60)
@@ -178,7 +189,9 @@ def test_predictions_are_exact_at_the_largest_sums(max_coefficient: int, max_val
         prediction.update(part, lines[part])
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    "how", ["normal", *(pytest.param(how, marks=pytest.mark.slow) for how in HOW if how != "normal")]
+)
 def test_an_independent_decoder_reads_every_kind(how: str) -> None:
     """Every kind and number of bits, with a decoder written from the specification that shares no code."""
     streams = [StreamSpec(f"s{i}", kind, bits, (23, 11)) for i, (kind, bits) in enumerate(KINDS)]

@@ -64,7 +64,9 @@ def masters_of(model: LanguageModel) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("quant", QUANTS, ids=str)
+@pytest.mark.parametrize(
+    "quant", [*QUANTS[1:3], *(pytest.param(q, marks=pytest.mark.slow) for q in QUANTS[::3])], ids=str
+)
 def test_rows_add_up_and_errors_are_those_of_the_rounding(tmp_path: Path, quant: Quant) -> None:
     run = run_of(quant)
     model = shaken_model(run)
@@ -146,7 +148,7 @@ def test_other_masters_are_noticed_and_those_of_another_model_refused(tmp_path: 
             inspect(tmp_path / "a", bad)
 
 
-@pytest.mark.parametrize("bits", [3, 5])
+@pytest.mark.parametrize("bits", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_one_more_bit_costs_what_it_costs(tmp_path: Path, bits: Any) -> None:
     run = run_of(Quant(large=512, bits=bits))
     model = shaken_model(run)
@@ -161,10 +163,8 @@ def test_one_more_bit_costs_what_it_costs(tmp_path: Path, bits: Any) -> None:
 @pytest.mark.parametrize(
     ("n_layer", "changes"),
     [
-        (4, {}),
         (3, {"mlp_every": 1}),
-        (1, {}),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(3, {}), (4, {"unet": False})]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, {}), (3, {}), (4, {}), (4, {"unet": False})]),
     ],
 )
 def test_one_more_layer_costs_what_it_costs(tmp_path: Path, n_layer: int, changes: dict[str, Any]) -> None:

@@ -330,6 +330,7 @@ def test_compress_says_that_a_small_file_grows(
         assert ("larger than the original" in shown) == grows
 
 
+@pytest.mark.slow
 def test_generate_asks_for_prompts_on_a_terminal(run_dir: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "jepamba", "generate", str(run_dir), "--tokens", "5", "--temperature", "0"]
@@ -633,6 +634,7 @@ def test_ctrl_c_during_the_imports_is_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_run_and_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, out = documents(tmp_path / "text"), tmp_path / "run"
     words = ["train", "quick", *TINY, "--data.train", str(text), "--train.steps", "60", "--out", str(out)]

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from jepamba.compress.lanes import BATCH_LANES, LaneBatch, LaneLayout, lane_coun
 from jepamba.compress.tokens import to_ids
 from jepamba.errors import DivergedError, UserError
 from jepamba.ops.dispatch import use_kernels
+from processes import ended
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +146,8 @@ def test_the_same_in_every_process_and_with_any_number_of_threads(folder: Path, 
     """Three batches of lanes, by the command on one thread, and here on 1 and on 3."""
     model, threads = _opened(folder, "trained"), torch.get_num_threads()
     (tmp_path / "in").write_bytes(TEXT[:1500])
-    subprocess.run(
-        [sys.executable, "-m", "jepamba", "compress", tmp_path / "in", "--model", folder / "trained.jepa", "-o",
-         tmp_path / "out", "--lanes", "80"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
-    )  # fmt: skip
+    words = ["compress", str(tmp_path / "in"), "--model", str(folder / "trained.jepa"), "-o", str(tmp_path / "out")]
+    assert ended([*words, "--lanes", "80"], tmp_path / "process")[0] == 0
     content = (tmp_path / "out").read_bytes()
     try:
         for count in (1, 3):
@@ -165,7 +162,7 @@ def test_the_same_in_every_process_and_with_any_number_of_threads(folder: Path, 
 def test_output_to_standard_output_holds_the_data_alone(
     folder: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """Here standard output is a file; in the process of its own, a pipe."""
+    """Here standard output is a file; in the process of `test_a_pipe_holds_the_data_alone`, a pipe."""
     model, source = folder / "bytes.jepa", tmp_path / "in"
     content = _opened(folder, "bytes").compress(TEXT[:300]).content
     words = ["--model", str(model), "-o", "-", "--json"]
@@ -175,7 +172,25 @@ def test_output_to_standard_output_holds_the_data_alone(
         written = capfdbinary.readouterr()
         assert written.out == expected
         assert json.loads(written.err)["bytes"] == 300
-    piped = subprocess.run([sys.executable, "-m", "jepamba", command, source, *words], capture_output=True, check=True)
+
+
+@pytest.mark.slow
+def test_a_pipe_holds_the_data_alone(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.write_bytes(_opened(folder, "bytes").compress(TEXT[:300]).content)
+    words = [
+        sys.executable,
+        "-m",
+        "jepamba",
+        "decompress",
+        source,
+        "--model",
+        folder / "bytes.jepa",
+        "-o",
+        "-",
+        "--json",
+    ]
+    piped = subprocess.run(words, capture_output=True, check=True)
     assert piped.stdout == TEXT[:300]
     assert json.loads(piped.stderr)["bytes"] == 300
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,12 @@ from jepamba.data.source import Source, cache_folder
 from jepamba.errors import UserError
 from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, stdlib_documents, train_bpe
 from jepamba.text.documents import read_pieces
+from processes import Running
+from tiny import TOPICS
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
-DOCUMENTS = [text for _, text in stdlib_documents()[:60]]
+DOCUMENTS = TOPICS[:60]
 
 
 @pytest.fixture
@@ -207,6 +207,7 @@ def test_the_end_of_a_single_document_is_held_out(tmp_path: Path) -> None:
     assert not corpus(settings(path)).is_end
 
 
+@pytest.mark.slow
 def test_stdlib_corpus() -> None:
     found = corpus(Data(tokenizer="bpe", vocab=1024))
     train, val = documents_of(found.train), documents_of(found.val)
@@ -339,15 +340,15 @@ def test_a_text_that_grows_while_it_is_read_is_refused(text: Path) -> None:
         list(source.documents())
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     text = tmp_path / "big.txt"
     text.write_text("the river answers\n" * 4000)
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2)\n"
-    code += "from jepamba.__main__ import run; run()"
     words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
-    assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
-    line = f"jepamba: {words[-1]}: cannot be written (File too large); choose another output"
-    assert capfd.readouterr().err.splitlines()[-1] == line
+    with Running(words, tmp_path / "log", setup="faulty:small_files") as running:
+        assert running.wait() == [2]
+        assert (
+            running.last_words() == f"jepamba: {words[-1]}: cannot be written (File too large); choose another output"
+        )
     assert list((tmp_path / "out").iterdir()) == []
 
 

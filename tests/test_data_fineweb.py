@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +21,7 @@ from jepamba.data.fineweb import VARIANTS, fetch_fineweb
 from jepamba.data.shards import MAGIC
 from jepamba.errors import UserError
 from jepamba.text import train_bpe
+from processes import Running, ended
 
 TOKENIZER = train_bpe(["the tokenizer of these shards, for as long as the test lasts"], 300)
 BPE, BYTES = VARIANTS["sp8192"].repository, VARIANTS["bytes"].repository
@@ -271,57 +269,38 @@ def test_a_folder_of_something_else_is_left_alone(hub: HubServer, tmp_path: Path
         assert "source.json: damaged" in refusal("bytes", 1, tmp_path / "bytes")
 
 
-def process(tmp_path: Path, endpoint: str, *words: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "*",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "jepamba", "data", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def command(tmp_path: Path, endpoint: str, *words: str) -> tuple[int, str, str]:
-    with process(tmp_path, endpoint, *words) as running:
-        out, err = running.communicate(timeout=120)
-    return running.returncode, out, err
+def environment(tmp_path: Path, endpoint: str) -> dict[str, str]:
+    home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
+    return {"HF_ENDPOINT": endpoint, **home}
 
 
 def test_a_killed_process_is_repeated_without_what_had_come(tmp_path: Path) -> None:
-    words = ["fineweb", "--variant", "bytes", "--shards", "2", "--out", str(tmp_path / "out"), "--json"]
+    words = ["data", "fineweb", "--variant", "bytes", "--shards", "2", "--out", str(tmp_path / "out"), "--json"]
     first, second = (f"fineweb_train_{i:06d}.bin" for i in range(2))
     with HubServer(published()) as hub:
         hub.stalled[second] = threading.Event()
-        with process(tmp_path, hub.url, *words) as running:
+        with Running(words, tmp_path / "killed", environment=environment(tmp_path, hub.url)):
             end = time.monotonic() + 60
             while second not in hub.sent:
                 assert time.monotonic() < end
                 time.sleep(0.02)
-            running.kill()
         hub.stalled.pop(second).set()
         assert (tmp_path / "out" / first).exists()
         assert not (tmp_path / "out" / "meta.json").exists()
-        code, out, err = command(tmp_path, hub.url, *words)
-        assert code == 0, err
-        assert json.loads(out)["splits"]["train"]["tokens"] == 80_000
+        code, printed = ended(words, tmp_path / "again", environment(tmp_path, hub.url))
+        assert code == 0, printed
+        assert json.loads(printed.splitlines()[-1])["splits"]["train"]["tokens"] == 80_000
         assert hub.sent[first] == 81_024
         assert hub.sent[second] == 2 * 81_024
     assert not (tmp_path / "out" / ".incoming").exists()
 
 
 def test_the_command_goes_to_the_mirror_that_is_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["fineweb", "--variant", "bytes", "--shards", "2", "--out", str(tmp_path / "out"), "--json"]
+    words = ["data", "fineweb", "--variant", "bytes", "--shards", "2", "--out", str(tmp_path / "out"), "--json"]
     with HubServer(published()) as hub:
-        code, out, err = command(tmp_path, hub.url, *words)
-        assert code == 0, err
-        assert json.loads(out)["splits"]["train"]["tokens"] == 80_000
+        code, printed = ended(words, tmp_path / "process", environment(tmp_path, hub.url))
+        assert code == 0, printed
+        assert json.loads(printed.splitlines()[-1])["splits"]["train"]["tokens"] == 80_000
         assert hub.sent
     assert open_folder(tmp_path / "out").splits["val"].text_bytes is None
     assert main(["data", "info", str(tmp_path / "out")]) == 0
@@ -329,8 +308,9 @@ def test_the_command_goes_to_the_mirror_that_is_set(tmp_path: Path, capsys: pyte
 
 
 def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
-    code, out, err = command(tmp_path, "http://127.0.0.1:9", "fineweb", "--out", str(tmp_path / "out"))
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1, err
-    assert f"http://127.0.0.1:9/datasets/{BPE}: revision 'main': the hub cannot be reached" in err
+    words = ["data", "fineweb", "--out", str(tmp_path / "out")]
+    code, printed = ended(words, tmp_path / "process", environment(tmp_path, "http://127.0.0.1:9"))
+    assert code == 2
+    assert len(printed.splitlines()) == 1, printed
+    assert f"http://127.0.0.1:9/datasets/{BPE}: revision 'main': the hub cannot be reached" in printed
     assert not (tmp_path / "out").exists()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +22,7 @@ from jepamba.data.hub_text import HubText, hub_text, pinned
 from jepamba.data.shared_files import trained_on
 from jepamba.data.source import Source
 from jepamba.errors import UserError
-from processes import Running
+from processes import ended
 from tiny import preset, tiny
 
 
@@ -205,18 +202,11 @@ def test_a_corpus_of_the_hub_is_cached_by_its_commit(hub: HubServer, tmp_path: P
 def test_the_command_builds_shards_of_it(tmp_path: Path) -> None:
     out = tmp_path / "shards"
     with HubServer(DATA_SETS) as hub:
-        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
-        words = ["hf://some/pages/english", "--column", "body", "--tokenizer", "bytes", "--out", str(out), "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "jepamba", "data", "build", *words],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr
-    splits = json.loads(done.stdout)["splits"]
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+        words = ["data", "build", "hf://some/pages/english", "--column", "body", "--tokenizer", "bytes", "--json"]
+        code, printed = ended([*words, "--out", str(out)], tmp_path / "process", environment)
+    assert code == 0, printed
+    splits = json.loads(printed.splitlines()[-1])["splits"]
     assert splits["train"]["documents"] + splits["val"]["documents"] == 4
 
 
@@ -243,17 +233,11 @@ def test_a_run_keeps_its_commit(tmp_path: Path) -> None:
     out, made = tmp_path / "run", tmp_path / "submission"
     with HubServer(sets) as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
-        assert ran(tmp_path / "1", environment, "train", settings, "--out", str(out)) == 0
+        assert ended(["train", settings, "--out", str(out)], tmp_path / "1", environment)[0] == 0
         assert tomllib.loads((out / "config.toml").read_text())["data"]["train"] == name
     before = json.loads((out / "summary.json").read_text())["bpb_plain"]["bytes"]
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    assert ran(tmp_path / "3", offline, "resume", str(out)) == 0
+    assert ended(["resume", str(out)], tmp_path / "3", offline)[0] == 0
     assert json.loads((out / "summary.json").read_text())["bpb_plain"]["bytes"] == before
-    assert ran(tmp_path / "4", environment, "submission", str(out), "-o", str(made), "--validation") == 0
+    assert ended(["submission", str(out), "-o", str(made), "--validation"], tmp_path / "4", environment)[0] == 0
     assert tomllib.loads((made / "config.toml").read_text())["data"]["train"] == name
-
-
-def ran(folder: Path, environment: dict[str, str], *words: str) -> int:
-    """The exit code of `jepamba WORDS` in a process of its own."""
-    with Running(words, folder, environment=environment) as process:
-        return process.wait()[0]

@@ -299,6 +299,7 @@ print((peak() - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     """100 GB of shards as sparse files. A list of their windows would take 400 MB."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -94,11 +93,12 @@ CONFIGS: list[tuple[dict[str, Any], Quant | None]] = [
 
 
 @pytest.mark.parametrize(
-    ("settings", "quant"), [*CONFIGS[1::2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CONFIGS[::2])]
+    ("settings", "quant"),
+    [CONFIGS[1], *(pytest.param(*case, marks=pytest.mark.slow) for case in (CONFIGS[0], *CONFIGS[2:]))],
 )
 def test_the_compiled_step_is_the_plain_step(settings: dict[str, Any], quant: Quant | None) -> None:
     model = small_model(quant, **settings)
-    tokens = torch.randint(256, (230,)).tolist()
+    tokens = torch.randint(256, (100,)).tolist()
     reader = PromptReader(model)
     reader.read(tokens[:20])
     assert supports_cpu_step(model)
@@ -173,10 +173,10 @@ def test_streams_are_stepped_apart_until_they_end() -> None:
 )
 def test_the_text_is_that_of_the_plain_step(sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
-    compiled = "".join(generate(model, ByteTokenizer(False), "Hello", 250, seed=3, **sampling))
+    compiled = "".join(generate(model, ByteTokenizer(False), "Hello", 100, seed=3, **sampling))
     monkeypatch.setattr("jepamba.generate.supports_cpu_step", lambda _: False)
-    assert compiled == "".join(generate(model, ByteTokenizer(False), "Hello", 250, seed=3, **sampling))
-    assert len(compiled) > 50
+    assert compiled == "".join(generate(model, ByteTokenizer(False), "Hello", 100, seed=3, **sampling))
+    assert len(compiled) > 20
 
 
 def test_a_model_with_attention_takes_the_plain_step() -> None:
@@ -188,16 +188,6 @@ def test_a_model_with_attention_takes_the_plain_step() -> None:
 def test_without_numba_the_plain_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jepamba.decode.cpu_kernels", None)  # its import fails
     assert not supports_cpu_step(small_model())
-
-
-def test_loading_an_artifact_does_not_import_the_compiler() -> None:
-    code = (
-        "import sys, torch; from jepamba.config import Model, Quant; from jepamba.artifact.manifest import "
-        "expected_tensors; expected_tensors(Model(vocab_size=300, attention_every=2, tie=2), Quant()); "
-        "print([name for name in ('sympy', 'torch._dynamo', 'numba') if name in sys.modules])"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
-    assert run.stdout.strip() == "[]"
 
 
 @pytest.mark.slow

@@ -38,17 +38,17 @@ def copied(step: StaticStep) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("settings", [{}, {"attention_every": 2, "attention_window": 7}, {"ngroups": 2, "d_conv": 2}])
+@pytest.mark.parametrize("settings", [{"attention_every": 2, "attention_window": 7}, {"ngroups": 2, "d_conv": 2}])
 def test_many_streams_with_resets_are_parallel_passes(device: str, settings: dict[str, Any]) -> None:
     model = small_model(device, **settings).eval()
-    tokens = torch.randint(256, (3, 210), device=device)
-    reset = torch.rand(3, 210, device=device) < 0.03
+    tokens = torch.randint(256, (3, 70), device=device)
+    reset = torch.rand(3, 70, device=device) < 0.1
     with torch.no_grad():
         state = model(tokens[:, :10], reset[:, :10])[1]
         parallel = model.logits(model(tokens, reset)[0])
     step = StaticStep(model, state)
     addresses = [value.data_ptr() for layer in step.state for value in layer]
-    for position in range(10, 210):
+    for position in range(10, 70):
         step.tokens_B.copy_(tokens[:, position])
         step.reset_B.copy_(reset[:, position])
         step()
@@ -75,9 +75,9 @@ def test_tokens_are_those_of_the_plain_step(
     step = StaticStep(model, reader.state)
     step.tokens_B.fill_(108)
     sampler = Sampler(TOKENIZER, model, *sampling, seed=7)
-    ours = [row[0] for row in sampled_tokens(GraphedStep(step, sampler.sample), sampler.uniforms, 230)]
+    ours = [row[0] for row in sampled_tokens(GraphedStep(step, sampler.sample), sampler.uniforms, 100)]
     token, expected = 108, []
-    for _ in range(230):
+    for _ in range(100):
         token = plain(reader.read([token]))
         expected.append(token)
     assert ours == expected
@@ -85,7 +85,9 @@ def test_tokens_are_those_of_the_plain_step(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("settings", [{}, {"attention_every": 2, "attention_window": 7}])
+@pytest.mark.parametrize(
+    "settings", [pytest.param({}, marks=pytest.mark.slow), {"attention_every": 2, "attention_window": 7}]
+)
 def test_prompts_of_a_list_take_their_steps_together(
     device: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def launched(how: str, timeout: int, seconds: float = 0.0) -> tuple[int, str, fl
     [
         pytest.param("raise", "ValueError: a broken kernel", marks=pytest.mark.slow),
         pytest.param("mistake", "UserError: /data/shard.bin: cannot be read", marks=pytest.mark.slow),
-        ("kill", "Signal 9 (SIGKILL)"),
+        pytest.param("kill", "Signal 9 (SIGKILL)", marks=pytest.mark.slow),
     ],
 )
 def test_a_rank_that_raises_or_is_killed_ends_the_other_with_its_reason(how: str, reason: str) -> None:
@@ -54,6 +54,7 @@ def test_a_rank_that_hangs_is_ended_by_the_time_out() -> None:
     assert "another rank failed, was killed or does not answer" in printed
 
 
+@pytest.mark.slow
 def test_a_phase_of_rank_0_may_outlast_the_time_out_of_collectives() -> None:
     code, printed, _ = launched("phase", timeout=2, seconds=5)
     assert (code, "finished" in printed) == (0, True), printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -76,8 +77,13 @@ def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
             assert f"| `{section}.{key}` |" in page
 
 
+built_parser = functools.cache(build_parser)
+"""One parser for all commands of the pages."""
+
+
 @pytest.mark.parametrize(("page", "command", "span"), shown_commands())
-def test_shown_commands_are_understood(page: str, command: str, span: bool) -> None:
+def test_shown_commands_are_understood(page: str, command: str, span: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepamba.cli.build_parser", built_parser)
     words = shlex.split(command, comments=True)[1:]
     words = words[: next((place for place, word in enumerate(words) if word in "<>"), None)]
     if words[-1] in ("--help", "--version"):
@@ -261,6 +267,7 @@ def test_the_example_of_the_readme_runs(
     assert re.match(r"\d\.\d{3} bits per byte of 51 bytes\nThe function .", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in order, in one namespace, with a small model in place of the preset."""

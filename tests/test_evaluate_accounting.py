@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from jepamba.config import Data, Model, Quant
 from jepamba.data import Tokens, build, load_tokens, open_folder, write_shard
 from jepamba.errors import UserError
@@ -31,7 +32,8 @@ from jepamba.evaluate import (
     text_bytes,
 )
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, read_tokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, read_tokenizer, train_bpe
+from tiny import TOPICS
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
@@ -65,7 +67,7 @@ texts = (
 
 @functools.cache
 def lines() -> list[str]:
-    return [line for _, text in stdlib_documents()[:12] for line in text.splitlines() if line]
+    return [line for text in TOPICS[:12] for line in text.splitlines() if line]
 
 
 @functools.cache
@@ -129,7 +131,7 @@ def every_score(tokens: Tokens, limit: int) -> list[Score]:
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.lists(texts, min_size=1, max_size=4), st.data())
 def test_counted_bytes_are_the_decoded_text(kind: str, documents: list[str], data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)

@@ -18,9 +18,10 @@ from jepamba.errors import UserError
 from jepamba.evaluate import score_carried, score_plain, score_sliding, stored
 from jepamba.evaluate.carried import documents, even_lanes
 from jepamba.model import LanguageModel, State
-from jepamba.text import ByteTokenizer, stdlib_documents
+from jepamba.text import ByteTokenizer
+from tiny import TOPICS
 
-DOCUMENTS = [text.encode() for _, text in stdlib_documents()[:30]]
+DOCUMENTS = [text.encode() for text in TOPICS[:30]]
 
 
 def stream(lengths: list[int], separator: bool = True, head: bytes = b"") -> Tokens:
@@ -59,7 +60,9 @@ def recurrent_nats(model: LanguageModel, tokens: Tokens, targets: int, reset: bo
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("separator", [True, False])
-@pytest.mark.parametrize("lengths", [[3, 30, 1, 17, 0, 15], [60], [7] * 8])
+@pytest.mark.parametrize(
+    "lengths", [[3, 30, 1, 17, 0, 15], *(pytest.param(other, marks=pytest.mark.slow) for other in ([60], [7] * 8))]
+)
 def test_the_score_is_that_of_single_steps(lengths: list[int], separator: bool, reset: bool) -> None:
     tokens = stream(lengths, separator, head=b"before any document")
     targets = len(tokens) - 1

@@ -21,9 +21,10 @@ from jepamba.evaluate.diagnostics import latent_statistics
 from jepamba.evaluate.probe import CLASSES, predict, r_squared, ridge, token_classes
 from jepamba.jepa import JepaHeads, prediction_error
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, stdlib_documents, train_bpe
+from jepamba.text import ByteTokenizer, train_bpe
+from tiny import TOPICS
 
-TEXT = "\0".join(text for _, text in stdlib_documents()[:60])
+TEXT = "\0".join(TOPICS[:60])
 TOKENS = Tokens([np.frombuffer(b"\0" + TEXT.encode()[:4000], dtype=np.uint8).astype(np.uint16)], ByteTokenizer())
 
 

@@ -17,13 +17,12 @@ from jepamba.evaluate import Latents, compute_latents, measure_latents, save_lat
 from jepamba.evaluate.diagnostics import latent_statistics
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
-from jepamba.text import ByteTokenizer, stdlib_documents
+from jepamba.text import ByteTokenizer
+from tiny import TOPICS
 
-LENGTHS = (50, 3, 0, 90, 17)
+LENGTHS = (50, 3, 0, 40, 17)
 HEAD = b"no start "
-RAW = HEAD + b"".join(
-    b"\0" + text.encode()[:length] for (_, text), length in zip(stdlib_documents(), LENGTHS, strict=False)
-)
+RAW = HEAD + b"".join(b"\0" + text.encode()[:length] for text, length in zip(TOPICS, LENGTHS, strict=False))
 IDS = np.frombuffer(RAW, dtype=np.uint8).astype(np.uint16)
 TOKENS = Tokens([IDS[:70], IDS[70:]], ByteTokenizer())
 COUNT = len(IDS) - 1

@@ -109,8 +109,8 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     "variant",
     [
         {"n_layer": 1, "chunk_size": 64},
-        *VARIANTS[::4],
-        *(pytest.param(v, marks=pytest.mark.slow) for i, v in enumerate(VARIANTS) if i % 4),
+        *VARIANTS[:1],
+        *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS[1:]),
     ],
     ids=str,
 )
@@ -157,8 +157,10 @@ def test_a_model_without_resets_reads_across_documents(tmp_path: Path) -> None:
     assert_same(model(ids).logits, resets)
 
 
-@pytest.mark.parametrize("variant", [{}, {"attention_every": 2, "attention_window": 5}], ids=str)
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param({}, marks=pytest.mark.slow), {"attention_every": 2, "attention_window": 5}], ids=str
+)
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_padding_changes_nothing(tmp_path: Path, variant: dict[str, Any], side: str) -> None:
     artifact = random_artifact(tmp_path, **variant)
     model = exported(artifact, tmp_path)
@@ -366,6 +368,7 @@ print(json.dumps([ids["input_ids"].tolist(), logits.tolist(), tokenizer.decode(n
 """
 
 
+@pytest.mark.slow
 def test_a_trained_run_works_without_jepamba(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny(text_file(tmp_path), data__tokenizer="bpe", data__vocab=300)
     trained = jepamba.train(run, out=tmp_path / "run")

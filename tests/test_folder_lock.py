@@ -110,6 +110,7 @@ def test_a_living_run_is_neither_resumed_nor_overwritten(text: Path, tmp_path: P
     assert [record["step"] for record in records(out)] == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_is_moved_makes_no_second_folder(text: Path, tmp_path: Path) -> None:
     """Each checkpoint that cannot be written is said. Moved back, or resumed in its new place, the run is whole."""
     run, out, moved = tiny(text, train__steps=40, train__checkpoint_every=4), tmp_path / "out", tmp_path / "moved"
@@ -159,7 +160,10 @@ def test_a_split_that_another_process_added_first_is_not_replaced(tmp_path: Path
     assert len(open_folder(tmp_path).tokens("a")) == len("of the second, longer") + 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGHUP, signal.SIGINT))],
+)
 def test_a_signal_leaves_no_hidden_folder(text: Path, tmp_path: Path, number: signal.Signals) -> None:
     words = ["data", "build", str(text), "--tokenizer", "bytes", "--out", str(tmp_path / "out" / "shards")]
     environment = {"SIGNAL": number.name}

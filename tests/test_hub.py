@@ -93,6 +93,7 @@ def test_the_card_has_figures_budget_data_and_licence(run_dir: Path, hub: HubSer
     assert str(run_dir.parent) not in card
 
 
+@pytest.mark.slow
 def test_the_card_of_a_fine_tuned_model_names_the_models_before_it(hub: HubServer, tmp_path: Path) -> None:
     """Two parts: from the model in the package, and from the first part, which has no public name."""
     (tmp_path / "text.txt").write_text("\n\n".join(f"Line {n} of a text, which says {n * n}." for n in range(300)))

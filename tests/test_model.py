@@ -63,7 +63,7 @@ def tokens_and_reset(config: Model, batch: int, length: int) -> tuple[Tensor, Te
     return tokens, reset
 
 
-@pytest.mark.parametrize("resets", [False, True], ids=["stream", "resets"])
+@pytest.mark.parametrize("resets", [pytest.param(False, marks=pytest.mark.slow), True], ids=["stream", "resets"])
 @pytest.mark.parametrize("changes", oracle.VARIANTS, ids=str)
 def test_the_model_is_what_the_spec_says(changes: dict[str, Any], resets: bool) -> None:
     config = small(**changes)

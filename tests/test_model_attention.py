@@ -77,7 +77,7 @@ def test_a_reset_hides_the_past_and_lets_no_gradient_through(at: int) -> None:
     assert grad[:at].abs().max() <= 1e-6 * grad[at:24].abs().max()
 
 
-@pytest.mark.parametrize("carry_state", [False, True])
+@pytest.mark.parametrize("carry_state", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_trains_and_its_artifact_scores_generates_and_compresses(tmp_path: Path, carry_state: bool) -> None:
     changes = {
         "model__attention_every": 2,

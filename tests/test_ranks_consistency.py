@@ -55,6 +55,7 @@ def test_each_machine_may_have_its_own_paths(text: Path, tmp_path: Path) -> None
     assert len(records(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_a_resume_can_name_the_paths_of_each_machine(text: Path, tmp_path: Path) -> None:
     """Each machine can name its own paths on resume. Otherwise it uses those of rank 0."""
     settings: dict[str, Any] = {"data__cache": "cache", "train__steps": 4, "train__checkpoint_every": 1}

@@ -16,6 +16,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["train", preset(folder, tiny(text_file(folder))), "--out"]
 
 
+@pytest.mark.slow
 def test_a_script_that_catches_the_error_ends_as_it_likes(words: list[str], tmp_path: Path) -> None:
     """Python shuts such processes down. No thread may be inside PyTorch at that time."""
     setup = "faulty:a_script_of_ones_own"

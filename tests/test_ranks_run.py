@@ -56,13 +56,23 @@ def alone(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run under torchrun with two processes."""
+    """The folder of a run of two processes, with its run in `run`."""
     folder = tmp_path_factory.mktemp("two")
+    started = Running(["train", preset(folder, run), "--out", str(folder / "run"), "--json"], folder, 2)
+    assert started.wait() == [0, 0], started.output()
+    # One process speaks.
+    assert started.output(1) == ""
+    return folder
+
+
+@pytest.fixture(scope="module")
+def torchrun(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run under torchrun."""
+    folder = tmp_path_factory.mktemp("torchrun")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["-m", "jepamba", "train", preset(folder, run), "--out", str(folder / "run"), "--json"]
     done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    # One process speaks.
     printed = json.loads(done.stdout)
     assert printed["steps"] == 6
     assert printed["out"] == str(folder / "run")
@@ -79,7 +89,9 @@ def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
             assert a[term] == pytest.approx(b[term], rel=1e-3 if a["step"] < 4 else 2e-2, abs=1e-6), (a["step"], term)
 
 
-def test_torchrun_trains_as_one_process_does(alone: Path, two: Path) -> None:
+@pytest.mark.parametrize("how", ["two", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(alone: Path, how: str, request: pytest.FixtureRequest) -> None:
+    two: Path = request.getfixturevalue(how)
     same(records(two / "run"), records(alone / "run"))
     assert {path.name for path in (two / "run").iterdir()} - {"report.html"} == {
         path.name for path in (alone / "run").iterdir()
@@ -96,7 +108,7 @@ def test_torchrun_trains_as_one_process_does(alone: Path, two: Path) -> None:
         assert ours[score]["bpb"] == pytest.approx(theirs[score]["bpb"], rel=1e-2)
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_of_two_resumes_on_another_number_with_the_same_data(
     two: Path, alone: Path, tmp_path: Path, size: int
 ) -> None:

@@ -40,7 +40,7 @@ def test_a_rank_that_is_terminated_after_the_steps_says_so(
     assert running.last_words(1 - signaled).startswith(f"jepamba: {expected}")
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_signal_in_a_validation_is_answered_soon(text: Path, tmp_path: Path, size: int) -> None:
     """Only the last rank receives the signal, early in the validation. The resumed run validates once."""
     run = tiny(text, train__steps=6, train__val_every=2, train__checkpoint_every=2, eval__tokens_per_batch=64)

@@ -102,7 +102,7 @@ def alone(run: Run) -> Any:
     return every_case(World(), run)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
 def test_a_step_on_several_ranks_is_the_step_of_one(run: Run, alone: Any, size: int) -> None:
     for rank, results in enumerate(together(size, every_case, run)):
         assert isinstance(results, dict), f"rank {rank}: {results}"
@@ -162,7 +162,7 @@ def normed(world: World, sizes: list[int]) -> dict[str, Any]:
 
 
 def test_batch_norm_is_over_all_ranks() -> None:
-    (truth,) = together(1, normed, [6])
+    truth = normed(World(), [6])
     parts = together(3, normed, [1, 3, 2])
     for name in ("y", "x"):
         joined = torch.tensor([row for part in parts for row in part[name]])
@@ -171,6 +171,10 @@ def test_batch_norm_is_over_all_ranks() -> None:
         for part in parts:
             torch.testing.assert_close(torch.tensor(part[name]), torch.tensor(truth[name]), rtol=1e-5, atol=1e-5)
     assert [part["num_batches_tracked"] for part in parts] == [truth["num_batches_tracked"]] * 3 == [1] * 3
+
+
+SAMPLES = [[1, 1, 5], pytest.param([3, 4], marks=pytest.mark.slow)]
+"""Windows of seven by ranks."""
 
 
 def part_of_a_sample(world: World, sizes: list[int], settings: dict[str, Any]) -> dict[str, Any]:
@@ -192,15 +196,15 @@ def part_of_a_sample(world: World, sizes: list[int], settings: dict[str, Any]) -
     [{"sigreg_pool": "timestep", "sigreg_timesteps": 3, "sigreg_scale_n": False}, {"sigreg_pool": "centered"}],
     ids=["timestep", "centered, times N"],
 )
-def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("sizes", SAMPLES)
+def test_sigreg_and_its_gradient_are_those_of_the_whole_sample(settings: dict[str, Any], sizes: list[int]) -> None:
     truth = part_of_a_sample(World(), [7], settings)
-    for sizes in ([3, 4], [1, 1, 5]):
-        parts = together(len(sizes), part_of_a_sample, sizes, settings)
-        for part in parts:
-            assert part["statistic"] == pytest.approx(truth["statistic"], rel=1e-5)
-        joined = torch.tensor([row for part in parts for row in part["z"]])
-        assert joined.abs().max() > 0
-        torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
+    parts = together(len(sizes), part_of_a_sample, sizes, settings)
+    for part in parts:
+        assert part["statistic"] == pytest.approx(truth["statistic"], rel=1e-5)
+    joined = torch.tensor([row for part in parts for row in part["z"]])
+    assert joined.abs().max() > 0
+    torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
 
 
 def vicreg_of_a_part(world: World, sizes: list[int]) -> dict[str, Any]:
@@ -215,13 +219,13 @@ def vicreg_of_a_part(world: World, sizes: list[int]) -> dict[str, Any]:
     return {"value": value.item(), "z": z.grad.tolist()}
 
 
-def test_vicreg_and_its_gradient_are_those_of_the_whole_sample() -> None:
+@pytest.mark.parametrize("sizes", SAMPLES)
+def test_vicreg_and_its_gradient_are_those_of_the_whole_sample(sizes: list[int]) -> None:
     truth = vicreg_of_a_part(World(), [7])
-    for sizes in ([3, 4], [1, 1, 5]):
-        parts = together(len(sizes), vicreg_of_a_part, sizes)
-        assert [part["value"] for part in parts] == [pytest.approx(truth["value"], rel=1e-5)] * len(sizes)
-        joined = torch.tensor([row for part in parts for row in part["z"]])
-        torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
+    parts = together(len(sizes), vicreg_of_a_part, sizes)
+    assert [part["value"] for part in parts] == [pytest.approx(truth["value"], rel=1e-5)] * len(sizes)
+    joined = torch.tensor([row for part in parts for row in part["z"]])
+    torch.testing.assert_close(joined, torch.tensor(truth["z"]), rtol=1e-4, atol=1e-7)
 
 
 def scored(world: World, run: Run) -> list[dict[str, Any]]:
@@ -266,7 +270,7 @@ def muon(world: World, dtype: str) -> list[Any]:
     return [value.detach().tolist() for p in params for value in (p, optimizer.state[p]["momentum"])]
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(2, "float32"), (8, "bfloat16")])
+@pytest.mark.parametrize(("size", "dtype"), [(2, "float32"), pytest.param(8, "bfloat16", marks=pytest.mark.slow)])
 def test_muon_shared_by_ranks_is_muon(size: int, dtype: str) -> None:
     """More ranks than matrices too; every rank keeps the whole momentum."""
     truth = muon(World(), dtype)

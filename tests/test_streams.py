@@ -37,7 +37,14 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", [["presets"], ["presets", "quick", "--json"], ["train", "--help"]])
-@pytest.mark.parametrize("environment", [ASCII, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1:strict"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        ASCII,
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+        {"PYTHONIOENCODING": "latin-1:strict"},
+    ],
+)
 def test_what_an_encoding_lacks_is_escaped(words: list[str], environment: dict[str, str]) -> None:
     expected, done = shell("", *words, PYTHONIOENCODING="utf-8"), shell("", *words, **environment)
     encoding = "latin-1" if "latin-1:strict" in environment.values() else "ascii"
@@ -76,7 +83,14 @@ def test_results_that_cannot_be_printed_are_one_line(run: Path) -> None:
     assert (done.returncode, done.stderr) == (2, b"jepamba: No space left on device\n")
 
 
-@pytest.mark.parametrize("channels", ["2:full", "2:unread", "2:closed", "1:closed 2:closed", "2:terminal"])
+@pytest.mark.parametrize(
+    "channels",
+    [
+        "2:full",
+        "1:closed 2:closed",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("2:unread", "2:closed", "2:terminal")),
+    ],
+)
 def test_a_run_outlives_its_log(text: Path, tmp_path: Path, channels: str) -> None:
     words = ["train", preset(tmp_path, tiny(text, train__steps=STEPS)), "--out", str(tmp_path / "out")]
     with Running(words, tmp_path, environment={"CHANNELS": channels}, setup="faulty:channels") as running:
@@ -86,7 +100,10 @@ def test_a_run_outlives_its_log(text: Path, tmp_path: Path, channels: str) -> No
     assert (tmp_path / "out" / "summary.json").exists()
 
 
-@pytest.mark.parametrize(("channel", "reason"), [("full", "No space left on device"), ("unread", "Broken pipe")])
+@pytest.mark.parametrize(
+    ("channel", "reason"),
+    [("full", "No space left on device"), pytest.param("unread", "Broken pipe", marks=pytest.mark.slow)],
+)
 def test_work_that_is_on_disk_does_not_fail_for_want_of_its_summary(
     run: Path, tmp_path: Path, channel: str, reason: str
 ) -> None:

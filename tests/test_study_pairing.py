@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,11 @@ import torch
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, Tokens
 from jepamba.presets import load_preset
-from jepamba.text import ByteTokenizer, stdlib_documents
+from jepamba.text import ByteTokenizer
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
+from tiny import TOPICS
 
 ARMS = {
     "off": {},
@@ -29,10 +28,7 @@ STEPS = 6
 def corpus() -> Corpus:
     tokenizer = ByteTokenizer()
     ids = np.concatenate(
-        [
-            np.array([tokenizer.bos_id, *tokenizer.encode(text[:700])], dtype=np.uint16)
-            for _, text in itertools.islice(stdlib_documents(), 20)
-        ]
+        [np.array([tokenizer.bos_id, *tokenizer.encode(text[:700])], dtype=np.uint16) for text in TOPICS[:20]]
     )
     return Corpus(Tokens([ids], tokenizer), Tokens([ids[:500]], tokenizer), tokenizer, 500)
 

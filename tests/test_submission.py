@@ -91,6 +91,7 @@ def alone(script: Path, *words: str, missing: tuple[str, ...] = ()) -> subproces
     return subprocess.run(command, cwd=empty, env={"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_script_alone_reproduces_the_figure_from_text(run_dir: Path, made: Path, tmp_path: Path) -> None:
     summary = json.loads((run_dir / "summary.json").read_text())
     claims = json.loads((made / "submission.json").read_text())
@@ -137,6 +138,13 @@ def test_the_script_alone_trains_the_artifact_of_the_run(run_dir: Path, shards: 
     assert f"Total submission size: {claims['bytes_total']} bytes" in log
     loss, bpb = re.findall(r"final_artifact_sliding_window_exact val_loss:(\S+) val_bpb:(\S+)\n$", log)[0]
     assert (float(loss), float(bpb)) == pytest.approx((claims["val_loss"], claims["val_bpb"]), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_script_alone_takes_another_seed_and_no_other_text(
+    run_dir: Path, made: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.jepa"
     other = alone(made / "train_gpt.py", "--data", str(shards), "--out", str(out), "--seed", "4", missing=ABSENT)
     assert other.returncode == 0, other.stderr
     assert out.read_bytes() != (run_dir / "artifact.jepa").read_bytes()
@@ -242,6 +250,7 @@ def test_the_script_reads_the_tokens_that_eval_reads(run_dir: Path, tmp_path: Pa
     assert (found.text_bytes, found.decoded_bytes) == (expected.text_bytes, expected.decoded_bytes)
 
 
+@pytest.mark.slow
 def test_packed_with_its_validation_shard_it_is_checked(run_dir: Path, made: Path, tmp_path: Path) -> None:
     out = write_submission(run_dir, tmp_path / "packed", ABOUT, packed=True, validation=True)
     found = check(out, run_dir)
@@ -313,6 +322,7 @@ def test_the_script_needs_only_what_it_may(made: Path) -> None:
     assert "jaxtyping" not in source
 
 
+@pytest.mark.slow
 def test_every_module_in_the_script_can_be_imported_and_read(made: Path) -> None:
     """Triton compiles its kernels from their source, which it gets as `inspect` does."""
     pytest.importorskip("triton")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jepamba.submission.bundle import _module, _origin, bundle
+from jepamba.submission.bundle import _module, _origin, _sections, bundle
 
 PACKAGE = {
     "__init__.py": '"""A package."""\n\nfrom smallpkg.deep.inner import helper\n\n__all__ = ["helper"]\n',
@@ -102,6 +102,7 @@ def forget() -> None:
     """The package of one test is not that of the next."""
     _module.cache_clear()
     _origin.cache_clear()
+    _sections.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "smallpkg"]:
         del sys.modules[name]
 

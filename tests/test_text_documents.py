@@ -286,6 +286,7 @@ def test_stdlib_text() -> None:
     assert stdlib_identity() == stdlib_identity()
 
 
+@pytest.mark.slow
 def test_stdlib_text_is_the_same_in_another_process() -> None:
     import subprocess
     import sys

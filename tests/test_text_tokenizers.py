@@ -21,10 +21,10 @@ from jepamba.text import (
     Tokenizer,
     load_tokenizer,
     read_tokenizer,
-    stdlib_documents,
     train_bpe,
 )
 from jepamba.text import bpe as bpe_module
+from tiny import TOPICS
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "corpus" / "sp8192.model"
 needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tokenizer is not beside the project")
@@ -50,7 +50,7 @@ texts = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_charac
 
 @functools.cache
 def trained(vocab: int = 600) -> SentencePieceTokenizer:
-    return train_bpe([text for _, text in stdlib_documents()[:120]], vocab)
+    return train_bpe(TOPICS, vocab)
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def with_prefix(**changes: object) -> SentencePieceTokenizer:
         "minloglevel": 3,
         "hard_vocab_limit": False,
     }
-    lines = [line for _, text in stdlib_documents()[:20] for line in text.splitlines() if line]
+    lines = [line for text in TOPICS[:20] for line in text.splitlines() if line]
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **(settings | changes))
     return SentencePieceTokenizer(model.getvalue())
 
@@ -191,7 +191,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
 
 
 def test_long_texts_are_encoded_in_parts_to_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "\n\n".join(text for _, text in stdlib_documents()[:60])
+    text = "\n\n".join(TOPICS[:60])
     scripts = "слово и дело, λόγος και έργο ½ ² ﬁn ﷺ ͺ ͺx यह एक כל مرحبا بالعالم ｆｕｌｌ　 width  two_ _x 1 2 " * 200
     text += scripts
     for tokenizer in all_kinds():
@@ -294,12 +294,12 @@ def test_trained_ids_and_size() -> None:
     assert tokenizer.bos_id == 1
     assert tokenizer.control_ids == {0, 1, 2, 3}
     assert tokenizer.vocab_size == 600
-    text = stdlib_documents()[0][1]
+    text = TOPICS[0]
     assert len(tokenizer.encode(text)) < 0.6 * len(text.encode())
 
 
 def test_training_is_deterministic_and_ignores_order(capfd: pytest.CaptureFixture[str]) -> None:
-    documents = [text for _, text in stdlib_documents()[:80]]
+    documents = TOPICS
     first = train_bpe(iter(documents), 500)
     assert train_bpe(documents, 500).serialize() == first.serialize()
     assert train_bpe(reversed(documents), 500).serialize() == first.serialize()
@@ -307,7 +307,7 @@ def test_training_is_deterministic_and_ignores_order(capfd: pytest.CaptureFixtur
 
 
 def test_training_reads_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    documents = [text for _, text in stdlib_documents()[:200]]
+    documents = TOPICS
     monkeypatch.setattr(bpe_module, "SAMPLE_BYTES", 50_000)
     sample = bpe_module._sample(bpe_module._chunks(documents), 50_000)
     assert 50_000 <= sum(len(chunk.encode()) for chunk in sample) < 50_000 + 4 * bpe_module.CHUNK_CHARS
@@ -353,7 +353,7 @@ def test_published_model_as_its_library_encodes() -> None:
     tokenizer = read_tokenizer(PUBLISHED)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(PUBLISHED))
     assert (tokenizer.vocab_size, tokenizer.bos_id) == (8192, 1)
-    for text in [*ODD, *(text for _, text in stdlib_documents()[:30])]:
+    for text in [*ODD, *TOPICS[:30]]:
         ids = processor.encode(text)
         assert tokenizer.encode(text).tolist() == ids
         assert tokenizer.decode([1, *ids]).decode() == processor.decode(ids)

@@ -55,7 +55,7 @@ def small(text: Path) -> Run:
             "model": {
                 "embed_dim": 16,
                 "d_model": 32,
-                "n_layer": 3,
+                "n_layer": 2,
                 "headdim": 16,
                 "d_state": 8,
                 "chunk_size": 16,
@@ -194,7 +194,10 @@ RESUMABLE = [
 
 @pytest.mark.parametrize(
     "settings",
-    [*RESUMABLE[::2], *(pytest.param(settings, marks=pytest.mark.slow) for settings in RESUMABLE[1::2])],
+    [
+        *RESUMABLE[:7:3],
+        *(pytest.param(s, marks=pytest.mark.slow) for i, s in enumerate(RESUMABLE) if i not in (0, 3, 6)),
+    ],
     ids=lambda s: "+".join(s) or "default",
 )
 def test_resume_equals_the_uninterrupted_run(small: Run, tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -366,9 +369,9 @@ def test_the_logged_loss_is_the_differentiated_total(small: Run) -> None:
 
 
 def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:
-    train(with_settings(small, {"train.steps": 80, "model.n_layer": 2}), tmp_path / "run")
+    train(with_settings(small, {"train.steps": 50}), tmp_path / "run")
     ce = [record["ce"] for record in records(tmp_path / "run")]
-    assert sum(ce[-20:]) / 20 < 0.72 * ce[0]
+    assert sum(ce[-10:]) / 10 < 0.75 * ce[0]
 
 
 COMPILED = """
@@ -396,7 +399,7 @@ for compiled in (False, True):
 def test_compiled_blocks_train_as_they_are_written(small: Run, tmp_path: Path) -> None:
     """Traced and differentiated by the compiler, without generated code, which would need a C++ compiler; in a process
     without the checks of shapes, which are not to be traced."""
-    (tmp_path / "run.toml").write_text(dump_toml(with_settings(small, {"model.n_layer": 2})))
+    (tmp_path / "run.toml").write_text(dump_toml(small))
     command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(tmp_path / "run.toml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -91,7 +91,7 @@ def test_a_run_chooses_bits_twice_and_keeps_its_budget(whole: Path) -> None:
     assert integers == summary["bit_allocation"].keys()
 
 
-@pytest.mark.parametrize("cut", [3, 6, 8])
+@pytest.mark.parametrize("cut", [6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (3, 8))])
 def test_resume_before_and_after_the_choice_repeats_the_run(whole: Path, tmp_path: Path, cut: int) -> None:
     out = tmp_path / "cut"
     shutil.copytree(whole, out)
@@ -133,6 +133,7 @@ def test_measuring_changes_no_state(small: Run) -> None:
     assert not any(p.grad is not None and p.grad.any() for p in state.parameters())
 
 
+@pytest.mark.slow
 def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, spent = bit_allocation.choose_bits, list[float]()
 
@@ -151,6 +152,7 @@ def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypa
     assert seconds < time.perf_counter() - began - sum(spent)
 
 
+@pytest.mark.slow
 def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:
     """With one weight rounded to 2 bits, the loss rises by about the predicted loss increase."""
     state = opened(
@@ -188,6 +190,7 @@ def _loss(state: TrainState, rounded: str) -> float:
     return loss
 
 
+@pytest.mark.slow
 def test_without_qat_bits_are_chosen_when_packing(small: Run, tmp_path: Path) -> None:
     summary = train(with_settings(small, {"quant.qat_fraction": 0.0}), tmp_path / "run")
     assert summary["artifact_bytes"] <= BUDGET

@@ -18,7 +18,7 @@ from jepamba.train.stop import StopRequest
 from processes import Running, losses, records, seen
 from tiny import preset, text_file, tiny
 
-STEPS, EVERY = 60, 4
+STEPS, EVERY = 40, 4
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, who
     out, moments = tmp_path / "out", random.Random(0)
     words = ["train", str(whole / "tiny.toml"), "--out", str(out)]
     resumed = []
-    for kill in range(3):
+    for kill in range(2):
         running = Running(words, tmp_path)
-        running.wait_for(tmp_path / "seen-0.txt", lines=2 + 60 * kill)
+        running.wait_for(tmp_path / "seen-0.txt", lines=2 + 40 * kill)
         time.sleep(moments.uniform(0, 0.4))
         running.signal(signal.SIGKILL)
         assert running.wait() == [-signal.SIGKILL]
@@ -68,7 +68,13 @@ def test_kill_9_then_resume_loses_nothing_and_sees_nothing_twice(text: Path, who
     assert (out / "artifact.jepa").read_bytes() == (whole / "out" / "artifact.jepa").read_bytes()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+    ],
+)
 def test_a_polite_signal_checkpoints_first(
     text: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -146,6 +152,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_alone(
     assert newest(out) == STEPS
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_with_a_line(
     text: Path, whole: Path, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -181,7 +188,7 @@ def shards(text: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-@pytest.mark.parametrize("fate", ["cut short", "overwritten"])
+@pytest.mark.parametrize("fate", ["cut short", pytest.param("overwritten", marks=pytest.mark.slow)])
 def test_a_shard_that_is_damaged_in_the_middle_ends_the_run_with_its_name(
     text: Path, shards: Path, tmp_path: Path, fate: str
 ) -> None:
@@ -205,6 +212,7 @@ def test_a_shard_that_is_damaged_in_the_middle_ends_the_run_with_its_name(
     assert Running(["resume", str(out)], tmp_path).wait() == [0], running.output()
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_deleted_in_the_middle_is_read_to_the_end(text: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = tiny(shards, train__steps=30)

@@ -135,7 +135,11 @@ def test_one_more_than_the_limit_ends_the_run(text: Path, tmp_path: Path, monkey
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
 
 
-@pytest.mark.parametrize("bad", [(1,), (2,), (1, 2)], ids=["first", "second", "both"])
+@pytest.mark.parametrize(
+    "bad",
+    [pytest.param((1,), marks=pytest.mark.slow), (2,), pytest.param((1, 2), marks=pytest.mark.slow)],
+    ids=["first", "second", "both"],
+)
 def test_a_bad_ghost_step_is_left_out_too(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
 ) -> None:

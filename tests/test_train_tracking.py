@@ -150,7 +150,7 @@ def test_a_run_that_ends_with_an_error_takes_leave(
             thread.join()
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_processes_that_end_with_an_error_take_leave(tmp_path: Path, size: int) -> None:
     """Several ranks end without Python's exit handlers."""
     words = ["train", preset(tmp_path, diverging(tmp_path)), "--out", str(tmp_path / "out")]
@@ -168,6 +168,7 @@ def test_a_rank_that_is_terminated_while_it_packs_takes_leave(tmp_path: Path) ->
     assert (tmp_path / "calls").read_text().split() == ["init", "log", "log", "finish"]
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_a_slow_dashboard_and_part_together(tmp_path: Path) -> None:
     run = tiny(text_file(tmp_path), train__track="trackio", train__steps=2)
     words = ["train", preset(tmp_path, run), "--out", str(tmp_path / "out")]

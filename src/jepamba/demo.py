@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jepamba.api import load
 from jepamba.artifact.locate import SHIPPED
 from jepamba.config import Data, with_settings
 from jepamba.data.source import Source
@@ -41,9 +42,9 @@ def run_demo(out: Path, seconds: float | None = None) -> dict[str, Any]:
     artifact = out / "artifact.jepa"
     with Progress("scoring in a fresh process"):
         score = _run_command(["eval", str(artifact), "--data", str(held_out)])
-        words = ["--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS), "--temperature", "0.8"]
-        samples = [_run_command(["generate", str(model), *words]) for model in (artifact, SHIPPED)]
-        sample, shipped_sample = (found["prompt"] + found["text"] for found in samples)
+    sample, shipped_sample = (
+        PROMPT + load(model).generate(PROMPT, SAMPLE_TOKENS, temperature=0.8) for model in (artifact, SHIPPED)
+    )
     with Progress("compressing the same text") as report:
         # Documents without separators: exactly the bytes that the model is scored on.
         baselines = compressors(b"".join(splits["val"]), b"".join(splits["train"]), report)

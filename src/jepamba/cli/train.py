@@ -44,9 +44,11 @@ def add(commands: Commands) -> None:
 def train(args: Namespace) -> int:
     """Run `jepamba train` and print the scores; with `--dry-run`, print the size of the model."""
     from jepamba.presets import preset_layers
-    from jepamba.train.initial_settings import run_of_layers
 
-    run, choices = run_of_layers(*preset_layers(args.preset), settings_from_args(args))
+    layers, settings = preset_layers(args.preset), settings_from_args(args)
+    from jepamba.train.initial_settings import run_of_layers  # imports PyTorch: a wrong preset is refused at once
+
+    run, choices = run_of_layers(*layers, settings)
     if args.dry_run:
         return _dry_run(run, choices, args.json)
     from jepamba.folder_lock import unused_folder

@@ -111,9 +111,7 @@ def bundle(module: str, function: str, arguments: str = "", comment: str = "", p
         comment: Lines that start with `#`, for the top of the file.
         packed: Compress the sections to about a third of their bytes. They are then not directly readable.
     """
-    root = module.partition(".")[0]
-    found = _reached(module, function, root)
-    sections = "\n\n".join(f"{MARK}{name}\n{_section(_module(name), found[name], root)}" for name in sorted(found))
+    root, sections = module.partition(".")[0], _sections(module, function)
     text = _READABLE
     if packed:
         # The alphabet of base 85 has neither quotes nor backslashes.
@@ -123,6 +121,14 @@ def bundle(module: str, function: str, arguments: str = "", comment: str = "", p
     program = _HEAD.format(comment=comment, text=text, **names) + ("" if packed else f"\n\n{sections}")
     ast.parse(program)
     return program
+
+
+@cache
+def _sections(module: str, function: str) -> str:
+    """Return the modules that `function` needs, each with what is needed of it, under its mark."""
+    root = module.partition(".")[0]
+    found = _reached(module, function, root)
+    return "\n\n".join(f"{MARK}{name}\n{_section(_module(name), found[name], root)}" for name in sorted(found))
 
 
 @dataclass

@@ -21,7 +21,9 @@ def _kernels_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizers, "use_triton", lambda _: True)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize(
+    "name", [*QUANTIZERS[::3], *(pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(QUANTIZERS) if i % 3)]
+)
 def test_the_kernel_gives_the_bits_of_the_quantizer(name: str) -> None:
     assert differences(hard_weights().to(DEVICE), name) == 0
 

@@ -29,7 +29,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     torch.manual_seed(3)
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
-    B, T = 2, 37
+    B, T = 2, 20
     projected = torch.randn(B, T, mixer.row_width, device=DEVICE, dtype=dtype)
     projected[..., mixer.sizes.inner + mixer.channels + mixer.sizes.heads :] = 0
     reset = (torch.rand(B, T, device=DEVICE) < 0.1) if resets else None
@@ -52,6 +52,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     assert (ours - truth).norm() / truth.norm() < tolerance
 
 
+@pytest.mark.slow
 def test_single_tokens_of_several_groups() -> None:
     """Sequences of one token, whose slices have an arbitrary time stride."""
     torch.manual_seed(6)
@@ -70,7 +71,8 @@ def test_single_tokens_of_several_groups() -> None:
     compare(fused, plain, [projected, *weights], 1e-5)
 
 
-@pytest.mark.parametrize("resets", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("resets", [False, True])
 def test_steps_of_every_size(resets: bool) -> None:
     """Each head has a dt from 1e-18 to 30, and its gradient is compared at its own scale.
 

@@ -26,6 +26,7 @@ class TestEqualPlain:
             compare(lambda *v: AddNorm.apply(*v, norms.RMS_EPS), norms.add_norm, [x, branch], tolerance, used)
         compare(lambda v: AddNorm.apply(v, None, norms.RMS_EPS)[1], norms.rms, [x], tolerance)
 
+    @pytest.mark.slow
     def test_mix_norm(self, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
         D = shape[-1]
         x, x0, skip = (random(*shape, dtype=dtype, seed=s) for s in range(3))
