@@ -24,7 +24,7 @@ demo: $(STAMP)
 # Without bytecode, each process would compile every test again.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Every test but the sweeps and costly variants. Bound: 7 minutes of CPU time; measured: 11 to 13 on slow cores, by their load.
+# Every test but the sweeps and costly variants. Bound: 7 minutes of CPU time, which are 12 on slow cores; measured there: 11.
 test: $(STAMP)
 	$(PYTEST) -m "not slow"
 

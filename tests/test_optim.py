@@ -532,7 +532,6 @@ def test_a_skipped_step_changes_nothing_and_the_next_is_the_usual_one() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.slow
 def test_adamw_is_torch_adamw() -> None:
     """To the bit, with a parameter that has a gradient in some steps only, and without importing a compiler."""
     code = """

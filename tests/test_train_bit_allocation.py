@@ -152,7 +152,6 @@ def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypa
     assert seconds < time.perf_counter() - began - sum(spent)
 
 
-@pytest.mark.slow
 def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:
     """With one weight rounded to 2 bits, the loss rises by about the predicted loss increase."""
     state = opened(
