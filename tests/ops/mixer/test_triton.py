@@ -29,7 +29,7 @@ def test_fused_equals_plain(dtype: torch.dtype, tolerance: float, carried: bool,
     torch.manual_seed(3)
     config = Model(vocab_size=16, d_model=64, headdim=32, d_state=16, chunk_size=16, n_layer=1)
     mixer = Mamba2(config, Quant()).to(DEVICE)
-    B, T = 2, 20
+    B, T = 2, 37
     projected = torch.randn(B, T, mixer.row_width, device=DEVICE, dtype=dtype)
     projected[..., mixer.sizes.inner + mixer.channels + mixer.sizes.heads :] = 0
     reset = (torch.rand(B, T, device=DEVICE) < 0.1) if resets else None
