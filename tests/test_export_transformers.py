@@ -303,7 +303,8 @@ def test_ids_and_text_are_those_of_the_tokenizer(tmp_path: Path, make: Any) -> N
         assert theirs(text)["input_ids"] == ids, text[:40]
         assert theirs.encode(text, add_special_tokens=False) == ids[len(start) :]
         restored = theirs.decode(ids, skip_special_tokens=True)
-        if tokenizer.kind == "bytes" or tokenizer.lossless_on(text):
+        decoded = tokenizer.decode(tokenizer.encode(text), previous=tokenizer.bos_id)
+        if tokenizer.kind == "bytes" or decoded == text.encode():
             assert restored == text
         elif theirs.unk_token_id not in ids:  # after which jepamba drops a space
             assert restored == tokenizer.decode(ids).decode()

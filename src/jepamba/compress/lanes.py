@@ -80,8 +80,6 @@ class LaneBatch:
         self._model, self._temperature = artifact.model, artifact.temperature
         self._reset = artifact.tokenizer.bos_id if artifact.tokenizer.separator and artifact.run.data.reset else None
         self._state = self._model.initial_state(size)
-        self.first_W = np.full(size, artifact.tokenizer.bos_id, dtype=np.int64)
-        """Input of each lane before its first token."""
 
     def step(self, ids_W: NDArray[np.int64]) -> Float[Tensor, "W V"]:
         """Feed one token to each lane and return the logits of the next, divided by the temperature."""

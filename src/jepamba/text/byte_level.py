@@ -69,7 +69,3 @@ class ByteTokenizer:
     def serialize(self) -> bytes:
         """Return a short text that says whether byte 0 separates documents."""
         return _BLOBS[self.separator]
-
-    def lossless_on(self, text: str) -> bool:
-        """Return True for every text that `encode` accepts."""
-        return self.decode(self.encode(text)) == utf8(text)

@@ -129,10 +129,6 @@ class SentencePieceTokenizer:
         """Return the bytes of the `.model` file."""
         return self._blob
 
-    def lossless_on(self, text: str) -> bool:
-        """Whether decoding the ids of `text` returns exactly `text`. Normalisation (NFKC, spaces) may change it."""
-        return self.decode(self.encode(text), previous=self.bos_id) == utf8(text)
-
     def _read_pieces(self) -> None:
         model = self._processor
         ids = range(self.vocab_size)

@@ -79,10 +79,6 @@ class Tokenizer(Protocol):
         """Return the blob from which `load_tokenizer(kind, blob)` restores this tokenizer."""
         ...
 
-    def lossless_on(self, text: str) -> bool:
-        """Whether decoding the ids of `text` returns exactly `text`. A model that normalizes text may change it."""
-        ...
-
 
 def sliced(texts: Iterable[str], size: int) -> Iterator[str]:
     """Yield `texts` in slices of at most `size` characters."""
