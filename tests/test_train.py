@@ -369,9 +369,9 @@ def test_the_logged_loss_is_the_differentiated_total(small: Run) -> None:
 
 
 def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:
-    train(with_settings(small, {"train.steps": 50}), tmp_path / "run")
+    train(with_settings(small, {"train.steps": 80}), tmp_path / "run")
     ce = [record["ce"] for record in records(tmp_path / "run")]
-    assert sum(ce[-10:]) / 10 < 0.75 * ce[0]
+    assert sum(ce[-20:]) / 20 < 0.72 * ce[0]
 
 
 COMPILED = """

@@ -120,18 +120,18 @@ def test_fine_tuning_improves_the_model_and_shows_both_scores(
     first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    words = ["train", settings(tmp_path), "--init-from", str(first), "--train.steps", "30", "--out", str(out)]
+    words = ["train", settings(tmp_path), "--init-from", str(first), "--train.steps", "60", "--out", str(out)]
     assert main(words) == 0
     printed = capsys.readouterr()
     summary = json.loads((out / "summary.json").read_text())
     before, after = summary["bpb_initial"], summary["bpb_plain"]["bpb"]
-    assert after < before - 0.02
+    assert after < before - 0.05
     assert f"before training, validation {before:.4f} BPB" in printed.err
     assert re.search(rf"before training, plain windows +{before:.4f} BPB\nplain windows +{after:.4f} BPB", printed.out)
     # The score before training is that of the artifact that it starts from, on the whole held-out text.
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     scored = [record for record in records if record["kind"] == "val"]
-    assert [record["step"] for record in scored] == [0, 30]
+    assert [record["step"] for record in scored] == [0, 60]
     assert scored[0]["tokens"] == summary["bpb_plain"]["tokens"]
     still = {"muon_lr": 0.0, "adam_lr": 0.0}
     off = {"weight": 0.0, "sigreg_weight": 0.0}

@@ -112,7 +112,8 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     # 16,384 and 65,536 are worse on one GPU at 16 s to 120 s (levers-16s, levers-30s). A step takes 8.6 ms + 0.4 ms per
     # 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger batch does (derived). A CPU
     # has no such fixed part: 1,024 are worse than 2,048 and 4,096 as good (levers-cpu).
-    batch = GPU_TOKENS * max(1, known.world_size // 2) if known.on_gpu else CPU_TOKENS
+    best = GPU_TOKENS if known.on_gpu else CPU_TOKENS
+    batch = best * max(1, known.world_size // 2) if known.on_gpu else best
     if "train.tokens_per_step" not in run.train.dial:
         batch = run.train.tokens_per_step
     limit = run.quant.budget_bytes or LIMIT_BYTES - CODE_RESERVE
@@ -128,7 +129,6 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     unit = seq_len * known.world_size
     if "train.tokens_per_micro" not in run.train.dial:
         unit = math.lcm(unit, run.train.tokens_per_micro)
-    best = GPU_TOKENS if known.on_gpu else CPU_TOKENS
     batch_reason = f"{best:,} were best on one {'GPU' if known.on_gpu else 'CPU'}"
     if known.world_size > 1:
         batch_reason += f"; derived, not measured, for {known.world_size} processes"
