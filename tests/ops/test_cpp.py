@@ -13,7 +13,7 @@ extern "C" float lane_sum() {
     Vec mostly = splat(X), each[LANES];
     mostly[3] = 1;
     for (int i = 0; i < LANES; i++) each[i] = splat(i);
-    return sum(mostly) + sums(each)[5];
+    return sum(mostly) + sums(each)[3];
 }
 """
 
@@ -35,13 +35,22 @@ def test_a_library_is_compiled_once_for_its_source_and_constants(source: Path, m
         loaded.lane_sum.restype = ctypes.c_float
         return float(loaded.lane_sum())
 
-    # 15 lanes of X and one 1, and 16 lanes of 5.
-    assert value(X=2) == 31 + 80
-    assert value(X=3) == 46 + 80
+    # One lane of 1, the others of X; and all lanes of 3.
+    assert value(X=2, LANES=16) == 31 + 48
+    assert value(X=3, LANES=16) == 46 + 48
     monkeypatch.setattr(cpp.subprocess, "run", None)
-    assert value(X=2) == 31 + 80
+    assert value(X=2, LANES=16) == 31 + 48
     files = list((source.parent / "cache" / "jepamba" / "kernels").iterdir())
     assert len(files) == 2, "no unfinished files stay"
+
+
+@needs_compiler
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_sums_of_any_width(source: Path, lanes: int) -> None:
+    loaded = cpp.library(source, X=2, LANES=lanes)
+    assert loaded is not None
+    loaded.lane_sum.restype = ctypes.c_float
+    assert loaded.lane_sum() == 2 * (lanes - 1) + 1 + 3 * lanes
 
 
 @needs_compiler

@@ -9,21 +9,11 @@
 // V vocabulary.
 #include <cmath>
 #include <initializer_list>
-#ifdef __FMA__
-#include <immintrin.h>
-#endif
+#define LANES 16
 #include "vectors.h"
 
-// A product keeps PART sums of WIDTH lanes in registers: 24 of the 32 of AVX-512 and NEON, 12 of the 16 of AVX2.
-constexpr int TILE = 24;
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16, PART = 24;
-#elif defined(__FMA__)
-constexpr int WIDTH = 8, PART = 12;
-#else
-constexpr int WIDTH = 4, PART = 24;
-#endif
-typedef float Register __attribute__((vector_size(4 * WIDTH)));
+// A product keeps PART sums of a register each: 24 of the 32 of AVX-512 and NEON, 12 of the 16 of AVX2.
+constexpr int TILE = 24, PART = WIDTH == 8 ? 12 : 24;
 constexpr int BLOCK = 64;  // symbols whose weights are added up for the search
 constexpr float WEIGHTS = 1 << 24;
 

@@ -1,13 +1,28 @@
-// Vectors of 16 fp32 values, which GCC and Clang map to the registers of any CPU, and their loads and stores as fp32 or
-// bf16.
+// Vectors of LANES fp32 values, and their loads and stores as fp32 or bf16.
+//
+// LANES fills a register of the processor, unless a kernel fixes it: GCC computes comparisons and conversions of wider
+// vectors value by value.
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX__
+#include <utility>
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__SSE__)
+#include <xmmintrin.h>
 #endif
 
-constexpr int LANES = 16;
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+#ifndef LANES
+#define LANES WIDTH
+#endif
+typedef float Register __attribute__((vector_size(4 * WIDTH)));
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
@@ -30,7 +45,7 @@ static inline Vec load(const bf16* from) {
 
 // Rounds to nearest even; NaN stays NaN.
 static inline void store(bf16* to, Vec value) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && LANES == 16
     __m256bh half = _mm512_cvtneps_pbh((__m512)value);
 #else
     Bits bits = (Bits)value;
@@ -57,72 +72,74 @@ static inline void store1(bf16* to, float value) {
 static inline Vec splat(float value) { return value - Vec{}; }
 
 // The larger of both; the second where one is NaN.
-static inline Vec maximum(Vec a, Vec b) {
-#ifdef __AVX512F__
-    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+static inline Register larger(Register a, Register b) {
+#if defined(__AVX512F__)
+    return (Register)_mm512_max_ps((__m512)a, (__m512)b);
 #elif defined(__AVX__)
-    __m256 x[2], y[2];
-    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b);
-    x[0] = _mm256_max_ps(x[0], y[0]), x[1] = _mm256_max_ps(x[1], y[1]);
-    memcpy(&a, x, sizeof a);
-    return a;
+    return (Register)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE__)
+    return (Register)_mm_max_ps((__m128)a, (__m128)b);
 #else
     return a > b ? a : b;
 #endif
 }
 
-static inline Vec minimum(Vec a, Vec b) {
-#ifdef __AVX512F__
-    return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+// The smaller of both; the second where one is NaN.
+static inline Register smaller(Register a, Register b) {
+#if defined(__AVX512F__)
+    return (Register)_mm512_min_ps((__m512)a, (__m512)b);
 #elif defined(__AVX__)
-    __m256 x[2], y[2];
-    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b);
-    x[0] = _mm256_min_ps(x[0], y[0]), x[1] = _mm256_min_ps(x[1], y[1]);
-    memcpy(&a, x, sizeof a);
-    return a;
+    return (Register)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE__)
+    return (Register)_mm_min_ps((__m128)a, (__m128)b);
 #else
     return a < b ? a : b;
 #endif
 }
 
-static inline float sum(Vec value) {
-    typedef float Half __attribute__((vector_size(2 * LANES)));
-    typedef float Quarter __attribute__((vector_size(LANES)));
-    Half halves[2];
-    memcpy(halves, &value, sizeof value);
-    halves[0] += halves[1];
-    Quarter quarters[2];
-    memcpy(quarters, halves, sizeof quarters);
-    quarters[0] += quarters[1];
-    return (quarters[0][0] + quarters[0][2]) + (quarters[0][1] + quarters[0][3]);
+template <Register (*function)(Register, Register)>
+static inline Vec by_register(Vec a, Vec b) {
+    Register x[LANES / WIDTH], y[LANES / WIDTH];
+    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b);
+    for (int i = 0; i < LANES / WIDTH; i++) x[i] = function(x[i], y[i]);
+    memcpy(&a, x, sizeof a);
+    return a;
 }
 
-// Lane i is the sum of values[i]; overwrites them.
-static inline Vec sums(Vec* values) {
-#if defined(__clang__) || __GNUC__ >= 12
-#define MERGE(width)                                                                                                   \
-    for (int i = 0; i < width; i++) {                                                                                  \
-        const Vec a = values[i], b = values[i + width];                                                                \
-        values[i] = __builtin_shufflevector(a, b, PICK(0, width), PICK(1, width), PICK(2, width), PICK(3, width),      \
-            PICK(4, width), PICK(5, width), PICK(6, width), PICK(7, width), PICK(8, width), PICK(9, width),            \
-            PICK(10, width), PICK(11, width), PICK(12, width), PICK(13, width), PICK(14, width), PICK(15, width))      \
-            + __builtin_shufflevector(a, b, NEXT(0, width), NEXT(1, width), NEXT(2, width), NEXT(3, width),            \
-            NEXT(4, width), NEXT(5, width), NEXT(6, width), NEXT(7, width), NEXT(8, width), NEXT(9, width),            \
-            NEXT(10, width), NEXT(11, width), NEXT(12, width), NEXT(13, width), NEXT(14, width), NEXT(15, width));     \
-    }
-#define PICK(lane, width) ((lane) & (width) ? LANES + (lane) - (width) : (lane))
-#define NEXT(lane, width) ((lane) & (width) ? LANES + (lane) : (lane) + (width))
-    MERGE(8)
-    MERGE(4)
-    MERGE(2)
-    MERGE(1)
+static inline Vec maximum(Vec a, Vec b) { return by_register<larger>(a, b); }
+static inline Vec minimum(Vec a, Vec b) { return by_register<smaller>(a, b); }
+
+// Adds the halves, and those of the result, and so on.
+static inline float sum(Vec value) {
+    float values[LANES];
+    memcpy(values, &value, sizeof value);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) values[i] += values[i + width];
     return values[0];
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+template <int width, int... lane>
+static inline Vec merged(Vec a, Vec b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (lane & width ? LANES + lane - width : lane)...)
+        + __builtin_shufflevector(a, b, (lane & width ? LANES + lane : lane + width)...);
+}
+
+// Lane i is the sum of values[i], for half of the vectors at a time; overwrites them.
+template <int width = LANES / 2>
+static inline Vec sums(Vec* values) {
+    for (int i = 0; i < width; i++)
+        values[i] = merged<width>(values[i], values[i + width], std::make_integer_sequence<int, LANES>());
+    if constexpr (width > 1) return sums<width / 2>(values);
+    return values[0];
+}
 #else
+static inline Vec sums(const Vec* values) {
     Vec result;
     for (int i = 0; i < LANES; i++) result[i] = sum(values[i]);
     return result;
-#endif
 }
+#endif
 
 static inline float largest(Vec value) {
     float most = value[0];
