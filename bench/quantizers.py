@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from jepamba.artifact import load_artifact, save_artifact
+from jepamba.artifact.manifest import stored_tensors
 from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Corpus, corpus
@@ -92,8 +93,9 @@ def scored(state: TrainState, path: Path, tokens: int) -> dict[str, Any]:
     names = [name for name, weight in bit_allocation.adjustable_weights(state).items() if weight.matrix]
     matrices = [loaded.model.quant_weights()[name] for name in names]
     values = sum(matrix.master.numel() for matrix in matrices)
-    stored = sum(matrix.quantizer.stored_bits(tuple(matrix.master.shape)) for matrix in matrices)
-    bits = stored / values if values else 32.0
+    stored = stored_tensors(loaded.model)
+    packed = sum(stream.packed_bytes for name in names for stream in stored[name].streams(name).values())
+    bits = 8 * packed / values if values else 32.0
     return {
         "bpb": score.bpb,
         "bytes": size,

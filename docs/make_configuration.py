@@ -33,8 +33,8 @@ in a [plan](studies.md). Settings are merged in order: defaults, preset, overlay
 (`train.steps`, `train.seconds` or `train.tokens`) replaces all earlier ones.
 
 - In a flag, hyphens and underscores are the same, and `--train.steps=100` is `--train.steps 100`.
-- A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.compile` alone means yes,
-  `--train.no-compile` no.
+- A yes-or-no setting takes `yes`/`no`, `true`/`false`, `on`/`off` or `1`/`0`; `--train.graph` alone means yes,
+  `--train.no-graph` no.
 - Invalid or unknown settings are refused before anything is read, with one line that names setting, value and remedy.
 """
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from jepamba.report.charts import line_chart, standalone
-from jepamba.report.latent_charts import cosine_chart, spectrum_chart
 from jepamba.report.plots import Line
 from jepamba.report.records import read_metrics, series, with_train_bpb
 
@@ -53,10 +53,28 @@ def picture() -> str:
     return standalone(line_chart("Same model size, data, seed and number of steps", "step", "bits per byte", lines))
 
 
+def latent_pictures(measured: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Return two SVG files: shares of the variance along the principal axes (from 1e-6 on), and the cosine over lags.
+
+    Arguments: `measured`, by label what `jepamba latents --measure --probe --json` prints.
+    """
+    spectra, cosines = [], []
+    for label, found in measured.items():
+        shares = [(float(axis), share) for axis, share in enumerate(found["spectrum"], 1) if share >= 1e-6]
+        spectra.append(Line(label, shares))
+        cosines.append(Line(label, [(float(lag), cosine) for lag, cosine in found["cosine"].items()]))
+    return (
+        standalone(
+            line_chart("Spectrum of the latents", "principal axis", "share of the variance", spectra, log_y=True)
+        ),
+        standalone(line_chart("Latents over time", "tokens between two latents", "cosine", cosines, dots=True)),
+    )
+
+
 if __name__ == "__main__":
     (DOCS / "img/loss.svg").write_text(picture(), encoding="utf-8")
     (DOCS / "img/record.svg").write_text(record(), encoding="utf-8")
     files = sorted((DOCS / "results/jepa").glob("latents-*.json"))
     if measured := {file.stem.removeprefix("latents-"): json.loads(file.read_text()) for file in files}:
-        (DOCS / "img/latent-spectrum.svg").write_text(standalone(spectrum_chart(measured)), encoding="utf-8")
-        (DOCS / "img/latent-cosine.svg").write_text(standalone(cosine_chart(measured)), encoding="utf-8")
+        for name, drawn in zip(("spectrum", "cosine"), latent_pictures(measured), strict=True):
+            (DOCS / f"img/latent-{name}.svg").write_text(drawn, encoding="utf-8")

@@ -20,6 +20,7 @@ from jepamba.config import Data, Model, Quant, Run, Train
 from jepamba.errors import UserError
 from jepamba.model import LanguageModel
 from jepamba.presets import load_preset
+from jepamba.quant import IntQuantizer
 from jepamba.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
 
 TEXT = ["The quick brown fox jumps over the lazy dog.", "A small text: 12 words, and then — some more!"] * 20
@@ -195,7 +196,10 @@ def test_inspection_adds_up(tmp_path: Path, bpe: SentencePieceTokenizer) -> None
     for row in found["tensors"]:
         weight, quantizer = weights[row["name"]].master, weights[row["name"]].quantizer
         assert row["shape"] == list(weight.shape)
-        assert row["bytes_packed"] * 8 == pytest.approx(quantizer.stored_bits(tuple(weight.shape)), abs=7)
+        streams = quantizer.encode(weight)
+        widths = {"q": quantizer.bits} if isinstance(quantizer, IntQuantizer) else {}
+        bits = sum(value.numel() * widths.get(name, 8 * value.element_size()) for name, value in streams.items())
+        assert row["bytes_packed"] * 8 == pytest.approx(bits, abs=7)
         assert row["entropy"] <= row["bits_per_value"]
         if row["quantizer"] == "int4":
             codes = quantizer.encode(weight)["q"]

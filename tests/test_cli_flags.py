@@ -41,22 +41,22 @@ def test_hyphens_and_underscores_are_the_same(word: str) -> None:
 @pytest.mark.parametrize(
     ("words", "value"),
     [
-        (["--train.compile"], True),
-        (["--train.compile", "yes"], True),
-        (["--train.compile=True"], True),
-        (["--train.no-compile"], False),
-        (["--train.no_compile"], False),
-        (["--train.compile", "False"], False),
-        (["--train.compile", "0"], False),
-        (["--train.compile", "off", "--train.compile"], True),
+        (["--train.graph"], True),
+        (["--train.graph", "yes"], True),
+        (["--train.graph=True"], True),
+        (["--train.no-graph"], False),
+        (["--train.no_graph"], False),
+        (["--train.graph", "False"], False),
+        (["--train.graph", "0"], False),
+        (["--train.graph", "off", "--train.graph"], True),
     ],
 )
 def test_yes_or_no(words: list[str], value: bool) -> None:
-    assert parse(*words).train.compile is value
+    assert parse(*words).train.graph is value
 
 
 def test_a_yes_or_no_flag_does_not_eat_what_follows() -> None:
-    assert normalize_flags(["--train.compile", "quick", "--out", "x"]) == ["--train.compile=yes", "quick", "--out", "x"]
+    assert normalize_flags(["--train.graph", "quick", "--out", "x"]) == ["--train.graph=yes", "quick", "--out", "x"]
 
 
 def test_several_values() -> None:

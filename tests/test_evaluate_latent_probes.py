@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
-
 import numpy as np
 import pytest
 import torch
@@ -19,8 +17,6 @@ from jepamba.evaluate.latent_probes import (
     vocabulary_parts,
 )
 from jepamba.evaluate.text_labels import document_groups, document_texts, sentence_numbers
-from jepamba.report.charts import standalone
-from jepamba.report.latent_charts import cosine_chart, spectrum_chart
 from jepamba.text import ByteTokenizer, Tokenizer
 from jepamba.text.bpe import train_bpe
 
@@ -187,23 +183,6 @@ def test_measures_of_latents_of_known_rank() -> None:
     assert measured["spectrum"][:5] == pytest.approx([0.2] * 5, abs=0.01)
     assert sum(measured["spectrum"][5:]) < 1e-6
     assert measured["within_sequence"] == pytest.approx(0.99, abs=0.002)
-
-
-def test_charts_show_each_model(bytes_stream: tuple[np.ndarray, np.ndarray]) -> None:
-    noise_ND = torch.randn(len(bytes_stream[0]), 8, generator=torch.Generator().manual_seed(6))
-    measured = {
-        label: measure_latents(values_ND, 64) | probe_latents(latents(values_ND, *bytes_stream), ByteTokenizer())
-        for label, values_ND in {"without JEPA": noise_ND, "with JEPA": noise_ND.cumsum(0)}.items()
-    }
-    for chart, title in (
-        (spectrum_chart(measured), "Spectrum"),
-        (cosine_chart(measured), "cosine over tokens"),
-    ):
-        root = ElementTree.fromstring(standalone(chart).partition("?>")[2])
-        text = " ".join(root.itertext())
-        assert title in text
-        assert "without JEPA: from" in text
-        assert "with JEPA: from" in text
 
 
 def test_few_latents_are_refused() -> None:

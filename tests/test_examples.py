@@ -21,8 +21,8 @@ PRINTED = {
     "train_on_your_text.py": r"TextModel\([\d,]+ parameters[^\n]*\nThe.*\nIn.*\d\.\d{3} bits per byte\n$",
     "use_from_transformers.py": r"\d+\.\d{3} nats per token of the prompts\n.The function of a module is.*In the beg",
 }
-"""What the scripts print, as a pattern. `train_on_your_text.py` trains the preset `quick` for five seconds. A sample may go on
-inside the last word of the prompt."""
+"""What the scripts print, as a pattern. `train_on_your_text.py` trains the preset `quick` for five seconds. A sample
+may go on inside the last word of the prompt."""
 pytestmark = pytest.mark.slow
 
 

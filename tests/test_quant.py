@@ -211,15 +211,9 @@ def test_the_gradient_goes_straight_through(quantizer: Quantizer) -> None:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=ids)
 @pytest.mark.parametrize("shape", [(6, 40), (40,), (3, 4, 5), ()], ids=str)
-def test_declared_streams_and_bits_are_the_encoded_ones(quantizer: Quantizer, shape: tuple[int, ...]) -> None:
+def test_declared_streams_are_the_encoded_ones(quantizer: Quantizer, shape: tuple[int, ...]) -> None:
     streams = quantizer.encode(torch.randn(shape))
     assert {name: (tuple(value.shape), value.dtype) for name, value in streams.items()} == quantizer.streams(shape)
-    width = {"q": int(quantizer.name[3]) if quantizer.name.startswith("int") else 0, "fp8": 8, "scale": 16}
-    bits = sum(
-        value.numel() * width.get(name, 8 * value.element_size() if name == "value" else 0)
-        for name, value in streams.items()
-    )
-    assert quantizer.stored_bits(shape) == bits
 
 
 def test_rows_of_a_shape() -> None:

@@ -103,7 +103,6 @@ def test_groups_are_rows_of_their_own() -> None:
     assert torch.equal(ragged[:, :16], through(w[:, :16], IntQuantizer(4, "clip", 8)))
     assert torch.equal(ragged[:, 16:], through(w[:, 16:21], IntQuantizer(4, "clip")))
     assert IntQuantizer(4, group=8).streams((6, 21))["scale"] == ((6, 3), torch.bfloat16)
-    assert IntQuantizer(4, group=8).stored_bits((6, 21)) == 6 * 21 * 4 + 6 * 3 * 16
     # A group as wide as the row, or wider, is the row.
     for group in (21, 100):
         assert torch.equal(through(w[:, :21], IntQuantizer(4, "absmax", group)), through(w[:, :21], IntQuantizer(4)))

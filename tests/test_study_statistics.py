@@ -10,7 +10,6 @@ from scipy import stats
 
 from jepamba.study.statistics import (
     half_width,
-    interpolate,
     paired_difference,
     pairs_for,
     sign_flip_p,
@@ -144,15 +143,3 @@ def test_verdicts() -> None:
         found = paired_difference(values, base)
         assert found is not None
         assert found.verdict == verdict
-
-
-def test_interpolation_stays_within_its_curve() -> None:
-    curve = [(1.0, 4.0), (3.0, 2.0), (3.0, 1.0), (5.0, 0.0)]
-    assert interpolate(curve, 2.0) == 3.0
-    assert interpolate(curve, 4.0) == 0.5
-    assert interpolate(curve, 1.0) == 4.0
-    assert interpolate(curve, 5.0) == 0.0
-    assert interpolate(curve, 0.9) is None
-    assert interpolate(curve, 5.1) is None
-    assert interpolate([(2.0, 7.0)], 2.0) == 7.0
-    assert interpolate([], 2.0) is None

@@ -5,8 +5,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -372,39 +370,6 @@ def test_the_loss_falls_on_real_text(small: Run, tmp_path: Path) -> None:
     train(with_settings(small, {"train.steps": 80}), tmp_path / "run")
     ce = [record["ce"] for record in records(tmp_path / "run")]
     assert sum(ce[-20:]) / 20 < 0.72 * ce[0]
-
-
-COMPILED = """
-import sys, torch
-from jepamba.config import with_settings
-from jepamba.data import corpus
-from jepamba.presets import load_preset
-from jepamba.train import resolve
-from jepamba.train.device import choose_device
-from jepamba.train.state import TrainState
-from jepamba.train.step import Trainer
-
-original = torch.nn.Module.compile
-torch.nn.Module.compile = lambda self: original(self, backend="aot_eager", fullgraph=True)
-run = load_preset(sys.argv[1])
-text = corpus(run.data)
-for compiled in (False, True):
-    changed = with_settings(resolve(run, text), {"train.compile": compiled})
-    trainer = Trainer(TrainState(changed, text, choose_device(run.train)))
-    print(*[trainer.train_step(0.0)["loss"] for _ in range(2)])
-"""
-
-
-@pytest.mark.slow
-def test_compiled_blocks_train_as_they_are_written(small: Run, tmp_path: Path) -> None:
-    """Traced and differentiated by the compiler, without generated code, which would need a C++ compiler; in a process
-    without the checks of shapes, which are not to be traced."""
-    (tmp_path / "run.toml").write_text(dump_toml(small))
-    command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(tmp_path / "run.toml")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    plain, compiled = ([float(value) for value in line.split()] for line in done.stdout.splitlines())
-    assert compiled == pytest.approx(plain, rel=1e-5)
 
 
 def test_refusals_name_what_and_where(small: Run, begun: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def _left(elapsed: float, fraction: float) -> str:
 def _bar() -> RichProgress:
     """Return an empty bar. Only here Rich is imported, which takes a tenth of a second."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
     from rich.table import Column
     from rich.text import Text
 
@@ -134,14 +134,10 @@ def _bar() -> RichProgress:
             elapsed = task.elapsed or 0.0
             return Text(f"{_left(elapsed, task.percentage / 100)}{duration(elapsed)} elapsed")
 
-    class Percent(ProgressColumn):
-        """The share that is done, if the total is known."""
-
-        def render(self, task: Task) -> Text:
-            return Text("" if task.total is None else f"{task.percentage:>3.0f}%")
-
     return Progress(
-        Percent(table_column=Column(no_wrap=True, min_width=4)),
+        TaskProgressColumn(
+            "{task.percentage:>3.0f}%", "", style="none", table_column=Column(no_wrap=True, min_width=4)
+        ),
         BarColumn(16, table_column=Column(no_wrap=True)),
         Times(table_column=Column(no_wrap=True)),
         # Only the task and its note are cut on a narrow terminal.

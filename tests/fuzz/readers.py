@@ -25,12 +25,13 @@ from jepamba.artifact.codecs import CODECS
 from jepamba.artifact.container import MAGIC, PREAMBLE, VERSION
 from jepamba.artifact.heads import HEADS, load_heads, save_heads
 from jepamba.compress import Compressor
-from jepamba.compress.file_format import CompressedFile
+from jepamba.compress.file_format import MAX_FILE_BYTES, CompressedFile
 from jepamba.compress.tokens import to_ids
 from jepamba.config import Jepa, Run, from_dict
 from jepamba.data import Corpus, Tokens, open_folder, open_shard
 from jepamba.data.folder import META
 from jepamba.data.writer import FolderWriter
+from jepamba.io import read_untrusted
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.text import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
@@ -194,7 +195,8 @@ class CompressedReader:
 
     def read(self, folder: Path) -> None:
         """See `Reader`."""
-        assert self.compressor.decompress_file(folder / self.file) in self.texts
+        content = read_untrusted(folder / self.file, "a compressed file", MAX_FILE_BYTES)
+        assert self.compressor.decompress(content) in self.texts
 
 
 class ShardReader:

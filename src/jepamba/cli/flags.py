@@ -1,7 +1,7 @@
 """Command-line flags for all settings: `--train.steps 100`, `--data.shuffle no`, `--model.mlp-mult=3`.
 
 Hyphens and underscores are equivalent. A Boolean flag takes true/false, yes/no, on/off or 1/0. Without a value
-(`--train.compile`) it means yes; `--train.no-compile` means no.
+(`--train.graph`) it means yes; `--train.no-graph` means no.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from jepamba.artifact import Artifact, load_artifact
 from jepamba.artifact.locate import SHIPPED, locate
 from jepamba.compress.correction_coding import decode_corrections, encode_corrections
 from jepamba.compress.corrections import apply_corrections, find_corrections
-from jepamba.compress.file_format import MAX_BYTES, MAX_FILE_BYTES, CompressedFile
+from jepamba.compress.file_format import MAX_BYTES, CompressedFile
 from jepamba.compress.lanes import MAX_LANES, TORCH, LaneLayout, lane_count
 from jepamba.compress.steps import fastest_steps, steps_of_file
 from jepamba.compress.token_coding import decode_tokens, encode_tokens
 from jepamba.compress.tokens import Ids, byte_lengths, to_bytes, to_ids
 from jepamba.errors import DivergedError, UserError
-from jepamba.io import read_untrusted, sha256_of
+from jepamba.io import sha256_of
 from jepamba.progress import Report
 
 
@@ -79,8 +79,7 @@ class Compressor:
         """
         place = locate(SHIPPED if path is None else path)
         artifact = load_artifact(place)
-        with place.open("rb") as file:
-            return cls(artifact, hashlib.file_digest(file, "sha256").digest())
+        return cls(artifact, bytes.fromhex(sha256_of(place, "the artifact")))
 
     def compress(self, data: bytes, lanes: int = 0, progress: Report | None = None) -> Compressed:
         """Compress any bytes. The same data, artifact and machine give the same file.
@@ -132,10 +131,6 @@ class Compressor:
                 "compute exactly as the one that compressed it"
             )
         return data
-
-    def decompress_file(self, path: Path, progress: Report | None = None) -> bytes:
-        """Decompress the file at `path`. Errors name the path."""
-        return self.decompress_named(str(path), read_untrusted(path, "a compressed file", MAX_FILE_BYTES), progress)
 
     def decompress_named(self, name: str, content: bytes, progress: Report | None = None) -> bytes:
         """`decompress`, with errors that start with `name`."""

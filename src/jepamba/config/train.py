@@ -66,8 +66,6 @@ class Train:
     carry_state: bool = False
     """Start each window from the detached state of the preceding window (truncated back-propagation through time). It
     requires `data.shuffle` off."""
-    compile: bool = False
-    """Compile the model's blocks with torch.compile, in place of the C++ kernels; CPU only."""
     graph: bool = True
     """Replay the work of a step (weights, micro-batches, clipping, update) as CUDA graphs; GPU only."""
     threads: int = 0

@@ -5,7 +5,6 @@ Every request goes through huggingface_hub, with its cache, retries, range reque
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jepamba.errors import UserError
+from jepamba.io import sha256_of
 from jepamba.progress import Report
 
 Kind = Literal["dataset", "model"]
 _KINDS: dict[Kind, str] = {"dataset": "data set", "model": "model"}
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -183,11 +182,9 @@ def _mismatch(path: Path, file: HubFile) -> str:
         return f"the file has {size:,} bytes, the hub says {file.size:,}"
     if not file.sha256:
         return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_CHUNK_BYTES):
-            digest.update(block)
-    return "" if digest.hexdigest() == file.sha256 else "its content differs from the hub (SHA-256 differs)"
+    return (
+        "" if sha256_of(path, "the download") == file.sha256 else "its content differs from the hub (SHA-256 differs)"
+    )
 
 
 def _progress_class(on_bytes: Callable[[int], None] | None) -> Any:

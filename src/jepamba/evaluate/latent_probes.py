@@ -38,16 +38,17 @@ _MIN_SENTENCE = 8
 _FAR = 2
 """Sentences between the right and a wrong continuation, at least."""
 _MOST_POSITIONS = 100_000
+_SEED = 0
+"""Of the shuffled labels, the wrong continuations and the clusters."""
 
 
-def probe_latents(found: Latents, tokenizer: Tokenizer, seq_len: int = 0, seed: int = 0) -> dict[str, Any]:
+def probe_latents(found: Latents, tokenizer: Tokenizer, seq_len: int = 0) -> dict[str, Any]:
     """Probe the latents of a text.
 
     Arguments:
         found: Latents, in the order of the text.
         seq_len: Length of the windows in which the model read the text. 0: the state was carried. Two latents are
             compared over time only within a window and a document.
-        seed: Of the shuffled labels, the wrong continuations and the clusters.
 
     Returns:
         - `held_out`: number of held-out positions.
@@ -61,7 +62,7 @@ def probe_latents(found: Latents, tokenizer: Tokenizer, seq_len: int = 0, seed: 
 
     Raises: `UserError` if there are fewer than 1,000 latents.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     latents_ND, documents_N = found.latents, found.documents.numpy()
     count = len(documents_N)
     if count < 1000:
@@ -91,7 +92,7 @@ def probe_latents(found: Latents, tokenizer: Tokenizer, seq_len: int = 0, seed: 
     everywhere = np.arange(0, count, _step(count))
     sentences_N = sentence_numbers(found.tokens.numpy(), documents_N, tokenizer)
     for name, labels_N in (
-        ("document_group", _groups(found, tokenizer, seed)),
+        ("document_group", _groups(found, tokenizer)),
         ("sentence_quarter", sentence_quarters(sentences_N)),
     ):
         rows = everywhere[labels_N[everywhere] >= 0]
@@ -188,14 +189,14 @@ def _held_out_from(documents_N: NDArray[np.integer]) -> int:
     return int(later[0]) if len(later) and later[0] < count - count // 20 else fifth
 
 
-def _groups(found: Latents, tokenizer: Tokenizer, seed: int) -> NDArray[np.int64]:
+def _groups(found: Latents, tokenizer: Tokenizer) -> NDArray[np.int64]:
     """The group of each token's document; all 0 for fewer than ten documents."""
     documents_N = found.documents.numpy().astype(np.int64)
     texts = document_texts(found.tokens.numpy(), documents_N, tokenizer)
     groups = min(GROUPS, len(texts) // 5)
     if groups < 2:
         return np.zeros(len(documents_N), dtype=np.int64)
-    group_N: NDArray[np.int64] = document_groups(texts, groups, seed)[documents_N - documents_N[0]]
+    group_N: NDArray[np.int64] = document_groups(texts, groups, _SEED)[documents_N - documents_N[0]]
     return group_N
 
 

@@ -42,9 +42,9 @@ def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def num_programs(rows: int, max_programs: int = PROGRAMS) -> int:
+def num_programs(rows: int) -> int:
     """Return the number of programs for `rows` rows."""
-    return min(rows, max_programs)
+    return min(rows, PROGRAMS)
 
 
 def num_warps(block: int) -> int:

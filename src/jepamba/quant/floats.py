@@ -51,11 +51,6 @@ class Fp8Quantizer:
             expected["scale"] = ((R,), torch.bfloat16)
         return expected
 
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
-        R, C = rows(shape)
-        return R * C * 8 + (R * 16 if self.scaled else 0)
-
 
 @dataclass(frozen=True)
 class FloatQuantizer:
@@ -79,8 +74,3 @@ class FloatQuantizer:
     def streams(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Return shape and dtype of each stream of a tensor of `shape`."""
         return {"value": (shape, self.dtype)}
-
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
-        R, C = rows(shape)
-        return R * C * (16 if self.dtype == torch.bfloat16 else 32)

@@ -87,11 +87,6 @@ class IntQuantizer:
         scales = (R, self.groups(C)) if self.group else (R,)
         return {"q": ((R, C), torch.int8), "scale": (scales, torch.bfloat16)}
 
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
-        R, C = rows(shape)
-        return R * C * self.bits + R * self.groups(C) * 16
-
     def _split(self, w_RC: Tensor) -> Tensor:
         """Split the rows into groups (N, K); the last group of a row is padded with zeros."""
         C = w_RC.shape[1]

@@ -41,10 +41,6 @@ class Quantizer(Protocol):
         """Return shape and dtype of each stream of a tensor of `shape`; readers check streams against it."""
         ...
 
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the stored bits of a tensor of `shape`, scales included, before entropy coding."""
-        ...
-
 
 def rows(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (R, C) of `shape` as a matrix: the first dimension has the rows; a vector or scalar is one row."""

@@ -23,9 +23,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from jepamba.report.records import number
 from jepamba.study.records import Curve, Result
-from jepamba.study.statistics import interpolate
 
 Measure = Literal["steps", "time", "artifact", "carried"]
 MEASURES: tuple[Measure, ...] = ("steps", "time", "artifact", "carried")
@@ -110,10 +111,16 @@ def _equal_steps(run: Curve, baseline: Curve) -> tuple[float, float, float] | No
     return values[last], base[last], float(last)
 
 
+def _bpb_after(second: float, curve: Curve) -> float:
+    """The BPB of `curve` after `second` seconds, interpolated linearly; NaN outside its range."""
+    _steps, seconds, bpb = zip(*curve, strict=True)
+    return float(np.interp(second, seconds, bpb, left=np.nan, right=np.nan))
+
+
 def _equal_time(run: Curve, baseline: Curve) -> tuple[float, float, float] | None:
     second = min(run[-1][1], baseline[-1][1])
-    value, base = (interpolate([(seconds, bpb) for _step, seconds, bpb in curve], second) for curve in (run, baseline))
-    if value is not None and base is not None:
+    value, base = (_bpb_after(second, curve) for curve in (run, baseline))
+    if math.isfinite(value) and math.isfinite(base):
         return value, base, second
     if abs(run[-1][1] - baseline[-1][1]) <= SAME_SECONDS * second:
         return run[-1][2], baseline[-1][2], second

@@ -22,7 +22,7 @@ def differences(study: Study) -> str:
             label = f"{item.name}, {TITLES[item.measure].lower()}"
             rows.append((label, item.difference.mean, item.difference.low, item.difference.high, singles))
     title = f"{study.plan.name}: difference to {study.plan.baseline}"
-    return interval_chart(title, "BPB (below 0 is better); dot: mean, bar: 95 % interval, ticks: seeds", rows)
+    return interval_chart(title, rows)
 
 
 def curve_lines(study: Study, x: Literal["step", "seconds"] = "step") -> list[Line]:

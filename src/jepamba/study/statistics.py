@@ -6,7 +6,6 @@ difference. The spread of the differences gives the uncertainty of their mean.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ _EXACT_PAIRS = 20
 """Pairs up to which the permutation test counts all choices of signs."""
 _QUANTILES = 10_000
 """Points of the average over the distribution of a standard deviation."""
+_QUANTILE = 0.975
+"""Upper quantile of a two-sided 95 % interval."""
 MIN_PAIRS = 3
 """Minimum number of pairs for a verdict: the signs of two differences agree too often by chance."""
 
@@ -52,12 +53,10 @@ class Difference:
         return "higher" if self.low > 0 else "no difference shown"
 
 
-def paired_difference(
-    values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
-) -> Difference | None:
-    """Return the paired difference over the seeds (keys) that both share; None if they share none.
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Return the paired difference over the seeds (keys) that both share, and its 95 % interval; None without one.
 
-    The interval is mean ± t_{(1 + confidence)/2, n−1} · sd / √n.
+    The interval is mean ± t_{0.975, n−1} · sd / √n.
     """
     seeds = sorted(values.keys() & baseline.keys())
     differences = [values[seed] - baseline[seed] for seed in seeds]
@@ -68,7 +67,7 @@ def paired_difference(
     if n == 1:
         return Difference(mean, -math.inf, math.inf, 0.0, 1)
     sd = math.sqrt(math.fsum((x - mean) ** 2 for x in differences) / (n - 1))
-    half = half_width(sd, n, confidence)
+    half = half_width(sd, n)
     return Difference(mean, mean - half, mean + half, sd, n, _t_test_p(mean, sd, n), sign_flip_p(differences))
 
 
@@ -80,27 +79,27 @@ def _t_test_p(mean: float, sd: float, n: int) -> float:
     return float(2 * stats.t.sf(abs(mean) * math.sqrt(n) / sd, n - 1))
 
 
-def half_width(sd: float, n: int, confidence: float = 0.95) -> float:
-    """Return t_{(1 + confidence)/2, n−1} · sd / √n, half the width of the interval of `n` pairs; inf for one pair."""
+def half_width(sd: float, n: int) -> float:
+    """Return t_{0.975, n−1} · sd / √n, half the width of the 95 % interval of `n` pairs; inf for one pair."""
     from scipy import stats  # imported here because it takes a second
 
-    return float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n) if n > 1 else math.inf
+    return float(stats.t.ppf(_QUANTILE, n - 1)) * sd / math.sqrt(n) if n > 1 else math.inf
 
 
-def pairs_for(sd: float, half: float, confidence: float = 0.95) -> int:
+def pairs_for(sd: float, half: float) -> int:
     """Return the smallest number of pairs whose interval has at most the half-width `half`, at least `MIN_PAIRS`."""
     if sd == 0:
         return MIN_PAIRS
     from scipy import stats
 
     # The normal quantile is below that of t: the search starts at too few pairs.
-    n = max(MIN_PAIRS, math.floor((float(stats.norm.ppf(0.5 + confidence / 2)) * sd / half) ** 2))
-    while half_width(sd, n, confidence) > half:
+    n = max(MIN_PAIRS, math.floor((float(stats.norm.ppf(_QUANTILE)) * sd / half) ** 2))
+    while half_width(sd, n) > half:
         n += 1
     return n
 
 
-def smallest_effect(sd: float, n: int, power: float = 0.8, confidence: float = 0.95) -> float:
+def smallest_effect(sd: float, n: int, power: float = 0.8) -> float:
     """Return the difference that a two-sided paired t test of `n` pairs detects with probability `power`.
 
     With a true difference δ the test rejects if |Z + √n δ / sd| > t · S, where Z is standard normal, t the critical
@@ -111,7 +110,7 @@ def smallest_effect(sd: float, n: int, power: float = 0.8, confidence: float = 0
         return math.inf
     from scipy import optimize, stats
 
-    critical = float(stats.t.ppf(0.5 + confidence / 2, n - 1))
+    critical = float(stats.t.ppf(_QUANTILE, n - 1))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     thresholds = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 
@@ -140,13 +139,3 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     for value in values:
         sums = np.concatenate([sums - value, sums + value])
     return float((np.abs(sums) >= observed).mean())
-
-
-def interpolate(curve: list[tuple[float, float]], x: float) -> float | None:
-    """Interpolate `curve` (points in order of x) linearly at `x`. Returns None outside its range."""
-    if not curve or not curve[0][0] <= x <= curve[-1][0]:
-        return None
-    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
-        if x0 <= x <= x1:
-            return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return curve[0][1]

@@ -49,7 +49,7 @@ def choose_device(config: Train) -> DeviceConfig:
     """Choose device and precision for `config`. Of several GPUs, a process takes the one with its local rank.
 
     Raises:
-        UserError: if the device is not available to this process, or `train.compile` is set on a GPU.
+        UserError: if the device is not available to this process.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
@@ -66,11 +66,6 @@ def choose_device(config: Train) -> DeviceConfig:
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
-    if config.compile and on_gpu:
-        raise UserError(
-            "train.compile = true: on a GPU the blocks already are fused kernels in CUDA graphs; use "
-            "train.compile = false, or train.device = cpu"
-        )
     if not on_gpu:
         keep_freed_memory()
     chosen, reason = config.precision, "set by train.precision"

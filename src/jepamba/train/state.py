@@ -106,9 +106,6 @@ class TrainState:
         """JSON-ready notes for the artifact."""
         self.latent_factor = 1.0
         """Common factor of the weights of the latent terms, which `jepa.balance` sets."""
-        if run.train.compile:
-            for block in self.model.blocks:
-                block.compile()
 
     def budget_fraction(self) -> float:
         """The fraction of the budget that is spent: the largest of the fractions of steps, seconds and tokens."""
