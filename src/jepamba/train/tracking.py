@@ -132,7 +132,7 @@ def _imported(library: str) -> ModuleType:
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"train.track = {library!r}: {library} is not installed, or broken ({_line(error)}); "
-            f"`pip install 'jepamba[{library}]'` installs it"
+            f"`pip install '.[{library}]'` in a checkout installs it"
         ) from error
     return module
 
