@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One plan of the JEPA study, or best-levers (docs/studies.md), on the GPUs of this machine, continued from the records in the repository.
 #
-#   CORPUS=corpus runs/jepa_study.sh PLAN [flags of `jepamba study run`, as --seeds 5 --stop-after 500]
+#   CORPUS=corpus scripts/jepa_study.sh PLAN [flags of `jepamba study run`, as --seeds 5 --stop-after 500]
 #
 # CORPUS holds train-0.txt.xz, val.txt.xz and sp8192.model. The runs are in runs/PLAN. Their records, the plan with the
 # dial's choices and the report are copied to docs/results/jepa/PLAN (best-levers: docs/results/best-levers), and from there before the start.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The published setting, measured: preset submission-bpe on the GPUs of one host for 600 seconds.
 #
-#   CORPUS=corpus runs/ten_minutes_8gpu.sh [GPUS]        GPUS: 8 unless said otherwise
+#   CORPUS=corpus scripts/ten_minutes_8gpu.sh [GPUS]        GPUS: 8 unless said otherwise
 #
 # CORPUS holds train/ (text parts 0 to 2, or shards), val (val.txt.xz, or shards) and sp8192.model. Other settings:
 # OUT (default runs/ten-minutes-GPUSgpu), BUDGET (seconds, default 600), PYTHON; flags of a config may follow GPUS.

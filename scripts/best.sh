@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The preset `best` on the GPUs of one host, packed, and scored on the whole validation text (docs/results/best-2gpu-600s.md).
 #
-#   CORPUS=corpus runs/best.sh GPUS SECONDS SEED [flags of a config]
+#   CORPUS=corpus scripts/best.sh GPUS SECONDS SEED [flags of a config]
 #
 # CORPUS holds train/ (text), val.txt.xz and, if there is one, tokenizer.model; otherwise a tokenizer of 16,384 pieces is
 # trained on train/. Repeated after an interruption, the command continues from the newest checkpoint.
