@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 
@@ -59,14 +60,32 @@ def prose(page: Path) -> str:
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs/make_configuration.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    return script("make_configuration")
+
+
+def test_the_pictures_of_latents_show_each_model() -> None:
+    measured = {
+        label: {"spectrum": [share, 1 - share, 0.0], "cosine": {"1": share, "8": 0.1}}
+        for label, share in {"without JEPA": 0.75, "with JEPA": 0.5}.items()
+    }
+    spectrum, cosine = script("make_picture").latent_pictures(measured)
+    for picture, title in ((spectrum, "Spectrum of the latents"), (cosine, "Latents over time")):
+        text = " ".join(ElementTree.fromstring(picture.partition("?>")[2]).itertext())
+        assert title in text
+        assert "without JEPA: from 0.75 to" in text
+        assert "with JEPA: from 0.5 to" in text
 
 
 def test_the_page_of_settings_is_current(maker: ModuleType) -> None:

@@ -111,6 +111,10 @@ def test_equal_time_is_interpolated() -> None:
     pair = compare(b, a, "time")
     assert pair is not None
     assert (pair.at, pair.value, pair.baseline) == (2.0, 2.5, 2.0)
+    d = Result("d", 1, {1000: [(10, 1.5, 3.0), (20, 2.0, 1.5), (21, 2.0, 1.0)]}, None)
+    pair = compare(d, a, "time")
+    assert pair is not None
+    assert (pair.at, pair.value, pair.baseline) == (2.0, 1.0, 2.0)
     # The first validation of c is later than the last of a.
     c = Result("c", 1, {1000: [(10, 2.5, 3.0), (20, 3.5, 1.0)]}, None)
     assert compare(c, a, "time") is None

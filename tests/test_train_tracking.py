@@ -99,7 +99,7 @@ def test_what_cannot_start_is_one_line(dashboard: Dashboard, tmp_path: Path, mon
         record(log_of(dashboard.__name__, tmp_path))
     for broken in (None, ModuleType("a folder of the same name")):
         monkeypatch.setitem(sys.modules, dashboard.__name__, broken)
-        with pytest.raises(UserError, match=rf"pip install 'jepamba\[{dashboard.__name__}\]'"):
+        with pytest.raises(UserError, match=rf"pip install '\.\[{dashboard.__name__}\]'"):
             log_of(dashboard.__name__, tmp_path)
 
 

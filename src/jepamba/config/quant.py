@@ -24,7 +24,7 @@ class Quant:
     budget_bytes: int = 0
     """Maximum artifact size in bytes, by 2 to 8 bits for each integer tensor; 0: `bits` for all."""
     budget_after: float = 0.5
-    """Share of training before which `budget_bytes` does not set the bits; it does when quantized training begins."""
+    """Share of training at which `budget_bytes` sets the bits, or later, when quantized training begins."""
     bit_allocation: tuple[str, ...] = ()
     """Bits of single tensors, as `blocks.0.mixer.in_proj.weight=5`; `budget_bytes` sets it."""
     large: int = 4096

@@ -28,7 +28,7 @@ from jepamba.ops.dispatch import kernels_enabled
 DTYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 """The dtypes of activations that kernels have, by the suffix of their names."""
 LANES = 16
-"""Values of a vector: rows must have a multiple."""
+"""The most values of a vector: rows must have a multiple."""
 _LIMIT_S = 120
 
 

@@ -12,16 +12,21 @@
 #include <xmmintrin.h>
 #endif
 
+// Macros, because the preprocessor compares them.
 #if defined(__AVX512F__)
-constexpr int WIDTH = 16;
+#define WIDTH 16
 #elif defined(__AVX__)
-constexpr int WIDTH = 8;
+#define WIDTH 8
 #else
-constexpr int WIDTH = 4;
+#define WIDTH 4
 #endif
 #ifndef LANES
 #define LANES WIDTH
+#elif LANES < WIDTH
+#undef WIDTH
+#define WIDTH LANES
 #endif
+static_assert(LANES % WIDTH == 0, "a vector consists of whole registers");
 typedef float Register __attribute__((vector_size(4 * WIDTH)));
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -73,9 +78,9 @@ static inline Vec splat(float value) { return value - Vec{}; }
 
 // The larger of both; the second where one is NaN.
 static inline Register larger(Register a, Register b) {
-#if defined(__AVX512F__)
+#if WIDTH == 16
     return (Register)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX__)
+#elif WIDTH == 8
     return (Register)_mm256_max_ps((__m256)a, (__m256)b);
 #elif defined(__SSE__)
     return (Register)_mm_max_ps((__m128)a, (__m128)b);
@@ -86,9 +91,9 @@ static inline Register larger(Register a, Register b) {
 
 // The smaller of both; the second where one is NaN.
 static inline Register smaller(Register a, Register b) {
-#if defined(__AVX512F__)
+#if WIDTH == 16
     return (Register)_mm512_min_ps((__m512)a, (__m512)b);
-#elif defined(__AVX__)
+#elif WIDTH == 8
     return (Register)_mm256_min_ps((__m256)a, (__m256)b);
 #elif defined(__SSE__)
     return (Register)_mm_min_ps((__m128)a, (__m128)b);

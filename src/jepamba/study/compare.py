@@ -112,7 +112,10 @@ def _equal_steps(run: Curve, baseline: Curve) -> tuple[float, float, float] | No
 
 
 def _bpb_after(second: float, curve: Curve) -> float:
-    """The BPB of `curve` after `second` seconds, interpolated linearly; NaN outside its range."""
+    """The BPB of `curve` after `second` seconds, interpolated linearly; NaN outside its range.
+
+    Of several validations at one time the last counts.
+    """
     _steps, seconds, bpb = zip(*curve, strict=True)
     return float(np.interp(second, seconds, bpb, left=np.nan, right=np.nan))
 
