@@ -267,10 +267,3 @@ def test_fixed_configurations_of_the_benchmarks(name: str, kept: int, tokens: in
     with torch.device("meta"):
         model = LanguageModel(sized.model, sized.quant)
     assert (sum(p.numel() for p in model.parameters()), run.train.tokens_per_step) == (kept, tokens)
-
-
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "bench").glob("*.toml")), ids=lambda path: path.stem
-)
-def test_the_configurations_of_the_benchmarks_load(path: Path) -> None:
-    assert isinstance(load_preset(str(path)), Run)
