@@ -78,12 +78,23 @@ def test_every_setting_of_the_dial_is_chosen_with_a_reason() -> None:
     assert choices == choose(best(train__steps=100), GPU)
 
 
-@pytest.mark.parametrize(("device", "pieces"), [("cuda", dial.GPU_VOCAB), ("cpu", dial.CPU_VOCAB)])
-def test_the_vocabulary_follows_the_device_unless_it_is_given(
-    device: str, pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("device", "budget", "pieces"),
+    [
+        ("cuda", {"train__steps": 9}, 16_384),
+        ("cpu", {"train__steps": 1_953}, 4_096),
+        ("cpu", {"train__steps": 1_954}, 8_192),
+        ("cpu", {"train__steps": 9_000, "train__tokens_per_step": 256}, 4_096),
+        ("cpu", {"train__tokens": 5_000_000}, 8_192),
+        ("cpu", {"train__seconds": 600.0}, 4_096),
+        ("cpu", {"train__seconds": 1_140.0}, 8_192),
+    ],
+)
+def test_the_vocabulary_follows_device_and_budget_unless_it_is_given(
+    device: str, budget: dict[str, Any], pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dial, "choose_device", lambda _: SimpleNamespace(device=torch.device(device)))
-    text = {"data__train": str(text_file(tmp_path)), "train__steps": 9}
+    text = {"data__train": str(text_file(tmp_path)), **budget}
     run, choices = resolve_vocabulary(best(**text))
     assert (run.data.vocab, [choice.value for choice in choices]) == (pieces, [pieces])
     assert "data.vocab" not in run.train.dial
