@@ -71,7 +71,7 @@ ABSENT = {
     "lr_scheduler_type scheduler schedule min_lr decay_lr final_lr_frac",
     "there is one choice: Muon for matrices, AdamW for the rest": "optimizer optim optimizer_name optimizer_type",
     "fine-tuning trains all weights (train.init_from)": "lora lora_r lora_alpha lora_rank lora_dropout",
-    "there is no torch.compile, since the C++ kernels are faster on a CPU; delete the line": "compile torch_compile",
+    "blocks are not compiled, since the C++ kernels are faster on a CPU; delete the line": "compile torch_compile",
     "the batches are always prefetched": "num_workers dataloader_num_workers",
     "a budget is in steps, seconds or tokens: train.tokens": "epochs num_epochs num_train_epochs n_epochs",
     "the width of the MLP is model.mlp_mult * model.d_model": "intermediate_size d_intermediate ffn_dim d_ff mlp_dim "
