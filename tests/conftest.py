@@ -18,8 +18,11 @@ from jaxtyping import install_import_hook
 
 import examples
 
-# A process that was started in the background may ignore Ctrl-C, and so would every process that the tests start.
+# A process that was started in the background or by nohup may ignore signals, and so would every process that the tests
+# start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    signal.signal(_number, signal.SIG_DFL)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
