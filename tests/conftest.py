@@ -21,7 +21,7 @@ import examples
 # A process that was started in the background or by nohup may ignore signals, and so would every process that the tests
 # start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for _number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.SIG_DFL)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

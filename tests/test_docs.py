@@ -283,7 +283,7 @@ def test_the_example_of_the_readme_runs(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runpy.run_path(str(script))
     printed = capsys.readouterr().out
-    assert re.match(r"\d\.\d{3} bits per byte of 51 bytes\nThe function.", printed)
+    assert re.match(r"\d\.\d{3} bits per byte of 51 bytes\nThe function .", printed)
 
 
 @pytest.mark.slow

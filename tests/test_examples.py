@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRINTED = {
     "compress_a_file.py": r"original +[\d,]+ bytes\njepamba +[\d,]+ bytes, \d\.\d{3} bits per byte\nbrotli",
     "look_at_latents.py": r"latents\.png: [\d,]+ tokens; two of \d+ directions have \d+% of the variance\n$",
-    "score_and_generate.py": r"\d+\.\d{3} bits per byte of [\d,]+ bytes\nThe function.",
+    "score_and_generate.py": r"\d+\.\d{3} bits per byte of [\d,]+ bytes\nThe function .",
     "train_on_your_text.py": r"TextModel\([\d,]+ parameters[^\n]*\nThe.*\nIn.*\d\.\d{3} bits per byte\n$",
     "use_from_transformers.py": r"\d+\.\d{3} nats per token of the prompts\n.The function of a module is.*In the beg",
 }

@@ -73,13 +73,7 @@ static inline Register fma_register(Register a, Register b, Register c) {
 #endif
 }
 
-static inline Vec fma(Vec a, Vec b, Vec c) {
-    Register x[LANES / WIDTH], y[LANES / WIDTH], z[LANES / WIDTH];
-    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b), memcpy(z, &c, sizeof c);
-    for (int i = 0; i < LANES / WIDTH; i++) z[i] = fma_register(x[i], y[i], z[i]);
-    memcpy(&c, z, sizeof c);
-    return c;
-}
+static inline Vec fma(Vec a, Vec b, Vec c) { return by_register<fma_register>(a, b, c); }
 
 static inline Vec squareroot(Vec x) {
     for (int i = 0; i < LANES; i++) x[i] = std::sqrt(x[i]);

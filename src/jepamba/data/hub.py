@@ -182,9 +182,8 @@ def _mismatch(path: Path, file: HubFile) -> str:
         return f"the file has {size:,} bytes, the hub says {file.size:,}"
     if not file.sha256:
         return ""
-    return (
-        "" if sha256_of(path, "the download") == file.sha256 else "its content differs from the hub (SHA-256 differs)"
-    )
+    same = sha256_of(path, "the download") == file.sha256
+    return "" if same else "its content differs from the hub (SHA-256 differs)"
 
 
 def _progress_class(on_bytes: Callable[[int], None] | None) -> Any:

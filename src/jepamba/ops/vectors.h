@@ -76,41 +76,39 @@ static inline void store1(bf16* to, float value) {
 
 static inline Vec splat(float value) { return value - Vec{}; }
 
-// The larger of both; the second where one is NaN.
-static inline Register larger(Register a, Register b) {
+// The results of `function` for each register of the vectors.
+template <auto function, class... Vectors>
+static inline Vec by_register(Vectors... values) {
+    Vec result;
+    for (int lane = 0; lane < LANES; lane += WIDTH) {
+        auto part = [lane](const Vec& value) {
+            Register found;
+            memcpy(&found, (const float*)&value + lane, sizeof found);
+            return found;
+        };
+        const Register found = function(part(values)...);
+        memcpy((float*)&result + lane, &found, sizeof found);
+    }
+    return result;
+}
+
 #if WIDTH == 16
-    return (Register)_mm512_max_ps((__m512)a, (__m512)b);
+#define X86(name, a, b) (Register)_mm512_##name##_ps((__m512)a, (__m512)b)
 #elif WIDTH == 8
-    return (Register)_mm256_max_ps((__m256)a, (__m256)b);
+#define X86(name, a, b) (Register)_mm256_##name##_ps((__m256)a, (__m256)b)
 #elif defined(__SSE__)
-    return (Register)_mm_max_ps((__m128)a, (__m128)b);
-#else
-    return a > b ? a : b;
+#define X86(name, a, b) (Register)_mm_##name##_ps((__m128)a, (__m128)b)
 #endif
-}
-
-// The smaller of both; the second where one is NaN.
-static inline Register smaller(Register a, Register b) {
-#if WIDTH == 16
-    return (Register)_mm512_min_ps((__m512)a, (__m512)b);
-#elif WIDTH == 8
-    return (Register)_mm256_min_ps((__m256)a, (__m256)b);
-#elif defined(__SSE__)
-    return (Register)_mm_min_ps((__m128)a, (__m128)b);
+#ifdef X86
+static inline Register larger(Register a, Register b) { return X86(max, a, b); }
+static inline Register smaller(Register a, Register b) { return X86(min, a, b); }
+#undef X86
 #else
-    return a < b ? a : b;
+static inline Register larger(Register a, Register b) { return a > b ? a : b; }
+static inline Register smaller(Register a, Register b) { return a < b ? a : b; }
 #endif
-}
 
-template <Register (*function)(Register, Register)>
-static inline Vec by_register(Vec a, Vec b) {
-    Register x[LANES / WIDTH], y[LANES / WIDTH];
-    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b);
-    for (int i = 0; i < LANES / WIDTH; i++) x[i] = function(x[i], y[i]);
-    memcpy(&a, x, sizeof a);
-    return a;
-}
-
+// The larger and the smaller of both; the second where one is NaN.
 static inline Vec maximum(Vec a, Vec b) { return by_register<larger>(a, b); }
 static inline Vec minimum(Vec a, Vec b) { return by_register<smaller>(a, b); }
 

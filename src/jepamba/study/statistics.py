@@ -17,7 +17,7 @@ _EXACT_PAIRS = 20
 """Pairs up to which the permutation test counts all choices of signs."""
 _QUANTILES = 10_000
 """Points of the average over the distribution of a standard deviation."""
-_QUANTILE = 0.975
+_UPPER = 0.975
 """Upper quantile of a two-sided 95 % interval."""
 MIN_PAIRS = 3
 """Minimum number of pairs for a verdict: the signs of two differences agree too often by chance."""
@@ -83,7 +83,7 @@ def half_width(sd: float, n: int) -> float:
     """Return t_{0.975, n−1} · sd / √n, half the width of the 95 % interval of `n` pairs; inf for one pair."""
     from scipy import stats  # imported here because it takes a second
 
-    return float(stats.t.ppf(_QUANTILE, n - 1)) * sd / math.sqrt(n) if n > 1 else math.inf
+    return float(stats.t.ppf(_UPPER, n - 1)) * sd / math.sqrt(n) if n > 1 else math.inf
 
 
 def pairs_for(sd: float, half: float) -> int:
@@ -93,7 +93,7 @@ def pairs_for(sd: float, half: float) -> int:
     from scipy import stats
 
     # The normal quantile is below that of t: the search starts at too few pairs.
-    n = max(MIN_PAIRS, math.floor((float(stats.norm.ppf(_QUANTILE)) * sd / half) ** 2))
+    n = max(MIN_PAIRS, math.floor((float(stats.norm.ppf(_UPPER)) * sd / half) ** 2))
     while half_width(sd, n) > half:
         n += 1
     return n
@@ -110,7 +110,7 @@ def smallest_effect(sd: float, n: int, power: float = 0.8) -> float:
         return math.inf
     from scipy import optimize, stats
 
-    critical = float(stats.t.ppf(_QUANTILE, n - 1))
+    critical = float(stats.t.ppf(_UPPER, n - 1))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     thresholds = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 

@@ -205,10 +205,14 @@ def _parameters(run: Run, size: Size) -> int:
 def _budget_tokens(run: Run, known: Circumstances, batch: int, parameters: int) -> float:
     """The target tokens of the budget for a model of `parameters`: those of the budget that is reached first."""
     budget, speed = run.train, known.parameter_tokens_per_second
-    tokens = [float(budget.steps * batch)] if budget.steps > 0 else []
-    tokens += [float(budget.tokens)] if budget.tokens > 0 else []
+    tokens = _counted_tokens(run, batch)
     tokens += [budget.seconds * speed / parameters] if budget.seconds > 0 and speed is not None else []
     return min(tokens, default=0.0)
+
+
+def _counted_tokens(run: Run, batch: int) -> list[float]:
+    """The target tokens of the budgets in steps and in tokens, of those that are given."""
+    return [float(count) for count in (run.train.steps * batch, run.train.tokens) if count > 0]
 
 
 def resolve_vocabulary(
@@ -238,8 +242,8 @@ def _is_short(run: Run) -> bool:
     """Whether the budget on a CPU is one for fewer pieces. The speed is not known yet."""
     budget = run.train
     batch = CPU_TOKENS if "train.tokens_per_step" in budget.dial else budget.tokens_per_step
-    tokens = [count for count in (budget.steps * batch, budget.tokens) if count > 0]
-    return min(tokens, default=math.inf) <= SHORT_CPU_TOKENS or 0 < budget.seconds <= SHORT_CPU_SECONDS
+    tokens = min(_counted_tokens(run, batch), default=math.inf)
+    return tokens <= SHORT_CPU_TOKENS or 0 < budget.seconds <= SHORT_CPU_SECONDS
 
 
 def resolve_dial(
