@@ -14,13 +14,7 @@ from jepamba.ops.compile_tasks import CompileTasks
 
 
 def can_compile_ahead() -> bool:
-    """Whether this Triton can compile without a launch (3.6 can), and its kernels are compiled, not interpreted.
-
-    Never without JEPAMBA_COMPILE_AHEAD=1, until it has been measured on a GPU: then each kernel is compiled at its
-    first launch.
-    """
-    if os.environ.get("JEPAMBA_COMPILE_AHEAD") != "1":
-        return False
+    """Whether this Triton can compile without a launch (3.6 can), and its kernels are compiled, not interpreted."""
     import triton
 
     return hasattr(triton, "AsyncCompileMode") and not triton.knobs.runtime.interpret
@@ -44,7 +38,7 @@ def compile_only(processes: int = 1) -> Iterator[None]:
     def compiled(kernel: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
         return run(kernel, *args, grid=grid, warmup=warmup or threading.get_ident() == thread, **settings)
 
-    tasks = CompileTasks()
+    tasks = CompileTasks(build_launcher)
     with triton.AsyncCompileMode(tasks, ignore_errors=True):
         JITFunction.run = compiled
         try:
@@ -54,3 +48,12 @@ def compile_only(processes: int = 1) -> Iterator[None]:
         finally:
             JITFunction.run = run
             tasks.run(len(os.sched_getaffinity(0)) // processes)
+
+
+def build_launcher(kernel: Any) -> None:
+    """Compile the function in C that launches `kernel`. Triton 3.6 has one for each signature and compiles it, in a
+    fifth of a second, at the first launch; later versions have one for all kernels.
+    """
+    import triton
+
+    triton.runtime.driver.active.launcher_cls(kernel.src, kernel.metadata)

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -22,9 +23,13 @@ TIME_LIMIT = 120.0
 
 
 class CompileTasks(Executor):
-    """Keeps what is submitted, and runs it with `run`."""
+    """Keeps what is submitted, and runs it with `run`.
 
-    def __init__(self) -> None:
+    Arguments: `after`: what a fork also does with each result, for what it leaves in Triton's cache.
+    """
+
+    def __init__(self, after: Callable[[Any], object]) -> None:
+        self.after = after
         self.waiting = list[tuple[Future[Any], Callable[[], Any]]]()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -44,7 +49,10 @@ class CompileTasks(Executor):
                 future.set_exception(error)
             if not forked and time.perf_counter() - started > CACHE_HIT:
                 forked = True
-                _run_in_processes([task for _, task in self.waiting[index + 1 :]], workers)
+                _run_in_processes([partial(self._compile, task) for _, task in self.waiting[index + 1 :]], workers)
+
+    def _compile(self, task: Callable[[], Any]) -> None:
+        self.after(task())
 
 
 def _run_in_processes(tasks: list[Callable[[], Any]], workers: int) -> None:
