@@ -49,7 +49,7 @@ def product(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype | None = No
 def main(folder: Path) -> None:
     triton.compiler.compile = compile_
     triton.runtime.driver.set_active(Driver())
-    mlp.ENABLED = True
+    mlp.shared_memory = lambda: mlp.SHARED_MEMORY
     # A CPU has no product of bf16 with an fp32 result.
     torch.mm = product
     text, tokenizer = str(text_file(folder)), folder / "8192.model"

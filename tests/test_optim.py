@@ -510,28 +510,6 @@ def test_adam_steps_return_to_zero_and_moments_stay() -> None:
             assert torch.equal(value, before[name])
 
 
-def test_a_skipped_step_changes_nothing_and_the_next_is_the_usual_one() -> None:
-    states = []
-    for skips in ((None, None), (torch.ones(()), torch.zeros(()))):
-        torch.manual_seed(0)
-        modules, config = network()
-        optimizers = Optimizers.build(modules.named_parameters(), config, torch.device("cpu"))
-        step_once(modules, optimizers)
-        before = {name: value.clone() for name, value in {**modules.state_dict(), **optimizers.state()}.items()}
-        for number, skip in enumerate(skips):
-            generator = torch.Generator().manual_seed(9)
-            for p in optimizers.trained().values():
-                p.grad = torch.randn(p.shape, generator=generator)
-                if number == 0:
-                    p.grad.view(-1)[0] = math.nan
-            if number == 1 or skip is not None:
-                optimizers.step(skip)
-            now = {**modules.state_dict(), **optimizers.state()}
-            assert all(torch.equal(now[name], before[name]) for name in before) == (number == 0)
-        states.append({name: value.clone() for name, value in now.items()})
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
 def test_adamw_is_torch_adamw() -> None:
     """To the bit, with a parameter that has a gradient in some steps only, and without importing a compiler."""
     code = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 PROGRAMS = 1056
 """Programs of a kernel with many rows per program: 8 for each of the 132 multiprocessors of an H100."""
+SHARED_MEMORY = 232_448
+"""Bytes of shared memory per program from which on large tiles are used: those of an H100. Less is untested."""
 HAS_TRITON = find_spec("triton") is not None
 
 _enabled = True
@@ -40,6 +43,14 @@ def use_triton(tensor: Tensor) -> bool:
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context in which kernels launch on the device of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@lru_cache
+def shared_memory() -> int:
+    """Return the bytes of shared memory that a program can have on the current GPU; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0))
 
 
 def num_programs(rows: int) -> int:

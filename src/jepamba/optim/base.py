@@ -49,8 +49,8 @@ class AdamW(Optimizer):
         self.capturable = capturable
 
     @torch.no_grad()
-    def step(self, skip: Tensor | None = None) -> None:
-        """Update every parameter that has a gradient, unless `skip`, an fp32 scalar, holds 1."""
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             states = [self._state(p) for p in params]
@@ -70,7 +70,6 @@ class AdamW(Optimizer):
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
                 maximize=False,
-                found_inf=skip,
             )
 
     def _state(self, p: Tensor) -> dict[str, Any]:

@@ -109,13 +109,10 @@ class Optimizers:
         for group in self.adam.param_groups:
             _set(group, "lr", self.config.adam_lr * scale)
 
-    def step(self, skip: Tensor | None = None) -> None:
-        """Update every trained parameter, then zero the gradients in place.
-
-        If `skip`, an fp32 scalar on the device, holds 1, parameters and state stay as they are.
-        """
-        self.muon.step(skip)
-        self.adam.step(skip)
+    def step(self) -> None:
+        """Update every trained parameter, then zero the gradients in place."""
+        self.muon.step()
+        self.adam.step()
         self.muon.zero_grad()
         self.adam.zero_grad()
 

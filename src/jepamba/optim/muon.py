@@ -54,22 +54,21 @@ class Muon(Optimizer):
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
-    def step(self, skip: Tensor | None = None) -> None:
-        """Update every parameter that has a gradient, unless `skip`, a scalar, holds 1."""
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             shares = assign_to_ranks(tuple((p.shape[0], p.shape[1]) for p in params), self.world.world_size)
-            own = self._own_directions(params, shares[self.world.rank], group, skip)
+            own = self._own_directions(params, shares[self.world.rank], group)
             directions = own if self.world.world_size == 1 else self._all_gathered(params, own, shares)
             for same in _by_shape(params, range(len(params))):
-                chosen = [directions[i] for i in same]
-                apply_updates([params[i] for i in same], chosen, group["lr"], group["weight_decay"], skip)
+                apply_updates(
+                    [params[i] for i in same], [directions[i] for i in same], group["lr"], group["weight_decay"]
+                )
 
-    def _own_directions(
-        self, params: list[Tensor], share: Sequence[int], group: dict[str, Any], skip: Tensor | None
-    ) -> dict[int, Tensor]:
+    def _own_directions(self, params: list[Tensor], share: Sequence[int], group: dict[str, Any]) -> dict[int, Tensor]:
         """Update the momentum of all parameters, and orthogonalize the updates of those with the indices `share`.
 
         Returns the directions by index, in `compute_dtype`.
@@ -79,9 +78,7 @@ class Muon(Optimizer):
         for same in _by_shape(params, [*share, *others]):
             grads = [grad for i in same if (grad := params[i].grad) is not None]
             buffers = [self._buffer(params[i]) for i in same]
-            update_SRC = nesterov_updates(
-                grads, buffers, group["momentum"], group["row_norm"], self.compute_dtype, skip
-            )
+            update_SRC = nesterov_updates(grads, buffers, group["momentum"], group["row_norm"], self.compute_dtype)
             # Those of this rank are the first of their shape.
             chosen = [i for i in same if i in share]
             if chosen:

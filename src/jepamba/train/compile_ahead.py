@@ -27,7 +27,6 @@ def compile_kernels(
     weight_cache: CachedWeights,
     latent: LatentWeights | None,
     sigreg_sums_SK2M: Tensor | None,
-    skip_update: Tensor | None,
 ) -> None:
     """Compile what the steps and validations of `state` launch. All ranks must call it.
 
@@ -52,7 +51,7 @@ def compile_kernels(
             trained = [
                 _forward_backward(state, micro.to(state.device), weight_cache, sigreg_sums_SK2M) for micro in sizes
             ]
-        _update(state.optimizers.muon, trained[0], skip_update)
+        _update(state.optimizers.muon, trained[0])
         if state.run.train.val_every > 0:
             _validate(state)
         if state.run.quant.scale == "hessian":
@@ -81,13 +80,13 @@ def _forward_backward(
     return {parameters[i] for i, grad in zip(trained, grads, strict=True) if grad is not None}
 
 
-def _update(muon: Muon, trained: set[Tensor], skip: Tensor | None) -> None:
+def _update(muon: Muon, trained: set[Tensor]) -> None:
     """A step of Muon on tensors like its parameters. AdamW has no kernel in Triton."""
     parameters = list[Tensor]()
     for p in muon.param_groups[0]["params"]:
         parameters.append(torch.empty_like(p))
         parameters[-1].grad = torch.empty_like(p) if p in trained else None
-    Muon(parameters, **muon.defaults, compute_dtype=muon.compute_dtype, world=muon.world).step(skip)
+    Muon(parameters, **muon.defaults, compute_dtype=muon.compute_dtype, world=muon.world).step()
 
 
 def _validate(state: TrainState) -> None:

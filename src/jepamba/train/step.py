@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -63,11 +62,7 @@ class Trainer:
         self.forward_backward = GraphedMicrobatch(self._forward_backward, device, self.graphs, pool)
         self.add_sigreg_sums = GraphedMicrobatch(self._add_sigreg_sums, device, self.graphs, pool)
         self.clip_gradients = CUDAGraph(self._clip_gradients, self.graphs)
-        queued = device.type == "cuda" and os.environ.get("JEPAMBA_QUEUE_UPDATE") == "1"
-        self.skip_update = torch.zeros((), device=device) if queued else None
-        """With JEPAMBA_QUEUE_UPDATE=1 (off until it has been measured on a GPU) the update is queued before the host
-        knows the loss. Then 1 if it must not change anything."""
-        self.update = CUDAGraph(lambda: state.optimizers.step(self.skip_update), self.graphs)
+        self.update = CUDAGraph(state.optimizers.step, self.graphs)
         self.weight_cache = state.model.cached_weights(state.device_config.dtype)
         """The weights that the passes of a step use, computed once a step."""
         self._compute_weights = CUDAGraph(self.weight_cache.compute, self.graphs)
@@ -117,23 +112,14 @@ class Trainer:
             # The host has time now. After the result is read, the GPU waits for it.
             ahead = state.peek_windows()
             self._transferred = ahead, batch_to_device(ahead, state.device)
+        losses, grad_norm, decoded_bytes = self._reduce(count_text_bytes(state, batch))
         weights = latent or NO_LATENT_WEIGHTS
-        results = self._reduced(count_text_bytes(state, batch))
-        if self.skip_update is not None:
-            self.skip_update.copy_(~torch.isfinite(self._loss(results, weights) + results[-1]))
-            read = _copy_to_host(results)
-            state.optimizers.schedule(lr_scale, momentum)
-            self.update(latent is not None)
-        else:
-            read = results.tolist
-        with wait_time_limit(self.graphs and world.world_size > 1):
-            values = read()  # the host waits here for the device
-        losses, decoded_bytes, grad_norm = dict(zip(LossTerms._fields, values, strict=False)), values[-2], values[-1]
-        loss = float(self._loss(values, weights))
+        terms = losses["token"], losses["jepa"], losses["sigreg"], losses["vicreg"]
+        loss = sum(weighted_terms(run.jepa, weights, *terms).values())
 
         state.counters.step += 1
         state.counters.tokens += state.layout.windows * run.data.seq_len
-        state.counters.bytes += round(int(decoded_bytes) * state.corpus.train.original_per_decoded)
+        state.counters.bytes += round(decoded_bytes * state.corpus.train.original_per_decoded)
         if not math.isfinite(loss + grad_norm):
             self._skip(buffers)
             raise NotFiniteError(
@@ -141,9 +127,8 @@ class Trainer:
                 f"{state.layout.windows} windows from window {position['position']} of epoch {position['epoch']} on; "
                 "the update was skipped"
             )
-        if self.skip_update is None:
-            state.optimizers.schedule(lr_scale, momentum)
-            self.update(latent is not None)
+        state.optimizers.schedule(lr_scale, momentum)
+        self.update(latent is not None)
         if state.target_encoder is not None and state.heads is not None and latent is not None:
             state.target_encoder.update(state.model, state.heads, run.jepa.target_ema)
         return {
@@ -166,7 +151,7 @@ class Trainer:
         """Before the first step on a GPU, compile its kernels in parallel."""
         if not self._compiled and use_triton(self.loss_sums) and can_compile_ahead():
             latent = latent_weights(self.state.run.jepa, budget_fraction)
-            compile_kernels(self.state, self.weight_cache, latent, self.sigreg_sums_SK2M, self.skip_update)
+            compile_kernels(self.state, self.weight_cache, latent, self.sigreg_sums_SK2M)
         self._compiled = True
 
     def compute_weights(self) -> None:
@@ -210,22 +195,19 @@ class Trainer:
         limit = self.state.run.optim.grad_clip
         self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else float("inf")))
 
-    def _reduced(self, decoded_bytes: int) -> Tensor:
-        """The step's loss terms over all ranks in the order of `LossTerms`, the decoded bytes of all ranks, and the
-        gradient norm, on the device."""
+    def _reduce(self, decoded_bytes: int) -> tuple[dict[str, float], float, int]:
+        """The step's loss terms over all ranks by name, the gradient norm, and the decoded bytes of all ranks.
+
+        The host waits here for the device.
+        """
         world, sums = self.state.world, self.loss_sums.double()
         # Every rank has SIGReg and VICReg of the sample of all ranks, so the sum counts them `world_size` times.
         for name in ("sigreg", "vicreg"):
             sums[LossTerms._fields.index(name)] /= world.world_size
         summed = world.all_reduce_(torch.cat([sums, sums.new_full((1,), float(decoded_bytes))]))
-        return torch.cat([summed, self.grad_norm.double()])
-
-    def _loss(self, results: Tensor | list[float], weights: LatentWeights) -> Tensor | float:
-        """The loss of the terms in `results`, which is as `_reduced` returns it, on the device or on the host."""
-        by_name = dict(zip(LossTerms._fields, results, strict=False))
-        terms = by_name["token"], by_name["jepa"], by_name["sigreg"], by_name["vicreg"]
-        total: Tensor | float = sum(weighted_terms(self.state.run.jepa, weights, *terms).values())
-        return total
+        with wait_time_limit(self.graphs and world.world_size > 1):
+            *losses, all_bytes, grad_norm = torch.cat([summed, self.grad_norm.double()]).tolist()
+        return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
     def _skip(self, buffers: Sequence[Tensor]) -> None:
         """Count a skipped step and restore the buffers. The carried state becomes empty."""
@@ -307,20 +289,6 @@ def add_gradients(loss: Tensor, leaves: list[Tensor]) -> None:
             grads.append(grad)
     if sums:
         torch._foreach_add_(sums, grads)
-
-
-def _copy_to_host(values: Tensor) -> Callable[[], list[float]]:
-    """Queue a copy of `values`. Returns a function that waits for it, and not for what is queued later."""
-    copied, done = torch.empty_like(values, device="cpu", pin_memory=True), torch.cuda.Event()
-    copied.copy_(values, non_blocking=True)
-    done.record()
-
-    def read() -> list[float]:
-        done.synchronize()
-        found: list[float] = copied.tolist()
-        return found
-
-    return read
 
 
 def count_text_bytes(state: TrainState, batch: Batch) -> int:

@@ -5,23 +5,18 @@ Legend: D model width, M hidden width.
 
 from __future__ import annotations
 
-import os
-
 from jaxtyping import Float
 from torch import Tensor
 
-from jepamba.ops.dispatch import use_triton
-
-ENABLED = os.environ.get("JEPAMBA_FUSED_MLP") == "1"
-"""Until it has been measured on a GPU, the separate kernels are the default."""
+from jepamba.ops.dispatch import SHARED_MEMORY, shared_memory, use_triton
 
 
 def fuses_mlp(x: Float[Tensor, "*batch D"], up_MD: Float[Tensor, "M D"], down_DM: Float[Tensor, "D M"]) -> bool:
-    """Whether `mlp_residual` supports these tensors: of two bytes a value, whose tiles fit into the shared memory, and
-    with rows of a multiple of 16 bytes, as TMA needs."""
+    """Whether `mlp_residual` supports these tensors: of two bytes a value, with rows of a multiple of
+    16 bytes, as TMA needs, on a GPU with the shared memory of an H100, which the tiles need."""
     return (
-        ENABLED
-        and use_triton(x)
+        use_triton(x)
+        and shared_memory() >= SHARED_MEMORY
         and x.element_size() == 2
         and x.dtype == up_MD.dtype == down_DM.dtype
         and up_MD.shape[0] % 8 == 0

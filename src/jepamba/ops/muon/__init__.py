@@ -1,6 +1,6 @@
 """The three operations of a Muon step: Nesterov momentum, orthogonalization, update of the parameters.
 
-A learning rate, momentum or `skip` that is a tensor is never read on the host, so a CUDA graph can capture all of them.
+A learning rate or momentum that is a tensor is never read on the host, so a CUDA graph can capture all of them.
 
 Legend: R rows, C columns, S matrices of one shape.
 """
@@ -29,18 +29,16 @@ def nesterov_updates(
     momentum: float | Float[Tensor, ""],
     row_norm: bool,
     dtype: torch.dtype,
-    skip: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "S R C"]:
     """Set each buffer to m·buffer + (1 − m)·grad, and return the updates (1 − m)·grad + m·buffer in `dtype`.
 
-    With `row_norm`, each row of an update is divided by its root mean square. If `skip` holds 1, the buffers stay as
-    they are, and what is returned is arbitrary.
+    With `row_norm`, each row of an update is divided by its root mean square.
     """
     if _use_triton(buffers):
         from jepamba.ops.muon.triton import nesterov_updates_triton
 
-        return nesterov_updates_triton(grads, buffers, momentum, row_norm, dtype, skip)
-    return nesterov_updates_torch(grads, buffers, momentum, row_norm, dtype, skip)
+        return nesterov_updates_triton(grads, buffers, momentum, row_norm, dtype)
+    return nesterov_updates_torch(grads, buffers, momentum, row_norm, dtype)
 
 
 def orthogonalize(update_SRC: Float[Tensor, "S R C"], steps: int) -> Float[Tensor, "S R C"]:
@@ -53,15 +51,14 @@ def apply_updates(
     directions: Sequence[Float[Tensor, "R C"]],
     lr: float | Float[Tensor, ""],
     weight_decay: float,
-    skip: Float[Tensor, ""] | None = None,
 ) -> None:
-    """Set each parameter p to p·(1 − lr·weight_decay) − lr·max(1, R/C)^½·direction, or leave it if `skip` holds 1."""
+    """Set each parameter p to p·(1 − lr·weight_decay) − lr·max(1, R/C)^½·direction."""
     if _use_triton(params):
         from jepamba.ops.muon.triton import apply_updates_triton
 
-        apply_updates_triton(params, directions, lr, weight_decay, skip)
+        apply_updates_triton(params, directions, lr, weight_decay)
     else:
-        apply_updates_torch(params, directions, lr, weight_decay, skip)
+        apply_updates_torch(params, directions, lr, weight_decay)
 
 
 def _use_triton(changed: Sequence[Tensor]) -> bool:

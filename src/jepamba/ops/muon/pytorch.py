@@ -23,15 +23,12 @@ def nesterov_updates_torch(
     momentum: float | Float[Tensor, ""],
     row_norm: bool,
     dtype: torch.dtype,
-    skip: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "S R C"]:
     """See `muon.nesterov_updates`."""
-    before = None if skip is None else [buffer.clone() for buffer in buffers]
     updates = torch._foreach_mul(list(grads), 1 - momentum)
     torch._foreach_mul_(list(buffers), momentum)
     torch._foreach_add_(list(buffers), updates)
     torch._foreach_add_(updates, torch._foreach_mul(list(buffers), momentum))
-    _put_back(buffers, before, skip)
     update_SRC = torch.stack(list(updates)).to(dtype)
     if row_norm:
         update_SRC = update_SRC / update_SRC.square().mean(2, keepdim=True).sqrt().clamp_min(EPS)
@@ -60,22 +57,12 @@ def apply_updates_torch(
     directions: Sequence[Float[Tensor, "R C"]],
     lr: float | Float[Tensor, ""],
     weight_decay: float,
-    skip: Float[Tensor, ""] | None = None,
 ) -> None:
     """See `muon.apply_updates`."""
     rows, columns = params[0].shape
-    before = None if skip is None else [param.clone() for param in params]
     torch._foreach_mul_(list(params), 1 - lr * weight_decay)
     scaled = torch._foreach_mul([d.to(params[0].dtype) for d in directions], lr * max(1.0, rows / columns) ** 0.5)
     torch._foreach_sub_(list(params), scaled)
-    _put_back(params, before, skip)
-
-
-def _put_back(changed: Sequence[Tensor], before: Sequence[Tensor] | None, skip: Tensor | None) -> None:
-    """Restore what was changed if `skip` holds 1."""
-    if before is not None and skip is not None:
-        for tensor, old in zip(changed, before, strict=True):
-            tensor.copy_(torch.where(skip != 0, old, tensor))
 
 
 def _normalized(x: Tensor) -> Tensor:

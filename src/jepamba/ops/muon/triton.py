@@ -26,7 +26,6 @@ def nesterov_updates_triton(
     momentum: float | Float[Tensor, ""],
     row_norm: bool,
     dtype: torch.dtype,
-    skip: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "S R C"]:
     """See `muon.nesterov_updates`. The buffers are contiguous."""
     S, (R, C) = len(buffers), buffers[0].shape
@@ -34,11 +33,9 @@ def nesterov_updates_triton(
     # At most eight pieces per row, with four fp32 values (16 bytes) per thread.
     piece = max(32, triton.next_power_of_2(C) // 8)
     with on_device(update_SRC):
-        at = _on_device(momentum, update_SRC)
         nesterov_updates_kernel[(R, S)](
-            tuple(grad.contiguous() for grad in grads), tuple(buffers), at, at if skip is None else skip,
-            update_SRC, EPS, SKIP=skip is not None, ROW_NORM=row_norm, D=C, P=piece,
-            num_warps=min(max(1, piece // 128), 16),
+            tuple(grad.contiguous() for grad in grads), tuple(buffers), _on_device(momentum, update_SRC),
+            update_SRC, EPS, ROW_NORM=row_norm, D=C, P=piece, num_warps=min(max(1, piece // 128), 16),
         )  # fmt: skip
     return update_SRC
 
@@ -48,15 +45,13 @@ def apply_updates_triton(
     directions: Sequence[Float[Tensor, "R C"]],
     lr: float | Float[Tensor, ""],
     weight_decay: float,
-    skip: Float[Tensor, ""] | None = None,
 ) -> None:
     """See `muon.apply_updates`. The parameters are contiguous."""
     S, (R, C) = len(params), params[0].shape
     with on_device(params[0]):
-        at = _on_device(lr, params[0])
         apply_updates_kernel[(triton.cdiv(R * C, BLOCK), S)](
-            tuple(params), tuple(d.contiguous() for d in directions), at, at if skip is None else skip,
-            weight_decay, max(1.0, R / C) ** 0.5, R * C, SKIP=skip is not None, BLOCK=BLOCK, num_warps=4,
+            tuple(params), tuple(d.contiguous() for d in directions), _on_device(lr, params[0]),
+            weight_decay, max(1.0, R / C) ** 0.5, R * C, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
 
 

@@ -29,13 +29,9 @@ def _select(pointers, index):
 @triton.jit
 @no_type_check
 def nesterov_updates_kernel(
-    grads, buffers, momentum, skip, updates, eps,
-    SKIP: tl.constexpr, ROW_NORM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    grads, buffers, momentum, updates, eps, ROW_NORM: tl.constexpr, D: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
-    """buffer = m·buffer + (1 − m)·grad, update = (1 − m)·grad + m·buffer, divided by its RMS: one row of one matrix.
-
-    With SKIP, the buffer stays as it is if `skip` holds 1.
-    """
+    """buffer = m·buffer + (1 − m)·grad, update = (1 − m)·grad + m·buffer, divided by its RMS: one row of one matrix."""
     row, matrix = tl.program_id(0), tl.program_id(1)
     m = tl.load(momentum)
     buffer = _select(buffers, matrix)
@@ -44,12 +40,8 @@ def nesterov_updates_kernel(
     squares_P = tl.zeros((P,), tl.float32)
     for i in tl.static_range(triton.cdiv(D, P)):
         weighted = (1.0 - m) * grad_CP[i].to(tl.float32)
-        before = buffer_CP[i].to(tl.float32)
-        mean = m * before + weighted
-        if SKIP:
-            store_row(buffer, row, D, i, tl.where(tl.load(skip) != 0.0, before, mean), D, P)
-        else:
-            store_row(buffer, row, D, i, mean, D, P)
+        mean = m * buffer_CP[i].to(tl.float32) + weighted
+        store_row(buffer, row, D, i, mean, D, P)
         update = weighted + m * mean
         squares_P += update * update
         update_CP = update_CP + (update,)
@@ -65,22 +57,15 @@ def nesterov_updates_kernel(
 
 @triton.jit
 @no_type_check
-def apply_updates_kernel(
-    parameters, directions, lr, skip, weight_decay, scale, size, SKIP: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """param = param·(1 − lr·weight_decay) − lr·scale·direction: BLOCK values of one matrix of `size` values.
-
-    With SKIP, they stay as they are if `skip` holds 1.
-    """
+def apply_updates_kernel(parameters, directions, lr, weight_decay, scale, size, BLOCK: tl.constexpr):
+    """param = param·(1 − lr·weight_decay) − lr·scale·direction: BLOCK values of one matrix of `size` values."""
     # The first argument is not `params`, which is a variable of Triton's launcher.
     matrix = tl.program_id(1)
     param, direction = _select(parameters, matrix), _select(directions, matrix)
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     rate = tl.load(lr)
-    before = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
     step = tl.load(direction + at, mask=inside, other=0.0).to(tl.float32)
-    value = before * (1.0 - rate * weight_decay) - rate * scale * step
-    if SKIP:
-        value = tl.where(tl.load(skip) != 0.0, before, value)
+    value = value * (1.0 - rate * weight_decay) - rate * scale * step
     tl.store(param + at, value.to(param.dtype.element_ty), mask=inside)

@@ -1,13 +1,12 @@
 """Supported sizes, launch settings, descriptors and decay tensors of the Triton kernels."""
 
-from functools import lru_cache
-
 import torch
 import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from jepamba.errors import UserError
+from jepamba.ops.dispatch import SHARED_MEMORY, shared_memory
 from jepamba.ops.ssd.triton_decays import prepare_kernel
 
 HEAD_DIMS = (32, 64, 128)
@@ -33,8 +32,6 @@ TUNED = {
     "gradient": {"num_warps": 4, "STAGES": 2},
 }
 """Launch settings of each kernel: the fastest for tiles of 64 × 64 on an H100 (docs/performance.md)."""
-SHARED_MEMORY = 232_448
-"""Bytes of shared memory per program from which on large tiles get two stages: those of an H100. Less is untested."""
 
 
 def is_supported(dtype: torch.dtype, headdim: int, n: int, chunk_size: int) -> bool:
@@ -60,14 +57,6 @@ def launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[
 def gradient_launches(n: int) -> list[tuple[bool, bool]]:
     """Return (WITH_B, WITH_C) of each launch of the gradient kernel."""
     return [(True, False), (False, True)] if n > 64 else [(True, True)]
-
-
-@lru_cache
-def shared_memory() -> int:
-    """Return the bytes of shared memory that a program can have on the current GPU; 0 without a GPU."""
-    if not torch.cuda.is_available():
-        return 0
-    return int(getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0))
 
 
 def check_inputs(
