@@ -17,6 +17,7 @@ H100_SHARED = 232_448
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)  # six minutes on slow cores
 def test_every_kernel_of_a_step_fits_the_shared_memory(tmp_path: Path) -> None:
     words = [sys.executable, str(Path(__file__).with_name("kernels_fit_cases.py")), str(tmp_path)]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "", "TRITON_CACHE_DIR": str(tmp_path)}
