@@ -33,7 +33,6 @@ CASES: dict[str, dict[str, Any]] = {
     "one sample a step": {"jepa__sigreg_sample": "step", "quant__qat_fraction": 1.0, "data__reset": True},
     "late fake quantization": {"quant__qat_fraction": 0.5, "jepa__weight": 0.0, "jepa__sigreg_weight": 0.0},
     "attention and weighted quantization": {"model__attention_every": 2, "quant__scale": "hessian"},
-    "carried state": {"train__carry_state": True, "data__shuffle": False},
     "after the latent terms": {"jepa__until": 0.5, "fraction": 0.6},
     "vicreg and moving targets": {"jepa__vicreg_weight": 0.5, "jepa__target_ema": 0.5},
 }

@@ -84,7 +84,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"jepa.until": 0.5, "jepa.sigreg_ramp": 0.6}, "λ would not reach"),
     ({"jepa.target_ema": 1.0}, "below 1"),
     ({"jepa.weight": 0.0, "jepa.target_ema": 0.99}, "nothing is predicted"),
-    ({"data.shuffle": False, "train.carry_state": True, "jepa.target_ema": 0.99}, "no state to carry"),
     ({"jepa.stride": 0}, "at least 1"),
     ({"jepa.weight": 0.0, "jepa.stride": 4}, "nothing is predicted"),
     ({"data.seq_len": 16, "jepa.stride": 16}, "less than data.seq_len = 16"),

@@ -162,30 +162,6 @@ def test_positions_of_other_data_are_refused(change: dict[str, int]) -> None:
     assert equal(loader.next(40), other.next(40))
 
 
-@settings(max_examples=examples(100), deadline=None)
-@given(st.integers(2, 400), st.integers(1, 20), st.integers(1, 6))
-def test_rows_walk_along_their_own_stretches(length: int, seq_len: int, rows: int) -> None:
-    if length < rows * seq_len + 1:
-        with pytest.raises(UserError, match="parallel streams" if length > seq_len else "less than one window"):
-            Loader(positions(length), seq_len, 0, shuffle=False, rows=rows)
-        return
-    loader = Loader(positions(length), seq_len, 0, shuffle=False, rows=rows)
-    each = (length - 1) // seq_len // rows
-    for epoch in range(2):
-        before: Batch | None = None
-        seen: list[int] = []
-        for step in range(each):
-            batch = loader.next(rows)
-            assert (batch.continues_B == (step > 0)).all()
-            if before is not None:
-                # The first token of each row is the last target of the same row before.
-                assert torch.equal(batch.inputs_BT[:, 0], before.targets_BT[:, -1])
-            seen += starts(batch)
-            before = batch
-        assert sorted(seen) == list(range(0, rows * each * seq_len, seq_len))
-        assert loader.epoch_float == epoch + 1
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(20, 300), st.integers(1, 12), st.integers(1, 8), st.booleans(), st.data())
 def test_some_rows_are_those_of_the_whole(
@@ -226,39 +202,7 @@ def test_layouts_of_one_and_many_ranks_and_too_many_ranks() -> None:
         BatchLayout.of(8, 2, 9)
 
 
-def test_several_batches_of_rows_at_once_are_those_one_by_one() -> None:
-    many, single = (Loader(positions(150), 8, 0, shuffle=False, rows=3) for _ in range(2))
-    for _ in range(5):
-        batch, expected = many.next(12), [single.next(3) for _ in range(4)]
-        for index, one in enumerate(expected):
-            part = batch.part(3 * index, 3 * index + 3)
-            assert equal(part, one)
-            assert (part.continues_B == one.continues_B).all()
-
-
-def test_restored_rows_go_on_alike() -> None:
-    for skip in range(12):
-        loader = Loader(positions(150), 8, 0, shuffle=False, rows=3)
-        for _ in range(skip):
-            loader.next(3)
-        other = Loader(positions(150), 8, 0, shuffle=False, rows=3)
-        other.restore(json.loads(json.dumps(loader.state())))
-        for _ in range(8):
-            expected, batch = loader.next(3), other.next(3)
-            assert equal(batch, expected)
-            assert (batch.continues_B == expected.continues_B).all()
-    with pytest.raises(UserError, match="rows = 3, now it is 2"):
-        Loader(positions(150), 8, 0, shuffle=False, rows=2).restore(loader.state())
-    with pytest.raises(UserError, match="damaged"):
-        loader.restore(loader.state() | {"position": 4})
-    assert not Loader(positions(150), 8, 0, shuffle=False).next(3).continues_B.any()
-
-
 def test_wrong_calls_are_refused() -> None:
-    with pytest.raises(ValueError, match="shuffled"):
-        Loader(positions(150), 8, 0, shuffle=True, rows=3)
-    with pytest.raises(ValueError, match="batch of 2"):
-        Loader(positions(150), 8, 0, shuffle=False, rows=3).next(2)
     with pytest.raises(ValueError, match="windows of 0"):
         Loader(positions(150), 0, 7)
     with pytest.raises(ValueError, match="batch of 0"):

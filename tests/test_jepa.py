@@ -276,7 +276,7 @@ def terms_of(config: Jepa, lam: float, *, step: int = 4, heads: JepaHeads | None
     weights = LossWeights(
         whole, torch.tensor(config.weight), torch.tensor(lam), torch.tensor(config.vicreg_weight), whole
     )
-    terms, _ = compute_losses(model, heads, config, tokens, targets, reset, weights, projections)
+    terms = compute_losses(model, heads, config, tokens, targets, reset, weights, projections)
     return terms, (model, heads, tokens, targets, reset)
 
 

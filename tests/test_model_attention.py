@@ -77,13 +77,10 @@ def test_a_reset_hides_the_past_and_lets_no_gradient_through(at: int) -> None:
     assert grad[:at].abs().max() <= 1e-6 * grad[at:24].abs().max()
 
 
-@pytest.mark.parametrize("carry_state", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_run_trains_and_its_artifact_scores_generates_and_compresses(tmp_path: Path, carry_state: bool) -> None:
+def test_a_run_trains_and_its_artifact_scores_generates_and_compresses(tmp_path: Path) -> None:
     changes = {
         "model__attention_every": 2,
         "model__attention_window": 12,
-        "data__shuffle": not carry_state,
-        "train__carry_state": carry_state,
         "jepa__weight": 0.0,
         "jepa__sigreg_weight": 0.0,
     }

@@ -185,7 +185,6 @@ RESUMABLE = [
         "train.val_every": 3,
         "train.val_tokens": 500,
     },
-    {"train.carry_state": True, "data.shuffle": False, "optim.ghost_steps": 2, "train.terms_every": 2},
     {"train.val_every": 0.3, "train.val_tokens": 500},
 ]
 

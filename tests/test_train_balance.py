@@ -25,7 +25,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("term", "settings"),
     [
         ("jepa", {"jepa__sigreg_weight": 0.0, "jepa__projector": "mlp-batchnorm"}),
-        ("sigreg", {"jepa__weight": 0.0, "train__carry_state": True, "data__shuffle": False}),
+        ("sigreg", {"jepa__weight": 0.0}),
         ("vicreg", {"jepa__weight": 0.0, "jepa__sigreg_weight": 0.0, "jepa__vicreg_weight": 3.0}),
     ],
 )

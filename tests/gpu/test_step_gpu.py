@@ -63,11 +63,9 @@ def test_a_bad_step_changes_nothing(small: tuple[Run, Corpus], monkeypatch: pyte
     assert any(name.startswith("optim/momentum/") for name in changed)
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_attention_gives_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], carry: bool) -> None:
+def test_attention_gives_the_losses_of_plain_pytorch(small: tuple[Run, Corpus]) -> None:
     run, text = small
-    changes = {"model.attention_every": 2, "model.attention_window": 48}
-    run = with_settings(run, {**changes, "train.carry_state": carry, "data.shuffle": False})
+    run = with_settings(run, {"model.attention_every": 2, "model.attention_window": 48, "data.shuffle": False})
     ours = steps(run, text, True, 6)
     plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 6)
     for a, b in zip(ours, plain, strict=True):
@@ -76,16 +74,12 @@ def test_attention_gives_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], 
     assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
 
 
-@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("overlay", ["", "+sigreg-lewm"])
-def test_kernels_give_the_losses_of_plain_pytorch(
-    small: tuple[Run, Corpus], reset: bool, overlay: str, carry: bool
-) -> None:
+def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], reset: bool, overlay: str) -> None:
     run, text = small
-    run = with_settings(run, {"train.carry_state": carry, "data.shuffle": False})
     jepa = replace(load_preset(f"submission-bpe{overlay}").jepa, sigreg_projections=64)
-    run = replace(run, data=replace(run.data, reset=reset), jepa=jepa)
+    run = replace(run, data=replace(run.data, reset=reset, shuffle=False), jepa=jepa)
     ours = steps(run, text, True, 6)
     plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 6)
     for a, b in zip(ours, plain, strict=True):
@@ -100,11 +94,9 @@ FORMS = {"jepa.layer": 2, "jepa.action": True, "jepa.stride": 4, "jepa.target_to
 
 
 @pytest.mark.parametrize("forms", [{}, FORMS], ids=["next token", "other forms"])
-@pytest.mark.parametrize("carry", [False, True])
-def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], carry: bool, forms: dict[str, Any]) -> None:
+def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], forms: dict[str, Any]) -> None:
     run, text = small
-    run = with_settings(run, forms)
-    run = with_settings(run, {"train.carry_state": carry, "data.shuffle": False})
+    run = with_settings(run, {**forms, "data.shuffle": False})
     replayed = steps(run, text, True, 4)
     launched = steps(replace(run, train=replace(run.train, graph=False)), text, True, 4)
     for a, b in zip(replayed, launched, strict=True):

@@ -52,16 +52,6 @@ class Run:
             f"{self.data.seq_len}",
         )
         require(
-            not (self.train.carry_state and self.data.shuffle),
-            "train.carry_state = true with data.shuffle = true: windows in random order do not continue each other; "
-            "set data.shuffle = false",
-        )
-        require(
-            not (self.train.carry_state and self.jepa.target_ema > 0),
-            f"train.carry_state = true with jepa.target_ema = {self.jepa.target_ema}: the average has no state to "
-            "carry; set jepa.target_ema = 0 or train.carry_state = false",
-        )
-        require(
             self.jepa.active or not self.train.keep_heads,
             "train.keep_heads = true, but jepa.weight and jepa.sigreg_weight are 0: the run has no heads; "
             "set one of the weights, or train.keep_heads = false",

@@ -63,9 +63,6 @@ class Train:
     """Precision of activations and matrix products; `auto`: bf16 on a GPU and on a CPU with AVX512-BF16, else fp32."""
     masters: Literal["fp32", "bf16"] = "fp32"
     """Precision of the language model's master weights. `bf16`: defect 2 of the published script."""
-    carry_state: bool = False
-    """Start each window from the detached state of the preceding window (truncated back-propagation through time). It
-    requires `data.shuffle` off."""
     graph: bool = True
     """Replay the work of a step (weights, micro-batches, clipping, update) as CUDA graphs; GPU only."""
     threads: int = 0

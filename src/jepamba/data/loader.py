@@ -31,13 +31,11 @@ class Batch:
     """The inputs shifted by one token."""
     reset_BT: Bool[Tensor, "B T"]
     """True where a document starts. The model resets its recurrent state there."""
-    continues_B: NDArray[np.bool_]
-    """Whether each window continues the window `rows` places before it. False without `rows`."""
 
     def part(self, start: int, stop: int) -> Batch:
         """Return windows `start` to `stop`."""
         rows = slice(start, stop)
-        return Batch(self.inputs_BT[rows], self.targets_BT[rows], self.reset_BT[rows], self.continues_B[rows])
+        return Batch(self.inputs_BT[rows], self.targets_BT[rows], self.reset_BT[rows])
 
 
 class Loader:
@@ -49,28 +47,19 @@ class Loader:
         seed: seed of the order.
         shuffle: use a new permutation and a new window offset in each epoch. Otherwise read in order from token 0.
         reset: mark document starts in `Batch.reset_BT`.
-        rows: number of parallel streams, only without `shuffle`. The token stream is divided into `rows` equal parts,
-            and row i of each batch reads the next window of part i. The remainder at the end is not read.
 
-    Raises `UserError` if the stream is too short for one window (per row, with `rows`) and its last target.
+    Raises `UserError` if the stream is too short for one window and its last target.
     """
 
-    def __init__(
-        self, tokens: Tokens, seq_len: int, seed: int, shuffle: bool = True, reset: bool = True, rows: int = 0
-    ) -> None:
-        if seq_len < 1 or rows < 0 or (rows and shuffle):
-            raise ValueError(f"windows of {seq_len} tokens in {rows} rows, shuffled: {shuffle}")
+    def __init__(self, tokens: Tokens, seq_len: int, seed: int, shuffle: bool = True, reset: bool = True) -> None:
+        if seq_len < 1:
+            raise ValueError(f"windows of {seq_len} tokens")
         if len(tokens) < seq_len + 1:
             raise UserError(
                 f"the text has {len(tokens)} tokens, less than one window of {seq_len} and its last target: "
                 "use more text or a smaller data.seq_len"
             )
-        if len(tokens) < rows * seq_len + 1:
-            raise UserError(
-                f"the text has {len(tokens)} tokens, too few for {rows} parallel streams with a window of {seq_len} "
-                "each: use more text or a smaller train.tokens_per_micro"
-            )
-        self.tokens, self.seq_len, self.seed, self.shuffle, self.rows = tokens, seq_len, seed, shuffle, rows
+        self.tokens, self.seq_len, self.seed, self.shuffle = tokens, seq_len, seed, shuffle
         self._bos = tokens.bos_id if reset else None
         self._seek(0, 0)
 
@@ -82,8 +71,6 @@ class Loader:
             random = np.random.default_rng((self.seed, epoch))
             self._offset = int(random.integers(min(self.seq_len, num_targets - self.seq_len + 1)))
         self._windows = (num_targets - self._offset) // self.seq_len
-        if self.rows:
-            self._windows -= self._windows % self.rows
         # Computed on demand, because a list of all windows would take gigabytes for a large corpus.
         self._order = Permutation(self._windows, (self.seed, epoch, 1)) if self.shuffle else None
         self._epoch, self._position = epoch, position
@@ -107,12 +94,7 @@ class Loader:
 
     def _starts(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the first tokens of the windows at `positions` (B,) of the current epoch."""
-        windows = positions
-        if self._order is not None:
-            windows = self._order(positions)
-        elif self.rows:
-            # The first window of every stream, then the second window of every stream, and so on.
-            windows = positions % self.rows * (self._windows // self.rows) + positions // self.rows
+        windows = positions if self._order is None else self._order(positions)
         return self._offset + self.seq_len * windows
 
     @property
@@ -122,15 +104,11 @@ class Loader:
 
     def next(self, count: int, rows: Sequence[range] = ()) -> Batch:
         """Return the next `count` windows, across epochs. With `rows`, read and return only these of them."""
-        if count < 1 or (self.rows and count % self.rows):
+        if count < 1:
             raise ValueError(f"a batch of {count} windows")
-        # `rows` excludes `shuffle`, so all epochs have the same length.
-        positions_B = (self._position + np.arange(count)) % self._windows
-        continues_B = positions_B >= self.rows if self.rows else np.zeros(count, dtype=np.bool_)
         starts_B = self._next_starts(count)
         if rows:
-            selected = np.concatenate([np.arange(part.start, part.stop) for part in rows])
-            starts_B, continues_B = starts_B[selected], continues_B[selected]
+            starts_B = starts_B[np.concatenate([np.arange(part.start, part.stop) for part in rows])]
         starts = starts_B.tolist()
         for start in starts:
             self.tokens.prefetch(start, start + self.seq_len + 1)
@@ -140,7 +118,7 @@ class Loader:
         tokens_BT = torch.from_numpy(windows)
         inputs_BT = tokens_BT[:, :-1].contiguous()
         reset_BT = torch.zeros_like(inputs_BT, dtype=torch.bool) if self._bos is None else inputs_BT == self._bos
-        return Batch(inputs_BT, tokens_BT[:, 1:].contiguous(), reset_BT, continues_B)
+        return Batch(inputs_BT, tokens_BT[:, 1:].contiguous(), reset_BT)
 
     def state(self) -> dict[str, int]:
         """Return the position, for `restore` of a loader with the same tokens and settings."""
@@ -151,7 +129,6 @@ class Loader:
             "sequence": self.seq_len,
             "seed": self.seed,
             "shuffle": SHUFFLE_VERSION if self.shuffle else 0,
-            **({"rows": self.rows} if self.rows else {}),
         }
 
     def restore(self, state: Mapping[str, int]) -> None:
@@ -172,7 +149,7 @@ class Loader:
         if not 0 <= epoch < 2**31:
             raise UserError("the position in the data is damaged")
         self._seek(epoch, 0)
-        if not 0 <= position <= self.windows or (self.rows and position % self.rows):
+        if not 0 <= position <= self.windows:
             self._seek(current["epoch"], current["position"])
             raise UserError("the position in the data is damaged")
         self._position = position

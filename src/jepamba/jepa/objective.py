@@ -20,7 +20,7 @@ from jepamba.jepa.heads import JepaHeads, prediction_error
 from jepamba.jepa.sigreg import Projections, sigreg
 from jepamba.jepa.target_encoder import TargetEncoder
 from jepamba.jepa.vicreg import vicreg
-from jepamba.model import LanguageModel, State
+from jepamba.model import LanguageModel
 from jepamba.ops.cross_entropy import Losses
 
 _Value = TypeVar("_Value", float, Tensor)
@@ -120,25 +120,20 @@ def compute_losses(
     reset_BT: Bool[Tensor, "B T"] | None,
     weights: LossWeights,
     projections: Projections | None,
-    state: State | None = None,
     *,
     target_encoder: TargetEncoder | None = None,
     sigreg_sums_SK2M: Float[Tensor, "S K 2 M"] | None = None,
     world: World = SINGLE_PROCESS,
-) -> tuple[LossTerms, State]:
+) -> LossTerms:
     """Compute the loss terms of one micro-batch. A latent term with weight 0 is not computed and is 0.
 
     Arguments:
         heads: None: no latent term is computed.
         projections: Required where SIGReg's weight is not 0.
-        state: Initial state of the model. None: zeros.
         target_encoder: What computes the prediction targets. None: the model and its heads.
         sigreg_sums_SK2M: See `sigreg`.
-
-    Returns:
-        The loss terms, and the model's state after the micro-batch.
     """
-    found, state = model.activations(tokens_BT, reset_BT, state)
+    found, _ = model.activations(tokens_BT, reset_BT)
     losses = Losses(*(value * weights.tokens for value in model.loss(found.h_BTD, targets_BT, config.z_loss)))
     jepa = statistic = variances = losses.ce.new_zeros(())
     if heads is not None:
@@ -163,4 +158,4 @@ def compute_losses(
     latent = weights.jepa, weights.sigreg_lambda, weights.vicreg
     total = reduce(add, weighted_terms(config, latent, losses.total, jepa, statistic, variances).values())
     share = weights.sigreg_share
-    return LossTerms(total, losses.total, losses.ce, losses.z, jepa, share * statistic, share * variances), state
+    return LossTerms(total, losses.total, losses.ce, losses.z, jepa, share * statistic, share * variances)

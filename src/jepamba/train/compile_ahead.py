@@ -66,12 +66,12 @@ def compile_kernels(
 def _forward_backward(
     state: TrainState, micro: MicroBatch, weight_cache: CachedWeights, sigreg_sums_SK2M: Tensor | None
 ) -> set[Tensor]:
-    """As in `Trainer`, but no gradient is kept and the carried state stays. Returns the parameters with a gradient."""
+    """As in `Trainer`, but no gradient is kept. Returns the parameters with a gradient."""
     if sigreg_sums_SK2M is not None and state.heads is not None and micro.projections is not None:
         with torch.no_grad(), state.device_config.autocast():
-            found, _ = state.model.activations(micro.tokens_BT, micro.reset_BT, state.carried)
+            found, _ = state.model.activations(micro.tokens_BT, micro.reset_BT)
             sigreg_sums(state.heads.latents(found), state.run.jepa, micro.projections)
-    terms, _ = loss_terms(state, micro, sigreg_sums_SK2M)
+    terms = loss_terms(state, micro, sigreg_sums_SK2M)
     heads = [] if state.heads is None else list(state.heads.parameters())
     parameters = [*weight_cache.masters, *heads]
     trained = [i for i, p in enumerate(parameters) if p.requires_grad]

@@ -73,9 +73,7 @@ def _next_terms(state: TrainState, latent: LatentWeights | None) -> Iterator[dic
     """The weighted loss terms of the first pass of the next step. Buffers are as before at the end of the context."""
     buffers = {name: value.clone() for name, value in state.modules.named_buffers()}
     (micro,) = MicroBatches(state, state.peek_windows(), latent, passes=1)
-    if not micro.continues:
-        state.carry(None)
-    terms, _ = loss_terms(state, micro.to(state.device))
+    terms = loss_terms(state, micro.to(state.device))
     jepa, sigreg, vicreg = (terms.total.new_tensor(weight) for weight in latent or NO_LATENT_WEIGHTS)
     yield weighted_terms(state.run.jepa, (jepa, sigreg, vicreg), terms.token, terms.jepa, terms.sigreg, terms.vicreg)
     for name, value in state.modules.named_buffers():

@@ -25,7 +25,6 @@ from jepamba.jepa import (
     num_samples,
     sample_projections,
 )
-from jepamba.model import State
 from jepamba.train.state import TrainState
 
 
@@ -60,8 +59,6 @@ class MicroBatch:
     """Number of windows of all ranks in this pass. Passes with the same number have the same shapes."""
     latent_terms: bool
     """Whether its loss has latent terms."""
-    continues: bool
-    """Whether it starts in the final model state of the previous micro-batch (`train.carry_state`)."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         """Apply `change` to every tensor."""
@@ -119,7 +116,7 @@ class MicroBatches:
         self.windows = sum(map(sum, self.pass_windows))
         # One transfer for the whole step, unless the batch is on the device already; micro-batches are slices there.
         batch = batch_to_device(batch.part(0, sum(self.rows)), state.device)
-        self.continues_B, self.tokens_BT, self.targets_BT = batch.continues_B, batch.inputs_BT, batch.targets_BT
+        self.tokens_BT, self.targets_BT = batch.inputs_BT, batch.targets_BT
         self.reset_BT = batch.reset_BT if run.data.reset else None
         self.pairs_K: Tensor | None = None
         """With latent prediction: the positions with a target k tokens ahead in the same document, over all ranks."""
@@ -139,7 +136,6 @@ class MicroBatches:
                 self._weights(index),
                 sum(self.pass_windows[index]),
                 self.latent is not None,
-                continues=bool(self.continues_B[end - rows]),
             )
 
     @property
@@ -180,8 +176,8 @@ class MicroBatches:
         )
 
 
-def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | None = None) -> tuple[LossTerms, State]:
-    """The loss terms of a micro-batch that is on the state's device, and the model state after it."""
+def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | None = None) -> LossTerms:
+    """The loss terms of a micro-batch that is on the state's device."""
     with state.device_config.autocast():
         return compute_losses(
             state.model,
@@ -192,7 +188,6 @@ def loss_terms(state: TrainState, micro: MicroBatch, sigreg_sums_SK2M: Tensor | 
             micro.reset_BT,
             micro.weights,
             micro.projections,
-            state.carried,
             target_encoder=state.target_encoder,
             sigreg_sums_SK2M=sigreg_sums_SK2M,
             world=state.world,

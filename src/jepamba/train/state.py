@@ -14,7 +14,7 @@ from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import UserError
 from jepamba.jepa import JepaHeads, TargetEncoder
-from jepamba.model import LanguageModel, State
+from jepamba.model import LanguageModel
 from jepamba.optim import Optimizers
 from jepamba.train.consistency import corpus_fingerprint
 from jepamba.train.device import DeviceConfig
@@ -55,7 +55,7 @@ class TrainState:
     """Model, training-only heads, optimizers, loader and counters of one run, equal on all ranks.
 
     Raises:
-        ConfigError: for `train.carry_state` on several ranks, and for settings that the dial has not chosen.
+        ConfigError: for settings that the dial has not chosen.
         UserError: if a step has fewer windows than there are ranks.
     """
 
@@ -67,11 +67,6 @@ class TrainState:
         if run.train.dial:
             raise ConfigError(
                 f"train.dial: {', '.join(run.train.dial)} are not chosen yet; `jepamba train` chooses them"
-            )
-        if run.train.carry_state and world.world_size > 1:
-            raise ConfigError(
-                f"train.carry_state = true with {world.world_size} processes: the carried state needs all rows of "
-                "windows in one process; start one process, or set train.carry_state = false"
             )
         seq_len = run.data.seq_len
         self.layout = BatchLayout.of(
@@ -96,11 +91,8 @@ class TrainState:
             self.modules.named_parameters(), run.optim, self.device, world, device_config.dtype
         )
         data = run.data
-        rows = run.train.tokens_per_micro // data.seq_len if run.train.carry_state else 0
-        loader = Loader(corpus.train, data.seq_len, run.train.seed, data.shuffle, data.reset, rows)
+        loader = Loader(corpus.train, data.seq_len, run.train.seed, data.shuffle, data.reset)
         self.loader = Prefetcher(loader, pin=self.device.type == "cuda")
-        self.carried: State | None = self.model.initial_state(rows) if rows else None
-        """With `train.carry_state`, the model state in which the next micro-batch starts; updated in place."""
         self.counters = Counters()
         self.notes: dict[str, Any] = {}
         """JSON-ready notes for the artifact."""
@@ -142,31 +134,13 @@ class TrainState:
         """Every parameter, kept and training-only."""
         return list(self.modules.parameters())
 
-    def carry(self, state: State | None) -> None:
-        """Start the next micro-batch in `state`, detached (None: the empty state). Does nothing without
-        `train.carry_state`.
-
-        This overwrites the previous state: call it after the backward pass of the micro-batch that started there.
-        """
-        for block, kept in enumerate(self.carried or []):
-            for index, value in enumerate(kept):
-                value.zero_() if state is None else value.copy_(state[block][index].detach())
-
-    def _carried(self) -> dict[str, Tensor]:
-        return {
-            f"{block}.{name}": value
-            for block, state in enumerate(self.carried or [])
-            for name, value in zip(state._fields, state, strict=True)
-        }
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, by name."""
         weights = {f"weights/{name}": value for name, value in self.modules.state_dict().items()}
         optimizers = {f"optim/{name}": value for name, value in self.optimizers.state().items()}
-        carried = {f"carried/{name}": value for name, value in self._carried().items()}
         average = {} if self.target_encoder is None else self.target_encoder.state_dict()
         target = {f"target/{name}": value for name, value in average.items()}
-        return weights | optimizers | carried | target | {"rng/cpu": torch.get_rng_state()}
+        return weights | optimizers | target | {"rng/cpu": torch.get_rng_state()}
 
     def metadata(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON: counters, data position, corpus fingerprint, bits, latent factor."""
@@ -181,8 +155,7 @@ class TrainState:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises `UserError` if its data or its shapes differ from this run's."""
         self._check_data(metadata)
-        names = ("weights", "optim", "carried", "target", "rng")
-        sections: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+        sections: dict[str, dict[str, Tensor]] = {name: {} for name in ("weights", "optim", "target", "rng")}
         try:
             for name, value in tensors.items():
                 section, _, rest = name.partition("/")
@@ -198,13 +171,6 @@ class TrainState:
             self.optimizers.restore(sections["optim"])
             if self.target_encoder is not None:
                 self.target_encoder.load_state_dict(sections["target"])
-            for name, kept in self._carried().items():
-                value = sections["carried"][name]
-                if value.shape != kept.shape:
-                    raise ValueError(
-                        f"the carried state {name} has shape {tuple(value.shape)}, not {tuple(kept.shape)}"
-                    )
-                kept.copy_(value)
             torch.set_rng_state(sections["rng"]["cpu"])
             self.loader.restore(metadata["loader"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:

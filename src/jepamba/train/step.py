@@ -86,7 +86,7 @@ class Trainer:
 
         Raises:
             NotFiniteError: on all ranks, if the loss or its gradient is not finite. Then only the counters and the data
-                position have changed, and a carried state is empty.
+                position have changed.
         """
         state, run, world = self.state, self.state.run, self.state.world
         lr_scale = learning_rate_scale(run.optim, budget_fraction)
@@ -180,14 +180,11 @@ class Trainer:
             if latent is not None and self.sigreg_sums_SK2M is not None:
                 self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
             for micro in micro_batches:
-                if not micro.continues:
-                    self.state.carry(None)
                 self.forward_backward(micro)
 
     def _forward_backward(self, micro: MicroBatch) -> None:
-        terms, new_state = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
+        terms = loss_terms(self.state, micro, self.sigreg_sums_SK2M)
         add_gradients(terms.total, self.leaves)
-        self.state.carry(new_state)
         self.loss_sums += torch.stack([term.detach().float() for term in terms])
 
     def _clip_gradients(self) -> None:
@@ -210,26 +207,19 @@ class Trainer:
         return dict(zip(LossTerms._fields, losses, strict=True)), grad_norm, int(all_bytes)
 
     def _skip(self, buffers: Sequence[Tensor]) -> None:
-        """Count a skipped step and restore the buffers. The carried state becomes empty."""
+        """Count a skipped step and restore the buffers."""
         state = self.state
         state.counters.skipped += 1
         state.modules.zero_grad(set_to_none=False)
         for value, before in zip(self.buffers, buffers, strict=True):
             value.copy_(before)
-        state.carry(None)
 
     def _sum_sigreg_sample(self, micro_batches: MicroBatches, sums_SK2M: Tensor) -> None:
         """Sum SIGReg's cosines and sines over all micro-batches of all ranks, in forward passes without gradients."""
         sums_SK2M.zero_()
-        carried = [[value.clone() for value in block] for block in self.state.carried or []]
         for micro in micro_batches:
-            if not micro.continues:
-                self.state.carry(None)
             self.add_sigreg_sums(micro)
         self.state.world.all_reduce_(sums_SK2M)
-        for block, before in zip(self.state.carried or [], carried, strict=True):
-            for value, old in zip(block, before, strict=True):
-                value.copy_(old)
 
     @torch.no_grad()
     def _add_sigreg_sums(self, micro: MicroBatch) -> None:
@@ -238,10 +228,9 @@ class Trainer:
         assert state.heads is not None
         assert micro.projections is not None
         with state.device_config.autocast():
-            found, new_state = state.model.activations(micro.tokens_BT, micro.reset_BT, state.carried)
+            found, _ = state.model.activations(micro.tokens_BT, micro.reset_BT)
             z_BTE = state.heads.latents(found)
         self.sigreg_sums_SK2M += sigreg_sums(z_BTE, state.run.jepa, micro.projections)
-        state.carry(new_state)
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
