@@ -30,7 +30,6 @@ from jepamba.presets import load_preset
 from jepamba.progress import Progress
 from jepamba.train import bit_allocation, resolve
 from jepamba.train.device import choose_device
-from jepamba.train.measure import calibrate_inputs
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
@@ -38,17 +37,13 @@ EXACT = "fp32"
 QUANTIZERS: dict[str, dict[str, Any]] = {
     EXACT: {"bits": 32},
     "int4": {},
-    "int4 clipped": {"scale": "clip"},
-    "int4 by Hessian": {"scale": "hessian"},
     "int4 groups of 64": {"group": 64},
-    "int4 clipped groups of 64": {"group": 64, "scale": "clip"},
-    "int3 clipped": {"bits": 3, "scale": "clip"},
+    "int3": {"bits": 3},
     "int5": {"bits": 5},
     "int6": {"bits": 6},
     "2 to 8 bits bytes of int4": {"budget_bytes": "int4"},
-    "2 to 8 bits clipped bytes of int4": {"budget_bytes": "int4", "scale": "clip"},
     "int4 embedding int6": {"embedding": "int6"},
-    "int4 embedding int5 clipped": {"embedding": "int5", "scale": "clip"},
+    "int4 embedding int5": {"embedding": "int5"},
     "int4 vectors int8": {"vectors": "int8"},
     "int4 vectors fp8-row": {"vectors": "fp8-row"},
 }
@@ -149,8 +144,7 @@ def measure(base: Run, text: Corpus, names: list[str], out: Path, tokens: int) -
             masters = _load(saved)
         if "after" not in found[name]:
             state = TrainState(run_of(base, name, found, qat=0.0), text, device_config)
-            state.model.load_state_dict(masters, strict=False)  # calibration measures the input powers
-            calibrate_inputs(state)
+            state.model.load_state_dict(masters)
             found[name]["after"] = scored(state, folder / "after.jepa", tokens)
             record.write_text(json.dumps(found[name]))
     return found

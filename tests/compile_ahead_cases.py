@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "all terms": {"train__val_every": 1},
     "one sample a step": {"jepa__sigreg_sample": "step", "quant__qat_fraction": 1.0, "data__reset": True},
     "late fake quantization": {"quant__qat_fraction": 0.5, "jepa__weight": 0.0, "jepa__sigreg_weight": 0.0},
-    "attention and weighted quantization": {"model__attention_every": 2, "quant__scale": "hessian"},
+    "attention": {"model__attention_every": 2},
     "after the latent terms": {"jepa__until": 0.5, "fraction": 0.6},
     "vicreg and moving targets": {"jepa__vicreg_weight": 0.5, "jepa__target_ema": 0.5},
 }

@@ -119,7 +119,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *[
         ({"quant.bits": 32, f"quant.{name}": value}, "leave it out")
         for name, value in {
-            "scale": "clip",
             "group": 64,
             "budget_bytes": 1000,
             "bit_allocation": ["a.w=4"],

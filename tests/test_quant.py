@@ -18,9 +18,9 @@ from jepamba.presets import load_preset
 from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer, fake_quantize, quantizer_named, rows
 
 INTEGERS = [f"int{width}" for width in range(2, 9)]
-CLIPPED = ["int2-clip", "int4-clip", "int8-clip", "int4-hessian", "int3-g8", "int4-clip-g16", "int5-hessian-g7"]
+GROUPED = ["int3-g8", "int4-g16", "int5-g7"]
 QUANTIZERS: list[Quantizer] = [
-    quantizer_named(name) for name in (*INTEGERS, *CLIPPED, "fp8-row", "fp8", "bf16", "fp32")
+    quantizer_named(name) for name in (*INTEGERS, *GROUPED, "fp8-row", "fp8", "bf16", "fp32")
 ]
 
 
@@ -235,7 +235,7 @@ def test_names_lead_back_to_quantizers() -> None:
         "int4-g0",
         "int4-g08",
         "int4-g1234567",
-        "int4-g8-clip",
+        "int4-clip",
         "",
         "INT4",
     ):
@@ -286,10 +286,9 @@ def outputs(model: LanguageModel) -> Tensor:
         Quant(bits=5, large=1),
         Quant(bits=6, large=10**9),
         Quant(large=512, fp8_scale="none", vectors="fp8"),
-        Quant(large=512, bits=3, scale="clip", group=8, embedding="int6", vectors="int8"),
+        Quant(large=512, bits=3, group=8, embedding="int6", vectors="int8"),
         Quant(
             large=512,
-            scale="hessian",
             vectors="fp8-row",
             bit_allocation=("embed_proj.weight=2", "blocks.1.mixer.in_proj.weight=7"),
         ),
@@ -383,7 +382,7 @@ def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
     if leaf in ("A_log", "dt_bias", "D"):
         return "fp32"
     vector = quant.vectors if quant.vectors in ("fp8-row", "int8") else "bf16"
-    integer = f"{'' if quant.scale == 'absmax' else '-' + quant.scale}{f'-g{quant.group}' if quant.group else ''}"
+    integer = f"-g{quant.group}" if quant.group else ""
     if leaf in ("token_embed", "correction"):
         return fp8 if quant.embedding == "fp8" else quant.embedding + integer
     if leaf == "conv_weight":
@@ -403,8 +402,8 @@ def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
         Quant(bits=5, fp8_scale="none"),
         Quant(vectors="fp8"),
         Quant(large=1),
-        Quant(bits=2, large=600, scale="clip", embedding="int6", vectors="int8"),
-        Quant(bits=8, scale="hessian", group=16, embedding="int4", vectors="fp8-row"),
+        Quant(bits=2, large=600, embedding="int6", vectors="int8"),
+        Quant(bits=8, group=16, embedding="int4", vectors="fp8-row"),
     ],
     ids=str,
 )

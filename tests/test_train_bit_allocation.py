@@ -41,7 +41,7 @@ def small(text: Path) -> Run:
             "model": {"embed_dim": 16, "d_model": 32, "n_layer": 2, "headdim": 16, "d_state": 8, "chunk_size": 16}
             | {"mlp_mult": 2.0},
             "jepa": {"weight": 0.0, "sigreg_weight": 0.0},
-            "quant": {"large": 512, "scale": "hessian", "budget_bytes": BUDGET, "embedding": "int6"},
+            "quant": {"large": 512, "budget_bytes": BUDGET, "embedding": "int6"},
             "train": {
                 "steps": 8,
                 "tokens_per_step": 256,
@@ -85,7 +85,7 @@ def test_a_run_chooses_bits_twice_and_keeps_its_budget(whole: Path) -> None:
     for name, bits in summary["bit_allocation"].items():
         quantizer = quantizers[name]
         assert isinstance(quantizer, IntQuantizer)
-        assert (quantizer.bits, quantizer.scale) == (bits, "hessian")
+        assert quantizer.bits == bits
         assert bits <= trained[name]
     integers = {name for name, quantizer in quantizers.items() if isinstance(quantizer, IntQuantizer)}
     assert integers == summary["bit_allocation"].keys()
@@ -154,9 +154,7 @@ def test_choosing_bits_is_not_training_time(small: Run, tmp_path: Path, monkeypa
 
 def test_predicted_increase_is_the_rise_of_the_loss(small: Run) -> None:
     """With one weight rounded to 2 bits, the loss rises by about the predicted loss increase."""
-    state = opened(
-        with_settings(small, {"quant.scale": "clip", "quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9})
-    )
+    state = opened(with_settings(small, {"quant.qat_fraction": 0.0, "quant.budget_bytes": 10**9}))
     trainer = Trainer(state)
     for _ in range(150):
         trainer.train_step(0.5)
@@ -178,7 +176,7 @@ def _loss(state: TrainState, rounded: str) -> float:
     for name, weight in bit_allocation.adjustable_weights(state).items():
         if name == rounded:
             held[name] = weight.master.data
-            quantizer = IntQuantizer(2, "clip")
+            quantizer = IntQuantizer(2)
             weight.master.data = quantizer.decode(quantizer.encode(held[name]), tuple(held[name].shape))
     ids = torch.from_numpy(state.corpus.train.read(0, 64 * 33).astype("int64")).reshape(64, 33)
     with torch.no_grad():

@@ -31,7 +31,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
         {
             "jepa.weight": 0.0,
             "jepa.sigreg_weight": 0.0,
-            "quant.scale": "hessian",
             "quant.group": 64,
             "quant.embedding": "int6",
             "quant.vectors": "int8",
@@ -46,13 +45,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Corpus]:
     return resolve(run, text), text
 
 
-@pytest.mark.parametrize("name", ["int4", "int4-clip", "int3-clip-g64", "int5-hessian-g48", "int2-hessian", "int8"])
+@pytest.mark.parametrize("name", ["int2", "int3-g64", "int4", "int5-g48", "int8"])
 def test_a_gpu_and_a_cpu_choose_alike(name: str) -> None:
-    w, importance = torch.randn(300, 200), torch.rand(200) + 0.1
-    quantizer = quantizer_named(name)
-    here, there = quantizer.encode(w, importance), quantizer.encode(w.cuda(), importance.cuda())
+    w, quantizer = torch.randn(300, 200), quantizer_named(name)
+    here, there = quantizer.encode(w), quantizer.encode(w.cuda())
     for stream, value in here.items():
-        # Sums are rounded otherwise: two scales of nearly equal error may change places.
+        # A division may be rounded otherwise: an integer at a half step may change.
         assert (there[stream].cpu() == value).float().mean() > 0.99, stream
     on_cpu = quantizer.decode({stream: value.cpu() for stream, value in there.items()}, (300, 200))
     assert torch.equal(quantizer.decode(there, (300, 200)).cpu(), on_cpu)

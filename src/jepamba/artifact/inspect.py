@@ -23,7 +23,7 @@ LIMIT_BYTES = 16_000_000
 """Maximum bytes of code and artifact of a submission to the 16 MB challenge (openai/parameter-golf)."""
 
 Masters = Mapping[str, torch.Tensor]
-"""Tensors of a checkpoint: the master weight `NAME.master`, and `NAME.input_power`, the mean squares of its inputs."""
+"""Tensors of a checkpoint: the master weight `NAME.master`."""
 
 
 def inspect(path: Path, masters: Masters | None = None) -> dict[str, Any]:
@@ -118,10 +118,8 @@ def _row(
     - `zeros`: fraction of values that are 0;
     - `at_largest`: fraction of values with the quantizer's largest magnitude; None for plain floating point;
     - `expected_error`: RMS of the rounding error over the RMS of the weights, for errors that are uniform in each
-      quantizer step (step / √12) and without clipping;
+      quantizer step (step / √12);
     - `error`: the measured error; None without masters;
-    - `clipped`: fraction of weights that clipping changed by more than half a step; None without masters or for plain
-      floating point;
     - `one_more_bit`: bytes that one more bit for its integers would add, by the entropy of the masters. Without them,
       log2 of the ratio of the steps is used, which holds at high resolution.
     """
@@ -149,18 +147,14 @@ def _row(
         "at_largest": None if largest is None else float(largest.double().mean()),
         "expected_error": _relative(steps / math.sqrt(12), weight),
         "error": None,
-        "clipped": None,
     }
-    master = importance = None
+    master = None
     if masters is not None:
-        master, importance = masters[f"{name}.master"].float(), masters.get(f"{name}.input_power")
+        master = masters[f"{name}.master"].float()
         row["error"] = _relative(weight - master, master)
-        if largest is not None:
-            beyond = (master * weight.sign() - weight.abs() > steps / 2) & largest.reshape(weight.shape)
-            row["clipped"] = float(beyond.double().mean())
-        reencoded = quantizer.encode(master, importance)
+        reencoded = quantizer.encode(master)
         row["same"] = all(torch.equal(reencoded[role], value) for role, value in encoded.items())
-    return row | {"one_more_bit": _one_more_bit(quantizer, encoded, coded, master, importance)}
+    return row | {"one_more_bit": _one_more_bit(quantizer, encoded, coded, master)}
 
 
 def _zeros(stream: StreamSpec, values: Values) -> float:
@@ -207,9 +201,7 @@ def _relative(error: torch.Tensor, weight: torch.Tensor) -> float:
     return error_norm / weight_norm if weight_norm > 0 else float(error_norm > 0)
 
 
-def _one_more_bit(
-    quantizer: Quantizer, streams: Streams, coded: float, master: torch.Tensor | None, importance: torch.Tensor | None
-) -> float | None:
+def _one_more_bit(quantizer: Quantizer, streams: Streams, coded: float, master: torch.Tensor | None) -> float | None:
     """Return the bytes that one more bit per integer adds (see `_row`).
 
     None for floating point, and for integers that already have the maximum of bits.
@@ -220,7 +212,7 @@ def _one_more_bit(
     if master is None:
         return streams["q"].numel() * math.log2(wider.q_max / quantizer.q_max) / 8
     now = entropy_bits(streams)
-    return coded * (entropy_bits(wider.encode(master, importance)) / now - 1) if now > 0 else 0.0
+    return coded * (entropy_bits(wider.encode(master)) / now - 1) if now > 0 else 0.0
 
 
 def _costs(opened: OpenedArtifact, tensors: list[dict[str, Any]]) -> dict[str, float]:

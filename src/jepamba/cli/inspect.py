@@ -86,7 +86,7 @@ def _master_weights(checkpoint: Path) -> dict[str, Any]:
 
 def _table(found: dict[str, Any]) -> str:
     has_error = any(row["error"] is not None for row in found["tensors"])
-    heads = ["tensor", "shape", "quantizer", "bytes", "bits per value", "entropy", "at largest", "clipped"]
+    heads = ["tensor", "shape", "quantizer", "bytes", "bits per value", "entropy", "at largest"]
     heads += ["error" if has_error else "expected error", "one more bit"]
     rows = [
         [
@@ -96,7 +96,7 @@ def _table(found: dict[str, Any]) -> str:
             f"{row['bytes_coded']:,.0f}",
             f"{row['bits_coded']:.2f}",
             f"{row['entropy']:.2f}",
-            *("–" if row[share] is None else f"{row[share]:.2%}" for share in ("at_largest", "clipped")),
+            "–" if row["at_largest"] is None else f"{row['at_largest']:.2%}",
             f"{row['error'] if has_error else row['expected_error']:.2%}",
             "" if row["one_more_bit"] is None else f"{row['one_more_bit']:,.0f}",
         ]

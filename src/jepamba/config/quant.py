@@ -16,9 +16,6 @@ class Quant:
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8, 32] = 4
     """Bits of the integers for large matrices; 32: no weight is quantized, for comparisons."""
-    scale: Literal["absmax", "clip", "hessian"] = "absmax"
-    """Scale of the integers: `absmax`, largest magnitude / largest integer; `clip`, that of least squared error;
-    `hessian`, the same with each column weighted by the mean square of its input."""
     group: int = 0
     """Columns that share an integer scale; 0: the whole row."""
     budget_bytes: int = 0
@@ -32,7 +29,7 @@ class Quant:
     fp8_scale: Literal["row", "none"] = "row"
     """Scale of FP8: BF16 per row, or none, as in the published script."""
     embedding: Literal["fp8", "int4", "int5", "int6", "int7", "int8"] = "fp8"
-    """Format of the embedding and the tie correction. Integers have `scale` and `group`."""
+    """Format of the embedding and the tie correction. Integers have `group`."""
     vectors: Literal["bf16", "fp8", "fp8-row", "int8"] = "bf16"
     """Format of per-channel vectors. `fp8`: unscaled for skips and mixes, BF16 for the others, as in the published
     script."""

@@ -9,7 +9,6 @@ Legend: R rows, K columns, B blocks, S words of a column of a block.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -47,10 +46,10 @@ def pack(weight: QuantWeight) -> PackedMatrix:
     these formats do not represent exactly, are packed as fp32.
     """
     value, quantizer = weight.effective_weight().detach().cpu(), weight.quantizer
-    if isinstance(quantizer, IntQuantizer) and not quantizer.group:
-        # The largest integer of a row is q_max, so the stored scale is that of absmax, without a search.
-        quantizer = replace(quantizer, scale="absmax")
-    elif not (isinstance(quantizer, Fp8Quantizer) and quantizer.scaled):
+    if not (
+        (isinstance(quantizer, IntQuantizer) and not quantizer.group)
+        or (isinstance(quantizer, Fp8Quantizer) and quantizer.scaled)
+    ):
         return pack_float(value)
     streams = quantizer.encode(value)
     if not torch.equal(quantizer.decode(streams, tuple(value.shape)), value):

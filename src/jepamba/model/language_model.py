@@ -6,7 +6,6 @@ Legend: B batch, T time, D model width, E embedding width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -249,18 +248,6 @@ class LanguageModel(nn.Module):
     def cached_weights(self, dtype: torch.dtype) -> CachedWeights:
         """Create the cache of the weights of a step, with matrices in `dtype`. Create it once per run."""
         return CachedWeights(self.quant_weights().values(), dtype)
-
-    @contextmanager
-    def calibrate_inputs(self) -> Iterator[None]:
-        """Context in which forward passes record the input statistics for `quant.scale = hessian`."""
-        layers = [module for module in self.modules() if isinstance(module, QuantLinear)]
-        for layer in layers:
-            layer.calibrating = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.calibrating = False
 
     def export_weights(self) -> dict[str, Streams]:
         """Encode all weights as the streams of an artifact."""

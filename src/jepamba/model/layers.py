@@ -28,17 +28,12 @@ class QuantLinear(nn.Module):
             # PyTorch's default for nn.Linear: uniform within 1/sqrt(inputs).
             nn.init.uniform_(value, -(inputs**-0.5), inputs**-0.5)
         quantizer = matrix_quantizer((outputs, inputs), quant)
-        weigh_inputs = quant.scale == "hessian" and isinstance(quantizer, IntQuantizer)
-        self.weight = QuantWeight(value, quantizer, matrix=True, weigh_inputs=weigh_inputs)
-        self.calibrating = False
-        """Whether forward passes record input statistics for the quantizer."""
+        self.weight = QuantWeight(value, quantizer, matrix=True)
 
     def forward(
         self, x: Float[Tensor, "*batch inputs"], scale: Float[Tensor, " outputs"] | None = None, rows: int = 0
     ) -> Float[Tensor, "*batch padded"]:
         """Return scale · (x Wᵀ), padded with zeros to `rows` outputs if `rows` is larger."""
-        if self.calibrating:
-            self.weight.record_inputs(x)
         w = self.weight.effective_weight()
         cached = self.training and self.weight.cached is not None
         if cached and use_triton(x) and x.dtype == w.dtype and (scale is None or scales_weights(x, w)):
@@ -51,14 +46,14 @@ class QuantLinear(nn.Module):
 def matrix_quantizer(shape: tuple[int, int], quant: Quant) -> Quantizer:
     """Quantizer of a weight matrix: integers if it has at least `quant.large` values, else FP8."""
     large = not quant.exact and shape[0] * shape[1] >= quant.large
-    return IntQuantizer(quant.bits, quant.scale, quant.group) if large else small_quantizer(quant)
+    return IntQuantizer(quant.bits, quant.group) if large else small_quantizer(quant)
 
 
 def embedding_quantizer(quant: Quant) -> Quantizer:
     """Quantizer of the embedding and the tie correction: FP8 or integers."""
     if quant.exact or quant.embedding == "fp8":
         return small_quantizer(quant)
-    return IntQuantizer(int(quant.embedding.removeprefix("int")), quant.scale, quant.group)
+    return IntQuantizer(int(quant.embedding.removeprefix("int")), quant.group)
 
 
 def small_quantizer(quant: Quant) -> Quantizer:
@@ -100,7 +95,7 @@ class Mlp(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Return the residual stream plus `scale` times the output of the MLP for `x`."""
         up, down = self.up.weight.cached, self.down.weight.cached
-        separate = not self.training or self.gated or self.down.calibrating
+        separate = not self.training or self.gated
         if not separate and up is not None and down is not None and fuses_mlp(x_BTD, up, down):
             return mlp_residual(residual_BTD, x_BTD, up, down, scale_D)
         up_BTM = self.up(x_BTD)

@@ -27,7 +27,7 @@ class Fp8Quantizer:
         """`fp8-row` or `fp8`."""
         return "fp8-row" if self.scaled else "fp8"
 
-    def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
+    def encode(self, w: Tensor) -> Streams:
         """Encode `w` (any shape) as `fp8` (R, C), raw bits in uint8, and, if `scaled`, `scale` (R,) in BF16."""
         w_RC = w.detach().float().reshape(rows(tuple(w.shape)))
         if not self.scaled:
@@ -63,7 +63,7 @@ class FloatQuantizer:
         """`bf16` or `fp32`."""
         return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
-    def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
+    def encode(self, w: Tensor) -> Streams:
         """Encode `w` (any shape) as `value`, of the same shape."""
         return {"value": w.detach().to(self.dtype)}
 

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepamba.quant.protocol import Quantizer, Streams
@@ -27,15 +26,9 @@ class QuantWeight(nn.Module):
         value: initial master weight.
         quantizer: quantizer for training and export.
         matrix: whether matrix products alone use the weight, so that its cached copy has the compute dtype.
-        weigh_inputs: whether the quantizer weights the error of each column by the power of its input.
     """
 
-    input_power: Tensor | None
-    """Mean square (C,) of each input at the last `record_inputs`; a buffer."""
-
-    def __init__(
-        self, value: Tensor, quantizer: Quantizer, *, matrix: bool = False, weigh_inputs: bool = False
-    ) -> None:
+    def __init__(self, value: Tensor, quantizer: Quantizer, *, matrix: bool = False) -> None:
         super().__init__()
         self.master = nn.Parameter(value)
         self.quantizer = quantizer
@@ -43,14 +36,13 @@ class QuantWeight(nn.Module):
         self.fake_quantized = False
         self.loaded = False
         self.cached: Tensor | None = None
-        self.register_buffer("input_power", torch.ones(value.shape[1]) if weigh_inputs else None)
 
     def effective_weight(self) -> Tensor:
         """Return the weight for this pass, in fp32; a cached matrix is in the compute dtype."""
         if self.training and self.cached is not None:
             return self.cached
         master = self.master.float()
-        return fake_quantize(master, self.quantizer, self.input_power) if self.quantizes else master
+        return fake_quantize(master, self.quantizer) if self.quantizes else master
 
     @property
     def quantizes(self) -> bool:
@@ -59,7 +51,7 @@ class QuantWeight(nn.Module):
 
     def export(self) -> Streams:
         """Encode the master as the streams of an artifact."""
-        return self.quantizer.encode(self.master, self.input_power)
+        return self.quantizer.encode(self.master)
 
     def load(self, value: Tensor) -> None:
         """Set the master to `value`, decoded from an artifact, and use it without further quantization.
@@ -68,18 +60,9 @@ class QuantWeight(nn.Module):
         """
         if self.master.is_meta:
             self.master = nn.Parameter(value.float())
-            self.input_power = None if self.input_power is None else torch.ones(value.shape[1], device=value.device)
         else:
             self.master.data = value.to(device=self.master.device, dtype=torch.float32)
         self.loaded = True
-
-    def record_inputs(self, x: Float[Tensor, "*batch C"]) -> None:
-        """Record the mean square of each input, which weights the error of its column.
-
-        It is the diagonal of the Hessian of ‖x Wᵀ‖² in a row of W (Frantar et al. 2022, without the off-diagonal).
-        """
-        if self.input_power is not None:
-            self.input_power.copy_(x.detach().float().square().flatten(0, -2).mean(0))
 
 
 class CachedWeights:
@@ -102,7 +85,7 @@ class CachedWeights:
         copies = defaultdict[torch.dtype, tuple[list[Tensor], list[Tensor]]](lambda: ([], []))
         for weight, leaf in zip(self.weights, self.leaves, strict=True):
             if weight.quantizes:
-                fake_quantize_into(leaf, weight.master, weight.quantizer, weight.input_power)
+                fake_quantize_into(leaf, weight.master, weight.quantizer)
             else:
                 for tensors, value in zip(copies[leaf.dtype], (leaf, weight.master), strict=True):
                     tensors.append(value)

@@ -26,11 +26,8 @@ class Quantizer(Protocol):
         """Name in an artifact's header; `quantizer_named` parses it."""
         ...
 
-    def encode(self, w: Tensor, importance_C: Tensor | None = None) -> Streams:
-        """Encode `w` (any shape, float) as streams, deterministically and without gradient.
-
-        `importance_C`, positive, weights the squared error of each column; a quantizer may ignore it.
-        """
+    def encode(self, w: Tensor) -> Streams:
+        """Encode `w` (any shape, float) as streams, deterministically and without gradient."""
         ...
 
     def decode(self, streams: Streams, shape: tuple[int, ...]) -> Tensor:

@@ -6,14 +6,14 @@ Training therefore computes with exactly the weights that the artifact stores.
 from __future__ import annotations
 
 import re
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from jepamba.ops.dispatch import use_triton
 from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
-from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer, Scale
+from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer
 from jepamba.quant.protocol import Quantizer, rows
 
 _FLOATS: dict[str, Quantizer] = {
@@ -25,8 +25,7 @@ _FLOATS: dict[str, Quantizer] = {
         FloatQuantizer(torch.float32),
     )
 }
-_CLIPPED = "|".join(scale for scale in get_args(Scale) if scale != "absmax")
-_INT = re.compile(rf"int([{MIN_BITS}-{MAX_BITS}])(?:-({_CLIPPED}))?(?:-g([1-9][0-9]{{0,5}}))?")
+_INT = re.compile(rf"int([{MIN_BITS}-{MAX_BITS}])(?:-g([1-9][0-9]{{0,5}}))?")
 
 
 def quantizer_named(name: str) -> Quantizer:
@@ -34,43 +33,38 @@ def quantizer_named(name: str) -> Quantizer:
     match = _INT.fullmatch(name)
     if match is None:
         return _FLOATS[name]
-    return IntQuantizer(int(match[1]), cast(Scale, match[2] or "absmax"), int(match[3] or 0))
+    return IntQuantizer(int(match[1]), int(match[2] or 0))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Straight-through estimator (Bengio et al. 2013): the quantized value, with the gradient of the identity.
-
-    Clipped values have the gradient too: the clipping bound is relative to the row's largest magnitude and moves with
-    the weights, and the gradient can bring a clipped weight back.
-    """
+    """Straight-through estimator (Bengio et al. 2013): the quantized value, with the gradient of the identity."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, quantizer: Quantizer, importance_C: Tensor | None) -> Tensor:
-        return quantizer.decode(quantizer.encode(w, importance_C), tuple(w.shape))
+    def forward(ctx: Any, w: Tensor, quantizer: Quantizer) -> Tensor:
+        return quantizer.decode(quantizer.encode(w), tuple(w.shape))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0], None, None
+        return grads[0], None
 
 
-def fake_quantize(w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> Tensor:
+def fake_quantize(w: Tensor, quantizer: Quantizer) -> Tensor:
     """Quantize and decode `w` to fp32, with the gradient of the identity."""
-    return cast(Tensor, _StraightThrough.apply(w, quantizer, importance_C))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _StraightThrough.apply(w, quantizer))  # type: ignore[no-untyped-call]
 
 
-def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer, importance_C: Tensor | None = None) -> None:
+def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer) -> None:
     """Write the fake-quantized `w` to `out`, of its shape, in the dtype of `out` and without a gradient.
 
-    On a GPU, fp32 weights as integers with an absmax scale, and in BF16, have kernels, which give the bits of `encode`
-    and `decode`.
+    On a GPU, fp32 weights as integers, and in BF16, have kernels, which give the bits of `encode` and `decode`.
     """
     if use_triton(w) and w.dtype == torch.float32 and w.is_contiguous() and out.is_contiguous():
         from jepamba.ops.fake_quantize.triton import fake_quantize_absmax, fake_quantize_bf16
 
         out_RC, w_RC = out.view(rows(tuple(w.shape))), w.view(rows(tuple(w.shape)))
         match quantizer:
-            case IntQuantizer(scale="absmax"):
+            case IntQuantizer():
                 return fake_quantize_absmax(out_RC, w_RC, quantizer.q_max, group=quantizer.group)
             case FloatQuantizer(torch.bfloat16):
                 return fake_quantize_bf16(out_RC, w_RC)
-    out.copy_(fake_quantize(w, quantizer, importance_C))
+    out.copy_(fake_quantize(w, quantizer))

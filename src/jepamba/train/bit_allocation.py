@@ -175,7 +175,7 @@ def _size_and_error(weight: QuantWeight, bits: int) -> tuple[float, Tensor]:
     value, quantizer = weight.master.detach().float(), weight.quantizer
     assert isinstance(quantizer, IntQuantizer)
     quantizer = replace(quantizer, bits=bits)
-    streams = quantizer.encode(value, weight.input_power)
+    streams = quantizer.encode(value)
     return entropy_bits(streams) / 8, quantizer.decode(streams, tuple(value.shape)) - value
 
 

@@ -17,7 +17,6 @@ from jepamba.jepa import LatentWeights, sigreg_sums
 from jepamba.ops.compile_only import compile_only
 from jepamba.optim import Muon
 from jepamba.quant import CachedWeights
-from jepamba.train.measure import calibrate_inputs
 from jepamba.train.microbatch import MicroBatch, MicroBatches, loss_terms
 from jepamba.train.state import TrainState
 
@@ -54,8 +53,6 @@ def compile_kernels(
         _update(state.optimizers.muon, trained[0])
         if state.run.train.val_every > 0:
             _validate(state)
-        if state.run.quant.scale == "hessian":
-            calibrate_inputs(state)
     for value, before in zip(state.modules.buffers(), buffers, strict=True):
         value.copy_(before)
     if state.device.type == "cuda":

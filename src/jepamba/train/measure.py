@@ -1,5 +1,4 @@
-"""Measurements on the next windows that do not advance the run: input magnitudes for quantizers, gradient norms of
-loss terms."""
+"""Measurements on the next windows that do not advance the run: gradient norms of loss terms."""
 
 from __future__ import annotations
 
@@ -12,30 +11,11 @@ import torch
 from torch import Tensor
 
 from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, latent_weights, weighted_terms
-from jepamba.train.microbatch import MicroBatches, loss_terms, to_device
+from jepamba.train.microbatch import MicroBatches, loss_terms
 from jepamba.train.state import TrainState
 
-CALIBRATE_EVERY = 50
-"""Steps between calibrations with `quant.scale = "hessian"`; each costs a forward pass."""
 BALANCE_EVERY = 50
 """Steps between measurements for `jepa.balance`; each costs a forward and two backward passes of a micro-batch."""
-
-
-@torch.no_grad()
-def calibrate_inputs(state: TrainState) -> None:
-    """Measure the mean square of each input of every matrix, with which `quant.scale = "hessian"` weights errors.
-
-    Rank 0 measures on the next `train.tokens_per_micro` tokens and broadcasts. The data position is restored.
-    """
-    model, device = state.model, state.device
-    if state.world.is_rank_zero:
-        position = state.loader.state()
-        batch = state.loader.next(state.run.train.tokens_per_micro // state.run.data.seq_len)
-        state.loader.restore(position)
-        with model.calibrate_inputs(), state.device_config.autocast():
-            reset_BT = to_device(batch.reset_BT, device) if state.run.data.reset else None
-            model(to_device(batch.inputs_BT, device), reset_BT)
-    state.world.broadcast_(model.buffers())
 
 
 def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float]:

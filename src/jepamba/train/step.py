@@ -22,7 +22,7 @@ from jepamba.ops.dispatch import use_triton
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.compile_ahead import compile_kernels
 from jepamba.train.cuda_graph import GraphedMicrobatch
-from jepamba.train.measure import BALANCE_EVERY, CALIBRATE_EVERY, balance_latent_terms, calibrate_inputs
+from jepamba.train.measure import BALANCE_EVERY, balance_latent_terms
 from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
 from jepamba.train.state import TrainState
 
@@ -93,11 +93,8 @@ class Trainer:
         momentum = muon_momentum(run.optim, state.counters.step)
         state.set_training_mode(budget_fraction)
         self._compile_kernels(budget_fraction)
-        # Forward passes change buffers (batch norm's statistics, input powers), which a skipped step must put back.
+        # Forward passes change buffers (batch norm's statistics), which a skipped step must put back.
         buffers, position = [value.clone() for value in self.buffers], state.loader.state()
-        if run.quant.scale == "hessian" and state.counters.step % CALIBRATE_EVERY == 0:
-            calibrate_inputs(state)
-
         if run.jepa.balance > 0 and state.counters.step % BALANCE_EVERY == 0:
             balance_latent_terms(state, budget_fraction)
         latent = latent_weights(run.jepa, budget_fraction, state.latent_factor)
