@@ -15,7 +15,6 @@ from typing import Any
 import brotli
 import pytest
 import torch
-import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -255,20 +254,14 @@ def test_a_thousand_layers_are_not_built(tmp_path: Path, sound: bytes) -> None:
     assert "layers" in refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload))
 
 
-@pytest.mark.parametrize("compressor", ["lzma", "zstd", "brotli"])
+@pytest.mark.parametrize("compressor", ["lzma", "brotli"])
 @pytest.mark.parametrize("size", [1 << 26, 57])
 def test_a_decompression_bomb_is_refused_without_its_memory(
     tmp_path: Path, sound: bytes, compressor: str, size: int
 ) -> None:
     header, payload = parts_of(sound)
     codec: Any = CODECS[f"{compressor}/packed"]
-    if compressor == "brotli":
-        bomb = brotli.compress(bytes(size), quality=1)
-    elif compressor == "zstd":
-        # Without a stated size in the frame, and with one: the reader would be led to allocate by either.
-        bomb = zstandard.ZstdCompressor(level=1, write_content_size=size > 99).compress(bytes(size))
-    else:
-        bomb = codec.compress(bytes(size))
+    bomb = brotli.compress(bytes(size), quality=1) if compressor == "brotli" else codec.compress(bytes(size))
     old = header["blocks"][0]["length"]
     header["blocks"][0] = {"codec": f"{compressor}/packed", "length": len(bomb)}
     content = sealed(json.dumps(header).encode(), bomb + payload[old:])

@@ -107,26 +107,6 @@ def _lzma_decompress(data: bytes, size: int) -> bytes:
     return raw
 
 
-_ZSTD_WINDOW = 27
-"""Largest window that the decoder accepts, log2 bytes: the window of level 22."""
-
-
-def _zstd_compress(raw: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=22, write_checksum=False).compress(raw)
-
-
-def _zstd_decompress(data: bytes, size: int) -> bytes:
-    try:
-        # The decoder allocates the size that the frame declares, so check it first.
-        declared = zstandard.get_frame_parameters(data).content_size
-        if declared != size:
-            raise UserError(f"zstd data declare a size other than {size:,} bytes")
-        decoder = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW)
-        return decoder.decompress(data, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise UserError("zstd data are damaged") from error
-
-
 def _brotli_window(size: int) -> int:
     """Return the window of brotli for `size` bytes, log2 bytes."""
     return min(24, max(16, size.bit_length()))
@@ -187,7 +167,6 @@ register(ByteCodec("stored", "packed", _stored, _stored))
 register(WeightCodec())
 for _layout in ("packed", "bytes"):
     register(ByteCodec("lzma", _layout, _lzma_compress, _lzma_decompress))
-    register(ByteCodec("zstd", _layout, _zstd_compress, _zstd_decompress))
     register(ByteCodec("brotli", _layout, _brotli_compress, _brotli_decompress))
 
 
@@ -211,7 +190,7 @@ def quick_bytes(streams: Sequence[StreamSpec], values: Sequence[Values]) -> int:
     Long-distance matching finds repetitions anywhere in the block. Without repetitions, level 1 is within 2 % of
     Zstandard 22, LZMA 9e and Brotli 11 (docs/results/weight-codec.md).
     """
-    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=27, enable_ldm=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
     layouts = (
         b"".join(write(stream, array) for stream, array in zip(streams, values, strict=True))
