@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fuzz.readers import ArtifactReader, CompressedReader
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,6 +31,13 @@ def test_mutated_files_are_read_or_refused(count: int) -> None:
         kept = len(list((ROOT / "tests/fuzz/corpus" / reader).iterdir()))
         assert kept >= 4
         assert f"| {reader} | {count + kept:,} |" in found.stdout, "not every input was read"
+
+
+def test_the_sound_files_of_the_corpus_are_read(tmp_path: Path) -> None:
+    """Files of an earlier format would all be refused alike, and their damage never met."""
+    corpus = ROOT / "tests/fuzz/corpus"
+    for reader in (ArtifactReader(tmp_path), CompressedReader(corpus / "model.jepa")):
+        reader.read(corpus / reader.name / "read")
 
 
 def test_what_a_reader_must_not_do_is_noticed(tmp_path: Path) -> None:
