@@ -36,7 +36,7 @@ from jepamba.quant.entropy import entropy
 
 Block = list[tuple[StreamSpec, Values]]
 
-GENERAL = ("brotli", "lzma", "zstd")
+GENERAL = ("brotli", "lzma")
 EVERY = (0, 1, 2, OFF)
 NONE = (OFF,)
 
@@ -281,7 +281,7 @@ def tables(found: list[dict[str, float]], quick: bool) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--quick", action="store_true", help="without lzma, zstd and brotli at their highest levels")
+    parser.add_argument("--quick", action="store_true", help="without lzma and brotli at their highest levels")
     parser.add_argument("--times", action="store_true", help="encoding and decoding time only")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)")
     args = parser.parse_args()

@@ -21,16 +21,17 @@ import triton
 import triton.compiler
 
 import jepamba
-from compile_ahead_cases import Driver, on_gpu
+from compile_ahead_cases import Driver, on_gpu, product
 from jepamba.config import build, flatten, merge, to_dict
-from jepamba.ops import mlp
+from jepamba.ops import dispatch, mlp
+from jepamba.ops.ssd import triton_launch
 from jepamba.presets import load_preset
 from jepamba.train.step import NotFiniteError, Trainer
 from tiny import opened, text_file
 
 shared: dict[str, int] = {}
 """The largest shared memory of a variant of each kernel, in bytes."""
-compile_for, mm = triton.compiler.compile, torch.mm
+compile_for = triton.compiler.compile
 
 
 def compile_(src: Any, target: Any = None, options: Any = None, _env_vars: Any = None) -> Any:
@@ -42,15 +43,10 @@ def compile_(src: Any, target: Any = None, options: Any = None, _env_vars: Any =
     )
 
 
-def product(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype | None = None, **out: Any) -> torch.Tensor:
-    return mm(a.to(out_dtype), b.to(out_dtype)) if out_dtype else mm(a, b, **out)
-
-
 def main(folder: Path) -> None:
     triton.compiler.compile = compile_
     triton.runtime.driver.set_active(Driver())
-    mlp.shared_memory = lambda: mlp.SHARED_MEMORY
-    # A CPU has no product of bf16 with an fp32 result.
+    mlp.shared_memory = triton_launch.shared_memory = lambda: dispatch.SHARED_MEMORY
     torch.mm = product
     text, tokenizer = str(text_file(folder)), folder / "8192.model"
     tokenizer.write_bytes(jepamba.load().tokenizer.serialize())

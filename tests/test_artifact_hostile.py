@@ -121,6 +121,7 @@ def test_another_version_is_named(tmp_path: Path, sound: bytes) -> None:
     for version in (VERSION - 1, VERSION + 1):
         message = refused(tmp_path / "a", sealed(json.dumps(header).encode(), payload, version=version))
         assert f"format version {version}; this program reads version {VERSION}" in message
+        assert ("pack it again" in message) == (version < VERSION)
 
 
 @pytest.mark.parametrize("sizes", [(2**32 - 1, 0), (0, 2**60), (2**32 - 1, 2**64 - 1), (0, 0)])

@@ -65,7 +65,7 @@ def test_a_bad_step_changes_nothing(small: tuple[Run, Corpus], monkeypatch: pyte
 
 def test_attention_gives_the_losses_of_plain_pytorch(small: tuple[Run, Corpus]) -> None:
     run, text = small
-    run = with_settings(run, {"model.attention_every": 2, "model.attention_window": 48, "data.shuffle": False})
+    run = with_settings(run, {"model.attention_every": 2, "model.attention_window": 48})
     ours = steps(run, text, True, 6)
     plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 6)
     for a, b in zip(ours, plain, strict=True):
@@ -79,7 +79,7 @@ def test_attention_gives_the_losses_of_plain_pytorch(small: tuple[Run, Corpus]) 
 def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], reset: bool, overlay: str) -> None:
     run, text = small
     jepa = replace(load_preset(f"submission-bpe{overlay}").jepa, sigreg_projections=64)
-    run = replace(run, data=replace(run.data, reset=reset, shuffle=False), jepa=jepa)
+    run = replace(run, data=replace(run.data, reset=reset), jepa=jepa)
     ours = steps(run, text, True, 6)
     plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 6)
     for a, b in zip(ours, plain, strict=True):
@@ -96,7 +96,7 @@ FORMS = {"jepa.layer": 2, "jepa.action": True, "jepa.stride": 4, "jepa.target_to
 @pytest.mark.parametrize("forms", [{}, FORMS], ids=["next token", "other forms"])
 def test_the_graph_does_what_the_launches_do(small: tuple[Run, Corpus], forms: dict[str, Any]) -> None:
     run, text = small
-    run = with_settings(run, {**forms, "data.shuffle": False})
+    run = with_settings(run, {**forms})
     replayed = steps(run, text, True, 4)
     launched = steps(replace(run, train=replace(run.train, graph=False)), text, True, 4)
     for a, b in zip(replayed, launched, strict=True):

@@ -141,7 +141,8 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
         raise UserError(f"it is cut short, {len(content)} bytes")
     _, version, header_bytes, payload_bytes = PREAMBLE.unpack_from(content)
     if version != VERSION:
-        raise UserError(f"format version {version}; this program reads version {VERSION}")
+        older = "; pack it again from its run, or read it with the jepamba that wrote it" if version < VERSION else ""
+        raise UserError(f"format version {version}; this program reads version {VERSION}{older}")
     declared = PREAMBLE.size + header_bytes + payload_bytes + CHECKSUM_BYTES
     if declared != len(content):
         raise UserError(f"it declares {declared:,} bytes and has {len(content):,} (cut short, or changed)")

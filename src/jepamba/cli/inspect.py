@@ -118,7 +118,7 @@ def _summary(found: dict[str, Any], checkpoint: Path | None) -> str:
         f"{costs['one_more_bit']:,.0f}; {costs['remaining_bytes']:,.0f} of {LIMIT_BYTES:,} bytes are left without code",
     ]
     if checkpoint is None:
-        lines.append("expected error: step / √12, without clipping; give the folder of the run for the measured error")
+        lines.append("expected error: step / √12; give the folder of the run for the measured error")
     elif found["masters_are_its_own"]:
         lines.append(f"error: stored weights against the unrounded weights in {checkpoint.name}")
     else:

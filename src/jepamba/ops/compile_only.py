@@ -14,10 +14,10 @@ from jepamba.ops.compile_tasks import CompileTasks
 
 
 def can_compile_ahead() -> bool:
-    """Whether this Triton can compile without a launch (3.6 can), and its kernels are compiled, not interpreted."""
+    """Whether Triton compiles its kernels, and does not interpret them."""
     import triton
 
-    return hasattr(triton, "AsyncCompileMode") and not triton.knobs.runtime.interpret
+    return not triton.knobs.runtime.interpret
 
 
 @contextlib.contextmanager
@@ -51,8 +51,8 @@ def compile_only(processes: int = 1) -> Iterator[None]:
 
 
 def build_launcher(kernel: Any) -> None:
-    """Compile the function in C that launches `kernel`. Triton 3.6 has one for each signature and compiles it, in a
-    fifth of a second, at the first launch; later versions have one for all kernels.
+    """Compile the function in C that launches `kernel`. Triton 3.6 has one for each signature and compiles it at the
+    first launch; later versions have one for all kernels.
     """
     import triton
 

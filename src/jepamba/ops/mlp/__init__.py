@@ -12,8 +12,8 @@ from jepamba.ops.dispatch import SHARED_MEMORY, shared_memory, use_triton
 
 
 def fuses_mlp(x: Float[Tensor, "*batch D"], up_MD: Float[Tensor, "M D"], down_DM: Float[Tensor, "D M"]) -> bool:
-    """Whether `mlp_residual` supports these tensors: of two bytes a value, with rows of a multiple of
-    16 bytes, as TMA needs, on a GPU with the shared memory of an H100, which the tiles need."""
+    """Whether `mlp_residual` supports these tensors: of two bytes a value, with rows of a multiple of 16 bytes, as TMA
+    needs, on a GPU with at least the shared memory of an H100, which the tiles fill (measured on an H200 only)."""
     return (
         use_triton(x)
         and shared_memory() >= SHARED_MEMORY
