@@ -111,8 +111,8 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
         choices.append(Choice(name, value, reason))
         return value
 
-    # 16,384 and 65,536 are worse on one GPU at 16 s to 120 s (levers-16s, levers-30s). A step takes 8.6 ms + 0.4 ms per
-    # 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger batch does (derived). A CPU
+    # 65,536 are worse on one GPU at 16 s to 120 s, 16,384 at 16 s (levers-16s, levers-30s). A step has a fixed part of
+    # 4 to 9 ms, and takes 0.5 ms per 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger batch does (derived). A CPU
     # has no such fixed part: 1,024 are worse than 2,048 and 4,096 as good (levers-cpu).
     best = GPU_TOKENS if known.on_gpu else CPU_TOKENS
     batch = best * max(1, known.world_size // 2) if known.on_gpu else best
@@ -123,8 +123,8 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     for name, value in asdict(size).items():
         if name not in ("cpu_tokens", "gpu_tokens", "seq_len"):
             pick(f"model.{name}", value, reason if name in ("d_model", "n_layer") else "goes with this size")
-    # levers-cpu: the cap takes a tenth of the time on a CPU and is no better. The GPU's kernel hides it.
-    cap_reason = "as published, at no cost" if known.on_gpu else "it takes a tenth of the time and lowers no score"
+    # levers-cpu: the cap takes a tenth of the time on a CPU and is no better. Not measured on a GPU.
+    cap_reason = "as published" if known.on_gpu else "it takes a tenth of the time and lowers no score"
     pick("model.softcap", "poly" if known.on_gpu else "off", cap_reason)
     seq_len = pick("data.seq_len", size.seq_len, "goes with this size; no other length was better")
 
@@ -229,7 +229,7 @@ def resolve_vocabulary(
         return apply(run, unused), unused
     on_gpu = world.on_rank_zero(lambda: choose_device(run.train).device.type == "cuda")
     if on_gpu:
-        choice = Choice("data.vocab", GPU_VOCAB, "16,384 pieces were 0.009 better than 8,192 in 90 s (one pair)")
+        choice = Choice("data.vocab", GPU_VOCAB, "16,384 pieces were 0.009 better than 8,192 in 90 s (one pair, within noise)")
     elif _is_short(run):
         choice = Choice("data.vocab", SHORT_CPU_VOCAB, "a short run reads more text with a small head")
     else:
