@@ -112,8 +112,8 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
         return value
 
     # 65,536 are worse on one GPU at 16 s to 120 s, 16,384 at 16 s (levers-16s, levers-30s). A step has a fixed part of
-    # 4 to 9 ms, and takes 0.5 ms per 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger batch does (derived). A CPU
-    # has no such fixed part: 1,024 are worse than 2,048 and 4,096 as good (levers-cpu).
+    # 4 to 9 ms, and takes 0.5 ms per 1,024 tokens and GPU. So with 4 or 8 GPUs the fixed part costs more than a larger
+    # batch does (derived). A CPU has no such fixed part: 1,024 are worse than 2,048 and 4,096 as good (levers-cpu).
     best = GPU_TOKENS if known.on_gpu else CPU_TOKENS
     batch = best * max(1, known.world_size // 2) if known.on_gpu else best
     if "train.tokens_per_step" not in run.train.dial:
@@ -229,7 +229,8 @@ def resolve_vocabulary(
         return apply(run, unused), unused
     on_gpu = world.on_rank_zero(lambda: choose_device(run.train).device.type == "cuda")
     if on_gpu:
-        choice = Choice("data.vocab", GPU_VOCAB, "16,384 pieces were 0.009 better than 8,192 in 90 s (one pair, within noise)")
+        reason = "16,384 pieces were 0.009 better than 8,192 in 90 s (one pair, within noise)"
+        choice = Choice("data.vocab", GPU_VOCAB, reason)
     elif _is_short(run):
         choice = Choice("data.vocab", SHORT_CPU_VOCAB, "a short run reads more text with a small head")
     else:
