@@ -167,10 +167,13 @@ def test_two_processes_under_torchrun_train_and_score(
     words = ["eval", str(tmp_path / "final_model.jepa"), "--data", str(shards), "--sliding", "32", "--json"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["bpb_decoded"] == pytest.approx(found["bpb"], abs=1e-6)
-    score = [*command, "--score", "--artifact", "final_model.jepa"]
+    claims = json.loads((made / "submission.json").read_text())
+    other = shutil.copytree(made, tmp_path / "other")
+    (other / "submission.json").write_text(json.dumps({**claims, "val_bpb": found["bpb"] + 0.01}))
+    score = [*torchrun, str(other / "train_gpt.py"), "--score", "--artifact", "final_model.jepa"]
     done = subprocess.run(score, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1])["bpb"] == pytest.approx(found["bpb"], abs=1e-6)
-    assert done.returncode == 1  # another model than the one that the folder claims
+    assert done.returncode == 1  # another score than the one that the folder claims
 
 
 def test_a_text_that_the_tokenizer_changes_has_no_claim() -> None:
