@@ -22,7 +22,7 @@ import triton.compiler
 from triton.backends.compiler import GPUTarget
 
 from jepamba.evaluate import score_plain
-from jepamba.ops import dispatch, mlp
+from jepamba.ops import dispatch
 from jepamba.train.state import TrainState
 from jepamba.train.step import NotFiniteError, Trainer
 from tiny import opened, text_file, tiny
@@ -156,7 +156,7 @@ def losses(folder: Path, ahead: bool) -> list[float]:
 
 def main(folder: Path) -> None:
     triton.compiler.compile = compile_
-    mlp.shared_memory = lambda: dispatch.SHARED_MEMORY
+    dispatch.shared_memory = lambda: dispatch.SHARED_MEMORY
     torch.mm = product
     triton.runtime.driver.set_active(Driver())
     print(

@@ -23,8 +23,7 @@ import triton.compiler
 import jepamba
 from compile_ahead_cases import Driver, on_gpu, product
 from jepamba.config import build, flatten, merge, to_dict
-from jepamba.ops import dispatch, mlp
-from jepamba.ops.ssd import triton_launch
+from jepamba.ops import dispatch
 from jepamba.presets import load_preset
 from jepamba.train.step import NotFiniteError, Trainer
 from tiny import opened, text_file
@@ -46,7 +45,7 @@ def compile_(src: Any, target: Any = None, options: Any = None, _env_vars: Any =
 def main(folder: Path) -> None:
     triton.compiler.compile = compile_
     triton.runtime.driver.set_active(Driver())
-    mlp.shared_memory = triton_launch.shared_memory = lambda: dispatch.SHARED_MEMORY
+    dispatch.shared_memory = lambda: dispatch.SHARED_MEMORY
     torch.mm = product
     text, tokenizer = str(text_file(folder)), folder / "8192.model"
     tokenizer.write_bytes(jepamba.load().tokenizer.serialize())

@@ -95,8 +95,8 @@ class Mlp(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Return the residual stream plus `scale` times the output of the MLP for `x`."""
         up, down = self.up.weight.cached, self.down.weight.cached
-        separate = not self.training or self.gated
-        if not separate and up is not None and down is not None and fuses_mlp(x_BTD, up, down):
+        fused = self.training and not self.gated
+        if fused and up is not None and down is not None and fuses_mlp(x_BTD, up, down):
             return mlp_residual(residual_BTD, x_BTD, up, down, scale_D)
         up_BTM = self.up(x_BTD)
         hidden_BTM = rms(F.silu(self.gate(x_BTD)) * up_BTM) if self.gated else relu2_norm(up_BTM)

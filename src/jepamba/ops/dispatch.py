@@ -53,6 +53,11 @@ def shared_memory() -> int:
     return int(getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0))
 
 
+def large_tiles_fit() -> bool:
+    """Whether a program on the current GPU can have the shared memory of an H100, which the largest tiles need."""
+    return shared_memory() >= SHARED_MEMORY
+
+
 def num_programs(rows: int) -> int:
     """Return the number of programs for `rows` rows."""
     return min(rows, PROGRAMS)

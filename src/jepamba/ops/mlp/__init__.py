@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from jepamba.ops.dispatch import SHARED_MEMORY, shared_memory, use_triton
+from jepamba.ops.dispatch import large_tiles_fit, use_triton
 
 
 def fuses_mlp(x: Float[Tensor, "*batch D"], up_MD: Float[Tensor, "M D"], down_DM: Float[Tensor, "D M"]) -> bool:
@@ -16,7 +16,7 @@ def fuses_mlp(x: Float[Tensor, "*batch D"], up_MD: Float[Tensor, "M D"], down_DM
     needs, on a GPU with at least the shared memory of an H100, which the tiles fill (measured on an H200 only)."""
     return (
         use_triton(x)
-        and shared_memory() >= SHARED_MEMORY
+        and large_tiles_fit()
         and x.element_size() == 2
         and x.dtype == up_MD.dtype == down_DM.dtype
         and up_MD.shape[0] % 8 == 0

@@ -6,7 +6,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from jepamba.errors import UserError
-from jepamba.ops.dispatch import SHARED_MEMORY, shared_memory
+from jepamba.ops.dispatch import large_tiles_fit
 from jepamba.ops.ssd.triton_decays import prepare_kernel
 
 HEAD_DIMS = (32, 64, 128)
@@ -49,7 +49,7 @@ def launch(kernel: str, dtype: torch.dtype, L: int, width: int, n: int) -> dict[
     elif large:
         # Eight warps are slower where the tiles have 64 tokens (docs/performance.md).
         settings["num_warps"] = 8 if L > 64 and kernel != "state" else 4
-        fits = not (kernel == "gradient" and width > 64) and shared_memory() >= SHARED_MEMORY
+        fits = not (kernel == "gradient" and width > 64) and large_tiles_fit()
         settings["STAGES"] = 2 if fits else 1
     return settings | {"PRECISION": FLOAT32}
 
