@@ -25,7 +25,7 @@ from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import corpus
 from jepamba.presets import load_preset
-from jepamba.train import resolve
+from jepamba.train import read_and_resolve
 from jepamba.train import writer as writer_module
 from jepamba.train.checkpoint import checkpoints, save_checkpoint
 from jepamba.train.device import choose_device
@@ -42,8 +42,9 @@ class Bench:
 
     def __init__(self, run: Run, folder: Path) -> None:
         device_config = choose_device(run.train)
+        run, _ = read_and_resolve(run, say=print)
         text = corpus(run.data)
-        self.state = TrainState(resolve(run, text), text, device_config)
+        self.state = TrainState(run, text, device_config)
         self.trainer, self.device = Trainer(self.state), device_config.device
         self.folder, self.why = folder, device_config.why
         self.calls: list[float] = []

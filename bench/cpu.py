@@ -31,7 +31,7 @@ from jepamba.config import Run, with_settings
 from jepamba.data import corpus
 from jepamba.ops.dispatch import use_kernels
 from jepamba.presets import load_preset
-from jepamba.train import resolve
+from jepamba.train import read_and_resolve
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("--bench-threads", default="1,2")
     args, flags = parser.parse_known_args()
     run = with_settings(load_preset(args.preset), {"train.device": "cpu", **parse_settings(flags)})
-    text = corpus(run.data)
-    run, chosen = resolve(run, text), choose_device(run.train)
+    run, _ = read_and_resolve(run, say=print)
+    text, chosen = corpus(run.data), choose_device(run.train)
     trainer, plain = (Trainer(TrainState(run, text, chosen)) for _ in range(2))
     model = trainer.state.model
     config = model.config

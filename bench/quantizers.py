@@ -28,7 +28,7 @@ from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
 from jepamba.presets import load_preset
 from jepamba.progress import Progress
-from jepamba.train import bit_allocation, resolve
+from jepamba.train import bit_allocation, read_and_resolve
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
@@ -187,8 +187,8 @@ def main() -> None:
     parser.add_argument("--bench-tokens", type=int, default=131072)
     args, flags = parser.parse_known_args()
     base = with_settings(load_preset(args.preset), parse_settings(flags))
+    base, _ = read_and_resolve(base, say=print)
     text = corpus(base.data)
-    base = resolve(base, text)
     names = [name.strip() for name in args.bench_only.split(",")]
     found = measure(base, text, names, args.bench_out, args.bench_tokens)
     print(table(found, base.train.steps))

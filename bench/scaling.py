@@ -39,6 +39,7 @@ from jepamba.presets import load_preset
 from jepamba.progress import silence
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
+from jepamba.train.dial import resolve_dial
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
@@ -144,7 +145,7 @@ def measure(run: Run, world: World, steps: int, warmup: int) -> dict[str, Any]:
     """Measure the figures of the table."""
     device_config = choose_device(run.train)
     text = world.local_rank_zero_first(lambda: corpus(run.data))
-    run = resolve(run, text)
+    run, _ = resolve_dial(resolve(run, text), text, world)
     clock = Clock(device_config.device)
     state = TimedState(run, text, device_config, TimedWorld(world, clock))
     state.waits = []

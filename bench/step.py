@@ -24,7 +24,7 @@ from jepamba.config import Run, with_settings
 from jepamba.data import corpus
 from jepamba.ops import dispatch
 from jepamba.presets import load_preset
-from jepamba.train import resolve
+from jepamba.train import read_and_resolve
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
@@ -87,8 +87,8 @@ GAPS = (1.0, 2.0, 5.0, 20.0, 100.0, float("inf"))
 def measure(run: Run, paths: list[str], steps: int, profile: bool) -> dict[str, object]:
     """Interleaved timings of one state per path; medians."""
     device_config = choose_device(run.train)
+    run, _ = read_and_resolve(run, say=print)
     text = corpus(run.data)
-    run = resolve(run, text)
     found: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in paths}
     trainers: dict[str, Trainer] = {}

@@ -23,7 +23,7 @@ from jepamba.data import Corpus, corpus
 from jepamba.evaluate import score_plain
 from jepamba.ops import dispatch
 from jepamba.presets import load_preset
-from jepamba.train import resolve
+from jepamba.train import read_and_resolve
 from jepamba.train.device import choose_device
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
@@ -79,8 +79,8 @@ def main() -> None:
     parser.add_argument("--bench-out", type=Path, help="JSON with every variant's losses, renewed after each")
     args, flags = parser.parse_known_args()
     run = with_settings(load_preset(args.preset), parse_settings(flags))
+    run, _ = read_and_resolve(run, say=print)
     text = corpus(run.data)
-    run = resolve(run, text)
     found: dict[str, dict[str, Any]] = {}
     print(
         f"{choose_device(run.train).why}; {run.train.steps} steps of {run.train.tokens_per_step:,} tokens", flush=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from jepamba.config import ConfigError, Run, flatten, to_dict, with_settings
 from jepamba.config.train import DIALLED
 from jepamba.data import corpus
 from jepamba.distributed import World
+from jepamba.gpu_turn import GPU_TURN
 from jepamba.model_size import model_size
 from jepamba.presets import dump_toml, load_preset
 from jepamba.study import run as study_run
@@ -248,6 +250,23 @@ def test_no_clock_is_read_without_a_budget_in_seconds(tmp_path: Path, monkeypatc
     run = with_settings(run, {"train.seconds": 5.0})
     with pytest.raises(AssertionError, match="the clock was read"):
         resolve_dial(run, text)
+
+
+def test_the_speed_is_measured_while_no_other_run_has_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = tmp_path / "turn"
+
+    def clock(*_: Any) -> float:
+        with turn.open("ab") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return 1e12
+
+    monkeypatch.setenv(GPU_TURN, str(turn))
+    monkeypatch.setattr(dial, "measure_speed", clock)
+    run = small(tmp_path, train__seconds=5.0)
+    text = corpus(run.data)
+    assert resolve_dial(resolve(resolve_vocabulary(run)[0], text), text)[1]
+    with turn.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_seconds_are_measured_and_the_run_ends_within_them_and_resume_keeps_the_choices(

@@ -14,6 +14,7 @@ from jepamba.artifact.inspect import LIMIT_BYTES
 from jepamba.config import Run, build, flatten, merge, to_dict
 from jepamba.data import Corpus, is_shards
 from jepamba.distributed import SINGLE_PROCESS, World
+from jepamba.gpu_turn import gpu_turn
 from jepamba.model_size import model_size
 from jepamba.train.device import choose_device
 from jepamba.train.speed import measure_speed
@@ -268,7 +269,8 @@ def resolve_dial(
     known = Circumstances(len(text.train), device.type == "cuda", world.world_size)
     if run.train.seconds > 0:
         candidate = apply(run, world.on_rank_zero(lambda: choose(run, known)))
-        speed = measure_speed(candidate, text, world)
+        with gpu_turn():  # another run's training would halve the speed
+            speed = measure_speed(candidate, text, world)
         known = replace(known, parameter_tokens_per_second=speed)
     choices = world.on_rank_zero(lambda: choose(run, known))
     for choice in choices:
