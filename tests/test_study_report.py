@@ -19,6 +19,7 @@ from jepamba.study.records import Result, planned_runs, read_record, write_recor
 from jepamba.study.report import as_json, report_study
 from jepamba.study.results import read_study
 from jepamba.study.run import _with_choices
+from jepamba.study.tables import ANOTHER_PROGRAM
 
 PLAN: dict[str, Any] = {
     "name": "small",
@@ -227,6 +228,22 @@ def test_runs_of_other_text_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"train_tokens": 6}))
     with pytest.raises(UserError, match="b, seed 2 had other text: 5 and 6 training tokens, 1000 and 1000 validation"):
         read_study(out)
+
+
+def test_the_report_names_runs_whose_baseline_is_of_another_program(tmp_path: Path) -> None:
+    out = longer_study(tmp_path / "s")
+
+    def set_program(name: str, program: str) -> None:
+        path = out / name / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"environment": {"program": program}}))
+
+    for name in ("a", "a-longer", "b"):
+        for seed in (1, 2):
+            set_program(f"{name}/seed-{seed}", "0.2.0+1")
+    assert ANOTHER_PROGRAM not in report_study(out)
+    set_program("b/seed-2", "0.2.0+2")
+    set_program("a/seed-3", "0.2.0+2")  # the others of seed 3 were made before programs were recorded
+    assert f"**{ANOTHER_PROGRAM}:** b, seed 2; a-longer, seed 3; b, seed 3." in report_study(out)
 
 
 def test_two_seeds_are_too_few_to_call_it_a_difference(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from jepamba.report.plots import chart
 from jepamba.study.compare import MEASURES
 from jepamba.study.pictures import curve_lines, differences
 from jepamba.study.results import Study
-from jepamba.study.tables import NOTES, TITLES, comparison_table, explanation, run_table, settings_text, unfinished
+from jepamba.study.tables import (
+    ANOTHER_PROGRAM,
+    NOTES,
+    TITLES,
+    comparison_table,
+    explanation,
+    of_another_program,
+    run_table,
+    settings_text,
+    unfinished,
+)
 
 
 def study_page(study: Study) -> str:
@@ -24,6 +34,7 @@ def study_page(study: Study) -> str:
         ("rule", plan.rule),
         ("cost", plan.cost),
         ("not finished", unfinished(study)),
+        (ANOTHER_PROGRAM.lower(), of_another_program(study)),
     ]
     configurations = [[item.name, settings_text(item.settings)] for item in plan.configurations]
     tables = []

@@ -16,10 +16,12 @@ from jepamba.study.pictures import curve_lines, differences
 from jepamba.study.results import Study, read_study
 from jepamba.study.run_table import run_values, runs_csv
 from jepamba.study.tables import (
+    ANOTHER_PROGRAM,
     NOTES,
     TITLES,
     comparison_table,
     explanation,
+    of_another_program,
     pairs_needed,
     run_table,
     settings_text,
@@ -94,6 +96,7 @@ def markdown(study: Study) -> str:
         ),
         "",
         *([f"**Not finished:** {missing}.", ""] if (missing := unfinished(study)) else []),
+        *([f"**{ANOTHER_PROGRAM}:** {others}.", ""] if (others := of_another_program(study)) else []),
         NOTES,
         "",
     ]

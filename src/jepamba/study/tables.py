@@ -17,6 +17,8 @@ from jepamba.study.statistics import MIN_PAIRS, Difference, pairs_for, smallest_
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
+ANOTHER_PROGRAM = "Baseline of another version of jepamba"
+"""Heading of `of_another_program`."""
 HALF_WIDTH = 0.002
 """The half-width of an interval, in BPB, for which the report says how many pairs it takes."""
 TITLES: dict[Measure, str] = {
@@ -144,6 +146,21 @@ def unfinished(study: Study) -> str:
         for seed in study.plan.seeds
         for item in study.plan.configurations
         if (item.name, seed) not in finished
+    )
+
+
+def of_another_program(study: Study) -> str:
+    """Return the names of the runs whose program is not that of the baseline's run of their seed, with commas."""
+    programs = {
+        (item.name, item.seed): (item.summary.get("environment") or {}).get("program")
+        for item in study.results
+        if item.summary is not None
+    }
+    baseline = study.plan.baseline
+    return "; ".join(
+        f"{name}, seed {seed}"
+        for (name, seed), program in programs.items()
+        if programs.get((baseline, seed), program) != program
     )
 
 

@@ -30,6 +30,7 @@ from jepamba.evaluate import (
 from jepamba.gpu_turn import gpu_turn
 from jepamba.io import atomic_write, sha256_of
 from jepamba.model import count_by_component
+from jepamba.program import program_version
 from jepamba.progress import Progress
 from jepamba.train.samples import continuations, scored_passage
 from jepamba.train.state import TrainState
@@ -142,6 +143,7 @@ def _summarize(
         "passage": scored_passage(loaded, run, text.val),
         "baselines": _baselines(state, scores["bpb_plain"]),
         "environment": {
+            "program": program_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "device": state.device_config.why,
