@@ -1,7 +1,8 @@
 """Tokens a second of generation beside its peers, in one run.
 
     python bench/decode.py runs/mine/artifact.jepa [--tokens 128] [--streams 1,64] [--device cpu] [--rounds 5]
-    python bench/decode.py submission-bpe          # a preset: an untrained model of its shape, quantized
+    python bench/decode.py submission-bpe          # a preset or TOML file: an untrained model of its shape, quantized
+    python bench/decode.py best --data.train DIR --train.steps 5000     # config flags, where it has a dial
 
 - plain: the model's forward pass on one token, as before the fast steps;
 - ours: the compiled step on a CPU, one stream; on a GPU a captured graph of step and sampling, any number of streams;
@@ -30,6 +31,8 @@ import torch
 from torch import nn
 
 from jepamba.artifact import Artifact, load_artifact, save_artifact
+from jepamba.cli.flags import parse_settings
+from jepamba.config import with_settings
 from jepamba.decode.graph import GraphedStep, sampled_tokens
 from jepamba.decode.static_step import StaticStep
 from jepamba.evaluate.stored import stored
@@ -37,6 +40,7 @@ from jepamba.generate import PromptReader, Sampler, sampled_rows
 from jepamba.model import LanguageModel
 from jepamba.presets import load_preset
 from jepamba.text import train_bpe
+from jepamba.train import read_and_resolve
 
 PROMPT = list(range(8, 24))
 ENDLESS = 10**9
@@ -44,11 +48,14 @@ ENDLESS = 10**9
 Step = Callable[[], object]
 
 
-def artifact_of(name: str, device: str) -> Artifact:
-    """The artifact at the path `name`, or an untrained model of the shape of the preset `name`."""
-    if Path(name).is_file():
+def artifact_of(name: str, flags: list[str], device: str) -> Artifact:
+    """The artifact at the path `name`, or an untrained model of the shape of the preset `name` with config `flags`."""
+    if name.endswith(".jepa"):
         return load_artifact(Path(name), device)
-    run, tokenizer = load_preset(name), train_bpe([body for _, body in sorted(topics.topics.items())], 4096)
+    run = with_settings(load_preset(name), parse_settings(flags))
+    if run.train.dial or not run.model.vocab_size:
+        run, _ = read_and_resolve(run, say=print)
+    tokenizer = train_bpe([body for _, body in sorted(topics.topics.items())], min(4096, run.model.vocab_size))
     torch.manual_seed(0)
     model = LanguageModel(run.model, run.quant)
     for parameter in model.parameters():
@@ -177,9 +184,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", default="1,64")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
     device = torch.device(args.device)
-    artifact = artifact_of(args.artifact, args.device)
+    artifact = artifact_of(args.artifact, flags, args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}; {parameters(artifact.model):,} parameters; {os.cpu_count()} cores")
     makers = {"plain": plain, "ours": ours}
