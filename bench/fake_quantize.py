@@ -6,7 +6,7 @@ captured graphs, so that launches from the host do not count; the GPU's caches a
 are interleaved, and the median over the rounds is shown. GB/s counts each master read once and each cached weight
 written once. Last comes one JSON line.
 
-    python bench/fake_quantize.py [--layers 8 --width 640 --mlp-mult 2.5 --bits 4 --group 0 --rounds 100]
+    python bench/fake_quantize.py [--layers 8 --width 640 --mlp-mult 2.5 --bits 4 --rounds 100]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def values_after(graph: Callable[[], object], cache: CachedWeights) -> list[torc
 def bench() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"layers": 8, "width": 640, "bits": 4, "group": 0, "rounds": 100}.items():
+    for name, value in {"layers": 8, "width": 640, "bits": 4, "rounds": 100}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--mlp-mult", type=float, default=2.5)
     o = parser.parse_args()
@@ -63,7 +63,7 @@ def bench() -> None:
         parser.error("this benchmark needs a CUDA GPU")
     torch.manual_seed(0)
     config = Model(vocab_size=8192, d_model=o.width, n_layer=o.layers, mlp_mult=o.mlp_mult, mlp_every=1)
-    model = LanguageModel(config, Quant(bits=o.bits, group=o.group)).cuda().train()
+    model = LanguageModel(config, Quant(bits=o.bits)).cuda().train()
     with torch.no_grad():
         for master in model.parameters():
             master.add_(0.02 * torch.randn_like(master))

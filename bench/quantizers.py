@@ -37,7 +37,6 @@ EXACT = "fp32"
 QUANTIZERS: dict[str, dict[str, Any]] = {
     EXACT: {"bits": 32},
     "int4": {},
-    "int4 groups of 64": {"group": 64},
     "int3": {"bits": 3},
     "int5": {"bits": 5},
     "int6": {"bits": 6},

@@ -192,7 +192,7 @@ def test_the_container_is_laid_out_as_documented(tmp_path: Path) -> None:
     raw = (tmp_path / "a").read_bytes()
     assert len(raw) == size
     magic, version, header_bytes, payload_bytes = struct.unpack("<8sIIQ", raw[:24])
-    assert (magic, version) == (MAGIC, 3)
+    assert (magic, version) == (MAGIC, 4)
     assert 24 + header_bytes + payload_bytes + 32 == len(raw)
     assert hashlib.sha256(raw[:-32]).digest() == raw[-32:]
     assert json.loads(zlib.decompress(raw[24 : 24 + header_bytes])) == {

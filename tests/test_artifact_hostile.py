@@ -169,7 +169,7 @@ WRONG: list[tuple[str, Any]] = [
     ("config.model.chunk_size", 65536), ("config.model.chunk_size", 10**12), ("config.model.headdim", 3),
     ("config.model.expand", 10**6), ("config.model.tie", 9), ("config.model.mlp", "__import__('os')"),
     ("config.model.unheard_of", 1), ("config.model.cap", -1.0), ("config.quant.bits", 8), ("config.quant.bits", 5),
-    ("config.quant.scale", "absmax"), ("config.quant.group", 8), ("config.quant.group", 10**30),
+    ("config.quant.scale", "absmax"), ("config.quant.group", 0),
     ("config.quant.bits", 32), ("config.model.attention_every", 1), ("config.model.attention_window", 10**9),
     ("config.quant.bit_allocation", ["blocks.0.mixer.in_proj.weight=5"]),
     ("config.quant.bit_allocation", ["nothing=4"]),

@@ -21,7 +21,7 @@ from jepamba.text import ByteTokenizer
 
 QUANTS = [
     Quant(large=512),
-    Quant(large=512, bits=5, group=16, embedding="int6", vectors="int8"),
+    Quant(large=512, bits=5, embedding="int6", vectors="int8"),
     Quant(large=512, bits=3, fp8_scale="none", vectors="fp8-row", bit_allocation=("embed_proj.weight=7",)),
     Quant(bits=32),
 ]

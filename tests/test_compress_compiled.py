@@ -69,7 +69,7 @@ def random_ids(artifact: Artifact, steps: int) -> np.ndarray:
         ({}, None),
         ({"tie": 0, "mlp": "swiglu", "expand": 2, "ngroups": 2, "softcap": "tanh", "cap": 2.0}, Quant(bits=6)),
         ({"tie": 2, "embed_dim": 16, "unet": False, "softcap": "off", "mlp_every": 2}, Quant(bits=32)),
-        ({"tie": 3, "self_skip": True, "d_conv": 1, "n_layer": 4}, Quant(large=256, group=8, vectors="int8")),
+        ({"tie": 3, "self_skip": True, "d_conv": 1, "n_layer": 4}, Quant(large=256, vectors="int8")),
         ({"d_model": 40, "headdim": 20, "d_conv": 3, "d_state": 5, "softcap": "poly", "cap": 1.0}, None),
     ],
 )

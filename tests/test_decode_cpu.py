@@ -54,7 +54,7 @@ def product(matrix: PackedMatrix, x_K: torch.Tensor) -> torch.Tensor:
 
 QUANTIZERS = [
     (IntQuantizer(2), INT4), (IntQuantizer(4), INT4), (IntQuantizer(5), INT8),
-    (IntQuantizer(8), INT8), (Fp8Quantizer(True), FP8), (Fp8Quantizer(False), FLOAT), (IntQuantizer(4, group=8), FLOAT),
+    (IntQuantizer(8), INT8), (Fp8Quantizer(True), FP8), (Fp8Quantizer(False), FLOAT),
     (FloatQuantizer(torch.bfloat16), FLOAT), (FloatQuantizer(torch.float32), FLOAT),
 ]  # fmt: skip
 
@@ -87,7 +87,7 @@ CONFIGS: list[tuple[dict[str, Any], Quant | None]] = [
     ({}, None),
     ({"tie": 0, "mlp": "swiglu", "expand": 2, "ngroups": 2, "softcap": "tanh"}, Quant(large=256, bits=6)),
     ({"tie": 2, "embed_dim": 16, "unet": False, "softcap": "off", "mlp_every": 1}, Quant(bits=32)),
-    ({"tie": 3, "self_skip": True, "d_conv": 1, "n_layer": 4}, Quant(large=256, group=8, vectors="int8")),
+    ({"tie": 3, "self_skip": True, "d_conv": 1, "n_layer": 4}, Quant(large=256, vectors="int8")),
     ({"d_model": 48, "headdim": 16, "d_conv": 3}, Quant(large=256, embedding="int8", fp8_scale="none")),
 ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.readers import ArtifactReader, CompressedReader
+from jepamba.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,11 +34,16 @@ def test_mutated_files_are_read_or_refused(count: int) -> None:
         assert f"| {reader} | {count + kept:,} |" in found.stdout, "not every input was read"
 
 
-def test_the_sound_files_of_the_corpus_are_read(tmp_path: Path) -> None:
+def test_the_files_of_the_corpus_have_the_present_format(tmp_path: Path) -> None:
     """Files of an earlier format would all be refused alike, and their damage never met."""
-    corpus = ROOT / "tests/fuzz/corpus"
-    for reader in (ArtifactReader(tmp_path), CompressedReader(corpus / "model.jepa")):
+    corpus, artifacts = ROOT / "tests/fuzz/corpus", ArtifactReader(tmp_path)
+    for reader in (artifacts, CompressedReader(corpus / "model.jepa")):
         reader.read(corpus / reader.name / "read")
+    for damaged in {*(corpus / artifacts.name).iterdir()} - {corpus / artifacts.name / "read"}:
+        with pytest.raises(UserError) as refused:
+            artifacts.read(damaged)
+        assert "format version" not in str(refused.value)
+        assert "unknown codec" not in str(refused.value)
 
 
 def test_what_a_reader_must_not_do_is_noticed(tmp_path: Path) -> None:

@@ -18,10 +18,7 @@ from jepamba.presets import load_preset
 from jepamba.quant import FloatQuantizer, Fp8Quantizer, IntQuantizer, Quantizer, fake_quantize, quantizer_named, rows
 
 INTEGERS = [f"int{width}" for width in range(2, 9)]
-GROUPED = ["int3-g8", "int4-g16", "int5-g7"]
-QUANTIZERS: list[Quantizer] = [
-    quantizer_named(name) for name in (*INTEGERS, *GROUPED, "fp8-row", "fp8", "bf16", "fp32")
-]
+QUANTIZERS: list[Quantizer] = [quantizer_named(name) for name in (*INTEGERS, "fp8-row", "fp8", "bf16", "fp32")]
 
 
 def ids(quantizer: Quantizer) -> str:
@@ -232,9 +229,7 @@ def test_names_lead_back_to_quantizers() -> None:
         "int9",
         "int4-",
         "int4-max",
-        "int4-g0",
-        "int4-g08",
-        "int4-g1234567",
+        "int4-g64",
         "int4-clip",
         "",
         "INT4",
@@ -286,7 +281,7 @@ def outputs(model: LanguageModel) -> Tensor:
         Quant(bits=5, large=1),
         Quant(bits=6, large=10**9),
         Quant(large=512, fp8_scale="none", vectors="fp8"),
-        Quant(large=512, bits=3, group=8, embedding="int6", vectors="int8"),
+        Quant(large=512, bits=3, embedding="int6", vectors="int8"),
         Quant(
             large=512,
             vectors="fp8-row",
@@ -382,16 +377,15 @@ def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
     if leaf in ("A_log", "dt_bias", "D"):
         return "fp32"
     vector = quant.vectors if quant.vectors in ("fp8-row", "int8") else "bf16"
-    integer = f"-g{quant.group}" if quant.group else ""
     if leaf in ("token_embed", "correction"):
-        return fp8 if quant.embedding == "fp8" else quant.embedding + integer
+        return fp8 if quant.embedding == "fp8" else quant.embedding
     if leaf == "conv_weight":
         return fp8
     if leaf in ("mix", "skip_weight"):
         return "fp8" if quant.vectors == "fp8" else vector
     if value.ndim == 1:
         return vector
-    return f"int{quant.bits}{integer}" if value.numel() >= quant.large else fp8
+    return f"int{quant.bits}" if value.numel() >= quant.large else fp8
 
 
 @pytest.mark.parametrize(
@@ -403,7 +397,7 @@ def expected_quantizer(name: str, value: Tensor, quant: Quant) -> str:
         Quant(vectors="fp8"),
         Quant(large=1),
         Quant(bits=2, large=600, embedding="int6", vectors="int8"),
-        Quant(bits=8, group=16, embedding="int4", vectors="fp8-row"),
+        Quant(bits=8, embedding="int4", vectors="fp8-row"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Integer quantizers: groups, fixed points, and the bits of single tensors."""
+"""The bits of single tensors, and models without rounding."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-from examples import examples
 from jepamba.config import ConfigError, Model, Quant
 from jepamba.model import LanguageModel
-from jepamba.quant import IntQuantizer, fake_quantize
 
 SMALL: dict[str, Any] = {
     "vocab_size": 70,
@@ -25,44 +20,6 @@ SMALL: dict[str, Any] = {
     "mlp_mult": 2.0,
     "chunk_size": 8,
 }
-
-
-def through(w: Tensor, quantizer: IntQuantizer) -> Tensor:
-    return quantizer.decode(quantizer.encode(w), tuple(w.shape))
-
-
-def error(w: Tensor, quantizer: IntQuantizer) -> Tensor:
-    """Squared error of each row."""
-    return (through(w, quantizer) - w).double().square().sum(1)
-
-
-@given(st.integers(2, 8), st.integers(0, 20), st.integers(0, 10**6))
-@settings(max_examples=examples(60), deadline=None)
-def test_what_is_encoded_comes_back_the_same_again(width: int, group: int, seed: int) -> None:
-    """Quantized values stay, and so do their streams."""
-    g = torch.Generator().manual_seed(seed)
-    w = torch.randn(4, 17, generator=g).pow(3)
-    quantizer = IntQuantizer(width, group)
-    first = quantizer.encode(w)
-    once = quantizer.decode(first, (4, 17))
-    second = quantizer.encode(once)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert torch.equal(fake_quantize(once, quantizer), once)
-
-
-def test_groups_are_rows_of_their_own() -> None:
-    """A matrix in groups of 8 is the matrix cut into rows of 8; a rest of columns is a shorter group."""
-    w = torch.randn(6, 24)
-    grouped = through(w, IntQuantizer(4, 8))
-    assert torch.equal(grouped, through(w.reshape(18, 8), IntQuantizer(4)).reshape(6, 24))
-    ragged = through(w[:, :21], IntQuantizer(4, 8))
-    assert torch.equal(ragged[:, :16], through(w[:, :16], IntQuantizer(4, 8)))
-    assert torch.equal(ragged[:, 16:], through(w[:, 16:21], IntQuantizer(4)))
-    assert IntQuantizer(4, group=8).streams((6, 21))["scale"] == ((6, 3), torch.bfloat16)
-    # A group as wide as the row, or wider, is the row.
-    for group in (21, 100):
-        assert torch.equal(through(w[:, :21], IntQuantizer(4, group)), through(w[:, :21], IntQuantizer(4)))
-    assert error(w, IntQuantizer(4, group=8)).sum() < error(w, IntQuantizer(4)).sum()
 
 
 def test_bits_of_single_tensors() -> None:

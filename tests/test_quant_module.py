@@ -25,7 +25,7 @@ def backward(model: LanguageModel, leaves: list[Tensor], seed: int) -> None:
     model.loss(model(tokens)[0], tokens, 1e-2).total.backward(inputs=leaves)
 
 
-@pytest.mark.parametrize("quant", [Quant(large=64), Quant(large=64, group=16, vectors="int8")], ids=str)
+@pytest.mark.parametrize("quant", [Quant(large=64), Quant(large=64, vectors="int8")], ids=str)
 def test_micro_batches_over_cached_weights_give_the_masters_the_gradients_of_plain_passes(quant: Quant) -> None:
     model = shaken(quant)
     masters = list(model.parameters())

@@ -54,7 +54,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
             "model": {"embed_dim": 24, "d_model": 32, "n_layer": 3, "headdim": 16, "d_state": 8, "chunk_size": 16}
             | {"mlp_mult": 2.0},
-            "quant": {"large": 512, "group": 16, "embedding": "int6"},
+            "quant": {"large": 512, "embedding": "int6"},
             "jepa": {"rollout_steps": 1, "sigreg_projections": 16},
             "train": {"steps": 30, "tokens_per_step": 512, "tokens_per_micro": 512, "seed": 3},
             "eval": {"stride": 32, "calibrate_tokens": 2048, "diagnostics_tokens": 0, "sample_tokens": 2}

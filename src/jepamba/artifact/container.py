@@ -28,7 +28,7 @@ from jepamba.io import atomic_write, read_untrusted
 
 MAGIC = b"\x89JPA\r\n\x1a\n"
 """Reveals a transfer that rewrites line ends or clears the eighth bit, as in PNG (RFC 2083, section 3.1)."""
-VERSION = 3
+VERSION = 4
 PREAMBLE = struct.Struct("<8sIIQ")
 """Magic, version, bytes of the compressed header, bytes of the payload; little-endian."""
 CHECKSUM_BYTES = 32

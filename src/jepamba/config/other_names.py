@@ -73,7 +73,7 @@ ABSENT = {
     "fine-tuning trains all weights (train.init_from)": "lora lora_r lora_alpha lora_rank lora_dropout",
     "blocks are not compiled, since the C++ kernels are faster on a CPU; delete the line": "compile torch_compile",
     "each window starts with an empty state; leave it out": "carry_state",
-    "the scale of integers is that of the largest magnitude; leave it out": "scale",
+    "integers have one scale per row, that of its largest magnitude; leave it out": "scale group",
     "the batches are always prefetched": "num_workers dataloader_num_workers",
     "a budget is in steps, seconds or tokens: train.tokens": "epochs num_epochs num_train_epochs n_epochs",
     "the width of the MLP is model.mlp_mult * model.d_model": "intermediate_size d_intermediate ffn_dim d_ff mlp_dim "

@@ -16,8 +16,6 @@ class Quant:
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8, 32] = 4
     """Bits of the integers for large matrices; 32: no weight is quantized, for comparisons."""
-    group: int = 0
-    """Columns that share an integer scale; 0: the whole row."""
     budget_bytes: int = 0
     """Maximum artifact size in bytes, by 2 to 8 bits for each integer tensor; 0: `bits` for all."""
     budget_after: float = 0.5
@@ -29,7 +27,7 @@ class Quant:
     fp8_scale: Literal["row", "none"] = "row"
     """Scale of FP8: BF16 per row, or none, as in the published script."""
     embedding: Literal["fp8", "int4", "int5", "int6", "int7", "int8"] = "fp8"
-    """Format of the embedding and the tie correction. Integers have `group`."""
+    """Format of the embedding and the tie correction."""
     vectors: Literal["bf16", "fp8", "fp8-row", "int8"] = "bf16"
     """Format of per-channel vectors. `fp8`: unscaled for skips and mixes, BF16 for the others, as in the published
     script."""
@@ -39,9 +37,6 @@ class Quant:
     def __post_init__(self) -> None:
         require(0 <= self.qat_fraction <= 1, f"quant.qat_fraction = {self.qat_fraction}: must lie between 0 and 1")
         require(self.large >= 1, f"quant.large = {self.large}: must be at least 1")
-        require(
-            0 <= self.group <= 65536, f"quant.group = {self.group}: must be 0 (one scale per row) to 65,536 columns"
-        )
         require(self.budget_bytes >= 0, f"quant.budget_bytes = {self.budget_bytes}: must be 0 (none) or more")
         require(0 <= self.budget_after <= 1, f"quant.budget_after = {self.budget_after}: must lie between 0 and 1")
         for item in self.bit_allocation:

@@ -42,14 +42,11 @@ class PackedMatrix(NamedTuple):
 def pack(weight: QuantWeight) -> PackedMatrix:
     """Pack the effective weight (R, K).
 
-    Integers of up to 8 bits and FP8, with one scale per row, stay as they are stored. Other weights, and weights that
-    these formats do not represent exactly, are packed as fp32.
+    Integers and scaled FP8 stay as they are stored. Other weights, and weights that these formats do not represent
+    exactly, are packed as fp32.
     """
     value, quantizer = weight.effective_weight().detach().cpu(), weight.quantizer
-    if not (
-        (isinstance(quantizer, IntQuantizer) and not quantizer.group)
-        or (isinstance(quantizer, Fp8Quantizer) and quantizer.scaled)
-    ):
+    if not (isinstance(quantizer, IntQuantizer) or (isinstance(quantizer, Fp8Quantizer) and quantizer.scaled)):
         return pack_float(value)
     streams = quantizer.encode(value)
     if not torch.equal(quantizer.decode(streams, tuple(value.shape)), value):

@@ -46,14 +46,14 @@ class QuantLinear(nn.Module):
 def matrix_quantizer(shape: tuple[int, int], quant: Quant) -> Quantizer:
     """Quantizer of a weight matrix: integers if it has at least `quant.large` values, else FP8."""
     large = not quant.exact and shape[0] * shape[1] >= quant.large
-    return IntQuantizer(quant.bits, quant.group) if large else small_quantizer(quant)
+    return IntQuantizer(quant.bits) if large else small_quantizer(quant)
 
 
 def embedding_quantizer(quant: Quant) -> Quantizer:
     """Quantizer of the embedding and the tie correction: FP8 or integers."""
     if quant.exact or quant.embedding == "fp8":
         return small_quantizer(quant)
-    return IntQuantizer(int(quant.embedding.removeprefix("int")), quant.group)
+    return IntQuantizer(int(quant.embedding.removeprefix("int")))
 
 
 def small_quantizer(quant: Quant) -> Quantizer:

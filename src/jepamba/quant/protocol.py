@@ -51,10 +51,10 @@ def divisor(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, 1.0)
 
 
-def absmax_scale(w_NK: Tensor, largest: float) -> Tensor:
-    """Return the largest magnitude of each row / `largest`, in BF16 (N, 1), the same on every device.
+def absmax_scale(w_RC: Tensor, largest: float) -> Tensor:
+    """Return the largest magnitude of each row / `largest`, in BF16 (R, 1), the same on every device.
 
     It divides by a tensor, because on a GPU PyTorch replaces division by a number by a product with its reciprocal.
     """
-    absmax_N1 = w_NK.abs().amax(dim=1, keepdim=True)
-    return (absmax_N1 / torch.full_like(absmax_N1, largest)).to(torch.bfloat16)
+    absmax_R1 = w_RC.abs().amax(dim=1, keepdim=True)
+    return (absmax_R1 / torch.full_like(absmax_R1, largest)).to(torch.bfloat16)

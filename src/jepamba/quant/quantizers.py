@@ -5,7 +5,6 @@ Training therefore computes with exactly the weights that the artifact stores.
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 
 import torch
@@ -16,24 +15,19 @@ from jepamba.quant.floats import FloatQuantizer, Fp8Quantizer
 from jepamba.quant.integers import MAX_BITS, MIN_BITS, IntQuantizer
 from jepamba.quant.protocol import Quantizer, rows
 
-_FLOATS: dict[str, Quantizer] = {
-    quantizer.name: quantizer
-    for quantizer in (
-        Fp8Quantizer(True),
-        Fp8Quantizer(False),
-        FloatQuantizer(torch.bfloat16),
-        FloatQuantizer(torch.float32),
-    )
-}
-_INT = re.compile(rf"int([{MIN_BITS}-{MAX_BITS}])(?:-g([1-9][0-9]{{0,5}}))?")
+_QUANTIZERS: list[Quantizer] = [
+    *map(IntQuantizer, range(MIN_BITS, MAX_BITS + 1)),
+    Fp8Quantizer(True),
+    Fp8Quantizer(False),
+    FloatQuantizer(torch.bfloat16),
+    FloatQuantizer(torch.float32),
+]
+_BY_NAME = {quantizer.name: quantizer for quantizer in _QUANTIZERS}
 
 
 def quantizer_named(name: str) -> Quantizer:
     """Return the quantizer with this `name`, as an artifact's header has it. Raises `KeyError` for an unknown name."""
-    match = _INT.fullmatch(name)
-    if match is None:
-        return _FLOATS[name]
-    return IntQuantizer(int(match[1]), int(match[2] or 0))
+    return _BY_NAME[name]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -64,7 +58,7 @@ def fake_quantize_into(out: Tensor, w: Tensor, quantizer: Quantizer) -> None:
         out_RC, w_RC = out.view(rows(tuple(w.shape))), w.view(rows(tuple(w.shape)))
         match quantizer:
             case IntQuantizer():
-                return fake_quantize_absmax(out_RC, w_RC, quantizer.q_max, group=quantizer.group)
+                return fake_quantize_absmax(out_RC, w_RC, quantizer.q_max)
             case FloatQuantizer(torch.bfloat16):
                 return fake_quantize_bf16(out_RC, w_RC)
     out.copy_(fake_quantize(w, quantizer))

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from jepamba.quant import IntQuantizer, Quantizer, fake_quantize_into, quantizer_named
 
-QUANTIZERS = [
-    *(f"int{bits}{group}" for bits in range(2, 9) for group in ("", "-g16", "-g7", "-g1000")),
-    "bf16",
-]
+QUANTIZERS = [*(f"int{bits}" for bits in range(2, 9)), "bf16"]
 """The quantizers that have a kernel."""
 
 

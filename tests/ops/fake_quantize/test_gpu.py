@@ -34,7 +34,7 @@ def test_the_bits_of_the_quantizer_on_both_devices(name: str, dtype: torch.dtype
         assert different(fused(w.cuda(), quantizer, dtype).cpu(), plain(w, quantizer, dtype)) == 0
 
 
-@pytest.mark.parametrize("quant", [Quant(), Quant(group=64, embedding="int6", vectors="int8")], ids=str)
+@pytest.mark.parametrize("quant", [Quant(), Quant(embedding="int6", vectors="int8")], ids=str)
 def test_a_captured_cache_follows_the_masters(quant: Quant) -> None:
     model = LanguageModel(Model(vocab_size=1000, n_layer=2), quant).cuda().train()
     model.set_fake_quantization(True)

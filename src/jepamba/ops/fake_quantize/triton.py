@@ -10,28 +10,23 @@ from jepamba.ops.dispatch import num_warps, on_device
 from jepamba.ops.fake_quantize.triton_kernels import absmax_kernel, bf16_kernel
 
 MAX_BLOCK = 4096
-"""Maximum columns of a group in registers at once."""
+"""Maximum columns of a row in registers at once."""
 VALUES = 1024
-"""Minimum values of a program: short groups share a program."""
+"""Minimum values of a program: short rows share a program."""
 
 
-def fake_quantize_absmax(
-    out_RC: Float[Tensor, "R C"], w_RC: Float32[Tensor, "R C"], q_max: int, *, group: int = 0
-) -> None:
-    """Write round(w / s) · s to `out_RC`, in its dtype, with a BF16 scale s = max |w| / `q_max`. Both are contiguous.
+def fake_quantize_absmax(out_RC: Float[Tensor, "R C"], w_RC: Float32[Tensor, "R C"], q_max: int) -> None:
+    """Write round(w / s) · s to `out_RC`, in its dtype, with a BF16 scale s = max |w| / `q_max` of each row.
 
-    Arguments: `q_max`: largest integer; `group`: columns that share a scale, 0: the whole row.
+    Both are contiguous.
     """
     R, C = w_RC.shape
-    K = min(group, C) if group else C
-    N = R * triton.cdiv(C, K)
-    block = min(triton.next_power_of_2(K), MAX_BLOCK)
-    groups = max(1, VALUES // block)
+    block = min(triton.next_power_of_2(C), MAX_BLOCK)
+    rows = max(1, VALUES // block)
     with on_device(w_RC):
-        absmax_kernel[(triton.cdiv(N, groups),)](
-            w_RC, out_RC, float(q_max), N,
-            C=C, K=K, GROUPS=groups, BLOCK=block, num_warps=num_warps(groups * block),
-        )  # fmt: skip
+        absmax_kernel[(triton.cdiv(R, rows),)](
+            w_RC, out_RC, float(q_max), R, C=C, ROWS=rows, BLOCK=block, num_warps=num_warps(rows * block)
+        )
 
 
 def fake_quantize_bf16(out: Float[Tensor, "..."], w: Float32[Tensor, "..."]) -> None:
