@@ -17,7 +17,7 @@ import torch
 from compress_cases import KINDS, LONG, ODD, TEXT, artifact_at, coded, tokenizer_named
 from jepamba.artifact import load_artifact
 from jepamba.cli import main
-from jepamba.compress import Compressor, compressor, file_format
+from jepamba.compress import Compressor, compiled, compressor, file_format
 from jepamba.compress.lanes import BATCH_LANES, LaneBatch, LaneLayout, lane_count, levels, nats, weights
 from jepamba.compress.tokens import to_ids
 from jepamba.errors import DivergedError, UserError
@@ -142,15 +142,21 @@ def test_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         _opened(folder, "bytes").compress(bytes(101))
 
 
-def test_the_same_in_every_process_and_with_any_number_of_threads(folder: Path, tmp_path: Path) -> None:
-    """Three batches of lanes, by the command on one thread, and here on 1 and on 3."""
+@pytest.mark.parametrize("compiler", [True, False], ids=["compiled", "pytorch"])
+def test_the_same_in_every_process_and_with_any_number_of_threads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: bool
+) -> None:
+    """Five batches of lanes, three of PyTorch's steps, by the command on one thread, and here on 1, 2 and 3."""
+    if not compiler:
+        monkeypatch.setattr(compiled, "library", lambda *_: None)
+    without = {} if compiler else {"PATH": str(tmp_path), "CXX": ""}
     model, threads = _opened(folder, "trained"), torch.get_num_threads()
     (tmp_path / "in").write_bytes(TEXT[:1500])
     words = ["compress", str(tmp_path / "in"), "--model", str(folder / "trained.jepa"), "-o", str(tmp_path / "out")]
-    assert ended([*words, "--lanes", "80"], tmp_path / "process")[0] == 0
+    assert ended([*words, "--lanes", "80"], tmp_path / "process", without)[0] == 0
     content = (tmp_path / "out").read_bytes()
     try:
-        for count in (1, 3):
+        for count in (1, 2, 3):
             torch.set_num_threads(count)
             assert model.compress(TEXT[:1500], 80).content == content
             assert model.decompress(content) == TEXT[:1500]

@@ -1,7 +1,7 @@
 // Vectors of LANES fp32 values, and their loads and stores as fp32 or bf16.
 //
-// LANES fills a register of the processor, unless a kernel fixes it: GCC computes comparisons and conversions of wider
-// vectors value by value.
+// LANES fills a register of the processor: GCC computes comparisons and conversions of wider vectors value by value, and
+// keeps their results in memory. The tests set fewer.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -12,22 +12,15 @@
 #include <xmmintrin.h>
 #endif
 
-// Macros, because the preprocessor compares them.
-#if defined(__AVX512F__)
-#define WIDTH 16
-#elif defined(__AVX__)
-#define WIDTH 8
-#else
-#define WIDTH 4
-#endif
 #ifndef LANES
-#define LANES WIDTH
-#elif LANES < WIDTH
-#undef WIDTH
-#define WIDTH LANES
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
 #endif
-static_assert(LANES % WIDTH == 0, "a vector consists of whole registers");
-typedef float Register __attribute__((vector_size(4 * WIDTH)));
+#endif
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
@@ -76,41 +69,20 @@ static inline void store1(bf16* to, float value) {
 
 static inline Vec splat(float value) { return value - Vec{}; }
 
-// The results of `function` for each register of the vectors.
-template <auto function, class... Vectors>
-static inline Vec by_register(Vectors... values) {
-    Vec result;
-    for (int lane = 0; lane < LANES; lane += WIDTH) {
-        auto part = [lane](const Vec& value) {
-            Register found;
-            memcpy(&found, (const float*)&value + lane, sizeof found);
-            return found;
-        };
-        const Register found = function(part(values)...);
-        memcpy((float*)&result + lane, &found, sizeof found);
-    }
-    return result;
-}
-
-#if WIDTH == 16
-#define X86(name, a, b) (Register)_mm512_##name##_ps((__m512)a, (__m512)b)
-#elif WIDTH == 8
-#define X86(name, a, b) (Register)_mm256_##name##_ps((__m256)a, (__m256)b)
-#elif defined(__SSE__)
-#define X86(name, a, b) (Register)_mm_##name##_ps((__m128)a, (__m128)b)
-#endif
-#ifdef X86
-static inline Register larger(Register a, Register b) { return X86(max, a, b); }
-static inline Register smaller(Register a, Register b) { return X86(min, a, b); }
-#undef X86
-#else
-static inline Register larger(Register a, Register b) { return a > b ? a : b; }
-static inline Register smaller(Register a, Register b) { return a < b ? a : b; }
-#endif
-
 // The larger and the smaller of both; the second where one is NaN.
-static inline Vec maximum(Vec a, Vec b) { return by_register<larger>(a, b); }
-static inline Vec minimum(Vec a, Vec b) { return by_register<smaller>(a, b); }
+#if defined(__AVX512F__) && LANES == 16
+static inline Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline Vec minimum(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__) && LANES == 8
+static inline Vec maximum(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline Vec minimum(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#elif defined(__SSE__) && LANES == 4
+static inline Vec maximum(Vec a, Vec b) { return (Vec)_mm_max_ps((__m128)a, (__m128)b); }
+static inline Vec minimum(Vec a, Vec b) { return (Vec)_mm_min_ps((__m128)a, (__m128)b); }
+#else
+static inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+static inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+#endif
 
 // Adds the halves, and those of the result, and so on.
 static inline float sum(Vec value) {
