@@ -56,9 +56,11 @@ def from_ordinals(stream: StreamSpec, ordinals: Ordinals) -> Values:
     elif stream.kind == "int":
         flat = (ordinals - np.uint8(q_max(stream))).view(np.int8)  # modulo 256, in which the result is exact
     else:
-        sign, wide = 1 << stream.bits - 1, ordinals.astype(np.int64)
-        flat = np.where(wide & sign, wide - sign, 2 * sign - 1 - wide)
-    return flat.astype(DTYPES[stream.kind]).reshape(stream.shape)
+        dtype = np.dtype(np.uint8 if stream.bits == 8 else np.int64)
+        sign, most = (dtype.type(value) for value in (1 << stream.bits - 1, (1 << stream.bits) - 1))
+        ordinals = ordinals.astype(dtype, copy=False)
+        flat = np.where(ordinals & sign, ordinals - sign, most - ordinals)
+    return flat.astype(DTYPES[stream.kind], copy=False).reshape(stream.shape)
 
 
 _E4M3 = np.array([bits & 7 if bits < 8 else 8 + (bits & 7) << (bits >> 3) - 1 for bits in range(128)])
