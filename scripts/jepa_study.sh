@@ -5,6 +5,7 @@
 #
 # CORPUS holds train-0.txt.xz, val.txt.xz and sp8192.model. The runs are in runs/PLAN. Their records, the plan with the
 # dial's choices and the report are copied to docs/results/jepa/PLAN (best-levers: docs/results/best-levers), and from there before the start.
+# docs/results/jepa/runs.csv has the runs of all plans.
 # Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each, 8), PYTHON.
 set -euo pipefail
 plan=${1:?the name of a plan}
@@ -43,4 +44,6 @@ code=0
 "$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-8}" "$@" || code=$?
 (cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name 'report.*' -o -name '*.svg' -o -name '*.csv' -o -name plan.toml \) |
   tar cf - -T -) | tar xf - -C "$kept"
+sed -i "s#$(dirname "$shards")/#shards/#g" "$kept"/plan.toml "$kept"/report.* # no path of this machine
+awk 'NR == 1 || FNR > 1' docs/results/jepa/*/runs.csv > docs/results/jepa/runs.csv
 exit $code
