@@ -95,12 +95,14 @@ def test_the_bits_of_a_lane_do_not_depend_on_the_others() -> None:
 
 @needs_compiler
 @pytest.mark.skipif("fma" not in cpp._processor() or "avx2" not in cpp._processor(), reason="needs AVX2")
-def test_the_bits_do_not_depend_on_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64"])
+def test_the_bits_do_not_depend_on_the_instruction_set(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """Vectors of 8 and of 4 values."""
     artifact = small_artifact()
     ids_TW = random_ids(artifact, 40)
     native_TVW, command = probabilities(CompiledSteps(artifact), ids_TW), cpp._command()
     other = [flag for flag in command if not flag.startswith(("-march", "-mprefer", "-O"))]
-    monkeypatch.setattr(cpp, "_command", lambda: [*other, "-O2", "-march=x86-64-v3"])
+    monkeypatch.setattr(cpp, "_command", lambda: [*other, "-O2", f"-march={target}"])
     cpp.library.cache_clear()
     try:
         assert torch.equal(probabilities(CompiledSteps(artifact), ids_TW), native_TVW)

@@ -167,6 +167,7 @@ def test_top_k_of_a_head_that_knows_frequencies() -> None:
 def test_an_artifact_alone_gives_what_it_can() -> None:
     found = diagnostics(small_model(), None, TOKENS, 64, count=640)
     assert "prediction" not in found
+    assert "h" not in found
     assert found["latents"]["of"] == "h"
     assert found["latents"]["norm"] == pytest.approx(math.sqrt(16), rel=0.01)  # h is RMS-normalised
     assert diagnostics(small_model(), None, TOKENS, 64, count=0) == {}
@@ -179,6 +180,9 @@ def test_the_training_state_of_model_and_heads_is_kept() -> None:
     before = {name: value.clone() for name, value in heads.state_dict().items()}
     found = diagnostics(model, heads, TOKENS, 64, count=640)
     assert [row["step"] for row in found["prediction"]] == [1, 2, 3]
+    assert found["latents"]["of"] == "z"
+    alone = diagnostics(model, None, TOKENS, 64, count=640)["latents"]
+    assert found["h"] == {key: value for key, value in alone.items() if key != "of"}
     assert heads.training
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in heads.state_dict().items())

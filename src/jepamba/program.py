@@ -11,13 +11,17 @@ from jepamba import __version__
 
 @cache
 def program_version() -> str:
-    """The version of the package and a digest of its source files, as in `0.2.0+3f1c…`: 12 hexadecimal digits.
+    """The version of the package and the `source_digest` of its files, as in `0.2.0+3f1c…`.
 
     Runs of equal settings and seeds may differ if their programs do.
     """
-    folder = Path(__file__).parent
+    return f"{__version__}+{source_digest(Path(__file__).parent)}"
+
+
+def source_digest(folder: Path) -> str:
+    """A digest of the names and contents of the Python and C++ files in `folder`: 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
         text = path.read_bytes()
         digest.update(f"{path.relative_to(folder).as_posix()} {len(text)}\n".encode() + text)
-    return f"{__version__}+{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]

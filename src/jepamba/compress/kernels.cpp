@@ -12,12 +12,18 @@
 #include "vectors.h"
 
 constexpr int BATCH = 16, VECTORS = BATCH / LANES;  // lanes, and vectors of a row
-// A product keeps sums in registers: 24 of the 32 of AVX-512, 12 of the 16 of AVX2.
-constexpr int TILE = 24, PART = (LANES == 16 ? 24 : 12) / VECTORS;
+// A product keeps sums in registers: 24 of the 32 of AVX-512 and NEON, 12 of the 16 of AVX2.
+#if LANES == 16 || defined(__aarch64__)
+constexpr int SUMS = 24;
+#else
+constexpr int SUMS = 12;
+#endif
+constexpr int TILE = 24, PART = SUMS / VECTORS;  // rows
+static_assert(BATCH % LANES == 0 && TILE % PART == 0, "whole vectors and whole tiles");
 constexpr int BLOCK = 64;  // symbols whose weights are added up for the search
 constexpr float WEIGHTS = 1 << 24;
 
-// The vectors of the same lanes in successive rows.
+// The vectors of the same lanes in successive rows. A buffer is aligned to 64 bytes, as PyTorch's allocator does.
 struct Rows {
     float* at;
     Vec& operator[](int64_t row) const { return *(Vec*)(at + row * BATCH); }
@@ -72,9 +78,9 @@ struct Lanes {
 };
 
 static inline Vec fma(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && LANES == 16
     return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
+#elif defined(__FMA__) && LANES == 8
     return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);

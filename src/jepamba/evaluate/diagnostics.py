@@ -50,6 +50,7 @@ def diagnostics(
           `within_sequence`, fraction of the variance that lies within windows (near 0, latents are constant in each
           window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
           2007); `width`, its maximum.
+        - `h`, only with `heads`: the same of h, which the head reads.
         - `prediction`, only with `heads`, a list by roll-out step k: `cosine` and `mse` between the prediction and
           its target, z shifted by k (with `jepa.target_tokens` a mean); `copy_cosine` and `copy_mse`, the same for z
           itself as the prediction. With `reset`, pairs in different documents do not count.
@@ -67,6 +68,7 @@ def diagnostics(
     plan = (Window(index * length, length, length) for index in range(windows))
     hits = dict.fromkeys(TOPS, 0)
     latents: list[Tensor] = []
+    read_by_head: list[Tensor] = []
     read: list[Windows] = []
     prediction = _PredictionError()
     with stored(model), evaluating(heads):
@@ -76,6 +78,7 @@ def diagnostics(
             z_BTE = found.h_BTD.float() if heads is None else heads.latents(found).float()
             if heads is not None:
                 prediction.add(heads, z_BTE, heads.actions(found), batch.reset_BT)
+                read_by_head.append(found.h_BTD.float())
             latents.append(z_BTE)
             read.append(batch)
             if progress is not None:
@@ -85,6 +88,7 @@ def diagnostics(
         result |= {f"top{k}": hits[k] / (windows * length) for k in TOPS}
         result["latents"] = {"of": "h" if heads is None else "z", **latent_statistics(z_BTE)}
         if heads is not None:
+            result["h"] = latent_statistics(torch.cat(read_by_head))
             result["prediction"] = prediction.result()
         result["probe"] = _probe(model, tokens, read, z_BTE)
     return result
