@@ -37,8 +37,8 @@ TINY = SIZES | {
     "train.steps": 2,
     "train.device": "cpu",
 }
-FORMS = {"model.n_layer": 6, "data.seq_len": 128, "train.tokens_per_step": 256, "train.tokens_per_micro": 128}
-"""Latents of inner blocks and targets of 64 tokens need them."""
+FORMS = {"model.n_layer": 6, "data.seq_len": 128, "train.tokens_per_step": 512, "train.tokens_per_micro": 256}
+"""Latents of inner blocks, targets of 64 tokens and two windows for SIGReg per timestep need them."""
 
 
 def test_all_required_cells_are_planned() -> None:
