@@ -22,3 +22,9 @@ def test_the_digest_is_of_the_sources_alone(tmp_path: Path) -> None:
 def test_the_version_is_that_of_the_package_and_its_digest() -> None:
     folder = Path(jepamba.__file__).parent
     assert program_version() == f"{jepamba.__version__}+{source_digest(folder)}"
+
+
+def test_a_bundle_has_no_files_to_digest() -> None:
+    module = {"__name__": "jepamba.program"}
+    exec(compile(Path(jepamba.__file__).with_name("program.py").read_text(), "bundle", "exec"), module)
+    assert module["program_version"]() == f"{jepamba.__version__}+bundle"  # type: ignore[operator]

@@ -11,11 +11,12 @@ from jepamba import __version__
 
 @cache
 def program_version() -> str:
-    """The version of the package and the `source_digest` of its files, as in `0.2.0+3f1c…`.
+    """The version of the package and the `source_digest` of its files, as in `0.2.0+3f1c…`; `0.2.0+bundle` in a bundle.
 
     Runs of equal settings and seeds may differ if their programs do.
     """
-    return f"{__version__}+{source_digest(Path(__file__).parent)}"
+    file = globals().get("__file__")  # a bundle has none
+    return f"{__version__}+{'bundle' if file is None else source_digest(Path(file).parent)}"
 
 
 def source_digest(folder: Path) -> str:

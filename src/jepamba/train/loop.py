@@ -96,7 +96,7 @@ class Loop:
         self._event(self.state.device_config.why)
         self.world.on_rank_zero(lambda: bit_allocation.check_budget(self.state))
         self.world.check_equal(dict(self.state.modules.state_dict()))
-        program_version()  # kept for summary.json: the source may change while training runs
+        self.world.on_rank_zero(program_version)  # kept for summary.json: the source may change while training runs
         compiling = compiling_samples(self.state)
         with gpu_turn(begins=True), StopRequest() as stop, self.writer, compiling, Progress("training") as report:
             if not self.restored and self.run.optim.ghost_steps > 0:
