@@ -42,7 +42,7 @@ if [ -n "$baselines" ]; then
 fi
 code=0
 "$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-8}" "$@" || code=$?
-(cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name 'report.*' -o -name '*.svg' -o -name '*.csv' -o -name plan.toml \) |
+(cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name report.md -o -name report.json -o -name '*.svg' -o -name '*.csv' -o -name plan.toml \) |
   tar cf - -T -) | tar xf - -C "$kept"
 sed -i "s#$(dirname "$shards")/#shards/#g" "$kept"/plan.toml "$kept"/report.* # no path of this machine
 awk 'NR == 1 || FNR > 1' docs/results/jepa/*/runs.csv > docs/results/jepa/runs.csv

@@ -10,17 +10,7 @@ from jepamba.report.plots import chart
 from jepamba.study.compare import MEASURES
 from jepamba.study.pictures import curve_lines, differences
 from jepamba.study.results import Study
-from jepamba.study.tables import (
-    ANOTHER_PROGRAM,
-    NOTES,
-    TITLES,
-    comparison_table,
-    explanation,
-    of_another_program,
-    run_table,
-    settings_text,
-    unfinished,
-)
+from jepamba.study.tables import NOTES, TITLES, comparison_table, explanation, remarks, run_table, settings_text
 
 
 def study_page(study: Study) -> str:
@@ -33,8 +23,7 @@ def study_page(study: Study) -> str:
         ("settings", settings_text(plan.settings) if plan.settings else ""),
         ("rule", plan.rule),
         ("cost", plan.cost),
-        ("not finished", unfinished(study)),
-        (ANOTHER_PROGRAM.lower(), of_another_program(study)),
+        *((heading.lower(), names) for heading, names in remarks(study).items()),
     ]
     configurations = [[item.name, settings_text(item.settings)] for item in plan.configurations]
     tables = []

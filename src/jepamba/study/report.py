@@ -16,17 +16,15 @@ from jepamba.study.pictures import curve_lines, differences
 from jepamba.study.results import Study, read_study
 from jepamba.study.run_table import run_values, runs_csv
 from jepamba.study.tables import (
-    ANOTHER_PROGRAM,
     NOTES,
     TITLES,
     comparison_table,
     explanation,
-    of_another_program,
     pairs_needed,
+    remarks,
     run_table,
     settings_text,
     smallest_effect_of,
-    unfinished,
 )
 
 
@@ -95,8 +93,7 @@ def markdown(study: Study) -> str:
             [[item.name, settings_text(item.settings, "`")] for item in plan.configurations],
         ),
         "",
-        *([f"**Not finished:** {missing}.", ""] if (missing := unfinished(study)) else []),
-        *([f"**{ANOTHER_PROGRAM}:** {others}.", ""] if (others := of_another_program(study)) else []),
+        *(line for heading, names in remarks(study).items() for line in (f"**{heading}:** {names}.", "")),
         NOTES,
         "",
     ]

@@ -18,7 +18,7 @@ Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
 ANOTHER_PROGRAM = "Baseline of another version of jepamba"
-"""Heading of `of_another_program`."""
+"""Heading of a remark."""
 HALF_WIDTH = 0.002
 """The half-width of an interval, in BPB, for which the report says how many pairs it takes."""
 TITLES: dict[Measure, str] = {
@@ -138,7 +138,13 @@ def run_table(study: Study) -> Table:
     return heads, rows
 
 
-def unfinished(study: Study) -> str:
+def remarks(study: Study) -> dict[str, str]:
+    """Return what the reader must know of runs before the tables: the names of runs by heading, without empty ones."""
+    found = {"Not finished": _unfinished(study), ANOTHER_PROGRAM: _of_another_program(study)}
+    return {heading: names for heading, names in found.items() if names}
+
+
+def _unfinished(study: Study) -> str:
     """Return the names of the runs that are not finished, with commas; empty if there are none."""
     finished = {(item.name, item.seed) for item in study.results if item.summary is not None}
     return "; ".join(
@@ -149,7 +155,7 @@ def unfinished(study: Study) -> str:
     )
 
 
-def of_another_program(study: Study) -> str:
+def _of_another_program(study: Study) -> str:
     """Return the names of the runs whose program is not that of the baseline's run of their seed, with commas."""
     programs = {
         (item.name, item.seed): (item.summary.get("environment") or {}).get("program")
