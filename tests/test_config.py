@@ -159,9 +159,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eval.stride": -1}, "plain windows only"),
     *[
         ({f"eval.{name}": -1}, "not be negative")
-        for name in ["sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"]
+        for name in ["tokens_per_batch", "sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"]
     ],
-    ({"eval.tokens_per_batch": 0}, "at least 1"),
     ({"data.seq_len": 512, "eval.stride": 513}, "longer than the window, data.seq_len = 512"),
     ({"data.seq_len": 1000, "train.tokens_per_micro": 65536}, "multiple of data.seq_len = 1000"),
     ({"data.tokenizer": "bytes", "model.vocab_size": 8192}, "exactly 256"),

@@ -33,7 +33,7 @@ def noted(name, *args, **settings):
 
 triton.runtime.build._build = noted
 triton.knobs.compilation.listener = lambda *, src, cache_hit, **_: hits.append((src.name, cache_hit))
-run = small_run(Path(sys.argv[1]), {"train.val_every": 1, "quant.qat_fraction": 0.5})
+run = small_run(Path(sys.argv[1]), {"train.val_every": 1, "quant.qat_fraction": 0.5, "eval.tokens_per_batch": 16384})
 text = corpus(run.data)
 run = resolve(run, text)
 assert can_compile_ahead()

@@ -19,8 +19,8 @@ class Eval:
     """Score the text with the state carried too, at the end of a run."""
     calibrate_tokens: int = 65536
     """Training tokens for the calibration of the temperature; 0: temperature 1."""
-    tokens_per_batch: int = 16384
-    """Tokens per forward pass."""
+    tokens_per_batch: int = 0
+    """Tokens per forward pass; 0: 65,536 on a GPU, 16,384 on a CPU."""
     diagnostics_tokens: int = 65536
     """Validation tokens for the latent diagnostics; 0: none."""
     sample_tokens: int = 128
@@ -30,6 +30,5 @@ class Eval:
 
     def __post_init__(self) -> None:
         require(self.stride >= 0, f"eval.stride = {self.stride}: 0 (plain windows only) or more")
-        require(self.tokens_per_batch >= 1, f"eval.tokens_per_batch = {self.tokens_per_batch}: must be at least 1")
-        for name in ("sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"):
+        for name in ("tokens_per_batch", "sliding_tokens", "calibrate_tokens", "diagnostics_tokens", "sample_tokens"):
             require(getattr(self, name) >= 0, f"eval.{name} = {getattr(self, name)}: must not be negative")

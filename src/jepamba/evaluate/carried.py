@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jepamba.data.tokens import Tokens
 from jepamba.evaluate.score import Score, scored_targets, scores
+from jepamba.evaluate.windows import batch_tokens
 from jepamba.model import LanguageModel, State
 from jepamba.progress import Report
 
@@ -33,7 +34,7 @@ def score_carried(
     temperature: float = 1.0,
     reset: bool = True,
     limit: int = 0,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int = 0,
     progress: Report | None = None,
     nats_N: Tensor | None = None,
 ) -> Score:
@@ -44,13 +45,14 @@ def score_carried(
     Arguments:
         seq_len: Shortest window of a forward pass. With fewer lanes the windows are longer. Apart from rounding, it
             affects only the speed.
-        tokens_per_batch: Tokens of a forward pass. Apart from rounding, it affects only the speed.
+        tokens_per_batch: Tokens of a forward pass. 0: by the device. Apart from rounding, it affects only the speed.
         nats_N: See `score_plain`. The documents are then read one after the other.
 
     Other arguments and errors: see `score_plain`.
     """
     targets = scored_targets(model, tokens, seq_len, limit)
     bos = tokens.bos_id if reset else None
+    tokens_per_batch = batch_tokens(tokens_per_batch, next(model.parameters()).device)
     spans = documents(tokens, bos, targets)
     lanes = [spans] if nats_N is not None else even_lanes(spans, max(1, tokens_per_batch // seq_len))
     batches = carried_latents(model, tokens, lanes, tokens_per_batch, bos is not None)
@@ -134,6 +136,7 @@ def carried_latents(
     `layer` greater than 0, h_ND are the latents after that many blocks.
     """
     device, chunk = next(model.parameters()).device, model.config.chunk_size
+    tokens_per_batch = batch_tokens(tokens_per_batch, device)
     lanes = [_Lane(tokens, spans) for spans in spans_by_lane]
     state: State | None = None
     while lanes:

@@ -35,7 +35,7 @@ def diagnostics(
     *,
     count: int = 65536,
     reset: bool = True,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int = 0,
     progress: Report | None = None,
 ) -> dict[str, Any]:
     """Compute diagnostics on the first `count` targets of `tokens`, with the weights as the artifact holds them.

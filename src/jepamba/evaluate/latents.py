@@ -51,7 +51,7 @@ def compute_latents(
     reset: bool = True,
     limit: int = 0,
     dtype: torch.dtype = torch.float32,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int = 0,
     progress: Report | None = None,
 ) -> Latents:
     """Compute the latents that `score_plain` predicts the targets from, or with `carry` those of `score_carried`.

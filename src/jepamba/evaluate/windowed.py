@@ -27,7 +27,7 @@ def score_plain(
     temperature: float = 1.0,
     reset: bool = True,
     limit: int = 0,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int = 0,
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
@@ -40,7 +40,7 @@ def score_plain(
     Arguments:
         reset: Reset the state at each document's start.
         limit: Number of targets to score, from the start of the stream. 0: all.
-        tokens_per_batch: Tokens of a forward pass.
+        tokens_per_batch: Tokens of a forward pass. 0: 65,536 on a GPU, 16,384 on a CPU.
         world: Its ranks share the windows. All must call this function.
         stopped: Called between batches; True cancels the scoring on all ranks. Pass it on all ranks or on none.
         nats_N: A float64 tensor on the CPU that receives −ln p of each target, in the order of the text. For one
@@ -75,7 +75,7 @@ def score_plain_at(
     *,
     reset: bool = True,
     limit: int = 0,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int = 0,
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
     stopped: Stopped | None = None,
@@ -112,7 +112,7 @@ def score_sliding(
     temperature: float = 1.0,
     reset: bool = True,
     limit: int = 0,
-    tokens_per_batch: int = 16384,
+    tokens_per_batch: int = 0,
     progress: Report | None = None,
     world: World = SINGLE_PROCESS,
     nats_N: Tensor | None = None,

@@ -59,10 +59,19 @@ def sliding_windows(targets: int, seq_len: int, stride: int) -> Iterator[Window]
         yield Window(targets - seq_len, seq_len, tail)
 
 
+def batch_tokens(tokens_per_batch: int, device: torch.device) -> int:
+    """Return the tokens of a forward pass: `tokens_per_batch`, or if that is 0, as many as keep the device busy."""
+    return tokens_per_batch or (65_536 if device.type == "cuda" else 16_384)
+
+
 def batches(
     tokens: Tokens, windows: Iterator[Window], tokens_per_batch: int, reset: bool, device: torch.device
 ) -> Iterator[Windows]:
-    """Read the windows, in order, in batches of at most `tokens_per_batch` tokens, but at least one window."""
+    """Read the windows, in order, in batches of at most `tokens_per_batch` tokens (see `batch_tokens`).
+
+    A batch has at least one window.
+    """
+    tokens_per_batch = batch_tokens(tokens_per_batch, device)
     bos = tokens.bos_id if reset else None
     pending: list[Window] = []
     for window in windows:

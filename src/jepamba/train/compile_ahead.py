@@ -12,7 +12,7 @@ from jepamba.evaluate.likelihood import target_nats
 from jepamba.evaluate.score import scored_targets
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.windowed import windowed_latents
-from jepamba.evaluate.windows import plain_windows
+from jepamba.evaluate.windows import batch_tokens, plain_windows
 from jepamba.jepa import LatentWeights, sigreg_sums
 from jepamba.ops.compile_only import compile_only
 from jepamba.optim import Muon
@@ -89,9 +89,10 @@ def _update(muon: Muon, trained: set[Tensor]) -> None:
 def _validate(state: TrainState) -> None:
     """Score the first batch of the validation text, without counting its bytes."""
     run, text = state.run, state.corpus.val
-    rows = max(1, run.eval.tokens_per_batch // run.data.seq_len)
+    batch = batch_tokens(run.eval.tokens_per_batch, next(state.model.parameters()).device)
+    rows = max(1, batch // run.data.seq_len)
     targets = scored_targets(state.model, text, run.data.seq_len, run.train.val_tokens)
     windows = islice(plain_windows(targets, run.data.seq_len), rows)
     with stored(state.model):
-        for h_ND, targets_N in windowed_latents(state.model, text, windows, run.eval.tokens_per_batch, run.data.reset):
+        for h_ND, targets_N in windowed_latents(state.model, text, windows, batch, run.data.reset):
             target_nats(state.model, h_ND, targets_N, (1.0,))

@@ -1,0 +1,29 @@
+"""Precision of the products with weights while a text is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def scoring_precision(device: torch.device) -> Iterator[None]:
+    """On a GPU, compute fp32 products on the tensor cores in TF32, whose factors have 11 significant bits.
+
+    A score of 1.67 M tokens changed by 0.000002 BPB, in 0.45 of the time (docs/evaluation.md). On a CPU products stay
+    fp32. The setting of the process is restored.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if device.type != "cuda" or before == "tf32":
+        yield
+        return
+    matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        # First the older switch, with which PyTorch requires the newer one to agree.
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = before
