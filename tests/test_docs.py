@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib.util
 import json
@@ -94,6 +95,17 @@ def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
     for section, cls in get_type_hints(Run).items():
         for key in get_type_hints(cls):
             assert f"| `{section}.{key}` |" in page
+
+
+def test_the_table_of_levers_has_every_run_of_the_notes() -> None:
+    levers = script("make_levers")
+    text = (ROOT / "docs/results/levers.csv").read_text(encoding="utf-8")
+    assert text == levers.table(), "run .venv/bin/python docs/make_levers.py"
+    runs = [row for row in csv.DictReader(text.splitlines()) if row["run"].startswith("decay 1.4, 2,291,283 tokens")]
+    assert [(row["seed"], row["bytes"], row["bpb_carried"]) for row in runs] == [
+        ("1", "5773400", "1.67795"),
+        ("2", "5768296", "1.70354"),
+    ]
 
 
 built_parser = functools.cache(build_parser)

@@ -136,10 +136,37 @@ def test_a_long_run_of_a_gpu_has_the_measured_lower_learning_rate() -> None:
 def test_the_presets_for_two_cores_are_what_the_dial_chooses(preset: str, text_tokens: int, speed: float) -> None:
     fixed = load_preset(preset)
     run = best(train__seconds=fixed.train.seconds, data__vocab=fixed.data.vocab)
-    given = flatten(to_dict(fixed))
-    assert chosen(run, Circumstances(text_tokens, False, 1, speed)) == {
-        name: given[name] for name in DIALLED if name != "data.vocab"
-    }
+    given = {name: value for name, value in flatten(to_dict(fixed)).items() if name in DIALLED and name != "data.vocab"}
+    known = Circumstances(text_tokens, False, 1, speed)
+    found, decay = chosen(run, known), "optim.muon_weight_decay"
+    # The decay depends on the speed: that of `quick` by little, and `cpu` leaves it to the dial.
+    if decay in fixed.train.dial:
+        assert chosen(fixed, known) == {decay: found[decay]}
+    else:
+        assert 0.75 < found[decay] / given[decay] < 4 / 3
+    del found[decay], given[decay]
+    assert found == given
+
+
+@pytest.mark.parametrize(
+    ("steps", "text_tokens", "decay"),
+    # The texts of the lab note weight-decay, where 0.04, 0.09, 0.2 and 1.4 were the best of those tried.
+    [(1_200, 43_897_222, 0.042), (1_200, 18_158_382, 0.11), (1_200, 9_113_540, 0.24), (1_200, 2_291_283, 1.3)],
+)
+def test_the_decay_follows_steps_and_epochs(steps: int, text_tokens: int, decay: float) -> None:
+    known, name = Circumstances(text_tokens, True), "optim.muon_weight_decay"
+    assert chosen(best(train__steps=steps), known)[name] == decay
+    # With half of the learning rate it is twice as much.
+    halved = chosen(best(train__steps=steps, optim__muon_lr=0.015), known)[name]
+    assert halved == pytest.approx(2 * decay, rel=0.05)
+    assert "optim.muon_weight_decay" not in chosen(best(train__steps=steps, optim__muon_weight_decay=0.1), known)
+
+
+def test_the_decay_of_a_step_is_bounded() -> None:
+    run, name = best(train__steps=1_200), "optim.muon_weight_decay"
+    for text_tokens in (1, 1_000, 100_000, 10**12):
+        assert chosen(run, Circumstances(text_tokens, True))[name] * 0.03 <= 0.051
+    assert chosen(best(train__steps=1_200, optim__muon_lr=0.0), GPU)[name] == 0.04
 
 
 @pytest.mark.parametrize(
@@ -370,3 +397,13 @@ def test_a_dry_run_shows_the_choices_or_says_that_the_speed_is_measured(
     printed = capsys.readouterr().out
     assert "model.n_layer = 4: " in printed
     assert "kept in the artifact" in printed
+    # The dial of `cpu` leaves its size alone, so that is printed without a measured speed.
+    assert main(["train", "cpu", *data, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "then chooses optim.muon_weight_decay" in printed
+    assert "kept in the artifact" in printed
+    assert main(["train", "cpu", *data, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dial"] == ["optim.muon_weight_decay"]
+    bytes_alone = with_settings(load_preset("cpu"), {"data.tokenizer": "bytes"})
+    assert found["parameters"]["kept"] == model_size(bytes_alone).counts["kept"]

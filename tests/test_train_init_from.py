@@ -116,6 +116,20 @@ def test_the_rates_of_a_preset_are_lowered_unless_they_are_given(
     assert "optim.muon_lr" not in run.train.dial
 
 
+def test_the_initial_weights_are_not_decayed_as_random_ones(first: Path, tmp_path: Path) -> None:
+    start, name = {"train.init_from": str(first)}, "optim.muon_weight_decay"
+    for decay, expected in ((0.3, 0.04), (0.04, 0.04), (0.01, 0.01)):
+        file = preset_layers(settings(tmp_path, optim__muon_weight_decay=decay))
+        run, lowered = run_of_layers(*file, start)
+        assert run.optim.muon_weight_decay == expected
+        assert (name in [choice.name for choice in lowered]) is (decay > expected)
+        assert run_of_layers(*file, {**start, name: 0.2})[0].optim.muon_weight_decay == 0.2
+    run, lowered = run_of_layers(*preset_layers("best"), start)
+    assert run.optim.muon_weight_decay == 0.04
+    assert name not in run.train.dial
+    assert name in [choice.name for choice in lowered]
+
+
 def test_fine_tuning_improves_the_model_and_shows_both_scores(
     first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,16 +66,22 @@ def _dry_run(run: Any, choices: list[Any], as_json: bool) -> int:
 
     if not as_json:
         print(*choices, sep="\n", end="\n" if choices else "")
-    if run.train.dial:
-        if run.train.seconds > 0:
-            message = "the speed is measured at the start of training; the dial then makes its choices"
-            print(json.dumps({"message": message, "dial": run.train.dial}) if as_json else message)
+    found: dict[str, Any] = {}
+    if run.train.dial and run.train.seconds > 0:
+        message = "the speed is measured at the start of training; the dial then chooses " + ", ".join(run.train.dial)
+        found = {"message": message, "dial": run.train.dial}
+        if not as_json:
+            print(message)
+        if any(name.startswith(("model.", "quant.", "data.vocab")) for name in run.train.dial):
+            if as_json:
+                print(json.dumps(found))
             return 0
+    elif run.train.dial:
         run, others = _choices(run, as_json)
         choices = [*choices, *others]
     size = model_size(run)
     if as_json:
-        found = {"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}
+        found |= {"parameters": size.counts, "artifact_bytes_estimate": size.artifact_bytes}
         named = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in choices}
         print(json.dumps(found | ({"choices": named} if named else {})))
         return 0

@@ -12,7 +12,7 @@ import torch
 def scoring_precision(device: torch.device) -> Iterator[None]:
     """On a GPU, compute fp32 products on the tensor cores in TF32, whose factors have 11 significant bits.
 
-    A score of 1.67 M tokens changed by 0.000002 BPB, in 0.45 of the time (docs/evaluation.md). On a CPU products stay
+    A score of 1.67 M tokens changed by 0.000002 BPB (docs/evaluation.md). On a CPU products stay
     fp32. The setting of the process is restored.
     """
     matmul = torch.backends.cuda.matmul

@@ -33,6 +33,9 @@ SHORT_CPU_TOKENS, SHORT_CPU_SECONDS = 4e6, 600.0
 """Budgets on a CPU up to which fewer pieces are better (cpu-avx2: by 0.016 and 0.006 at 2.7 M and 4.1 M tokens)."""
 MAX_TOKENS_PER_MICRO = 65_536
 """The largest micro-batch that was trained (submission-bpe-400)."""
+DECAY, DECAY_EPOCHS, MAX_DECAY = 1.5, 1.2, 0.05
+"""Muon's weight decay (weight-decay): learning rate × decay × steps for one epoch, its exponent in the epochs, and the
+largest learning rate × decay, slightly above the largest that was tried."""
 LONG_RUN = 10_000
 """Steps from which on a lower learning rate is better (best-540s: so at 20,800 steps, not at 3,700)."""
 
@@ -141,19 +144,20 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     rows = next(count for count in range(most, 0, -1) if windows % count == 0)
     pick("train.tokens_per_micro", rows * seq_len, "the largest micro-batch that divides the step")
 
-    small = batch <= 2 * CPU_TOKENS
-    long = known.on_gpu and not small and _budget_tokens(run, known, batch, parameters) >= LONG_RUN * batch
+    small, tokens = batch <= 2 * CPU_TOKENS, _budget_tokens(run, known, batch, parameters)
+    long = known.on_gpu and not small and tokens >= LONG_RUN * batch
     # levers-16s: 0.03 is 0.018 better than 0.02; levers-30s: 0.04 is worse. tuning-cpu-preset: 0.02 on a CPU.
     # best-540s: 0.02, with AdamW's 0.01 and a warmdown of 1, is 0.012 better at 540 s.
     lr_reason = f"best of those tried for batches of {CPU_TOKENS if small else GPU_TOKENS:,} tokens"
     lr_reason = f"better at 20,800 steps, no better at 3,700; taken from {LONG_RUN:,} on" if long else lr_reason
-    pick("optim.muon_lr", 0.02 if small or long else 0.03, lr_reason)
+    muon_lr = pick("optim.muon_lr", 0.02 if small or long else 0.03, lr_reason)
     # levers-cpu, tuning-cpu-preset: 0.01 is better than 0.02. levers-30s: 0.015 is as good as 0.02 on a GPU.
     pick("optim.adam_lr", 0.01 if small or long else 0.015, lr_reason)
     # levers-30s, levers-cpu: 0.8 is no better. levers-30s: a floor of the learning rate hurts.
     pick("optim.warmdown", 1.0 if long else 0.6, lr_reason if long else "0.8 is no better")
-    # levers-30s: 0.1 costs 0.010 at four epochs; levers-1200-steps: 0.02 costs 0.001. Both are within the noise.
-    pick("optim.muon_weight_decay", 0.04, "0.1 is no better")
+    epochs = tokens / max(known.text_tokens, 1)
+    decay_reason = f"more for fewer steps and, against overfitting, for more epochs of the text (here {epochs:.2g})"
+    pick("optim.muon_weight_decay", _weight_decay(muon_lr, tokens / batch, epochs), decay_reason)
     # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. levers-cpu: equal.
     pick("quant.qat_fraction", 0.3, "rounding over the last 30 % is better than from the first step")
     # levers-bits: bits chosen for the whole file are 0.014 better than 4 bits everywhere at 120 s.
@@ -171,6 +175,17 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     )
     pick("quant.embedding", "int8" if budget else "fp8", embedding_reason)
     return choices
+
+
+def _weight_decay(muon_lr: float, steps: float, epochs: float) -> float:
+    """Muon's weight decay for a run of `steps` that reads its text `epochs` times, to two significant digits.
+
+    Without a budget (`steps` 0) or a learning rate it has no effect, and is the decay of a run of 1,200 steps.
+    """
+    if steps == 0 or muon_lr == 0:
+        return 0.04
+    of_a_step = min(DECAY * max(epochs, 1.0) ** DECAY_EPOCHS / steps, MAX_DECAY)
+    return float(f"{of_a_step / muon_lr:.2g}")
 
 
 def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, str]:
