@@ -100,7 +100,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--strides", default="16", help="strides, separated by commas")
     parser.add_argument("--seq-len", type=int, default=0, help="length of the windows (0: as trained)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens-per-batch", type=int, default=16384)
+    parser.add_argument("--tokens-per-batch", type=int, default=0, help="of a forward pass (0: by the device)")
     return parser
 
 

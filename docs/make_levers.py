@@ -1,4 +1,4 @@
-"""Write docs/results/levers.csv, a line for each run behind the lab book, from the runs.jsonl of the lab notes.
+"""Write docs/results/levers.csv: a line for each run in the runs.jsonl of the lab notes on levers.
 
 Run it after a note gets new runs: `.venv/bin/python docs/make_levers.py`. A test compares the file with the notes.
 """
@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
-FILES = (
-    "levers-16s/runs.jsonl",
-    "levers-30s/runs.jsonl",
-    "levers-bits/runs.jsonl",
-    "levers-state/runs.jsonl",
-    "best-540s/vocabulary-runs.jsonl",
-    "levers-1200-steps/runs.jsonl",
-    "weight-decay/runs.jsonl",
-    "levers-cpu/runs.jsonl",
-    "regularisation-cpu/runs.jsonl",
-)
+WHOLE, QUARTER, START = "validation text", "its first 409,600 targets", "its first 150,000 targets"
+NOTES = {
+    "levers-16s": QUARTER,
+    "levers-30s": QUARTER,
+    "levers-bits": QUARTER,
+    "levers-state": QUARTER,
+    "best-540s": WHOLE,
+    "levers-1200-steps": WHOLE,
+    "weight-decay": WHOLE,
+    "levers-cpu": START,
+    "regularisation-cpu": START,
+}
+"""The notes, and the text that their scores are of unless a run says `scored`. BPB is by original bytes."""
 COLUMNS = (
     "note",
     "device",
@@ -34,6 +36,7 @@ COLUMNS = (
     "parameters",
     "bytes",
     "bytes_of",
+    "scored",
     "bpb_plain",
     "bpb_carried",
 )
@@ -42,19 +45,20 @@ COLUMNS = (
 def line(note: str, run: dict[str, Any]) -> dict[str, Any]:
     """A line of the table for a run of `note`. An empty field was not recorded.
 
-    `bytes_of` is the packed artifact or, where none was packed, the entropy of its values.
+    `bytes_of` says what `bytes` counts: the packed artifact, or an estimate by the entropy of its values.
     """
     name = run.get("name") or run.get("lever") or f"decay {run['muon_weight_decay']}"
-    name += "".join(f", {extra} {run[extra]}" for extra in ("dropout", "replaced_tokens") if run.get(extra))
+    extras = ("adam_weight_decay", "extra_embedding_decay", "dropout", "replaced_tokens")
+    name += "".join(f", {extra} {run[extra]}" for extra in extras if run.get(extra))
     if note == "weight-decay":
         name += f", {run['text_tokens']:,} tokens of text"
     packed = run.get("artifact_bytes") or run.get("packed")
     estimated = round(run["entropy_mb"] * 1e6) if "entropy_mb" in run else ""
     seconds = run.get("train_s") or run.get("train_seconds") or run.get("seconds") or run.get("cpu") or ""
-    device = run.get("device") or ("one CPU core" if note.endswith("-cpu") else "NVIDIA H200")
+    plain, carried = (run.get(f"bpb_{mode}") or run.get(mode) for mode in ("plain", "carried"))
     return {
         "note": note,
-        "device": "NVIDIA H200" if device == "one H200" else device,
+        "device": run.get("device") or ("one CPU core" if note.endswith("-cpu") else "NVIDIA H200"),
         "run": name,
         "seed": run["seed"],
         "steps": run["steps"],
@@ -63,8 +67,9 @@ def line(note: str, run: dict[str, Any]) -> dict[str, Any]:
         "parameters": run.get("parameters", ""),
         "bytes": packed or estimated,
         "bytes_of": "artifact" if packed else "entropy" if estimated else "",
-        "bpb_plain": round(run.get("bpb_plain") or run["plain"], 5),
-        "bpb_carried": round(run.get("bpb_carried") or run["carried"], 5),
+        "scored": run.get("scored", NOTES[note]),
+        "bpb_plain": round(plain, 5) if plain else "",
+        "bpb_carried": round(carried, 5) if carried else "",
     }
 
 
@@ -73,9 +78,10 @@ def table() -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for file in FILES:
-        for text in (RESULTS / file).read_text(encoding="utf-8").splitlines():
-            writer.writerow(line(file.partition("/")[0], json.loads(text)))
+    for note in NOTES:
+        name = "vocabulary-runs.jsonl" if note == "best-540s" else "runs.jsonl"
+        for text in (RESULTS / note / name).read_text(encoding="utf-8").splitlines():
+            writer.writerow(line(note, json.loads(text)))
     return out.getvalue()
 
 

@@ -18,6 +18,7 @@ from jepamba.config import ConfigError
 from jepamba.errors import UserError
 from jepamba.presets import load_preset, preset_layers
 from jepamba.train.checkpoint import checkpoints
+from jepamba.train.dial import Circumstances, choose
 from jepamba.train.initial_settings import run_of_layers
 from tiny import preset, text_file, tiny
 
@@ -117,17 +118,19 @@ def test_the_rates_of_a_preset_are_lowered_unless_they_are_given(
 
 
 def test_the_initial_weights_are_not_decayed_as_random_ones(first: Path, tmp_path: Path) -> None:
-    start, name = {"train.init_from": str(first)}, "optim.muon_weight_decay"
-    for decay, expected in ((0.3, 0.04), (0.04, 0.04), (0.01, 0.01)):
-        file = preset_layers(settings(tmp_path, optim__muon_weight_decay=decay))
-        run, lowered = run_of_layers(*file, start)
-        assert run.optim.muon_weight_decay == expected
-        assert (name in [choice.name for choice in lowered]) is (decay > expected)
-        assert run_of_layers(*file, {**start, name: 0.2})[0].optim.muon_weight_decay == 0.2
-    run, lowered = run_of_layers(*preset_layers("best"), start)
-    assert run.optim.muon_weight_decay == 0.04
-    assert name not in run.train.dial
-    assert name in [choice.name for choice in lowered]
+    start, name = {"train.init_from": str(first), "train.steps": 100}, "optim.muon_weight_decay"
+
+    def decay(given: dict[str, Any], text_tokens: int = 10**6) -> float:
+        run, _ = run_of_layers(*preset_layers("cpu"), given)
+        found = {choice.name: choice.value for choice in choose(run, Circumstances(text_tokens, False))}
+        if "train.init_from" in given:
+            assert found["optim.adam_weight_decay"] == 0.05
+        return float(found[name])
+
+    assert decay({"train.steps": 100}) == 0.75
+    assert decay(start) == decay({**start, "optim.muon_lr": 0.02}) == decay({**start, "optim.muon_lr": 1e-9}) == 0.04
+    # Where the rule asks for less, it is less.
+    assert decay({**start, "train.steps": 10_000, "optim.muon_lr": 0.02}, 10**9) == 0.0075
 
 
 def test_fine_tuning_improves_the_model_and_shows_both_scores(

@@ -67,12 +67,14 @@ def _dry_run(run: Any, choices: list[Any], as_json: bool) -> int:
     if not as_json:
         print(*choices, sep="\n", end="\n" if choices else "")
     found: dict[str, Any] = {}
-    if run.train.dial and run.train.seconds > 0:
-        message = "the speed is measured at the start of training; the dial then chooses " + ", ".join(run.train.dial)
+    size_is_dialled = any(name.startswith(("model.", "quant.", "data.vocab")) for name in run.train.dial)
+    if run.train.dial and (run.train.seconds > 0 or not size_is_dialled):
+        first = "the speed is measured" if run.train.seconds > 0 else "the text is read"
+        message = f"{first} at the start of training; the dial then chooses {', '.join(run.train.dial)}"
         found = {"message": message, "dial": run.train.dial}
         if not as_json:
             print(message)
-        if any(name.startswith(("model.", "quant.", "data.vocab")) for name in run.train.dial):
+        if size_is_dialled:
             if as_json:
                 print(json.dumps(found))
             return 0

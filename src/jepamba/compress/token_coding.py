@@ -94,15 +94,16 @@ def _code(
 @contextmanager
 def _one_thread() -> Iterator[int]:
     """Use one thread and full fp32 precision, for a fixed order of sums. Yields the previous number of threads."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads, matmul = torch.get_num_threads(), torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    precision = matmul.fp32_precision
     torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
+    matmul.fp32_precision = "ieee"
     try:
         with torch.inference_mode():
             yield threads
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
+        matmul.fp32_precision = precision
 
 
 def _in_threads(

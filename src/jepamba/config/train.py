@@ -27,6 +27,7 @@ DIALLED = (
     "quant.qat_fraction",
     "optim.muon_lr",
     "optim.muon_weight_decay",
+    "optim.adam_weight_decay",
     "optim.adam_lr",
     "optim.warmdown",
     "train.tokens_per_step",

@@ -56,12 +56,14 @@ def compute_latents(
 ) -> Latents:
     """Compute the latents that `score_plain` predicts the targets from, or with `carry` those of `score_carried`.
 
+    Products are fp32 on a GPU too, where those scores use TF32.
+
     The last token of a text has no target, and no latent here.
 
     Arguments:
         heads: Heads whose projector gives z. None: the latents are h.
         limit: Number of tokens, from the start of the text. 0: all.
-        dtype: Type of the latents in memory. They are computed as for a score.
+        dtype: Type of the latents in memory.
         Others: see `score_plain`.
 
     Raises:

@@ -12,8 +12,8 @@ import torch
 def scoring_precision(device: torch.device) -> Iterator[None]:
     """On a GPU, compute fp32 products on the tensor cores in TF32, whose factors have 11 significant bits.
 
-    A score of 1.67 M tokens changed by 0.000002 BPB (docs/evaluation.md). On a CPU products stay
-    fp32. The setting of the process is restored.
+    A score of 1.67 M tokens changed by 0.000002 BPB (docs/evaluation.md). On a CPU products stay fp32. Afterwards they
+    are as precise as before.
     """
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision

@@ -92,7 +92,7 @@ def _validate(state: TrainState) -> None:
     batch = batch_tokens(run.eval.tokens_per_batch, next(state.model.parameters()).device)
     rows = max(1, batch // run.data.seq_len)
     targets = scored_targets(state.model, text, run.data.seq_len, run.train.val_tokens)
-    windows = islice(plain_windows(targets, run.data.seq_len), rows)
+    windows = islice(plain_windows(targets, run.data.seq_len), state.world.rank, None, state.world.world_size)
     with stored(state.model):
-        for h_ND, targets_N in windowed_latents(state.model, text, windows, batch, run.data.reset):
+        for h_ND, targets_N in windowed_latents(state.model, text, islice(windows, rows), batch, run.data.reset):
             target_nats(state.model, h_ND, targets_N, (1.0,))

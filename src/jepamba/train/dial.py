@@ -33,9 +33,18 @@ SHORT_CPU_TOKENS, SHORT_CPU_SECONDS = 4e6, 600.0
 """Budgets on a CPU up to which fewer pieces are better (cpu-avx2: by 0.016 and 0.006 at 2.7 M and 4.1 M tokens)."""
 MAX_TOKENS_PER_MICRO = 65_536
 """The largest micro-batch that was trained (submission-bpe-400)."""
-DECAY, DECAY_EPOCHS, MAX_DECAY = 1.5, 1.2, 0.05
-"""Muon's weight decay (weight-decay): learning rate × decay × steps for one epoch, its exponent in the epochs, and the
-largest learning rate × decay, slightly above the largest that was tried."""
+DECAY = 1.5
+"""Muon's learning rate × weight decay × steps for one epoch or less (weight-decay)."""
+DECAY_EXPONENT = 1.2
+"""Power of the epochs with which that product rises (weight-decay)."""
+MAX_DECAY = 0.05
+"""Largest learning rate × weight decay: slightly above the largest that was tried (weight-decay)."""
+ADAM_DECAY = 0.4
+"""AdamW's learning rate × weight decay × steps by epoch, on a CPU (weight-decay: at 3.6 and 7.6 epochs)."""
+MIN_ADAM_DECAY = 0.05
+"""AdamW's smallest weight decay, that of all runs before the rule."""
+MAX_TUNING_DECAY = 0.04
+"""The largest weight decay where training starts from trained weights, which it shrinks (not measured)."""
 LONG_RUN = 10_000
 """Steps from which on a lower learning rate is better (best-540s: so at 20,800 steps, not at 3,700)."""
 
@@ -152,12 +161,21 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     lr_reason = f"better at 20,800 steps, no better at 3,700; taken from {LONG_RUN:,} on" if long else lr_reason
     muon_lr = pick("optim.muon_lr", 0.02 if small or long else 0.03, lr_reason)
     # levers-cpu, tuning-cpu-preset: 0.01 is better than 0.02. levers-30s: 0.015 is as good as 0.02 on a GPU.
-    pick("optim.adam_lr", 0.01 if small or long else 0.015, lr_reason)
+    adam_lr = pick("optim.adam_lr", 0.01 if small or long else 0.015, lr_reason)
     # levers-30s, levers-cpu: 0.8 is no better. levers-30s: a floor of the learning rate hurts.
     pick("optim.warmdown", 1.0 if long else 0.6, lr_reason if long else "0.8 is no better")
     epochs = tokens / max(known.text_tokens, 1)
-    decay_reason = f"more for fewer steps and, against overfitting, for more epochs of the text (here {epochs:.2g})"
-    pick("optim.muon_weight_decay", _weight_decay(muon_lr, tokens / batch, epochs), decay_reason)
+    steps = tokens / batch
+    decay = _weight_decay(DECAY * max(epochs, 1.0) ** DECAY_EXPONENT, muon_lr, steps)
+    decay_reason = f"{DECAY} · epochs^{DECAY_EXPONENT} / (learning rate · steps), for {max(epochs, 1.0):.2g} epochs"
+    if run.train.init_from:
+        decay, decay_reason = min(decay, MAX_TUNING_DECAY), "small, as it shrinks the weights that training starts from"
+    pick("optim.muon_weight_decay", decay, decay_reason)
+    adam_decay, decay_reason = MIN_ADAM_DECAY, "as published; no other value was measured here"
+    if not known.on_gpu and not run.train.init_from:
+        adam_decay = max(adam_decay, _weight_decay(ADAM_DECAY * epochs, adam_lr, steps))
+        decay_reason = f"{ADAM_DECAY} · epochs / (learning rate · steps), at least {MIN_ADAM_DECAY}"
+    pick("optim.adam_weight_decay", adam_decay, decay_reason)
     # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. levers-cpu: equal.
     pick("quant.qat_fraction", 0.3, "rounding over the last 30 % is better than from the first step")
     # levers-bits: bits chosen for the whole file are 0.014 better than 4 bits everywhere at 120 s.
@@ -177,15 +195,12 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     return choices
 
 
-def _weight_decay(muon_lr: float, steps: float, epochs: float) -> float:
-    """Muon's weight decay for a run of `steps` that reads its text `epochs` times, to two significant digits.
+def _weight_decay(product: float, lr: float, steps: float) -> float:
+    """The weight decay whose product with `lr` and `steps` is `product`, to two significant digits.
 
-    Without a budget (`steps` 0) or a learning rate it has no effect, and is the decay of a run of 1,200 steps.
+    `lr` × decay is at most `MAX_DECAY`. Without a budget or a learning rate the decay has no effect: 0.
     """
-    if steps == 0 or muon_lr == 0:
-        return 0.04
-    of_a_step = min(DECAY * max(epochs, 1.0) ** DECAY_EPOCHS / steps, MAX_DECAY)
-    return float(f"{of_a_step / muon_lr:.2g}")
+    return float(f"{min(product / steps, MAX_DECAY) / lr:.2g}") if steps > 0 and lr > 0 else 0.0
 
 
 def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, str]:

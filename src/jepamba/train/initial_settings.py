@@ -7,12 +7,11 @@ from typing import Any
 
 from jepamba.artifact.locate import locate
 from jepamba.artifact.store import open_artifact
-from jepamba.config import Optim, Run, build, flatten, merge, to_dict
+from jepamba.config import Run, build, flatten, merge, to_dict
 from jepamba.train.dial import Choice, apply
 
 SETTING = "train.init_from"
 RATES = ("optim.muon_lr", "optim.adam_lr")
-DECAY = "optim.muon_weight_decay"
 RATE_DIVISOR = 20
 """Of a preset's learning rates, which are for random weights (docs/results/fine-tuning-2026-11-29.md)."""
 
@@ -21,11 +20,10 @@ def run_of_layers(base: Mapping[str, Any], *given: Mapping[str, Any]) -> tuple[R
     """Build the run of `base`, a preset or file, under the layers `given`: overlays, and last the flags.
 
     With `train.init_from`, network and tokenizer are those of the model that it names, unless the last layer gives
-    them. Learning rates that no layer of `given` has are those of `base` divided by `RATE_DIVISOR`, and such a weight
-    decay of Muon is at most the default, unless `base` itself sets `train.init_from`, as the config.toml of such a run
-    does.
+    them. Learning rates that no layer of `given` has are those of `base` divided by `RATE_DIVISOR`, unless `base`
+    itself sets `train.init_from`, as the config.toml of such a run does.
 
-    Returns: the run, and what was lowered. Raises `ConfigError` as `build` does.
+    Returns: the run, and the learning rates that were lowered. Raises `ConfigError` as `build` does.
     """
     merged = merge(base, *given)
     if not merged.get(SETTING):
@@ -41,9 +39,6 @@ def run_of_layers(base: Mapping[str, Any], *given: Mapping[str, Any]) -> tuple[R
         for name in RATES
         if not any(name in layer for layer in given)
     ]
-    usual = Optim().muon_weight_decay
-    if not any(DECAY in layer for layer in given) and (DECAY in run.train.dial or before[DECAY] > usual):
-        choices.append(Choice(DECAY, usual, "no more, as it shrinks the weights that training starts from"))
     return apply(run, choices), choices
 
 
