@@ -29,17 +29,6 @@ sys.stdout.buffer.write(bytes(1).join(sys.stdin.buffer.read().split(bytes(1))[:2
   "$python" -m jepamba data build "$text" --val "$corpus/val.txt.xz" --tokenizer "$tokenizer" --out "$shards"
 fi
 cp -r "$kept/." "$out/"
-case $plan in # the same baselines
-  jepa-bpe-60-more) baselines=jepa-bpe-60 ;;
-  jepa-forms-20) baselines=jepa-bpe-20 ;;
-  *) baselines= ;;
-esac
-if [ -n "$baselines" ]; then
-  for arm in off off-longer; do
-    mkdir -p "$out/$arm"
-    cp -n "docs/results/jepa/$baselines/$arm"/seed-*.json "$out/$arm/"
-  done
-fi
 code=0
 "$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-8}" "$@" || code=$?
 (cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name report.md -o -name report.json -o -name '*.svg' -o -name '*.csv' -o -name plan.toml \) |

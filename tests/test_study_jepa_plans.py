@@ -58,7 +58,7 @@ def runs(plan: Plan) -> list[tuple[Any, Any]]:
 
 
 def test_each_form_is_the_light_objective_with_one_change() -> None:
-    """Its baselines are those of jepa-bpe-20 in every setting, so that records can be copied."""
+    """Its baselines are those of jepa-bpe-20 in every setting."""
     plan, before = load_plan("jepa-forms-20"), load_plan("jepa-bpe-20")
     forms = {item.name: flatten(to_dict(run)) for item, run in runs(plan)}
     known = {item.name: flatten(to_dict(run)) for item, run in runs(before)}
