@@ -44,6 +44,8 @@ def settings(arm: str, seed: int) -> Run:
         "model.d_state": 8,
         "jepa.sigreg_samples": 32,
         "jepa.sigreg_projections": 8,
+        "optim.muon_weight_decay": 0.04,
+        "optim.adam_weight_decay": 0.05,
         "train.steps": STEPS,
         "train.tokens_per_step": 256,
         "train.tokens_per_micro": 128,
