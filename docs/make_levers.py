@@ -1,4 +1,4 @@
-"""Write docs/results/levers.csv: a line for each run in the runs.jsonl of the lab notes on levers.
+"""Write docs/results/levers.csv: a line for each run in the files *runs.jsonl of the lab notes.
 
 Run it after a note gets new runs: `.venv/bin/python docs/make_levers.py`. A test compares the file with the notes.
 """
@@ -79,9 +79,9 @@ def table() -> str:
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for note in NOTES:
-        name = "vocabulary-runs.jsonl" if note == "best-540s" else "runs.jsonl"
-        for text in (RESULTS / note / name).read_text(encoding="utf-8").splitlines():
-            writer.writerow(line(note, json.loads(text)))
+        for file in sorted((RESULTS / note).glob("*runs.jsonl")):
+            for text in file.read_text(encoding="utf-8").splitlines():
+                writer.writerow(line(note, json.loads(text)))
     return out.getvalue()
 
 

@@ -70,8 +70,7 @@ def test_every_score_is_computed_in_the_precision_of_the_device(monkeypatch: pyt
 
     monkeypatch.setattr(LanguageModel, "forward", watched)
     # As if the model were on a GPU.
-    for module in ("score", "many", "temperature"):
-        monkeypatch.setattr(f"jepamba.evaluate.{module}.scoring_precision", lambda device: scoring_precision(GPU))
+    monkeypatch.setattr("jepamba.evaluate.precision.scoring_precision", lambda device: scoring_precision(GPU))
     for work in (
         lambda: score_plain(model, tokens, 8),
         lambda: score_sliding(model, tokens, 8, stride=4),

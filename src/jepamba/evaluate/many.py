@@ -21,7 +21,7 @@ from jepamba.evaluate.carried import carried_latents, even_lanes
 from jepamba.evaluate.diagnostics import evaluating
 from jepamba.evaluate.latents import layer_of
 from jepamba.evaluate.likelihood import logit_slices, target_nats
-from jepamba.evaluate.precision import scoring_precision
+from jepamba.evaluate.precision import scoring
 from jepamba.evaluate.score import check_temperature, score_of, scored_targets
 from jepamba.evaluate.stored import stored
 from jepamba.evaluate.text_score import TextScore, text_score
@@ -49,7 +49,7 @@ def score_documents(
     started = time.monotonic()
     nats_N = torch.empty(sum(map(len, documents)), dtype=torch.float64)
     ids = [tokens.read(0, len(tokens)) for tokens in documents]
-    with stored(model), scoring_precision(next(model.parameters()).device):
+    with scoring(model):
         for h_ND, targets_N, places_N in _latents(model, ids, documents[0].tokenizer, seq_len, carry):
             nats_N[torch.from_numpy(places_N)] = target_nats(model, h_ND, targets_N, (temperature,))[0]
     seconds = (time.monotonic() - started) / len(documents)
@@ -107,7 +107,7 @@ def score_continuations(
     for start, stop in spans:
         counted_N[start:stop] = True
     nats_N, likeliest_N = np.zeros(len(counted_N)), np.ones(len(counted_N), dtype=np.bool_)
-    with stored(model), scoring_precision(next(model.parameters()).device):
+    with scoring(model):
         for h_ND, targets_N, places_N in _latents(model, ids, tokenizer, seq_len, carry=True):
             kept_N = torch.from_numpy(counted_N[places_N]).to(h_ND.device)
             done, places_N = 0, places_N[counted_N[places_N]]

@@ -1,4 +1,4 @@
-"""Precision of the products with weights while a text is scored."""
+"""How a text is scored: with the weights as the artifact holds them, and products in the precision of the device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from jepamba.evaluate.stored import stored
+from jepamba.model import LanguageModel
+
+
+@contextmanager
+def scoring(model: LanguageModel) -> Iterator[None]:
+    """Put `model` into the state in which texts are scored: `stored`, with `scoring_precision`."""
+    with stored(model), scoring_precision(next(model.parameters()).device):
+        yield
 
 
 @contextmanager

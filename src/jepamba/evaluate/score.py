@@ -22,8 +22,7 @@ from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.errors import DivergedError, UserError
 from jepamba.evaluate.accounting import Counted, TextBytes, text_bytes
 from jepamba.evaluate.likelihood import target_nats
-from jepamba.evaluate.precision import scoring_precision
-from jepamba.evaluate.stored import stored
+from jepamba.evaluate.precision import scoring
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
 
@@ -132,7 +131,7 @@ def scores(
     started = time.monotonic()
     size = text_bytes(tokens, targets)
     nats_K, done = torch.zeros(len(temperatures), dtype=torch.float64), 0
-    with stored(model), scoring_precision(next(model.parameters()).device):
+    with scoring(model):
         for h_ND, targets_N in latents if stopped is None else _synchronized(latents, world, stopped):
             nats_Kn = target_nats(model, h_ND, targets_N, temperatures)
             nats_K += nats_Kn.sum(1)

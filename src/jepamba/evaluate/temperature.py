@@ -7,8 +7,7 @@ import torch
 from jepamba.data.tokens import Tokens
 from jepamba.errors import UserError
 from jepamba.evaluate.likelihood import target_nats
-from jepamba.evaluate.precision import scoring_precision
-from jepamba.evaluate.stored import stored
+from jepamba.evaluate.precision import scoring
 from jepamba.evaluate.windows import batches, plain_windows
 from jepamba.model import LanguageModel
 from jepamba.progress import Report
@@ -41,7 +40,7 @@ def calibrate(
     if targets < 1:
         raise UserError("no training text to calibrate the temperature on")
     device = next(model.parameters()).device
-    with stored(model), scoring_precision(device):
+    with scoring(model):
         latents: list[tuple[torch.Tensor, torch.Tensor]] = []
         done = 0
         for batch in batches(tokens, plain_windows(targets, seq_len), tokens_per_batch, reset, device):

@@ -36,8 +36,7 @@ def score_artifact_at(
     loaded = load_artifact(artifact, device=device)
     tokens = read_tokens(data, loaded.tokenizer)
     seq_len, options = loaded.run.data.seq_len, dict[str, Any](temperature=loaded.temperature, world=world)
-    options |= {"reset": loaded.run.data.reset}
-    options |= {"tokens_per_batch": batch}
+    options |= {"reset": loaded.run.data.reset, "tokens_per_batch": batch}
     if stride == 0:
         return asdict(score_plain(loaded.model, tokens, seq_len, **options))
     return asdict(score_sliding(loaded.model, tokens, seq_len, stride=stride, **options))
