@@ -209,9 +209,18 @@ def test_given_bits_are_kept_and_lowered_only_to_fit(small: Run, tmp_path: Path)
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_training(small: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"quant\.budget_bytes = 2,000: with 2 bits for every matrix"):
+    with pytest.raises(UserError, match=r"quant\.budget_bytes = 2,000: with 2 bits for every weight"):
         train(with_settings(small, {"quant.budget_bytes": 2000}), tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_weights_with_fixed_bits_count_before_training(small: Run, tmp_path: Path) -> None:
+    """An FP8 embedding of 4,096 values alone takes 3,400 bytes or more."""
+    settings = {"quant.embedding": "fp8", "quant.budget_bytes": 6_000}
+    with pytest.raises(
+        UserError, match=r"quant\.budget_bytes = 6,000: .* weights and tokenizer take about [67],\d\d\d"
+    ):
+        train(with_settings(small, settings), tmp_path / "run")
 
 
 def test_a_checkpoint_of_impossible_bits_is_refused(small: Run) -> None:

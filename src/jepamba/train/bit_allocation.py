@@ -64,12 +64,17 @@ def check_budget(state: TrainState) -> None:
             f"has quant.large = {state.run.quant.large:,} values; lower quant.large, or set quant.budget_bytes = 0"
         )
     if budget > 0:
-        matrices = sum(_size_and_error(weight, MIN_BITS)[0] for weight in weights.values())
-        smallest = matrices + len(lzma.compress(state.corpus.tokenizer.serialize(), preset=9))
+        smallest = sum(_size_and_error(weight, MIN_BITS)[0] for weight in weights.values())
+        smallest += sum(
+            entropy_bits(weight.quantizer.encode(weight.master.detach().float())) / 8
+            for name, weight in state.model.quant_weights().items()
+            if name not in weights
+        )
+        smallest += len(lzma.compress(state.corpus.tokenizer.serialize(), preset=9))
         if smallest > budget:
             raise UserError(
-                f"quant.budget_bytes = {budget:,}: with {MIN_BITS} bits for every matrix, the matrices and the "
-                f"tokenizer alone take about {smallest:,.0f} bytes; raise the budget, or make the model smaller"
+                f"quant.budget_bytes = {budget:,}: with {MIN_BITS} bits for every weight whose bits can be chosen, "
+                f"weights and tokenizer take about {smallest:,.0f} bytes; raise the budget, or make the model smaller"
             )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jepamba.artifact.inspect import LIMIT_BYTES
-from jepamba.config import Run, build, flatten, merge, to_dict
+from jepamba.config import ConfigError, Run, build, flatten, merge, to_dict
 from jepamba.data import Corpus, is_shards
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.gpu_turn import gpu_turn
@@ -43,8 +43,9 @@ ADAM_DECAY = 0.4
 """AdamW's learning rate × weight decay × steps by epoch, on a CPU (weight-decay: at 3.6 and 7.6 epochs)."""
 MIN_ADAM_DECAY = 0.05
 """AdamW's smallest weight decay, that of all runs before the rule."""
-MAX_TUNING_DECAY = 0.04
-"""The largest weight decay where training starts from trained weights, which it shrinks (not measured)."""
+MIN_DECAY = 0.04
+"""Muon's smallest weight decay (weight-decay: in 7,880 steps of `cpu` less is worse). Training that starts from trained
+weights has it too, since more would shrink them (not measured)."""
 LONG_RUN = 10_000
 """Steps from which on a lower learning rate is better (best-540s: so at 20,800 steps, not at 3,700)."""
 
@@ -81,10 +82,9 @@ SIZES = (
     # levers-bits: as good as 6 layers at 120 s (176 M tokens). levers-state: d_state 128 is 0.012 better there. The
     # limit lies between 53 M tokens, where 6 layers are better, and 138 M (best-540s, 90 s), where they no longer are.
     Size(1e9, 1.1e8, 640, 8, 336, 2.5, 1, 64, 128, 64, 1024),
-    # levers-30s: a line in the logarithm of the time crosses that of 8 layers near 340 s (430 M tokens).
-    Size(3e9, 4.3e8, 640, 10, 336, 2.5, 1, 64, 128, 64, 1024),
 )
-"""The sizes, smallest first. headdim, window length: levers-16s. chunk_size 32 is fastest for d_state 32."""
+"""The sizes, smallest first. levers-30s: 10 layers are no better than 8 up to 120 s. headdim, window length:
+levers-16s. chunk_size 32 is fastest for d_state 32."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,9 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     seq_len = pick("data.seq_len", size.seq_len, "goes with this size; no other length was better")
 
     unit = seq_len * known.world_size
+    if "train.tokens_per_step" not in run.train.dial and batch % unit:
+        of = f"data.seq_len = {seq_len}" + (f" × {known.world_size} processes" if known.world_size > 1 else "")
+        raise ConfigError(f"train.tokens_per_step = {batch}: must be a multiple of {of}")
     if "train.tokens_per_micro" not in run.train.dial:
         unit = math.lcm(unit, run.train.tokens_per_micro)
     batch_reason = f"{best:,} were best on one {'GPU' if known.on_gpu else 'CPU'}"
@@ -164,18 +167,8 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     adam_lr = pick("optim.adam_lr", 0.01 if small or long else 0.015, lr_reason)
     # levers-30s, levers-cpu: 0.8 is no better. levers-30s: a floor of the learning rate hurts.
     pick("optim.warmdown", 1.0 if long else 0.6, lr_reason if long else "0.8 is no better")
-    epochs = tokens / max(known.text_tokens, 1)
-    steps = tokens / batch
-    decay = _weight_decay(DECAY * max(epochs, 1.0) ** DECAY_EXPONENT, muon_lr, steps)
-    decay_reason = f"{DECAY} · epochs^{DECAY_EXPONENT} / (learning rate · steps), for {max(epochs, 1.0):.2g} epochs"
-    if run.train.init_from:
-        decay, decay_reason = min(decay, MAX_TUNING_DECAY), "small, as it shrinks the weights that training starts from"
-    pick("optim.muon_weight_decay", decay, decay_reason)
-    adam_decay, decay_reason = MIN_ADAM_DECAY, "as published; no other value was measured here"
-    if not known.on_gpu and not run.train.init_from:
-        adam_decay = max(adam_decay, _weight_decay(ADAM_DECAY * epochs, adam_lr, steps))
-        decay_reason = f"{ADAM_DECAY} · epochs / (learning rate · steps), at least {MIN_ADAM_DECAY}"
-    pick("optim.adam_weight_decay", adam_decay, decay_reason)
+    for choice in _weight_decays(run, known, tokens / max(known.text_tokens, 1), tokens / batch, muon_lr, adam_lr):
+        pick(choice.name, choice.value, choice.reason)
     # levers-16s: 0.015 better than from the first step; levers-30s: the last 15 % are no better. levers-cpu: equal.
     pick("quant.qat_fraction", 0.3, "rounding over the last 30 % is better than from the first step")
     # levers-bits: bits chosen for the whole file are 0.014 better than 4 bits everywhere at 120 s.
@@ -184,7 +177,7 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     budget_reason = (
         f"more bits for a weight where the file has room: {LIMIT_BYTES:,} less {CODE_RESERVE:,} bytes for code"
         if full
-        else f"no bits beyond {bits}; the file takes about {parameters * BYTES_PER_PARAMETER * bits / 4e6:.1f} MB"
+        else f"no bits beyond {bits}: the file is small"
     )
     budget = pick("quant.budget_bytes", limit if full else 0, budget_reason)
     # quantizers: FP8 is as good on a CPU. It takes 6.9 bits a value by entropy, and the allocation cannot change them.
@@ -195,12 +188,40 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     return choices
 
 
-def _weight_decay(product: float, lr: float, steps: float) -> float:
-    """The weight decay whose product with `lr` and `steps` is `product`, to two significant digits.
+def _weight_decays(
+    run: Run, known: Circumstances, epochs: float, steps: float, muon_lr: float, adam_lr: float
+) -> list[Choice]:
+    """The weight decays of both optimizers for so many `epochs` of the text in `steps` (weight-decay)."""
+    counted = max(epochs, 1.0)
+    rule = f"{DECAY} · epochs^{DECAY_EXPONENT} / (learning rate · steps), for {counted:.2g} epochs"
+    muon, reason = _bounded_decay(DECAY * counted**DECAY_EXPONENT, muon_lr, steps, MIN_DECAY, rule)
+    if run.train.init_from:
+        muon, reason = MIN_DECAY, "small, as it shrinks the weights that training starts from"
+    adam, adam_reason = MIN_ADAM_DECAY, "as published; no other value was measured alone on a GPU"
+    if run.train.init_from:
+        adam_reason = "as published, for weights that training starts from"
+    elif not known.on_gpu:
+        rule = f"{ADAM_DECAY} · epochs / (learning rate · steps)"
+        adam, adam_reason = _bounded_decay(ADAM_DECAY * epochs, adam_lr, steps, MIN_ADAM_DECAY, rule)
+    return [Choice("optim.muon_weight_decay", muon, reason), Choice("optim.adam_weight_decay", adam, adam_reason)]
 
-    `lr` × decay is at most `MAX_DECAY`. Without a budget or a learning rate the decay has no effect: 0.
+
+def _bounded_decay(product: float, lr: float, steps: float, least: float, rule: str) -> tuple[float, str]:
+    """The weight decay whose product with `lr` and `steps` is `product`, at least `least`, and the reason for it.
+
+    It has two significant digits, and `lr` × decay is at most `MAX_DECAY`. Without a budget or a learning rate it is 0,
+    without effect.
     """
-    return float(f"{min(product / steps, MAX_DECAY) / lr:.2g}") if steps > 0 and lr > 0 else 0.0
+    if steps <= 0 or lr <= 0:
+        return 0.0, rule
+    decay = float(f"{product / steps / lr:.2g}")
+    if decay < least:
+        return least, f"{rule} gives less than {least}"
+    if decay * lr <= MAX_DECAY:
+        return decay, rule
+    unit = 10.0 ** (math.floor(math.log10(MAX_DECAY / lr)) - 1)
+    # The summand: 0.05 / 0.01 is a little less than 5.
+    return round(math.floor(MAX_DECAY / lr / unit + 1e-9) * unit, 12), f"learning rate × decay is at most {MAX_DECAY}"
 
 
 def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, str]:
@@ -216,7 +237,8 @@ def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tupl
         fits = parameters * BYTES_PER_PARAMETER * min(run.quant.bits, 8) / 4 <= limit
         enough = useful >= (size.gpu_tokens if known.on_gpu else size.cpu_tokens)
         if unknown_speed:
-            enough = size == (SIZES[-2] if known.on_gpu else SIZES[0])
+            # The speed of the largest that fits holds for its neighbours; a CPU's is nearly that of any size.
+            enough = known.on_gpu
         if (enough and fits) or size is SIZES[0]:
             break
     reason = (
