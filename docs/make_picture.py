@@ -22,7 +22,7 @@ PUBLISHED_SCRIPT = [(200.0, 1.6248), (400.0, 1.4755)]
 
 RECORD_QUARTER = {
     "pilot's settings, 10 layers": [(16.0, 1.5285)],
-    "combined recipe, 8 layers": [(16.0, 1.4581), (30.0, 1.3659), (120.0, 1.2266)],
+    "combined recipe, 8 layers": [(16.0, 1.4581), (30.0, 1.3657), (120.0, 1.2266)],
     "… bits chosen for 15.85 MB": [(120.0, 1.2153)],
     "… and a state of 128": [(120.0, 1.2034)],
 }

@@ -71,6 +71,23 @@ def test_each_form_is_the_light_objective_with_one_change() -> None:
     assert (forms["light"]["jepa.weight"], forms["light"]["jepa.sigreg_pool"]) == (0.1, "positions")
 
 
+def test_the_small_plan_has_the_same_forms() -> None:
+    """But for the depth of the latents, and SIGReg's sample of LeWorldModel's form."""
+    large, small = (load_plan(name) for name in ("jepa-forms-20", "quick-jepa-forms"))
+    forms, small_forms = ({item.name: item.settings for item in plan.configurations} for plan in (large, small))
+    arms = set(small_forms)
+    assert arms - set(forms) == {"layer-2"}
+    assert set(forms) - arms == {"layer-5"}
+    for name in arms - {"off", "off-longer", "layer-2", "lewm"}:
+        assert small_forms[name] == forms[name]
+    different = {key for key in forms["lewm"] if forms["lewm"][key] != small_forms["lewm"].get(key)}
+    assert different == {"jepa.sigreg_pool", "jepa.sigreg_samples"}
+    built = {item.name: flatten(to_dict(run)) for item, run in runs(small)}
+    for item in small.configurations:
+        changed = {key for key, value in built[item.name].items() if value != built["light"][key]}
+        assert changed == {*item.settings}
+
+
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "jepa-forms-20"])
 def test_the_published_objective_is_in_every_arm(name: str) -> None:
     """Whatever an arm does not set itself, a latent term has the published form."""

@@ -33,6 +33,7 @@ from jepamba.train.dial import (
     BYTES_PER_PARAMETER,
     CODE_RESERVE,
     MAX_DECAY,
+    MAX_EPOCHS,
     SIZES,
     Circumstances,
     choose,
@@ -142,7 +143,7 @@ def test_the_presets_for_two_cores_are_what_the_dial_chooses(preset: str, text_t
     known = Circumstances(text_tokens, False, 1, speed)
     # They leave to the dial what depends on the text.
     assert chosen(run, known) == given | chosen(fixed, known)
-    assert chosen(fixed, known).keys() == {"optim.muon_weight_decay", "optim.adam_weight_decay"}
+    assert chosen(fixed, known).keys() == {"optim.muon_weight_decay", "optim.adam_weight_decay", "train.tokens"}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,34 @@ def test_the_decay_of_a_step_is_bounded() -> None:
     assert chosen(best(train__steps=1_200, optim__muon_lr=0.0), GPU)[name] == 0.0
     # The candidate whose speed is measured has no budget yet.
     assert chosen(best(train__seconds=60.0), GPU)[name] == 0.0
+
+
+@pytest.mark.parametrize("preset", ["best", "cpu", "quick"])
+def test_a_budget_in_seconds_reads_little_text_a_limited_number_of_times(preset: str) -> None:
+    def tokens(text_tokens: int, **settings: Any) -> int:
+        known = Circumstances(text_tokens, False, 1, 2e10)
+        run = with_settings(load_preset(preset), {name.replace("__", "."): value for name, value in settings.items()})
+        resolved = dial.apply(run, choose(run, known))
+        assert (resolved.train.seconds, resolved.train.steps) == (run.train.seconds, run.train.steps)
+        return resolved.train.tokens
+
+    hour = {"train__seconds": 3600.0}
+    assert tokens(100_000, **hour) == MAX_EPOCHS * 100_000
+    assert tokens(10**8, **hour) == 0
+    # What is given is kept.
+    assert tokens(100_000, **hour, train__tokens=10**9) == 10**9
+    assert tokens(100_000, train__steps=10**6) == 0
+    assert tokens(100_000, train__tokens=10**9) == 10**9
+
+
+def test_the_decays_and_the_size_follow_the_limited_budget() -> None:
+    short, long = (
+        chosen(best(train__seconds=seconds), Circumstances(100_000, False, 1, 2e10)) for seconds in (1e4, 1e6)
+    )
+    assert short == long
+    assert short == chosen(best(train__tokens=MAX_EPOCHS * 100_000), Circumstances(100_000, False)) | {
+        "train.tokens": MAX_EPOCHS * 100_000
+    }
 
 
 def test_a_decay_at_its_bound_names_the_bound_and_not_the_rule() -> None:
@@ -471,12 +500,12 @@ def test_a_dry_run_shows_the_choices_or_says_that_the_speed_is_measured(
     # The dial of `cpu` leaves its size alone, so that is printed without a measured speed.
     assert main(["train", "cpu", *data, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "then chooses optim.muon_weight_decay, optim.adam_weight_decay\n" in printed
+    assert "then chooses optim.muon_weight_decay, optim.adam_weight_decay, train.tokens\n" in printed
     assert "kept in the artifact" in printed
     assert main(["train", "cpu", "--data.tokenizer", "bytes", "--train.steps", "9", "--dry-run"]) == 0  # without a text
     assert "the text is read at the start of training; the dial then" in capsys.readouterr().out
     assert main(["train", "cpu", *data, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["dial"] == ["optim.muon_weight_decay", "optim.adam_weight_decay"]
+    assert found["dial"] == ["optim.muon_weight_decay", "optim.adam_weight_decay", "train.tokens"]
     bytes_alone = with_settings(load_preset("cpu"), {"data.tokenizer": "bytes"})
     assert found["parameters"]["kept"] == model_size(bytes_alone).counts["kept"]

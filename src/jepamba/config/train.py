@@ -30,6 +30,7 @@ DIALLED = (
     "optim.adam_weight_decay",
     "optim.adam_lr",
     "optim.warmdown",
+    "train.tokens",
     "train.tokens_per_step",
     "train.tokens_per_micro",
 )

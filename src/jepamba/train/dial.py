@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jepamba.artifact.inspect import LIMIT_BYTES
-from jepamba.config import ConfigError, Run, build, flatten, merge, to_dict
+from jepamba.config import BUDGETS, ConfigError, Run, build, flatten, merge, to_dict
 from jepamba.data import Corpus, is_shards
 from jepamba.distributed import SINGLE_PROCESS, World
 from jepamba.gpu_turn import gpu_turn
@@ -25,6 +25,8 @@ BYTES_PER_PARAMETER = 0.418
 """Bytes of a parameter in a large artifact with 4-bit matrices (levers-30s: 15.43 MB for 36.9 M parameters)."""
 USEFUL_EPOCHS = 4
 """Epochs that count as budget for the size of the model (levers-30s: four epochs in 120 s need no smaller model)."""
+MAX_EPOCHS = 16
+"""Epochs after which a budget in seconds ends (weight-decay, "Too long a budget")."""
 GPU_TOKENS, CPU_TOKENS = 32_768, 2_048
 """Tokens per step on one device (levers-16s, levers-30s; levers-cpu)."""
 GPU_VOCAB, CPU_VOCAB, SHORT_CPU_VOCAB = 16_384, 8_192, 4_096
@@ -157,6 +159,11 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     pick("train.tokens_per_micro", rows * seq_len, "the largest micro-batch that divides the step")
 
     small, tokens = batch <= 2 * CPU_TOKENS, _budget_tokens(run, known, batch, parameters)
+    most = MAX_EPOCHS * known.text_tokens
+    if run.train.seconds > 0 and tokens >= most > 0:
+        pick("train.tokens", most, f"the text {MAX_EPOCHS} times; more of it raised the BPB of unseen text")
+    else:
+        pick("train.tokens", run.train.tokens, f"no limit: a budget in seconds ends after {MAX_EPOCHS} epochs at most")
     long = known.on_gpu and not small and tokens >= LONG_RUN * batch
     # levers-16s: 0.03 is 0.018 better than 0.02; levers-30s: 0.04 is worse. tuning-cpu-preset: 0.02 on a CPU.
     # best-540s: 0.02, with AdamW's 0.01 and a warmdown of 1, is 0.012 better at 540 s.
@@ -259,7 +266,9 @@ def _budget_tokens(run: Run, known: Circumstances, batch: int, parameters: int) 
     """The target tokens of the budget for a model of `parameters`: those of the budget that is reached first."""
     budget, speed = run.train, known.parameter_tokens_per_second
     tokens = _counted_tokens(run, batch)
-    tokens += [budget.seconds * speed / parameters] if budget.seconds > 0 and speed is not None else []
+    if budget.seconds > 0 and speed is not None:
+        tokens.append(budget.seconds * speed / parameters)
+        tokens += [MAX_EPOCHS * known.text_tokens] if "train.tokens" in budget.dial else []
     return min(tokens, default=0.0)
 
 
@@ -331,5 +340,8 @@ def resolve_dial(
 
 
 def apply(run: Run, choices: list[Choice]) -> Run:
-    """`run` with the `choices`."""
-    return build(merge(flatten(to_dict(run)), {choice.name: choice.value for choice in choices}))
+    """`run` with the `choices`. A chosen limit in tokens stands beside the given budget."""
+    chosen = {choice.name: choice.value for choice in choices}
+    if "train.tokens" in chosen:
+        chosen = {f"train.{name}": getattr(run.train, name) for name in BUDGETS} | chosen
+    return build(merge(flatten(to_dict(run)), chosen))
