@@ -220,9 +220,9 @@ def test_a_budget_in_seconds_reads_little_text_a_limited_number_of_times(preset:
         return resolved.train.tokens
 
     hour = {"train__seconds": 3600.0}
-    assert [tokens(text, **hour) for text in (100_000, 200_000)] == [800_000, 1_600_000]
-    # Sixteen times the text is read twice as often.
-    assert tokens(3_200_000, train__seconds=360_000.0) == 16 * 3_200_000
+    assert [tokens(text, **hour) for text in (100_000, 200_000)] == [400_000, 800_000]
+    # Four times the text is read twice as often.
+    assert tokens(800_000, train__seconds=360_000.0) == 8 * 800_000
     assert tokens(10**8, **hour) == 0
     # What is given is kept.
     assert tokens(100_000, **hour, train__tokens=10**9) == 10**9
@@ -235,8 +235,8 @@ def test_the_decays_and_the_size_follow_the_limited_budget() -> None:
         chosen(best(train__seconds=seconds), Circumstances(100_000, False, 1, 2e10)) for seconds in (1e4, 1e6)
     )
     assert short == long
-    given = chosen(best(train__tokens=800_000), Circumstances(100_000, False))
-    assert short == given | {"train.tokens": 800_000}
+    given = chosen(best(train__tokens=400_000), Circumstances(100_000, False))
+    assert short == given | {"train.tokens": 400_000}
 
 
 def test_a_decay_at_its_bound_names_the_bound_and_not_the_rule() -> None:

@@ -25,9 +25,9 @@ BYTES_PER_PARAMETER = 0.418
 """Bytes of a parameter in a large artifact with 4-bit matrices (levers-30s: 15.43 MB for 36.9 M parameters)."""
 USEFUL_EPOCHS = 4
 """Epochs that count as budget for the size of the model (levers-30s: four epochs in 120 s need no smaller model)."""
-MAX_EPOCHS, LITTLE_TEXT, MAX_EPOCHS_EXPONENT = 8, 200_000, 0.25
-"""Epochs after which a budget in seconds ends, for so many tokens of text or fewer (weight-decay: 16 are 0.09 worse),
-and the power of the tokens with which they rise, a guess: 8 are better than 4 of 1 M tokens, and 10 than 6 of 118 M."""
+MAX_EPOCHS, LITTLE_TEXT = 4, 200_000
+"""Epochs after which a budget in seconds ends, for so many tokens of text or fewer (weight-decay: 8 are 0.025 worse).
+They rise with the square root of the text, a guess: 8 are better than 4 of 1 M tokens, and 10 than 6 of 118 M."""
 GPU_TOKENS, CPU_TOKENS = 32_768, 2_048
 """Tokens per step on one device (levers-16s, levers-30s; levers-cpu)."""
 GPU_VOCAB, CPU_VOCAB, SHORT_CPU_VOCAB = 16_384, 8_192, 4_096
@@ -276,7 +276,7 @@ def _budget_tokens(run: Run, known: Circumstances, batch: int, parameters: int) 
 
 def _longest_budget(text_tokens: int) -> int:
     """The target tokens after which a budget in seconds ends."""
-    return round(MAX_EPOCHS * text_tokens * max(1.0, text_tokens / LITTLE_TEXT) ** MAX_EPOCHS_EXPONENT)
+    return round(MAX_EPOCHS * text_tokens * math.sqrt(max(1.0, text_tokens / LITTLE_TEXT)))
 
 
 def _counted_tokens(run: Run, batch: int) -> list[float]:
