@@ -220,23 +220,27 @@ def test_a_budget_in_seconds_reads_little_text_a_limited_number_of_times(preset:
         return resolved.train.tokens
 
     hour = {"train__seconds": 3600.0}
-    assert [tokens(text, **hour) for text in (100_000, 200_000)] == [400_000, 800_000]
-    # Four times the text is read twice as often.
-    assert tokens(800_000, train__seconds=360_000.0) == 8 * 800_000
+    assert [tokens(text, **hour) for text in (10_000, 50_000)] == [40_000, 200_000]
+    # More text for each parameter is read more often.
+    parameters = size(load_preset("cpu"), CPU)
+    run = with_settings(load_preset("cpu"), {"train.seconds": 1e6})
+    for text_tokens, epochs in ((parameters // 20, 4), (parameters // 2, 20), (parameters, 40)):
+        limit = chosen(run, Circumstances(text_tokens, False, 1, 2e10))["train.tokens"]
+        assert limit == pytest.approx(epochs * text_tokens, rel=1e-4)
     assert tokens(10**8, **hour) == 0
     # What is given is kept.
-    assert tokens(100_000, **hour, train__tokens=10**9) == 10**9
-    assert tokens(100_000, train__steps=10**6) == 0
-    assert tokens(100_000, train__tokens=10**9) == 10**9
+    assert tokens(10_000, **hour, train__tokens=10**9) == 10**9
+    assert tokens(10_000, train__steps=10**6) == 0
+    assert tokens(10_000, train__tokens=10**9) == 10**9
 
 
 def test_the_decays_and_the_size_follow_the_limited_budget() -> None:
     short, long = (
-        chosen(best(train__seconds=seconds), Circumstances(100_000, False, 1, 2e10)) for seconds in (1e4, 1e6)
+        chosen(best(train__seconds=seconds), Circumstances(50_000, False, 1, 2e10)) for seconds in (1e4, 1e6)
     )
     assert short == long
-    given = chosen(best(train__tokens=400_000), Circumstances(100_000, False))
-    assert short == given | {"train.tokens": 400_000}
+    given = chosen(best(train__tokens=200_000), Circumstances(50_000, False))
+    assert short == given | {"train.tokens": 200_000}
 
 
 def test_a_decay_at_its_bound_names_the_bound_and_not_the_rule() -> None:

@@ -25,9 +25,9 @@ BYTES_PER_PARAMETER = 0.418
 """Bytes of a parameter in a large artifact with 4-bit matrices (levers-30s: 15.43 MB for 36.9 M parameters)."""
 USEFUL_EPOCHS = 4
 """Epochs that count as budget for the size of the model (levers-30s: four epochs in 120 s need no smaller model)."""
-MAX_EPOCHS, LITTLE_TEXT = 4, 200_000
-"""Epochs after which a budget in seconds ends, for so many tokens of text or fewer (weight-decay: 8 are 0.025 worse).
-They rise with the square root of the text, a guess: 8 are better than 4 of 1 M tokens, and 10 than 6 of 118 M."""
+MIN_LONGEST, LONGEST = 4, 40
+"""Epochs after which a budget in seconds ends: so many at least, and so many for each token of text by parameter
+(weight-decay: 8 are worse than 4 at 0.11 tokens a parameter; 8 better than 4 at 0.58, 10 than 7 at 0.83)."""
 GPU_TOKENS, CPU_TOKENS = 32_768, 2_048
 """Tokens per step on one device (levers-16s, levers-30s; levers-cpu)."""
 GPU_VOCAB, CPU_VOCAB, SHORT_CPU_VOCAB = 16_384, 8_192, 4_096
@@ -160,7 +160,7 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
     pick("train.tokens_per_micro", rows * seq_len, "the largest micro-batch that divides the step")
 
     small, tokens = batch <= 2 * CPU_TOKENS, _budget_tokens(run, known, batch, parameters)
-    longest = _longest_budget(known.text_tokens)
+    longest = _longest_budget(known.text_tokens, parameters)
     if run.train.seconds > 0 and tokens >= longest > 0:
         epochs_reason = "epochs of the text; more of little text raised the BPB of unseen text"
         pick("train.tokens", longest, f"{longest / known.text_tokens:.2g} {epochs_reason}")
@@ -270,13 +270,13 @@ def _budget_tokens(run: Run, known: Circumstances, batch: int, parameters: int) 
     tokens = _counted_tokens(run, batch)
     if budget.seconds > 0 and speed is not None:
         tokens.append(budget.seconds * speed / parameters)
-        tokens += [float(_longest_budget(known.text_tokens))] if "train.tokens" in budget.dial else []
+        tokens += [float(_longest_budget(known.text_tokens, parameters))] if "train.tokens" in budget.dial else []
     return min(tokens, default=0.0)
 
 
-def _longest_budget(text_tokens: int) -> int:
-    """The target tokens after which a budget in seconds ends."""
-    return round(MAX_EPOCHS * text_tokens * math.sqrt(max(1.0, text_tokens / LITTLE_TEXT)))
+def _longest_budget(text_tokens: int, parameters: int) -> int:
+    """The target tokens after which a budget in seconds ends: more of the same text raises the BPB of other text."""
+    return round(text_tokens * max(MIN_LONGEST, LONGEST * text_tokens / parameters))
 
 
 def _counted_tokens(run: Run, batch: int) -> list[float]:
