@@ -20,7 +20,7 @@ from jepamba.presets import preset_names
         (["train", "cpu", "--model.unet", ""], ["yes", "no"]),
         (["train", "cpu", "--model.softcap", "po"], ["poly"]),
         (["train", "cpu", "--data.train", "m"], ["mine.txt"]),
-        (["study", "run", "quick-jepa-"], ["quick-jepa-time"]),
+        (["study", "run", "quick-jepa-"], ["quick-jepa-forms", "quick-jepa-time"]),
         (["compress", "mine", "--model", "ru"], ["runs"]),
         (["eval", "runs/"], ["runs/mine"]),
         (["completion", ""], ["bash", "zsh"]),

@@ -45,6 +45,7 @@ def settings(arm: str, seed: int) -> Run:
         "jepa.sigreg_samples": 32,
         "jepa.sigreg_projections": 8,
         "optim.muon_weight_decay": 0.04,
+        "train.tokens": 0,
         "optim.adam_weight_decay": 0.05,
         "train.steps": STEPS,
         "train.tokens_per_step": 256,

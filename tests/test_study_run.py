@@ -42,6 +42,7 @@ def plan(**settings: object) -> Plan:
             "settings": {
                 "train.steps": 3,
                 "optim.muon_weight_decay": 0.04,
+                "train.tokens": 0,
                 "optim.adam_weight_decay": 0.05,
                 **settings,
             },
