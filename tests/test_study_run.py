@@ -38,11 +38,10 @@ def plan(**settings: object) -> Plan:
             "seeds": [1, 2],
             "baseline": "a",
             "run": [{"name": "a"}, {"name": "b", "settings": {"jepa.weight": 0.0}}],
-            # The decays are what the preset leaves to the dial, which would read the text.
+            # The decays are what a study leaves to the dial, which would read the text.
             "settings": {
                 "train.steps": 3,
                 "optim.muon_weight_decay": 0.04,
-                "train.tokens": 0,
                 "optim.adam_weight_decay": 0.05,
                 **settings,
             },

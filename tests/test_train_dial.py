@@ -478,6 +478,7 @@ def test_a_study_resolves_the_dial_once_for_all_runs(tmp_path: Path, monkeypatch
 
     runs = settings_of_runs(plan)
     assert len(runs) == len(commands) == 4
+    assert {(run.train.seconds, run.train.tokens) for run in runs.values()} == {(60.0, 0)}
     for name, run in runs.items():
         assert run.train.dial == ()
         assert run.optim.warmdown == (0.6 if name.startswith("a/") else 0.2)

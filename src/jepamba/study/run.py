@@ -94,7 +94,12 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
 
 
 def _with_choices(plan: Plan, out: Path) -> Plan:
-    """Return `plan` with the choices of the dial as common settings of all runs: those in `out`, or new ones."""
+    """Return `plan` with the choices of the dial as common settings of all runs: those in `out`, or new ones.
+
+    The budgets stay those of the plan: a limit in tokens would end the runs of a budget in seconds at equal steps.
+    """
+    if "train.tokens" in plan.base().train.dial:
+        plan = plan.with_common({"train.tokens": 0})
     run = plan.base()
     if run.train.dial and (out / "plan.toml").exists():
         before, defaults = load_plan(out / "plan.toml").settings, flatten(to_dict(Run()))

@@ -64,12 +64,10 @@ def check_budget(state: TrainState) -> None:
             f"has quant.large = {state.run.quant.large:,} values; lower quant.large, or set quant.budget_bytes = 0"
         )
     if budget > 0:
-        smallest = sum(_size_and_error(weight, MIN_BITS)[0] for weight in weights.values())
-        smallest += sum(
-            entropy_bits(weight.quantizer.encode(weight.master.detach().float())) / 8
-            for name, weight in state.model.quant_weights().items()
-            if name not in weights
-        )
+        smallest = 0.0
+        for name, weight in state.model.quant_weights().items():
+            quantizer = _with_bits(weight, MIN_BITS) if name in weights else weight.quantizer
+            smallest += entropy_bits(quantizer.encode(weight.master.detach().float())) / 8
         smallest += len(lzma.compress(state.corpus.tokenizer.serialize(), preset=9))
         if smallest > budget:
             raise UserError(
@@ -177,11 +175,15 @@ def fisher_information(state: TrainState, budget_fraction: float, names: Sequenc
 
 def _size_and_error(weight: QuantWeight, bits: int) -> tuple[float, Tensor]:
     """The entropy of a weight in bytes when it has `bits` bits, and the rounding error of each value."""
-    value, quantizer = weight.master.detach().float(), weight.quantizer
-    assert isinstance(quantizer, IntQuantizer)
-    quantizer = replace(quantizer, bits=bits)
+    value, quantizer = weight.master.detach().float(), _with_bits(weight, bits)
     streams = quantizer.encode(value)
     return entropy_bits(streams) / 8, quantizer.decode(streams, tuple(value.shape)) - value
+
+
+def _with_bits(weight: QuantWeight, bits: int) -> IntQuantizer:
+    """The integer quantizer of `weight` with `bits` bits."""
+    assert isinstance(weight.quantizer, IntQuantizer)
+    return replace(weight.quantizer, bits=bits)
 
 
 def _bits(state: TrainState) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_DOWN, Context
 from typing import Any
 
 from jepamba.artifact.inspect import LIMIT_BYTES
@@ -165,7 +166,7 @@ def choose(run: Run, known: Circumstances) -> list[Choice]:
         epochs_reason = "epochs of the text; more of little text raised the BPB of unseen text"
         pick("train.tokens", longest, f"{longest / known.text_tokens:.2g} {epochs_reason}")
     else:
-        pick("train.tokens", run.train.tokens, "no limit: the budget does not read the text too often")
+        pick("train.tokens", run.train.tokens, "no limit beside the given budget")
     long = known.on_gpu and not small and tokens >= LONG_RUN * batch
     # levers-16s: 0.03 is 0.018 better than 0.02; levers-30s: 0.04 is worse. tuning-cpu-preset: 0.02 on a CPU.
     # best-540s: 0.02, with AdamW's 0.01 and a warmdown of 1, is 0.012 better at 540 s.
@@ -228,9 +229,8 @@ def _bounded_decay(product: float, lr: float, steps: float, least: float, rule: 
         return least, f"{rule} gives less than {least}"
     if decay * lr <= MAX_DECAY:
         return decay, rule
-    unit = 10.0 ** (math.floor(math.log10(MAX_DECAY / lr)) - 1)
-    # The summand: 0.05 / 0.01 is a little less than 5.
-    return round(math.floor(MAX_DECAY / lr / unit + 1e-9) * unit, 12), f"learning rate × decay is at most {MAX_DECAY}"
+    most = float(Context(prec=2, rounding=ROUND_DOWN).create_decimal_from_float(MAX_DECAY / lr))
+    return most, f"learning rate × decay is at most {MAX_DECAY}"
 
 
 def _choose_size(run: Run, known: Circumstances, batch: int, limit: int) -> tuple[Size, int, str]:
