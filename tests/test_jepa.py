@@ -212,7 +212,7 @@ def test_the_loss_gives_the_predictor_the_embedded_tokens(target_tokens: int) ->
     assert terms.jepa.item() == pytest.approx(whole_error(heads, z, x0, reset).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm"])
+@pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm", "none"])
 def test_a_fresh_predictor_says_the_same_everywhere(kind: str) -> None:
     heads = JepaHeads(Jepa(projector=kind, rollout_steps=2), 16).eval()
     output = heads.predictor[2]
@@ -221,7 +221,7 @@ def test_a_fresh_predictor_says_the_same_everywhere(kind: str) -> None:
     assert (output.bias == 0).all()
     for prediction in heads.rollout(torch.randn(2, 7, 16)):
         assert torch.allclose(prediction, prediction[0, 0].expand_as(prediction), atol=1e-6)
-        if kind == "linear":
+        if kind in ("linear", "none"):
             assert (prediction == 0).all()
     assert heads.project(torch.randn(2, 7, 16)).std() > 0.05
 
@@ -232,6 +232,10 @@ def test_projector_kinds() -> None:
     assert isinstance(linear.projector, nn.Linear)
     assert linear.projector.bias is None
     assert torch.allclose(linear.project(x), x @ linear.projector.weight.T, atol=1e-6)
+    none = disturbed_heads(Jepa(projector="none"))
+    assert torch.equal(none.project(x), x)
+    assert torch.equal(none.step(x), none.predictor(x))
+    assert {name.partition(".")[0] for name, _ in none.named_parameters()} == {"predictor"}
     for kind, norm in (("mlp-layernorm", nn.LayerNorm), ("mlp-batchnorm", SequenceBatchNorm)):
         heads = disturbed_heads(Jepa(projector=kind))
         for part in (heads.projector, heads.pred_proj):

@@ -30,8 +30,8 @@ class Jepa:
     action: bool = False
     """Give every step of the predictor the embedding of the token that it predicts the latent of, or the mean over the
     `target_tokens`."""
-    projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm"] = "linear"
-    """Projector of the latents to z, and the predictor's output projection."""
+    projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm", "none"] = "linear"
+    """Projector of the latents to z, and the predictor's output projection. `none`: the latents themselves are z."""
     predictor_mult: int = 4
     """Hidden width of the predictor as a multiple of the latent width."""
     until: float = 1.0

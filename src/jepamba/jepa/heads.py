@@ -64,7 +64,10 @@ class SequenceBatchNorm(nn.BatchNorm1d):
 
 
 def make_projection(kind: str, dim: int, world: World = SINGLE_PROCESS) -> nn.Module:
-    """Build a module (…, dim) → (…, dim): bias-free linear, or an MLP (hidden 2·dim) with LayerNorm or BatchNorm."""
+    """Build a module (…, dim) → (…, dim): bias-free linear, an MLP (hidden 2·dim) with LayerNorm or BatchNorm, or the
+    identity (`none`)."""
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(dim, dim, bias=False)
     norm = nn.LayerNorm(2 * dim) if kind == "mlp-layernorm" else SequenceBatchNorm(2 * dim, world)
