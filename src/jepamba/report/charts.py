@@ -108,7 +108,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float, Po
     pair has an infinite interval, which is not drawn.
     """
 
-    x_label = "BPB (below 0 is better); dot: mean, bar: 95 % interval, ticks: seeds"
+    x_label = "difference in BPB, negative is better\ndot: mean, bar: 95 % interval, ticks: seeds"
 
     def paint(figure: Figure) -> None:
         axes: Axes = figure.subplots()
@@ -124,7 +124,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float, Po
         axes.set_xlabel(x_label)
 
     summary = "; ".join(f"{label}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]" for label, mean, low, high, _ in rows)
-    return draw(title, f"{x_label}: {summary}", paint, (6.4, 1.3 + 0.4 * max(len(rows), 1)))
+    return draw(title, f"{x_label}: {summary}".replace("\n", "; "), paint, (6.4, 1.3 + 0.4 * max(len(rows), 1)))
 
 
 def standalone(svg: str) -> str:
