@@ -86,7 +86,7 @@ def on_gpu() -> Iterator[None]:
 
 
 def run_of(folder: Path, **settings: Any) -> TrainState:
-    # The precision is fixed: by default it depends on the CPU, and with bf16 the kernels of the fused MLP are launched too.
+    # By default the precision depends on the CPU, and with bf16 the kernels of the fused MLP are launched too.
     sizes = {"train__tokens_per_step": 256, "train__tokens_per_micro": 128, "train__precision": "fp32"}
     return opened(tiny(text_file(folder), **{**SIZES, **sizes, **settings}))
 

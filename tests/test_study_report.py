@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -230,7 +231,7 @@ def test_runs_of_other_text_are_refused(tmp_path: Path) -> None:
         read_study(out)
 
 
-def test_the_report_names_runs_whose_baseline_is_of_another_program(tmp_path: Path) -> None:
+def test_runs_whose_baseline_is_of_another_program_are_named_and_not_compared(tmp_path: Path) -> None:
     out = longer_study(tmp_path / "s")
 
     def set_program(name: str, program: str) -> None:
@@ -244,6 +245,40 @@ def test_the_report_names_runs_whose_baseline_is_of_another_program(tmp_path: Pa
     set_program("b/seed-2", "0.2.0+2")
     set_program("a/seed-3", "0.2.0+2")  # the others of seed 3 were made before programs were recorded
     assert f"**{ANOTHER_PROGRAM}:** b, seed 2; a-longer, seed 3; b, seed 3." in report_study(out)
+    pairs = {
+        (item["configuration"], item["measure"]): [pair["seed"] for pair in item["pairs"]]
+        for item in as_json(read_study(out))["comparisons"]
+    }
+    assert pairs["b", "steps"] == pairs["b", "artifact"] == pairs["b", "time"] == [1]
+    assert pairs["a-longer", "artifact"] == [1, 2]
+
+
+def test_long_steps_that_measure_gradients_count(tmp_path: Path) -> None:
+    """Those of `jepa.balance` are a cost of that setting; a long step that waits for a compilation is not."""
+    balanced = parse_plan(
+        {**PLAN, "run": [PLAN["run"][0], {"name": "b", "settings": {"jepa.weight": 0.1, "jepa.balance": 0.1}}]}, "b"
+    )
+    for run in planned_runs(balanced, tmp_path)[:2]:
+        seconds = accumulate(9.0 if step in (0, 50, 60, 100) else 0.1 for step in range(120))
+        records = [{"kind": "step", "step": step, "seconds": end} for step, end in enumerate(seconds, 1)]
+        run.folder.mkdir(parents=True)
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_record(run, 50.0)
+    short, balance = (json.loads(run.record_file.read_text()) for run in planned_runs(balanced, tmp_path)[:2])
+    assert short["steady_seconds"] == pytest.approx(120 * 0.1)
+    assert balance["steady_seconds"] == pytest.approx(118 * 0.1 + 2 * 9.0)
+
+
+def test_the_level_of_the_plan_decides_the_verdict(tmp_path: Path) -> None:
+    out = longer_study(tmp_path / "s")
+    verdicts = []
+    for alpha in (0.05, 1e-9):
+        (out / "plan.toml").write_text(tomli_w.dumps({**LONGER, "alpha": alpha}))
+        items = {(i["configuration"], i["measure"]): i for i in as_json(read_study(out))["comparisons"]}
+        assert f"t test at the level {alpha:.3g}" in report_study(out)
+        verdicts.append((items["b", "carried"]["verdict"], items["b", "carried"]["smallest_effect"]))
+    assert [verdict for verdict, _ in verdicts] == ["lower", "no difference shown"]
+    assert verdicts[1][1] > 10 * verdicts[0][1]
 
 
 def test_two_seeds_are_too_few_to_call_it_a_difference(tmp_path: Path) -> None:

@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 
 from folder_holder import held
 from jepamba.errors import UserError
 from jepamba.gpu_turn import GPU_TURN, gpu_turn, without_gpu_turn
 from jepamba.study import run as study_run
-from jepamba.study.plan import Plan, parse_plan
+from jepamba.study.plan import Plan, load_plan, parse_plan
 from jepamba.study.records import planned_runs
 from jepamba.study.report import report_study
 from jepamba.study.run import run_plan
@@ -344,6 +346,22 @@ def test_a_turn_can_be_given_up_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp
     with without_gpu_turn():
         assert is_free()
     assert is_free()
+
+
+@pytest.mark.parametrize("changed", [{"rule": "b is better if p < 0.1"}, {"alpha": 0.1}, {"baseline": "b"}])
+def test_a_rule_does_not_change_once_a_run_is_finished(
+    tmp_path: Path, trainer: Trainer, changed: dict[str, Any]
+) -> None:
+    out, other = tmp_path / "s", replace(plan(), **changed)
+    out.mkdir()
+    (out / "plan.toml").write_text(tomli_w.dumps(other.to_dict()))
+    run_plan(plan().first_seeds(1), out)
+    (key,) = changed
+    with pytest.raises(UserError, match=rf"plan.toml: its {key} is not that of the plan, and it has finished runs"):
+        run_plan(other, out)
+    kept = load_plan(out / "plan.toml")
+    assert (kept.rule, kept.alpha, kept.baseline, kept.seeds) == (plan().rule, plan().alpha, plan().baseline, (1,))
+    run_plan(plan(), out)
 
 
 def test_no_run_starts_that_would_not_end_in_time(tmp_path: Path, trainer: Trainer) -> None:

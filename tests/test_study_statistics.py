@@ -34,7 +34,7 @@ def test_the_interval_is_scipys_one_sample_interval() -> None:
     oracle = stats.ttest_1samp([other[s] - base[s] for s in range(5)], 0).confidence_interval(0.95)
     assert found is not None
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), rel=1e-9)
-    assert found.verdict == "lower"
+    assert found.verdict() == "lower"
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -97,11 +97,12 @@ def test_the_smallest_effect_of_34_pairs_as_published() -> None:
     assert smallest_effect(1.0, 1) == math.inf
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3])
 @pytest.mark.parametrize("n", [2, 5, 10, 30])
-def test_the_smallest_effect_is_found_as_often_as_it_says(n: int) -> None:
-    effect = smallest_effect(2.0, n)
+def test_the_smallest_effect_is_found_as_often_as_it_says(n: int, alpha: float) -> None:
+    effect = smallest_effect(2.0, n, alpha=alpha)
     differences = np.random.default_rng(n).normal(effect, 2.0, size=(20_000, n))
-    assert (stats.ttest_1samp(differences, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert (stats.ttest_1samp(differences, 0, axis=1).pvalue < alpha).mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_the_pairs_for_a_half_width_are_the_fewest() -> None:
@@ -126,7 +127,7 @@ def test_fewer_than_three_pairs_are_never_called_a_difference() -> None:
     for n in (1, 2):
         found = paired_difference(dict.fromkeys(range(n), 5.0), dict.fromkeys(range(n), 0.0))
         assert found is not None
-        assert found.verdict == "too few pairs"
+        assert found.verdict() == "too few pairs"
     one = paired_difference({1: 5.0}, {1: 0.0})
     assert one is not None
     assert (one.low, one.high) == (-math.inf, math.inf)
@@ -142,4 +143,8 @@ def test_verdicts() -> None:
     ):
         found = paired_difference(values, base)
         assert found is not None
-        assert found.verdict == verdict
+        assert found.verdict() == verdict
+    clear = paired_difference({1: 1.0, 2: 1.1, 3: 0.9}, base)
+    assert clear is not None
+    assert clear.p_t == pytest.approx(0.0033, abs=1e-4)
+    assert (clear.verdict(0.004), clear.verdict(0.003)) == ("higher", "no difference shown")

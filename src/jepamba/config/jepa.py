@@ -7,6 +7,9 @@ from typing import Literal
 
 from jepamba.config.checks import require
 
+BALANCE_EVERY = 50
+"""Steps between measurements for `jepa.balance`; each costs a forward and two backward passes of a micro-batch."""
+
 
 @dataclass(frozen=True)
 class Jepa:

@@ -10,7 +10,7 @@ from jepamba.report.plots import chart
 from jepamba.study.compare import MEASURES
 from jepamba.study.pictures import curve_lines, differences
 from jepamba.study.results import Study
-from jepamba.study.tables import NOTES, TITLES, comparison_table, explanation, remarks, run_table, settings_text
+from jepamba.study.tables import TITLES, comparison_table, explanation, notes, remarks, run_table, settings_text
 
 
 def study_page(study: Study) -> str:
@@ -46,7 +46,7 @@ def study_page(study: Study) -> str:
         f'<figure class="picture">{differences(study)}</figure>' if study.results else "",
         page.section("Configurations", page.table("", ["configuration", "settings"], configurations)),
         page.section("Curves", *curves),
-        page.section("Differences", f"<p class='mute'>{page.text(NOTES)}</p>", *tables),
+        page.section("Differences", f"<p class='mute'>{page.text(notes(study))}</p>", *tables),
         page.section("Runs", page.table("", *run_table(study))),
     ]
     return page.page(f"{plan.name}: jepamba study", body)

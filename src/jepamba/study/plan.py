@@ -7,6 +7,7 @@ seeds = [1, 2, 3]                     # each configuration runs with each seed
 baseline = "off"                      # the configuration to compare with
 time_baseline = "off-longer"          # optional: the baseline with more steps, for the comparison at equal time
 rule = "At n = 10 …"                  # optional: how the result will be judged, written before the runs
+alpha = 0.05                          # optional: level of the t test in the verdicts, as 0.05 / 3 for three tests
 cost = "0.5 GPU-hours: …"             # optional: what the runs take
 run = [
     { name = "off", settings = { "jepa.weight" = 0.0, "jepa.sigreg_weight" = 0.0 } },
@@ -35,7 +36,9 @@ from jepamba.presets import preset_settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _OPTIONAL = ("time_baseline", "rule", "cost")
-_KEYS = {"name", "question", "preset", "seeds", "baseline", "run", "settings", *_OPTIONAL}
+_KEYS = {"name", "question", "preset", "seeds", "baseline", "alpha", "run", "settings", *_OPTIONAL}
+_ALPHA = 0.05
+"""Level of the verdicts unless the plan has another one."""
 _RUN_KEYS = {"name", "settings"}
 
 
@@ -65,6 +68,8 @@ class Plan:
     """How the result will be judged."""
     cost: str = ""
     """What the runs take."""
+    alpha: float = _ALPHA
+    """Level of the two-sided t test that gives the verdicts."""
 
     def run(self, configuration: Configuration, seed: int) -> Run:
         """Return the settings of one run. Raises `ConfigError` if they are invalid."""
@@ -95,6 +100,7 @@ class Plan:
             "seeds": list(self.seeds),
             "baseline": self.baseline,
             **{key: value for key in _OPTIONAL if (value := getattr(self, key))},
+            **({"alpha": self.alpha} if self.alpha != _ALPHA else {}),
             "run": [{"name": item.name, "settings": dict(item.settings)} for item in self.configurations],
             "settings": dict(self.settings),
         }
@@ -146,6 +152,9 @@ def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
     names = [item.name for item in configurations]
     if len({name.lower() for name in names}) < len(names) or len(names) < 2:
         raise UserError(f"{where}: a plan needs at least two runs with different names")
+    alpha = _field(values, "alpha", float, where, _ALPHA)
+    if not 0 < alpha < 1:
+        raise UserError(f"{where}: alpha = {alpha} must lie between 0 and 1; 0.05 is the default")
     plan = Plan(
         name=_name(_field(values, "name", str, where), where),
         question=_field(values, "question", str, where),
@@ -154,6 +163,7 @@ def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
         baseline=_field(values, "baseline", str, where),
         settings=dict(_field(values, "settings", dict, where, {})),
         configurations=configurations,
+        alpha=alpha,
         **{key: _field(values, key, str, where, "") for key in _OPTIONAL},
     )
     for key, name in {"baseline": plan.baseline, "time_baseline": plan.time_baseline or plan.baseline}.items():

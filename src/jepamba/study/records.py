@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jepamba.config import MACHINE_SETTINGS, Run, flatten, to_dict
+from jepamba.config.jepa import BALANCE_EVERY
 from jepamba.config.settings import DIAL
 from jepamba.errors import UserError
 from jepamba.io import atomic_write
@@ -82,6 +83,11 @@ class Result:
     steady_seconds: float | None = None
     """See `steady_seconds`. None for an unfinished run."""
 
+    @property
+    def program(self) -> str | None:
+        """The version of jepamba that trained the run; None where the record does not say it."""
+        return ((self.summary or {}).get("environment") or {}).get("program")
+
 
 def planned_runs(plan: Plan, out: Path) -> list[PlannedRun]:
     """Return the runs of `plan` in the folder `out`, seed by seed, so that the first pairs are complete early."""
@@ -105,7 +111,7 @@ def write_record(run: PlannedRun, wall_seconds: float) -> None:
         "seed": run.seed,
         "settings": changed_settings(run.settings),
         "wall_seconds": round(wall_seconds, 1),
-        "steady_seconds": steady_seconds(metrics),
+        "steady_seconds": steady_seconds(metrics, run.settings),
         "summary": {key: summary.get(key) for key in SUMMARY_KEYS}
         | {"parameters": {key: parameters.get(key) for key in ("kept", "training_only")}},
         "curves": {str(size): curve for size, curve in curves(metrics).items()},
@@ -144,7 +150,8 @@ def read_result(run: PlannedRun) -> Result | None:
         return None
     metrics = read_metrics(run.folder / "metrics.jsonl")
     summary = read_summary(run.folder)
-    return Result(run.name, run.seed, curves(metrics), summary, None if summary is None else steady_seconds(metrics))
+    seconds = None if summary is None else steady_seconds(metrics, run.settings)
+    return Result(run.name, run.seed, curves(metrics), summary, seconds)
 
 
 def curves(metrics: Metrics) -> dict[int, Curve]:
@@ -157,17 +164,22 @@ def curves(metrics: Metrics) -> dict[int, Curve]:
     return dict(found)
 
 
-def steady_seconds(metrics: Metrics) -> float | None:
+def steady_seconds(metrics: Metrics, settings: Run) -> float | None:
     """Return the time of training without compilations and graph captures; None without steps.
 
-    A step that takes more than three median steps counts as one median step.
+    A step that takes more than three median steps counts as one median step, unless it measures gradients for
+    `jepa.balance`, which is part of the cost of that setting.
     """
     ends = [seconds for record in metrics.steps if (seconds := number(record.get("seconds"))) is not None]
     durations = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
     if not durations:
         return None
     median = statistics.median(durations)
-    return sum(median if duration > _LONG_STEP * median else duration for duration in durations)
+    measured = range(BALANCE_EVERY, len(durations), BALANCE_EVERY) if settings.jepa.balance > 0 else range(0)
+    return sum(
+        median if duration > _LONG_STEP * median and step not in measured else duration
+        for step, duration in enumerate(durations)
+    )
 
 
 def changed_settings(run: Run) -> dict[str, Any]:

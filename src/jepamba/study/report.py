@@ -16,10 +16,10 @@ from jepamba.study.pictures import curve_lines, differences
 from jepamba.study.results import Study, read_study
 from jepamba.study.run_table import run_values, runs_csv
 from jepamba.study.tables import (
-    NOTES,
     TITLES,
     comparison_table,
     explanation,
+    notes,
     pairs_needed,
     remarks,
     run_table,
@@ -64,9 +64,9 @@ def as_json(study: Study) -> dict[str, Any]:
                 "sd": _finite(item.difference.sd) if item.difference else None,
                 "p_t": item.difference.p_t if item.difference else None,
                 "p_sign_flip": item.difference.p_flip if item.difference else None,
-                "smallest_effect": smallest_effect_of(item.difference),
+                "smallest_effect": smallest_effect_of(item.difference, study.plan.alpha),
                 "pairs_for_half_width": pairs_needed(item.difference),
-                "verdict": item.difference.verdict if item.difference else "no pairs",
+                "verdict": item.difference.verdict(study.plan.alpha) if item.difference else "no pairs",
                 "pairs": [asdict(pair) for pair in item.pairs],
             }
             for item in study.comparisons
@@ -94,7 +94,7 @@ def markdown(study: Study) -> str:
         ),
         "",
         *(line for heading, names in remarks(study).items() for line in (f"**{heading}:** {names}.", "")),
-        NOTES,
+        notes(study),
         "",
     ]
     for measure in MEASURES:

@@ -63,11 +63,21 @@ def read_study(out: Path) -> Study:
 def _pairs(
     plan: Plan, by_name: Mapping[str, Mapping[int, Result]], runs: Mapping[int, Result], measure: Measure
 ) -> list[Pair]:
+    """Return the pairs of the runs and the baseline of their seed, as far as one version of jepamba trained both."""
     baseline = by_name[plan.baseline]
     if measure == "time" and plan.time_baseline:
-        return time_pairs(runs, baseline, by_name[plan.time_baseline])
-    shared = sorted(runs.keys() & baseline.keys())
-    return [pair for seed in shared if (pair := compare(runs[seed], baseline[seed], measure)) is not None]
+        longer = _of_same_program(by_name[plan.time_baseline], baseline)
+        return time_pairs(_of_same_program(runs, baseline), baseline, longer)
+    same = _of_same_program(runs, baseline)
+    return [pair for seed in sorted(same) if (pair := compare(same[seed], baseline[seed], measure)) is not None]
+
+
+def _of_same_program(runs: Mapping[int, Result], baseline: Mapping[int, Result]) -> dict[int, Result]:
+    """Return the runs whose program is that of the baseline's run with the same seed.
+
+    Runs of one seed in two versions may differ by as much as runs of two seeds.
+    """
+    return {seed: run for seed, run in runs.items() if seed in baseline and run.program == baseline[seed].program}
 
 
 def _check_same_text(found: Sequence[Result]) -> None:

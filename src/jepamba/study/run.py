@@ -79,8 +79,8 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
 
     Returns: one outcome per run, in the order of the plan.
     Raises: `UserError` before the first run if another process uses `out`, if its name is not UTF-8, or if it holds
-    runs with other settings; `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP, after the current runs have written
-    their checkpoints.
+    runs with other settings or finished runs under another rule; `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP,
+    after the current runs have written their checkpoints.
     """
     deadline = time.monotonic() + stop_after if stop_after > 0 else float("inf")
     check_utf8_name(out)
@@ -89,6 +89,8 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
         runs = planned_runs(plan, out)
         for run in runs:
             _check_settings(run)
+        if any(run.finished for run in runs):
+            _check_rule(plan, out)
         atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
         return _execute(runs, [gpu for _ in range(overlap) for gpu in range(gpus)], deadline, Path(turns))
 
@@ -113,6 +115,21 @@ def _with_choices(plan: Plan, out: Path) -> Plan:
 
     _, choices = read_and_resolve(run, say=_log)
     return plan.with_common({choice.name: choice.value for choice in choices})
+
+
+def _check_rule(plan: Plan, out: Path) -> None:
+    """Raise `UserError` if the plan in `out`, which has finished runs, is judged in another way than `plan`."""
+    path = out / "plan.toml"
+    if not path.exists():
+        return
+    before = load_plan(path)
+    for key in ("rule", "alpha", "baseline", "time_baseline"):
+        old, new = getattr(before, key), getattr(plan, key)
+        if old != new:
+            raise UserError(
+                f"{path}: its {key} is not that of the plan, and it has finished runs: {str(old)[:60]!r}, now "
+                f"{str(new)[:60]!r}; a rule is written before the runs: choose another folder, or run {path} itself"
+            )
 
 
 def _execute(runs: Sequence[PlannedRun], places: Sequence[int], deadline: float, turns: Path) -> list[Outcome]:

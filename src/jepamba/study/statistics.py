@@ -43,14 +43,16 @@ class Difference:
     p_flip: float = 1.0
     """Two-sided p value of the sign-flip test; see `sign_flip_p`."""
 
-    @property
-    def verdict(self) -> Verdict:
-        """`lower` or `higher` if the interval excludes 0 and there are at least `MIN_PAIRS` pairs."""
+    def verdict(self, alpha: float = 0.05) -> Verdict:
+        """`lower` or `higher` if the t test has p < `alpha` and there are at least `MIN_PAIRS` pairs.
+
+        At 0.05 that is where the interval excludes 0.
+        """
         if self.n < MIN_PAIRS:
             return "too few pairs"
-        if self.high < 0:
-            return "lower"
-        return "higher" if self.low > 0 else "no difference shown"
+        if self.p_t >= alpha:
+            return "no difference shown"
+        return "lower" if self.mean < 0 else "higher"
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -99,8 +101,9 @@ def pairs_for(sd: float, half: float) -> int:
     return n
 
 
-def smallest_effect(sd: float, n: int, power: float = 0.8) -> float:
-    """Return the difference that a two-sided paired t test of `n` pairs detects with probability `power`.
+def smallest_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Return the difference that a two-sided paired t test of `n` pairs at level `alpha` detects with a probability of
+    `power`.
 
     With a true difference δ the test rejects if |Z + √n δ / sd| > t · S, where Z is standard normal, t the critical
     value, and (n − 1) S² independent of Z and χ² with n − 1 degrees of freedom. The probability is averaged over
@@ -110,7 +113,7 @@ def smallest_effect(sd: float, n: int, power: float = 0.8) -> float:
         return math.inf
     from scipy import optimize, stats
 
-    critical = float(stats.t.ppf(_UPPER, n - 1))
+    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     thresholds = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 

@@ -17,7 +17,7 @@ from jepamba.study.statistics import MIN_PAIRS, Difference, pairs_for, smallest_
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
-ANOTHER_PROGRAM = "Baseline of another version of jepamba"
+ANOTHER_PROGRAM = "Not compared, because the baseline is of another version of jepamba"
 """Heading of a remark."""
 HALF_WIDTH = 0.002
 """The half-width of an interval, in BPB, for which the report says how many pairs it takes."""
@@ -41,16 +41,20 @@ _TIME_BASELINE = (
     "at that time is read on the line in the logarithm of the time through `{}` and `{}`, both with a complete "
     "warmdown. The time of a configuration is the median over the seeds, without compilations."
 )
-NOTES = (
+_NOTES = (
     "Differences are in bits per byte (BPB) of held-out text, configuration minus baseline: negative is better. "
     "The two runs of a pair share their seed and therefore the order of the data. The interval is the 95 % "
     "Student t interval of the mean difference, not corrected for the number of comparisons. "
-    f"Fewer than {MIN_PAIRS} pairs give no verdict. sd is the standard deviation of the differences. The p values "
-    "are those of the two-sided t test and of the permutation test by sign flips. The smallest effect is what a t "
-    "test of these pairs at the 5 % level would show with a probability of 80 %. The last column is the number of "
-    f"pairs for an interval of ± {HALF_WIDTH}."
+    f"The verdict is that of the t test at the level {{alpha:.3g}}; fewer than {MIN_PAIRS} pairs give none. "
+    "sd is the standard deviation of the differences. The p values are those of the two-sided t test and of the "
+    "permutation test by sign flips. The smallest effect is what a t test of these pairs at that level would show with "
+    f"a probability of 80 %. The last column is the number of pairs for an interval of ± {HALF_WIDTH}."
 )
-"""How to read the tables of `comparison_table`."""
+
+
+def notes(study: Study) -> str:
+    """Return how to read the tables of `comparison_table`, in sentences."""
+    return _NOTES.format(alpha=study.plan.alpha)
 
 
 def explanation(study: Study, measure: Measure) -> str:
@@ -80,11 +84,11 @@ def comparison_table(study: Study, measure: Measure) -> Table:
                     f"{found.mean:+.4f}",
                     interval,
                     str(found.n),
-                    found.verdict,
+                    found.verdict(study.plan.alpha),
                     _format(found.sd if found.n > 1 else None, ".4f"),
                     _format(found.p_t if found.n > 1 else None, ".2g"),
                     _format(found.p_flip if found.n > 1 else None, ".2g"),
-                    _format(smallest_effect_of(found), ".4f"),
+                    _format(smallest_effect_of(found, study.plan.alpha), ".4f"),
                     _format(pairs_needed(found), ",.0f"),
                 ]
             )
@@ -157,11 +161,7 @@ def _unfinished(study: Study) -> str:
 
 def _of_another_program(study: Study) -> str:
     """Return the names of the runs whose program is not that of the baseline's run of their seed, with commas."""
-    programs = {
-        (item.name, item.seed): (item.summary.get("environment") or {}).get("program")
-        for item in study.results
-        if item.summary is not None
-    }
+    programs = {(item.name, item.seed): item.program for item in study.results if item.summary is not None}
     baseline = study.plan.baseline
     return "; ".join(
         f"{name}, seed {seed}"
@@ -179,9 +179,9 @@ def _format(value: float | None, format_spec: str) -> str:
     return "–" if value is None else format(value, format_spec)
 
 
-def smallest_effect_of(found: Difference | None) -> float | None:
+def smallest_effect_of(found: Difference | None, alpha: float) -> float | None:
     """Return the smallest effect (`smallest_effect`) of the pairs; None for fewer than two."""
-    return smallest_effect(found.sd, found.n) if found is not None and found.n > 1 else None
+    return smallest_effect(found.sd, found.n, alpha=alpha) if found is not None and found.n > 1 else None
 
 
 def pairs_needed(found: Difference | None) -> int | None:

@@ -14,9 +14,6 @@ from jepamba.jepa import NO_LATENT_WEIGHTS, LatentWeights, latent_weights, weigh
 from jepamba.train.microbatch import MicroBatches, loss_terms
 from jepamba.train.state import TrainState
 
-BALANCE_EVERY = 50
-"""Steps between measurements for `jepa.balance`; each costs a forward and two backward passes of a micro-batch."""
-
 
 def term_gradients(state: TrainState, budget_fraction: float) -> dict[str, float]:
     """The gradient norm of each weighted loss term with respect to the kept parameters.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from jepamba.config.jepa import BALANCE_EVERY
 from jepamba.data import Batch
 from jepamba.distributed import wait_time_limit
 from jepamba.errors import UserError
@@ -22,7 +23,7 @@ from jepamba.ops.dispatch import use_triton
 from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.compile_ahead import compile_kernels
 from jepamba.train.cuda_graph import GraphedMicrobatch
-from jepamba.train.measure import BALANCE_EVERY, balance_latent_terms
+from jepamba.train.measure import balance_latent_terms
 from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
 from jepamba.train.state import TrainState
 
