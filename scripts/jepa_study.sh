@@ -6,18 +6,27 @@
 # CORPUS holds train-0.txt.xz, val.txt.xz and sp8192.model. The runs are in runs/PLAN. Their records, the plan with the
 # dial's choices and the report are copied to docs/results/jepa/PLAN (best-levers: docs/results/best-levers), and from there before the start.
 # docs/results/jepa/runs.csv has the runs of all plans.
-# Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each, 8), PYTHON.
+# Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each; fewer for long
+# runs, because a process that waits for its turn ends late), PYTHON, and LATENTS=1: afterwards measure the latents of seed 1 of each arm, as far as its folder is there.
 set -euo pipefail
 plan=${1:?the name of a plan}
 shift
 corpus=${CORPUS:?the folder with train-0.txt.xz, val.txt.xz and sp8192.model} python=${PYTHON:-python3}
-gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)} out=runs/$plan kept=docs/results/jepa/$plan
-[ "$plan" != best-levers ] || kept=docs/results/$plan
+export PYTHONPATH=${PYTHONPATH:-src}
+out=runs/$plan kept=docs/results/jepa/$plan limit=400000 overlap=8
 case $plan in
-  *bytes*) text=$corpus/train-0.txt.xz tokenizer=bytes shards=bytes ;;
-  *many-epochs) text=little.txt tokenizer=$corpus/sp8192.model shards=little ;;
-  *) text=$corpus/train-0.txt.xz tokenizer=$corpus/sp8192.model shards=bpe ;;
+  jepa-bytes-* | best-bytes) text=$corpus/train-0.txt.xz tokenizer=bytes shards=bytes limit=1600000 ;;
+  jepa-many-epochs) text=little.txt tokenizer=$corpus/sp8192.model shards=little ;;
+  jepa-bpe-* | jepa-forms-* | jepa-published-* | best-levers) text=$corpus/train-0.txt.xz tokenizer=$corpus/sp8192.model shards=bpe ;;
+  *) echo "$plan: not a plan of the JEPA study (docs/studies.md)" >&2; exit 2 ;;
 esac
+case $plan in
+  *-60 | *-60-more | jepa-many-epochs) overlap=4 ;;
+  *-240) overlap=2 ;;
+  best-levers) kept=docs/results/$plan ;;
+esac
+[ -e "src/jepamba/study/plans/$plan.toml" ] || { echo "$plan: there is no such plan; see: jepamba study plans" >&2; exit 2; }
+gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
 shards=${SHARDS:-${TMPDIR:-/tmp}/jepamba-shards}/$shards
 mkdir -p "$out" "$kept" "$(dirname "$shards")"
 if [ ! -e "$shards/meta.json" ]; then
@@ -28,11 +37,29 @@ sys.stdout.buffer.write(bytes(1).join(sys.stdin.buffer.read().split(bytes(1))[:2
   fi
   "$python" -m jepamba data build "$text" --val "$corpus/val.txt.xz" --tokenizer "$tokenizer" --out "$shards"
 fi
+
+keep() { # what a repository keeps of the study, also after an interruption
+  (cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name report.md -o -name report.json -o -name '*.svg' -o -name '*.csv' -o -name plan.toml -o -name 'latents-*.json' \) |
+    tar cf - -T -) | tar xf - -C "$kept"
+  for file in "$kept"/plan.toml "$kept"/report.*; do
+    [ ! -e "$file" ] || sed -i "s#$(dirname "$shards")/#shards/#g" "$file" # no path of this machine
+  done
+  awk 'NR == 1 || FNR > 1' docs/results/jepa/*/runs.csv > docs/results/jepa/runs.csv || true
+}
+trap keep EXIT
 cp -r "$kept/." "$out/"
 code=0
-"$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-8}" "$@" || code=$?
-(cd "$out" && find . -maxdepth 2 -type f \( -name 'seed-*.json' -o -name report.md -o -name report.json -o -name '*.svg' -o -name '*.csv' -o -name plan.toml \) |
-  tar cf - -T -) | tar xf - -C "$kept"
-sed -i "s#$(dirname "$shards")/#shards/#g" "$kept"/plan.toml "$kept"/report.* # no path of this machine
-awk 'NR == 1 || FNR > 1' docs/results/jepa/*/runs.csv > docs/results/jepa/runs.csv
+"$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-$overlap}" "$@" || code=$?
+if [ "${LATENTS:-}" = 1 ]; then
+  for run in "$out"/*/seed-1/; do
+    arm=$(basename "$(dirname "$run")")
+    for latent in h z; do
+      measured=$out/latents-$arm-$latent.json
+      [ -e "$run/artifact.jepa" ] && [ ! -e "$measured" ] || continue
+      [ $latent = h ] || [ -e "$run/heads.safetensors" ] || continue
+      "$python" -m jepamba latents "$run" --data "$shards" --split val --latent $latent --limit $limit --carry --measure --probe \
+        --json -o "$out/latents.safetensors" > "$measured.part" && mv "$measured.part" "$measured"
+    done
+  done
+fi
 exit $code
