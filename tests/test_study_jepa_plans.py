@@ -57,13 +57,13 @@ def runs(plan: Plan) -> list[tuple[Any, Any]]:
     return [(item, plan.run(item, plan.seeds[0])) for item in plan.configurations]
 
 
-def test_each_form_is_the_light_objective_with_one_change() -> None:
-    """Its baselines are those of jepa-bpe-20 in every setting."""
+def test_each_form_is_the_light_objective_with_its_own_settings_changed() -> None:
+    """Its baselines are those of jepa-bpe-20 in every setting but the steps of the longer one."""
     plan, before = load_plan("jepa-forms-20"), load_plan("jepa-bpe-20")
     forms = {item.name: flatten(to_dict(run)) for item, run in runs(plan)}
     known = {item.name: flatten(to_dict(run)) for item, run in runs(before)}
-    for name in ("off", "off-longer"):
-        assert forms.pop(name) == known[name]
+    assert forms.pop("off") == known["off"]
+    assert forms.pop("off-longer") | {"train.steps": 0} == known["off-longer"] | {"train.steps": 0}
     for item in plan.configurations:
         if item.name in forms:
             changed = {key for key, value in forms[item.name].items() if value != forms["light"][key]}
@@ -72,16 +72,14 @@ def test_each_form_is_the_light_objective_with_one_change() -> None:
 
 
 def test_the_small_plan_has_the_same_forms() -> None:
-    """But for the depth of the latents, and SIGReg's sample of LeWorldModel's form."""
+    """But for the depth of the latents."""
     large, small = (load_plan(name) for name in ("jepa-forms-20", "quick-jepa-forms"))
     forms, small_forms = ({item.name: item.settings for item in plan.configurations} for plan in (large, small))
     arms = set(small_forms)
     assert arms - set(forms) == {"layer-2"}
     assert set(forms) - arms == {"layer-5"}
-    for name in arms - {"off", "off-longer", "layer-2", "lewm"}:
+    for name in arms - {"off", "off-longer", "layer-2"}:
         assert small_forms[name] == forms[name]
-    different = {key for key in forms["lewm"] if forms["lewm"][key] != small_forms["lewm"].get(key)}
-    assert different == {"jepa.sigreg_pool", "jepa.sigreg_samples"}
     built = {item.name: flatten(to_dict(run)) for item, run in runs(small)}
     for item in small.configurations:
         changed = {key for key, value in built[item.name].items() if value != built["light"][key]}

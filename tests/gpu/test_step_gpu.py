@@ -17,6 +17,7 @@ from jepamba.jepa import LatentWeights
 from jepamba.model import LanguageModel
 from jepamba.ops import dispatch
 from jepamba.presets import load_preset
+from jepamba.study.plan import Configuration, load_plan
 from jepamba.train import resolve
 from jepamba.train import step as step_module
 from jepamba.train.device import choose_device
@@ -88,6 +89,26 @@ def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], res
         assert a["sigreg"] == pytest.approx(b["sigreg"], rel=5e-2)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-2)
     assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
+
+
+ARMS = [arm for arm in load_plan("jepa-forms-20").configurations if not arm.name.startswith("off")]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_every_form_of_the_study_gives_the_losses_of_plain_pytorch(
+    small: tuple[Run, Corpus], arm: Configuration
+) -> None:
+    run, text = small
+    plan = load_plan("jepa-forms-20")
+    jepa = plan.run(arm, 1).jepa
+    jepa = replace(jepa, sigreg_projections=64, sigreg_samples=256, layer=min(jepa.layer, run.model.n_layer - 1))
+    run = replace(run, jepa=jepa)
+    ours = steps(run, text, True, 3)
+    plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 3)
+    for a, b in zip(ours, plain, strict=True):
+        assert a["ce"] == pytest.approx(b["ce"], rel=5e-3)
+        for term in ("jepa", "sigreg", "vicreg", "grad_norm"):
+            assert a[term] == pytest.approx(b[term], rel=5e-2)
 
 
 FORMS = {"jepa.layer": 2, "jepa.action": True, "jepa.stride": 4, "jepa.target_tokens": 8, "jepa.vicreg_weight": 0.5}
