@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,26 @@ from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 from tiny import TOPICS
 
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "off": {},
     "on": {"jepa.weight": 1.0, "jepa.sigreg_weight": 1.0},
     "predict": {"jepa.weight": 0.1, "jepa.rollout_steps": 3, "jepa.projector": "mlp-batchnorm"},
     "sigreg": {"jepa.sigreg_weight": 1.0, "jepa.sigreg_pool": "timestep", "jepa.sigreg_samples": 0},
+    "balanced": {
+        "jepa.weight": 1.0,
+        "jepa.projector": "none",
+        "jepa.balance": 0.1,
+        "jepa.action": True,
+        "jepa.detach_targets": True,
+    },
+    "averaged targets": {
+        "jepa.weight": 0.1,
+        "jepa.target_ema": 0.9,
+        "jepa.layer": 1,
+        "jepa.stride": 4,
+        "jepa.target_tokens": 4,
+        "jepa.vicreg_weight": 0.1,
+    },
 }
 STEPS = 6
 
@@ -71,7 +88,7 @@ def start_and_windows(corpus: Corpus, arm: str, seed: int = 3) -> tuple[dict[str
     return before, windows
 
 
-@pytest.mark.parametrize("arm", ["on", "predict", "sigreg"])
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "off"])
 def test_jepa_settings_change_neither_the_initial_backbone_nor_the_windows(corpus: Corpus, arm: str) -> None:
     (weights, windows), (other_weights, other_windows) = (start_and_windows(corpus, name) for name in ("off", arm))
     assert weights.keys() == other_weights.keys()
