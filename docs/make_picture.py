@@ -1,13 +1,14 @@
 """Draw the pictures of the manual into docs/img: `.venv/bin/python docs/make_picture.py`.
 
 loss.svg: the run and the figures of the published script in docs/results/submission-bpe-400.md. record.svg: figures of
-the notes that docs/results/record.md links. latent-spectrum.svg and latent-cosine.svg: what `jepamba latents --measure
---probe --json` printed of each model, in docs/results/jepa/latents-LABEL.json, once there are such files.
+the notes that docs/results/record.md links. latent-spectrum.svg and latent-cosine.svg: what `jepamba latents --latent h
+--measure --probe --json` printed of seed 1 of each arm of a study, in docs/results/jepa/LATENTS/latents-ARM-h.json.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ PUBLISHED_SCRIPT = [(200.0, 1.6248), (400.0, 1.4755)]
 """(step, BPB of the held-out text)."""
 
 
+LATENTS = "quick-jepa-forms"
+"""The study whose latents are drawn."""
 RECORD_QUARTER = {
     "pilot's settings, 10 layers": [(16.0, 1.5285)],
     "combined recipe, 8 layers": [(16.0, 1.4581), (30.0, 1.3657), (120.0, 1.2266)],
@@ -62,19 +65,17 @@ def latent_pictures(measured: dict[str, dict[str, Any]]) -> tuple[str, str]:
     for label, found in measured.items():
         shares = [(float(axis), share) for axis, share in enumerate(found["spectrum"], 1) if share >= 1e-6]
         spectra.append(Line(label, shares))
-        cosines.append(Line(label, [(float(lag), cosine) for lag, cosine in found["cosine"].items()]))
+        cosines.append(Line(label, [(math.log2(float(lag)), cosine) for lag, cosine in found["cosine"].items()]))
     return (
-        standalone(
-            line_chart("Spectrum of the latents", "principal axis", "share of the variance", spectra, log_y=True)
-        ),
-        standalone(line_chart("Latents over time", "tokens between two latents", "cosine", cosines, dots=True)),
+        standalone(line_chart("Spectrum of h", "principal axis", "share of the variance", spectra, log_y=True)),
+        standalone(line_chart("h over time", "log₂ of the distance in tokens", "cosine of two h", cosines, dots=True)),
     )
 
 
 if __name__ == "__main__":
     (DOCS / "img/loss.svg").write_text(picture(), encoding="utf-8")
     (DOCS / "img/record.svg").write_text(record(), encoding="utf-8")
-    files = sorted((DOCS / "results/jepa").glob("latents-*.json"))
-    if measured := {file.stem.removeprefix("latents-"): json.loads(file.read_text()) for file in files}:
-        for name, drawn in zip(("spectrum", "cosine"), latent_pictures(measured), strict=True):
-            (DOCS / f"img/latent-{name}.svg").write_text(drawn, encoding="utf-8")
+    files = sorted((DOCS / "results/jepa" / LATENTS).glob("latents-*-h.json"))
+    arms = {file.stem.removeprefix("latents-").removesuffix("-h"): json.loads(file.read_text()) for file in files}
+    for name, drawn in zip(("spectrum", "cosine"), latent_pictures(arms), strict=True):
+        (DOCS / f"img/latent-{name}.svg").write_text(drawn, encoding="utf-8")
