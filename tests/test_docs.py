@@ -82,7 +82,7 @@ def test_the_pictures_of_latents_show_each_model() -> None:
         for label, share in {"without JEPA": 0.75, "with JEPA": 0.5}.items()
     }
     spectrum, cosine = script("make_picture").latent_pictures(measured)
-    for picture, title in ((spectrum, "Spectrum of the latents"), (cosine, "Latents over time")):
+    for picture, title in ((spectrum, "Spectrum of h"), (cosine, "h over time")):
         text = " ".join(ElementTree.fromstring(picture.partition("?>")[2]).itertext())
         assert title in text
         assert "without JEPA: from 0.75 to" in text

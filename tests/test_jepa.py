@@ -173,6 +173,19 @@ def test_prediction_error_is_fp32_for_bf16_latents() -> None:
     assert error.item() == pytest.approx(slow_error([prediction], z, None), rel=1e-5)
 
 
+def test_without_a_predictor_the_term_is_the_change_of_the_latent() -> None:
+    config = Jepa(projector="none", predictor_mult=0, rollout_steps=1, sigreg_weight=0.0)
+    z = torch.randn(2, 9, 16, requires_grad=True)
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    reset[0, 4] = True
+    error = prediction_error(JepaHeads(config, 16).step, config, z, reset)
+    pairs = [(b, t) for b in range(2) for t in range(8) if not reset[b, t + 1]]
+    truth = torch.stack([(z[b, t + 1] - z[b, t]).square().mean() for b, t in pairs]).mean()
+    assert error.item() == pytest.approx(truth.item(), rel=1e-5)
+    found, expected = (torch.autograd.grad(value, z)[0] for value in (error, truth))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_rollout_reads_its_own_output(steps: int) -> None:
     heads = disturbed_heads(Jepa(rollout_steps=steps, projector="linear"))
@@ -236,6 +249,9 @@ def test_projector_kinds() -> None:
     assert torch.equal(none.project(x), x)
     assert torch.equal(none.step(x), none.predictor(x))
     assert {name.partition(".")[0] for name, _ in none.named_parameters()} == {"predictor"}
+    copy = JepaHeads(Jepa(projector="none", predictor_mult=0), 16)
+    assert not list(copy.parameters())
+    assert torch.equal(copy.step(x), x)
     for kind, norm in (("mlp-layernorm", nn.LayerNorm), ("mlp-batchnorm", SequenceBatchNorm)):
         heads = disturbed_heads(Jepa(projector=kind))
         for part in (heads.projector, heads.pred_proj):

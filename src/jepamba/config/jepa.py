@@ -36,7 +36,8 @@ class Jepa:
     projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm", "none"] = "linear"
     """Projector of the latents to z, and the predictor's output projection. `none`: the latents themselves are z."""
     predictor_mult: int = 4
-    """Hidden width of the predictor as a multiple of the latent width."""
+    """Hidden width of the predictor as a multiple of the latent width. 0: no predictor; the latent itself is the
+    prediction."""
     until: float = 1.0
     """Share of training after which the latent terms are off: they are not computed, and the heads stay as they are."""
     anneal: bool = False
@@ -146,8 +147,15 @@ class Jepa:
             f"jepa.sigreg_t_min = {self.sigreg_t_min}, t_max = {self.sigreg_t_max}: need 0 <= t_min < t_max",
         )
         require(self.sigreg_knots >= 2, f"jepa.sigreg_knots = {self.sigreg_knots}: the integral needs at least 2")
-        for name in ("sigreg_projections", "predictor_mult"):
-            require(getattr(self, name) >= 1, f"jepa.{name} = {getattr(self, name)}: must be at least 1")
+        require(
+            self.sigreg_projections >= 1, f"jepa.sigreg_projections = {self.sigreg_projections}: must be at least 1"
+        )
+        require(self.predictor_mult >= 0, f"jepa.predictor_mult = {self.predictor_mult}: must not be negative")
+        require(
+            self.predictor_mult > 0 or not self.action,
+            "jepa.action = true, but jepa.predictor_mult = 0: there is no predictor to give it to; set "
+            "jepa.predictor_mult",
+        )
         for name in ("sigreg_timesteps", "sigreg_samples"):
             require(getattr(self, name) >= 0, f"jepa.{name} = {getattr(self, name)}: must be 0 (all) or more")
         require(

@@ -79,15 +79,17 @@ class JepaHeads(nn.Module):
 
     def __init__(self, config: Jepa, d_model: int, world: World = SINGLE_PROCESS) -> None:
         super().__init__()
-        hidden = config.predictor_mult * d_model
         self.config = config
         self.projector = make_projection(config.projector, d_model, world)
+        hidden = config.predictor_mult * d_model
         inputs = 2 * d_model if config.action else d_model
-        self.predictor = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, d_model))
-        self.pred_proj = make_projection(config.projector, d_model, world)
-        output = cast(nn.Linear, self.predictor[2])
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
+        layers = [nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, d_model)] if hidden else []
+        self.predictor = nn.Sequential(*layers)
+        self.pred_proj = make_projection(config.projector if hidden else "none", d_model, world)
+        if hidden:
+            output = cast(nn.Linear, self.predictor[2])
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(output.bias)
 
     def project(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """Map the model's latents after `jepa.layer` blocks (0: h) to latents z."""
@@ -127,8 +129,11 @@ class JepaHeads(nn.Module):
         """Predict the next target after `z_BTE`, which holds latents or earlier predictions.
 
         With `jepa.action`, `action_BTD` has the embedding of the token that leads there. It is concatenated to the
-        latent, so that its columns of the first matrix are a linear encoder of the action.
+        latent, so that its columns of the first matrix are a linear encoder of the action. Without a predictor
+        (`jepa.predictor_mult` = 0) the prediction is `z_BTE`.
         """
+        if self.config.predictor_mult == 0:
+            return z_BTE.clone()  # prediction and target must be two tensors
         input_BTF = z_BTE if action_BTD is None else torch.cat([z_BTE, action_BTD], -1)
         if use_triton(input_BTF):
             hidden, out = cast(nn.Linear, self.predictor[0]), cast(nn.Linear, self.predictor[2])
