@@ -89,6 +89,16 @@ def test_the_pictures_of_latents_show_each_model() -> None:
         assert "with JEPA: from 0.5 to" in text
 
 
+def test_three_pages_have_the_same_conclusion_on_jepa() -> None:
+    marker = "**Conclusion so far.** "
+    pages = [" ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in ("README.md", "docs/objective.md")]
+    text = (ROOT / "docs/results/jepa.md").read_text(encoding="utf-8")
+    conclusion = text.partition(marker)[2].partition("\n\n")[0]
+    assert len(re.findall(r"[a-z)]\.(?: |$)", conclusion)) == 3
+    for page in pages:
+        assert conclusion in page
+
+
 def test_the_page_of_settings_is_current(maker: ModuleType) -> None:
     page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     assert page == maker.page(), "run .venv/bin/python docs/make_configuration.py"

@@ -72,12 +72,12 @@ def test_each_form_is_the_light_objective_with_its_own_settings_changed() -> Non
 
 
 def test_the_small_plan_has_the_same_forms() -> None:
-    """But for the depth of the latents, and for three that the small one led to."""
+    """But for the depth of the latents, and for four that the small one led to."""
     large, small = (load_plan(name) for name in ("jepa-forms-20", "quick-jepa-forms"))
     forms, small_forms = ({item.name: item.settings for item in plan.configurations} for plan in (large, small))
     arms = set(small_forms)
     assert arms - set(forms) == {"layer-2"}
-    added = {"prediction-of-h", "cheap-prediction-of-h", "cheap-prediction-of-h-1"}
+    added = {"slowness", "prediction-of-h", "cheap-prediction-of-h", "cheap-prediction-of-h-1"}
     assert set(forms) - arms == {"layer-5", *added}
     for name in arms - {"off", "off-longer", "layer-2"}:
         assert small_forms[name] == forms[name]
