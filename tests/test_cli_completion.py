@@ -20,7 +20,7 @@ from jepamba.presets import preset_names
         (["train", "cpu", "--model.unet", ""], ["yes", "no"]),
         (["train", "cpu", "--model.softcap", "po"], ["poly"]),
         (["train", "cpu", "--data.train", "m"], ["mine.txt"]),
-        (["study", "run", "quick-jepa-"], ["quick-jepa-forms", "quick-jepa-time"]),
+        (["study", "run", "jepa-bytes-"], ["jepa-bytes-20", "jepa-bytes-240", "jepa-bytes-60"]),
         (["compress", "mine", "--model", "ru"], ["runs"]),
         (["eval", "runs/"], ["runs/mine"]),
         (["completion", ""], ["bash", "zsh"]),
