@@ -95,8 +95,9 @@ def open_folder(path: str | Path) -> TokenFolder:
         splits = {_string(name): _split(values) for name, values in meta["splits"].items()}
         file = folder / TOKENIZER_FILE[kind]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]  # it may quote a name from the file
-        raise UserError(f"{folder / META}: damaged ({type(error).__name__}: {reason}); build the folder again") from None
+        # It may quote a name from the file.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{folder / META}: damaged ({reason}); build the folder again") from None
     blob = read_untrusted(file, "the tokenizer of the shards", _MOST_BYTES)
     try:
         tokenizer = load_tokenizer(kind, blob)
