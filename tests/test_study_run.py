@@ -131,6 +131,16 @@ def test_every_run_is_executed_once_seed_by_seed(tmp_path: Path, trainer: Traine
     assert len(trainer.commands) == 4
 
 
+def test_chosen_configurations_run_alone_and_the_others_stay_in_the_plan(tmp_path: Path, trainer: Trainer) -> None:
+    outcomes = run_plan(plan(), tmp_path / "s", only=["b"])
+    assert [(outcome.name, outcome.state) for outcome in outcomes] == [("b", "finished"), ("b", "finished")]
+    assert [name for _, name in trainer.commands] == ["b/seed-1", "b/seed-2"]
+    assert [item.name for item in load_plan(tmp_path / "s" / "plan.toml").configurations] == ["a", "b"]
+    with pytest.raises(UserError, match="there is no configuration 'c'; it has a, b"):
+        run_plan(plan(), tmp_path / "t", only=["b", "c"])
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_failed_run_does_not_stop_the_others_and_is_resumed_next_time(tmp_path: Path, trainer: Trainer) -> None:
     trainer.fail = {"b/seed-1"}
     states = {(o.name, o.seed): o.state for o in run_plan(plan(), tmp_path / "s")}

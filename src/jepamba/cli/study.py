@@ -41,6 +41,9 @@ def add(commands: Commands) -> None:
         "--seeds", type=int, default=0, metavar="N", help="run the first N seeds of the plan only (default: all)"
     )
     run.add_argument(
+        "--only", default="", metavar="NAMES", help="run these configurations only, separated by commas (default: all)"
+    )
+    run.add_argument(
         "--stop-after",
         type=float,
         default=0.0,
@@ -76,7 +79,8 @@ def study_run(args: Namespace) -> int:
         plan = plan.first_seeds(args.seeds)
     out = args.out or Path("runs") / plan.name
     args.on_interrupt = "stopped; the same command continues this study"
-    outcomes = run_plan(plan, out, gpus=args.gpus, overlap=args.overlap, stop_after=args.stop_after)
+    only = [name for name in args.only.split(",") if name]
+    outcomes = run_plan(plan, out, gpus=args.gpus, overlap=args.overlap, stop_after=args.stop_after, only=only)
     text = report_study(out)
     args.results_in = out
     print(json.dumps({"out": str(out), "runs": [asdict(o) for o in outcomes]}) if args.json else text)

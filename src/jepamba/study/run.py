@@ -67,7 +67,9 @@ class _Process:
     started: float
 
 
-def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_after: float = 0.0) -> list[Outcome]:
+def run_plan(
+    plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_after: float = 0.0, only: Sequence[str] = ()
+) -> list[Outcome]:
     """Execute the unfinished runs of `plan` in the folder `out`. A failed run does not stop the others.
 
     Arguments:
@@ -76,13 +78,18 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
             wait for their turn.
         stop_after: Seconds after which no run is at work. No run is started that would not end in time, as far as
             earlier runs tell; a run that does not end in time is stopped after a checkpoint. 0: no limit.
+        only: The configurations to run. Empty: all.
 
     Returns: one outcome per run, in the order of the plan.
-    Raises: `UserError` before the first run if another process uses `out`, if its name is not UTF-8, or if it holds
-    runs with other settings or finished runs under another rule; `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP,
-    after the current runs have written their checkpoints.
+    Raises: `UserError` before the first run if another process uses `out`, if its name is not UTF-8, if it holds
+    runs with other settings or finished runs under another rule, or if `only` has a name that is not in the plan;
+    `KeyboardInterrupt` on Ctrl-C, SIGTERM or SIGHUP, after the current runs have written their checkpoints.
     """
     deadline = time.monotonic() + stop_after if stop_after > 0 else float("inf")
+    names = [item.name for item in plan.configurations]
+    for name in only:
+        if name not in names:
+            raise UserError(f"{plan.name}: there is no configuration {name!r}; it has {', '.join(names)}")
     check_utf8_name(out)
     with locked(out), _signals_as_interrupts(), tempfile.TemporaryDirectory() as turns:
         plan = _with_choices(with_commits(plan, out), out)
@@ -92,7 +99,8 @@ def run_plan(plan: Plan, out: Path, *, gpus: int = 1, overlap: int = 1, stop_aft
         if any(run.finished for run in runs):
             _check_rule(plan, out)
         atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
-        return _execute(runs, [gpu for _ in range(overlap) for gpu in range(gpus)], deadline, Path(turns))
+        wanted = [run for run in runs if not only or run.name in only]
+        return _execute(wanted, [gpu for _ in range(overlap) for gpu in range(gpus)], deadline, Path(turns))
 
 
 def _with_choices(plan: Plan, out: Path) -> Plan:
