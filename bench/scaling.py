@@ -32,7 +32,6 @@ from jepamba.cli.flags import parse_settings
 from jepamba.config import Run, with_settings
 from jepamba.data import Batch, corpus
 from jepamba.distributed import World, process_group
-from jepamba.jepa import LatentWeights
 from jepamba.ops.cuda_graph import CUDAGraph
 from jepamba.optim.muon import assign_to_ranks
 from jepamba.presets import load_preset
@@ -40,6 +39,7 @@ from jepamba.progress import silence
 from jepamba.train import resolve
 from jepamba.train.device import choose_device
 from jepamba.train.dial import resolve_dial
+from jepamba.train.microbatch import MicroBatches
 from jepamba.train.state import TrainState
 from jepamba.train.step import Trainer
 
@@ -135,10 +135,10 @@ class TimedTrainer(Trainer):
         with self.clock.span("quantized weights"):
             super().compute_weights()
 
-    def accumulate_gradients(self, batch: Batch, latent: LatentWeights | None) -> None:
+    def accumulate_gradients(self, micro_batches: MicroBatches) -> None:
         """Call the method of the base class and time it."""
         with self.clock.span("passes"):
-            super().accumulate_gradients(batch, latent)
+            super().accumulate_gradients(micro_batches)
 
 
 def measure(run: Run, world: World, steps: int, warmup: int) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Time of a training step of each arm of a study, interleaved, in CPU time of one thread.
+"""Time of a training step of each arm of a study, interleaved: CPU time of one thread, or elapsed time on a GPU.
 
     python bench/study_step.py PLAN [--arms off,slowness] [--data.train TEXT] [--data.val TEXT] …
 
-PLAN is the name or the file of a plan; settings of a run are flags. The runs of a study are too far apart in time to
-compare steps by a few per cent. Here each round takes five steps of every arm. Prints the median of a step, and the
-median over the rounds of its ratio to the plan's baseline.
+PLAN is the name or the file of a plan; settings of a run are flags. On a GPU give the plan.toml of the finished runs,
+which has the dial's choices. The runs of a study are too far apart in time to compare steps by a few per cent. Here
+each round takes five steps of every arm. Prints the median of a step, and the median over the rounds of its ratio to
+the plan's baseline. `--profile` adds, on a GPU, the time of a step's kernels, their number, and the longest of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 
@@ -27,19 +29,40 @@ STEPS = 5
 """Steps of an arm in a round."""
 
 
+def profile(trainer: Trainer) -> None:
+    """Print the time and the number of the GPU kernels of a step, and the longest by name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(STEPS):
+            trainer.train_step(0.0)
+        torch.cuda.synchronize()
+    rows = [row for row in found.key_averages() if row.self_device_time_total > 0]
+    total, count = sum(row.self_device_time_total for row in rows), sum(row.count for row in rows)
+    print(f"    kernels: {total / STEPS / 1e3:.2f} ms, {count / STEPS:.0f}")
+    for row in sorted(rows, key=lambda row: -row.self_device_time_total)[:30]:
+        print(f"    {row.self_device_time_total / STEPS / 1e3:8.3f} ms {row.count / STEPS:7.1f}  {row.key[:100]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("plan")
     parser.add_argument("--arms", default="", help="with commas; empty: all")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--profile", action="store_true")
     given, rest = parser.parse_known_args()
-    settings = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    torch.set_num_threads(1)
+    settings: dict[str, Any] = {
+        name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)
+    }
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        torch.set_num_threads(1)
+        settings = {**settings, "train.threads": 1, "train.device": "cpu"}
+    # On a GPU a step ends when the host has read its loss.
+    clock = time.perf_counter if on_gpu else time.thread_time
     plan, wanted = load_plan(given.plan), given.arms.split(",") if given.arms else None
     trainers: dict[str, Trainer] = {}
     for arm in plan.configurations:
         if wanted is None or arm.name in wanted:
-            run = with_settings(plan.run(arm, plan.seeds[0]), {**settings, "train.threads": 1, "train.device": "cpu"})
+            run = with_settings(plan.run(arm, plan.seeds[0]), settings)
             text = corpus(run.data)
             trainers[arm.name] = Trainer(TrainState(resolve(run, text), text, choose_device(run.train)))
             for _ in range(STEPS):
@@ -47,13 +70,15 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(given.rounds):
         for name in list(trainers)[:: 1 if number % 2 else -1]:
-            start = time.thread_time()
+            start = clock()
             for _ in range(STEPS):
                 trainers[name].train_step(0.0)
-            seconds[name].append((time.thread_time() - start) / STEPS)
+            seconds[name].append((clock() - start) / STEPS)
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(values, seconds[plan.baseline], strict=True))
-        print(f"{name:<28}{1e3 * statistics.median(values):8.2f} ms   × {ratio:.4f}")
+        print(f"{name:<28}{1e3 * statistics.median(values):8.2f} ms   × {ratio:.4f}", flush=True)
+        if given.profile and on_gpu:
+            profile(trainers[name])
 
 
 if __name__ == "__main__":

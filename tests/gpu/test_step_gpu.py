@@ -17,7 +17,7 @@ from jepamba.jepa import LatentWeights
 from jepamba.model import LanguageModel
 from jepamba.ops import dispatch
 from jepamba.presets import load_preset
-from jepamba.study.plan import Configuration, load_plan
+from jepamba.study.plan import Configuration, Plan, load_plan
 from jepamba.train import resolve
 from jepamba.train import step as step_module
 from jepamba.train.device import choose_device
@@ -91,15 +91,19 @@ def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], res
     assert ours[-1]["ce"] < ours[0]["ce"] - 0.1
 
 
-ARMS = [arm for arm in load_plan("jepa-forms-20").configurations if not arm.name.startswith("off")]
+ARMS = [
+    (plan, arm)
+    for plan in map(load_plan, ("jepa-forms-20", "jepa-nextlat-20"))
+    for arm in plan.configurations
+    if not arm.name.startswith("off")
+]
 
 
-@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+@pytest.mark.parametrize(("plan", "arm"), ARMS, ids=lambda item: item.name)
 def test_every_form_of_the_study_gives_the_losses_of_plain_pytorch(
-    small: tuple[Run, Corpus], arm: Configuration
+    small: tuple[Run, Corpus], plan: Plan, arm: Configuration
 ) -> None:
     run, text = small
-    plan = load_plan("jepa-forms-20")
     jepa = plan.run(arm, 1).jepa
     jepa = replace(jepa, sigreg_projections=64, sigreg_samples=256, layer=min(jepa.layer, run.model.n_layer - 1))
     run = replace(run, jepa=jepa)

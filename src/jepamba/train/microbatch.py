@@ -96,7 +96,7 @@ class MicroBatch:
 
 
 class MicroBatches:
-    """This rank's micro-batches of one step. It can be iterated over repeatedly.
+    """This rank's micro-batches of one step, on the device. It can be iterated over repeatedly.
 
     The weights make the losses means over these passes of all ranks. All ranks must construct it together.
 
@@ -104,26 +104,38 @@ class MicroBatches:
         batch: this rank's windows of the step.
         latent: weights of the latent terms at this step; None: the losses have no latent terms.
         passes: only the first `passes` passes of the step; 0: all.
+        step: the steps before this one, which decide SIGReg's random choices; None: those counted so far.
     """
 
-    def __init__(self, state: TrainState, batch: Batch, latent: LatentWeights | None, passes: int = 0) -> None:
-        self.state, self.latent = state, latent
+    def __init__(
+        self,
+        state: TrainState,
+        batch: Batch,
+        latent: LatentWeights | None,
+        passes: int = 0,
+        step: int | None = None,
+    ) -> None:
+        self.state, self.batch, self.latent = state, batch, latent
         run, layout, world = state.run, state.layout, state.world
         self.rows = [len(rows) for rows in layout.of_rank(world.rank)][: passes or layout.passes]
         """Windows of each micro-batch."""
         self.pass_windows = [[len(rows) for rows in layout.of_pass(index)] for index in range(len(self.rows))]
         """Windows of each pass on each rank."""
         self.windows = sum(map(sum, self.pass_windows))
-        # One transfer for the whole step, unless the batch is on the device already; micro-batches are slices there.
-        batch = batch_to_device(batch.part(0, sum(self.rows)), state.device)
-        self.tokens_BT, self.targets_BT = batch.inputs_BT, batch.targets_BT
-        self.reset_BT = batch.reset_BT if run.data.reset else None
+        # One transfer for the whole step; micro-batches are slices on the device.
+        part = batch_to_device(batch.part(0, sum(self.rows)), state.device)
+        self.tokens_BT, self.targets_BT = part.inputs_BT, part.targets_BT
+        self.reset_BT = part.reset_BT if run.data.reset else None
         self.pairs_K: Tensor | None = None
-        """With latent prediction: the positions with a target k tokens ahead in the same document, over all ranks."""
-        if latent is not None and run.jepa.weight > 0:
-            shape = (len(batch.inputs_BT), run.data.seq_len)
+        """The positions with a target k tokens ahead in the same document, over all ranks. None without latent
+        prediction, or if one micro-batch is the whole step and counts its own."""
+        if latent is not None and run.jepa.weight > 0 and max(len(self.rows), world.world_size) > 1:
+            shape = (len(part.inputs_BT), run.data.seq_len)
             pairs_K = document_pairs(run.jepa, shape, self.reset_BT, state.device)
             self.pairs_K = world.all_reduce_(pairs_K)
+        before = state.counters.step if step is None else step
+        self.projections = [self._projections(index, before) for index in range(len(self.rows))]
+        """SIGReg's random choices for each micro-batch."""
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for index, (end, rows) in enumerate(zip(accumulate(self.rows), self.rows, strict=True)):
@@ -132,7 +144,7 @@ class MicroBatches:
                 self.tokens_BT[own],
                 self.targets_BT[own],
                 None if self.reset_BT is None else self.reset_BT[own],
-                self._projections(index),
+                self.projections[index],
                 self._weights(index),
                 sum(self.pass_windows[index]),
                 self.latent is not None,
@@ -164,15 +176,17 @@ class MicroBatches:
             sample_size=torch.tensor(float(samples)),
         )
 
-    def _projections(self, index: int) -> Projections | None:
+    def _projections(self, index: int, step: int) -> Projections | None:
         state, run = self.state, self.state.run
         if self.latent is None or run.jepa.sigreg_weight == 0:
             return None
-        step = state.counters.step
         number = step if self._one_sample else step * state.layout.passes + index
         shape, of = (self.rows[index], run.data.seq_len), self._sample_windows
-        return sample_projections(
+        directions_EM, indices = sample_projections(
             run.jepa, run.model.d_model, shape, run.train.seed, number, total_windows=of, rank=state.world.rank
+        )
+        return Projections(
+            to_device(directions_EM, state.device), None if indices is None else to_device(indices, state.device)
         )
 
 

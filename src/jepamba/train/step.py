@@ -24,7 +24,7 @@ from jepamba.optim import learning_rate_scale, muon_momentum
 from jepamba.train.compile_ahead import compile_kernels
 from jepamba.train.cuda_graph import GraphedMicrobatch
 from jepamba.train.measure import balance_latent_terms
-from jepamba.train.microbatch import MicroBatch, MicroBatches, batch_to_device, loss_terms
+from jepamba.train.microbatch import MicroBatch, MicroBatches, loss_terms
 from jepamba.train.state import TrainState
 
 
@@ -73,8 +73,8 @@ class Trainer:
         self.leaves = [*trained, *(state.heads.parameters() if state.heads is not None else [])]
         """The tensors with respect to which the passes take gradients."""
         self._compiled = False
-        self._transferred: tuple[Batch, Batch] | None = None
-        """The windows of the next step on the host and on the device."""
+        self._prepared: MicroBatches | None = None
+        """The micro-batches of the next step."""
 
     def train_step(self, budget_fraction: float) -> dict[str, float]:
         """Train on the next `tokens_per_step` tokens. All ranks must call it.
@@ -102,14 +102,13 @@ class Trainer:
 
         self.compute_weights()
         batch = state.next_windows()
-        self.accumulate_gradients(self._on_device(batch), latent)
+        self.accumulate_gradients(self._micro_batches(batch, latent))
         world.all_reduce_each_([p.grad for p in self.parameters if p.grad is not None])
         # Queued before the host reads a result: it waits for the GPU only when nothing is left to queue before it.
         self.clip_gradients(latent is not None)
         if self.graphs:
             # The host has time now. After the result is read, the GPU waits for it.
-            ahead = state.peek_windows()
-            self._transferred = ahead, batch_to_device(ahead, state.device)
+            self._prepared = MicroBatches(state, state.peek_windows(), latent, step=state.counters.step + 1)
         losses, grad_norm, decoded_bytes = self._reduce(count_text_bytes(state, batch))
         weights = latent or NO_LATENT_WEIGHTS
         terms = losses["token"], losses["jepa"], losses["sigreg"], losses["vicreg"]
@@ -159,23 +158,24 @@ class Trainer:
         """
         self._compute_weights((self.state.model.fake_quantized, self.state.model.quant.bit_allocation))
 
-    def _on_device(self, batch: Batch) -> Batch:
-        """`batch` on the device, where the step before may have put it."""
-        if self._transferred is not None and self._transferred[0] is batch:
-            return self._transferred[1]
-        return batch_to_device(batch, self.state.device)
+    def _micro_batches(self, batch: Batch, latent: LatentWeights | None) -> MicroBatches:
+        """The micro-batches of `batch`, which the step before may have prepared."""
+        prepared = self._prepared
+        if prepared is None or prepared.batch is not batch or (prepared.latent is None) != (latent is None):
+            return MicroBatches(self.state, batch, latent)
+        prepared.latent = latent
+        return prepared
 
-    def accumulate_gradients(self, batch: Batch, latent: LatentWeights | None) -> None:
+    def accumulate_gradients(self, micro_batches: MicroBatches) -> None:
         """Run every micro-batch of this rank's windows forward and backward.
 
         Without latent terms the heads have no gradients, not zeros, so that the optimizers leave them as they are.
         """
         self.loss_sums.zero_()
-        if latent is None and self.state.heads is not None:
+        if micro_batches.latent is None and self.state.heads is not None:
             self.state.heads.zero_grad(set_to_none=True)
         with self.weight_cache:
-            micro_batches = MicroBatches(self.state, batch, latent)
-            if latent is not None and self.sigreg_sums_SK2M is not None:
+            if micro_batches.latent is not None and self.sigreg_sums_SK2M is not None:
                 self._sum_sigreg_sample(micro_batches, self.sigreg_sums_SK2M)
             for micro in micro_batches:
                 self.forward_backward(micro)
@@ -232,7 +232,7 @@ class Trainer:
 
     def release(self) -> None:
         """Free all graphs and their memory after the last step."""
-        self._transferred = None
+        self._prepared = None
         for graph in (self.clip_gradients, self.update, self._compute_weights):
             graph.release()
         self.forward_backward.release()
