@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from jepamba.jepa import LatentWeights
-from jepamba.train.microbatch import MicroBatches
+from jepamba.jepa import LatentWeights, document_pairs
+from jepamba.train.microbatch import MicroBatches, loss_terms
 from jepamba.train.state import TrainState
 from tiny import opened, text_file, tiny
 
@@ -48,6 +49,32 @@ def test_one_is_copied_over_another(tmp_path: Path) -> None:
     for copied, theirs in zip(static.tensors(), second.tensors(), strict=True):
         assert torch.equal(copied, theirs)
     assert not torch.equal(static.tokens_BT, first.tokens_BT)
+
+
+def test_those_of_a_later_step_are_what_that_step_would_make(tmp_path: Path) -> None:
+    state, latent = state_in(tmp_path), LatentWeights(0.1, 0.5)
+    ahead = list(MicroBatches(state, state.peek_windows(), latent, step=5))
+    now = list(MicroBatches(state, state.peek_windows(), latent))
+    state.counters.step = 5
+    then = list(MicroBatches(state, state.peek_windows(), latent))
+    for first, second in zip(ahead, then, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first.tensors(), second.tensors(), strict=True))
+    assert ahead[0].projections is not None
+    assert now[0].projections is not None
+    assert not torch.equal(ahead[0].projections.directions_EM, now[0].projections.directions_EM)
+
+
+def test_a_single_micro_batch_counts_its_pairs_itself(tmp_path: Path) -> None:
+    state = opened(tiny(text_file(tmp_path), train__tokens_per_step=64, train__tokens_per_micro=64))
+    batches = MicroBatches(state, state.peek_windows(), LatentWeights(0.1, 0.5))
+    (micro,) = batches
+    assert micro.weights.pairs_K is None
+    shape = (len(micro.tokens_BT), state.run.data.seq_len)
+    counted_K = document_pairs(state.run.jepa, shape, micro.reset_BT, state.device)
+    with_counts = replace(micro, weights=micro.weights._replace(pairs_K=counted_K))
+    own, given = (loss_terms(state, each).jepa.item() for each in (micro, with_counts))
+    assert own > 0
+    assert own == pytest.approx(given, rel=1e-6)
 
 
 def test_without_latent_terms_nothing_is_made_for_them(tmp_path: Path) -> None:
