@@ -5,7 +5,8 @@
 PLAN is the name or the file of a plan; settings of a run are flags. On a GPU give the plan.toml of the finished runs,
 which has the dial's choices. The runs of a study are too far apart in time to compare steps by a few per cent. Here
 each round takes five steps of every arm. Prints the median of a step, and the median over the rounds of its ratio to
-the plan's baseline. `--profile` adds, on a GPU, the time of a step's kernels, their number, and the longest of them.
+the plan's baseline; these do not contain the measurements for `jepa.balance`, which are in one round of ten.
+`--profile` adds, on a GPU, the time of a step's kernels, their number, and the longest of them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
 
 import torch
 
+from jepamba.cli.flags import parse_settings
 from jepamba.config import with_settings
 from jepamba.data import corpus
 from jepamba.study.plan import load_plan
@@ -45,23 +46,28 @@ def profile(trainer: Trainer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("plan")
-    parser.add_argument("--arms", default="", help="with commas; empty: all")
+    parser.add_argument("--arms", default="", help="with commas, besides the baseline; empty: all")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--profile", action="store_true")
     given, rest = parser.parse_known_args()
-    settings: dict[str, Any] = {
-        name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)
-    }
-    on_gpu = torch.cuda.is_available()
+    settings, plan, on_gpu = parse_settings(rest), load_plan(given.plan), torch.cuda.is_available()
     if not on_gpu:
         torch.set_num_threads(1)
         settings = {**settings, "train.threads": 1, "train.device": "cpu"}
-    # On a GPU a step ends when the host has read its loss.
-    clock = time.perf_counter if on_gpu else time.thread_time
-    plan, wanted = load_plan(given.plan), given.arms.split(",") if given.arms else None
+    names = [arm.name for arm in plan.configurations]
+    wanted = [plan.baseline, *given.arms.split(",")] if given.arms else names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"{plan.name} has no {', '.join(unknown)}; it has {', '.join(names)}")
+
+    def clock() -> float:
+        if not on_gpu:
+            return time.thread_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     trainers: dict[str, Trainer] = {}
     for arm in plan.configurations:
-        if wanted is None or arm.name in wanted:
+        if arm.name in wanted:
             run = with_settings(plan.run(arm, plan.seeds[0]), settings)
             text = corpus(run.data)
             trainers[arm.name] = Trainer(TrainState(resolve(run, text), text, choose_device(run.train)))

@@ -44,13 +44,13 @@ keep() { # what a repository keeps of the study, also after an interruption
   for file in "$kept"/plan.toml "$kept"/report.*; do
     [ ! -e "$file" ] || sed -i "s#$(dirname "$shards")/#shards/#g" "$file" # no path of this machine
   done
-  awk 'NR == 1 || FNR > 1' docs/results/jepa/*/runs.csv > docs/results/jepa/runs.csv || true
+  awk 'NR == 1 || FNR > 1' docs/results/jepa/*/runs.csv > runs/all.csv && mv runs/all.csv docs/results/jepa/runs.csv || true
 }
 trap keep EXIT
 cp -r "$kept/." "$out/"
 code=0
 "$python" -m jepamba study run "$plan" --data.train "$shards" --out "$out" --gpus "$gpus" --overlap "${OVERLAP:-$overlap}" "$@" || code=$?
-if [ "${LATENTS:-}" = 1 ]; then
+if [ "${LATENTS:-}" = 1 ] && [ $code != 130 ]; then
   for run in "$out"/*/seed-1/; do
     arm=$(basename "$(dirname "$run")")
     for latent in h z; do
@@ -58,7 +58,7 @@ if [ "${LATENTS:-}" = 1 ]; then
       [ -e "$run/artifact.jepa" ] && [ ! -e "$measured" ] || continue
       [ $latent = h ] || [ -e "$run/heads.safetensors" ] || continue
       "$python" -m jepamba latents "$run" --data "$shards" --split val --latent $latent --limit $limit --carry --measure --probe \
-        --json -o "$out/latents.safetensors" > "$measured.part" && mv "$measured.part" "$measured"
+        --json -o "$out/latents.safetensors" > "$measured.part" && mv "$measured.part" "$measured" || code=1
     done
   done
 fi

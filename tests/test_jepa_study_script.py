@@ -74,9 +74,24 @@ def test_records_are_kept_and_merged(folder: Path) -> None:
 
 def test_an_interruption_loses_no_record(folder: Path) -> None:
     (folder / "stop").touch()
-    assert start(folder, "jepa-bpe-60").returncode == 130
+    assert start(folder, "jepa-bpe-60", LATENTS="1").returncode == 130
+    assert "latents" not in (folder / "calls").read_text()
     assert (folder / "docs/results/jepa/jepa-bpe-60/both/seed-1.json").exists()
     assert (folder / "docs/results/jepa/runs.csv").read_text() == "study,arm\nother,off\n"
+
+
+def test_an_interruption_before_any_report_leaves_the_table_of_runs(folder: Path) -> None:
+    (folder / "stop").touch()
+    (folder / "docs/results/jepa/jepa-bytes-20/runs.csv").unlink()
+    (folder / "docs/results/jepa/runs.csv").write_text("study,arm\nkept,off\n")
+    assert start(folder, "jepa-bpe-60").returncode == 130
+    assert (folder / "docs/results/jepa/runs.csv").read_text() == "study,arm\nkept,off\n"
+
+
+def test_a_latent_that_cannot_be_measured_is_an_error(folder: Path) -> None:
+    (folder / "program").write_text(PROGRAM.replace("""echo '{"effective_rank": 2}'""", "exit 2"))
+    assert start(folder, "jepa-bpe-60", LATENTS="1").returncode == 1
+    assert not list((folder / "docs/results/jepa/jepa-bpe-60").glob("latents-*"))
 
 
 def test_the_latents_of_the_first_seed_are_measured(folder: Path) -> None:

@@ -138,6 +138,8 @@ def test_the_budget_of_a_configuration_and_of_a_flag_drops_the_plan_s() -> None:
         ({"preset": "quickly"}, "quickly"),
         ({"question": 3}, "question must be a str"),
         ({"extra": 1}, "unknown key 'extra'"),
+        ({"alpha": 0.0}, "alpha = 0.0 must lie between"),
+        ({"alpha": 0.95}, "a level as 0.05, not a confidence as 0.95"),
     ],
 )
 def test_a_bad_plan_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -244,7 +244,10 @@ def test_runs_whose_baseline_is_of_another_program_are_named_and_not_compared(tm
     assert ANOTHER_PROGRAM not in report_study(out)
     set_program("b/seed-2", "0.2.0+2")
     set_program("a/seed-3", "0.2.0+2")  # the others of seed 3 were made before programs were recorded
-    assert f"**{ANOTHER_PROGRAM}:** b, seed 2; a-longer, seed 3; b, seed 3." in report_study(out)
+    assert (
+        f"**{ANOTHER_PROGRAM}:** b, seed 2; a-longer, seed 3 (nor any other at equal time); b, seed 3."
+        in report_study(out)
+    )
     pairs = {
         (item["configuration"], item["measure"]): [pair["seed"] for pair in item["pairs"]]
         for item in as_json(read_study(out))["comparisons"]
@@ -261,12 +264,43 @@ def test_long_steps_that_measure_gradients_count(tmp_path: Path) -> None:
     for run in planned_runs(balanced, tmp_path)[:2]:
         seconds = accumulate(9.0 if step in (0, 50, 60, 100) else 0.1 for step in range(120))
         records = [{"kind": "step", "step": step, "seconds": end} for step, end in enumerate(seconds, 1)]
+        del records[9]  # a skipped step, whose time is in that of the next one
         run.folder.mkdir(parents=True)
         (run.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         write_record(run, 50.0)
     short, balance = (json.loads(run.record_file.read_text()) for run in planned_runs(balanced, tmp_path)[:2])
     assert short["steady_seconds"] == pytest.approx(120 * 0.1)
     assert balance["steady_seconds"] == pytest.approx(118 * 0.1 + 2 * 9.0)
+
+
+def test_an_unfinished_run_is_compared_although_its_program_is_unknown(tmp_path: Path) -> None:
+    out = study(tmp_path / "s")
+    before = {measure: found(out, measure)["n"] for measure in ("steps", "time")}
+    for name in ("a", "b"):
+        for seed in (1, 2, 3):
+            path = out / name / f"seed-{seed}" / "summary.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"environment": {"program": "0.2.0+1"}}))
+    assert {measure: found(out, measure)["n"] for measure in ("steps", "time")} == before
+    (out / "b/seed-3/summary.json").unlink()
+    (out / "a/seed-2/summary.json").unlink()
+    assert {measure: found(out, measure)["n"] for measure in ("steps", "time")} == before == {"steps": 3, "time": 3}
+
+
+def test_each_program_has_its_own_ratios_of_time(tmp_path: Path) -> None:
+    """In the version that trained seed 4, b is faster: its baseline there is read at an earlier time."""
+    out = longer_study(tmp_path / "s")
+    (out / "plan.toml").write_text(tomli_w.dumps({**LONGER, "seeds": [1, 2, 3, 4]}))
+    finish(out, "a", 4, 0.1, 40, 2.14, 2.04)
+    finish(out, "a-longer", 4, 0.1, 80, 1.94, 1.84)
+    finish(out, "b", 4, 0.1 * 2**0.5, 40, 2.0, 1.9)
+    for name in ("a", "a-longer", "b"):
+        for seed in (1, 2, 3, 4):
+            path = out / name / f"seed-{seed}" / "summary.json"
+            program = {"program": "0.2.0+2" if seed == 4 else "0.2.0+1"}
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"environment": program}))
+    (item,) = [item for item in as_json(read_study(out))["comparisons"] if item["measure"] == "time"]
+    baselines = {pair["seed"]: pair["baseline"] for pair in item["pairs"]}
+    assert baselines == pytest.approx({1: 1.81, 2: 1.82, 3: 1.83, 4: 1.94})
 
 
 def test_the_level_of_the_plan_decides_the_verdict(tmp_path: Path) -> None:

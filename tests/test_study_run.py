@@ -371,6 +371,8 @@ def test_a_rule_does_not_change_once_a_run_is_finished(
         run_plan(other, out)
     kept = load_plan(out / "plan.toml")
     assert (kept.rule, kept.alpha, kept.baseline, kept.seeds) == (plan().rule, plan().alpha, plan().baseline, (1,))
+    with pytest.raises(UserError, match=rf"its {key} is not that of the plan"):
+        run_plan(replace(other, seeds=(7, 8)), out)  # its own runs are not finished, but those of the folder are
     run_plan(plan(), out)
 
 
@@ -386,6 +388,13 @@ def test_no_run_starts_that_would_not_end_in_time(tmp_path: Path, trainer: Train
     assert states[("a", 2)] == "waiting"
     run_plan(plan(), out, stop_after=60.0)
     assert trainer.commands[1:] == [["train", "a/seed-2"]]
+    # A configuration without a finished run is expected to take as long as the others, also if it runs alone.
+    (out / "b" / "seed-1.json").unlink()
+    (out / "b" / "seed-2.json").unlink()
+    for seed in (1, 2):
+        shutil.rmtree(out / "b" / f"seed-{seed}")
+    states = {(o.name, o.seed): o.state for o in run_plan(plan(), out, stop_after=20.0, only=["b"])}
+    assert states == {("b", 1): "waiting", ("b", 2): "waiting"}
 
 
 def test_a_run_that_does_not_end_in_time_is_stopped(tmp_path: Path, trainer: Trainer) -> None:

@@ -148,3 +148,10 @@ def test_verdicts() -> None:
     assert clear is not None
     assert clear.p_t == pytest.approx(0.0033, abs=1e-4)
     assert (clear.verdict(0.004), clear.verdict(0.003)) == ("higher", "no difference shown")
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 0.01, 0.5])
+def test_every_level_of_a_plan_has_a_smallest_effect(alpha: float) -> None:
+    """Between those of a level ten times as large and a tenth as large."""
+    effect = smallest_effect(1.0, 5, alpha=alpha)
+    assert 0 < smallest_effect(1.0, 5, alpha=min(0.6, 10 * alpha)) < effect < math.inf

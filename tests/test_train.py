@@ -176,7 +176,7 @@ RESUMABLE = [
     {"data.shuffle": False, "data.reset": False, "quant.qat_fraction": 0.5, "jepa.sigreg_ramp": 0.3},
     {"jepa.projector": "mlp-batchnorm", "jepa.sigreg_pool": "timestep", "jepa.sigreg_timesteps": 8},
     {"optim.train_conv": False, "train.masters": "bf16", "model.self_skip": True, "optim.decay_ssm": True},
-    {"optim.ghost_steps": 2, "jepa.target_ema": 0.8, "jepa.projector": "none", "jepa.predictor_mult": 0},
+    {"optim.ghost_steps": 2, "jepa.target_ema": 0.8},
     {"optim.ghost_steps": 2, "jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
     {
         "optim.ghost_steps": 2,
@@ -185,7 +185,7 @@ RESUMABLE = [
         "train.val_every": 3,
         "train.val_tokens": 500,
     },
-    {"train.val_every": 0.3, "train.val_tokens": 500},
+    {"train.val_every": 0.3, "train.val_tokens": 500, "jepa.projector": "none", "jepa.predictor_mult": 0},
 ]
 
 

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from jepamba.config import with_settings
 from jepamba.jepa import LatentWeights, document_pairs
+from jepamba.train import step as step_module
 from jepamba.train.microbatch import MicroBatches, loss_terms
 from jepamba.train.state import TrainState
+from jepamba.train.step import NotFiniteError, Trainer, ghost_warmup
 from tiny import opened, text_file, tiny
 
 
 def state_in(tmp_path: Path) -> TrainState:
     return opened(tiny(text_file(tmp_path), train__tokens_per_micro=64))
+
+
+def counted(patch: pytest.MonkeyPatch) -> list[int]:
+    """Append to the returned list each time that the micro-batches of a training step are made."""
+    calls: list[int] = []
+
+    def make(*given: Any, **named: Any) -> MicroBatches:
+        calls.append(1)
+        return MicroBatches(*given, **named)
+
+    patch.setattr(step_module, "MicroBatches", make)
+    return calls
 
 
 def test_micro_batches_are_the_step(tmp_path: Path) -> None:
@@ -62,6 +79,42 @@ def test_those_of_a_later_step_are_what_that_step_would_make(tmp_path: Path) -> 
     assert ahead[0].projections is not None
     assert now[0].projections is not None
     assert not torch.equal(ahead[0].projections.directions_EM, now[0].projections.directions_EM)
+
+
+PREPARED = [
+    {},
+    {"jepa.until": 0.5},
+    {"optim.ghost_steps": 2, "jepa.balance": 0.5},
+    {"jepa.sigreg_sample": "step", "jepa.sigreg_samples": 20},
+    {"train.tokens_per_step": 64},
+]
+
+
+@pytest.mark.parametrize("settings", PREPARED, ids=lambda settings: "+".join(settings) or "default")
+def test_steps_with_prepared_micro_batches_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """On a GPU a step prepares the next one. Here it does so on the CPU, with a skipped step and restored states."""
+    run, found, made = with_settings(tiny(text_file(tmp_path), train__tokens_per_micro=64), settings), [], []
+    for prepare in (False, True):
+        with monkeypatch.context() as patch:
+            trainer = Trainer(opened(run))
+            trainer.graphs = prepare
+            made.append(counted(patch))
+            ghost_warmup(trainer, lambda problem: None)
+            records = [trainer.train_step(step / 8) for step in range(3)]
+            with patch.context() as broken:
+                broken.setattr(step_module, "weighted_terms", lambda *given: {"ce": math.nan})
+                with pytest.raises(NotFiniteError):
+                    trainer.train_step(3 / 8)
+            records += [trainer.train_step(step / 8) for step in range(4, 8)]
+            found.append((records, trainer.state.tensors()))
+    (expected, weights), (records, others) = found
+    assert records == expected
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+    # A prepared step makes its micro-batches once too. Not used: those after the last step, after ghost steps, and
+    # those with latent terms for the first step without.
+    assert 0 < len(made[1]) - len(made[0]) <= 3
 
 
 def test_a_single_micro_batch_counts_its_pairs_itself(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_every_form_of_the_study_gives_the_losses_of_plain_pytorch(
 ) -> None:
     run, text = small
     jepa = plan.run(arm, 1).jepa
-    jepa = replace(jepa, sigreg_projections=64, sigreg_samples=256, layer=min(jepa.layer, run.model.n_layer - 1))
+    jepa = replace(jepa, sigreg_projections=64, layer=min(jepa.layer, run.model.n_layer - 1))
+    if jepa.sigreg_pool != "timestep":
+        jepa = replace(jepa, sigreg_samples=256)
     run = replace(run, jepa=jepa)
     ours = steps(run, text, True, 3)
     plain = steps(replace(run, train=replace(run.train, graph=False)), text, False, 3)

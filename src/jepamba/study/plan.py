@@ -153,8 +153,10 @@ def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
     if len({name.lower() for name in names}) < len(names) or len(names) < 2:
         raise UserError(f"{where}: a plan needs at least two runs with different names")
     alpha = _field(values, "alpha", float, where, _ALPHA)
-    if not 0 < alpha < 1:
-        raise UserError(f"{where}: alpha = {alpha} must lie between 0 and 1; 0.05 is the default")
+    if not 1e-9 <= alpha <= 0.5:
+        raise UserError(
+            f"{where}: alpha = {alpha} must lie between 1e-9 and 0.5: a level as 0.05, not a confidence as 0.95"
+        )
     plan = Plan(
         name=_name(_field(values, "name", str, where), where),
         question=_field(values, "question", str, where),

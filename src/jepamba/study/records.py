@@ -170,15 +170,19 @@ def steady_seconds(metrics: Metrics, settings: Run) -> float | None:
     A step that takes more than three median steps counts as one median step, unless it measures gradients for
     `jepa.balance`, which is part of the cost of that setting.
     """
-    ends = [seconds for record in metrics.steps if (seconds := number(record.get("seconds"))) is not None]
-    durations = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
+    ends = [(record["step"], end) for record in metrics.steps if (end := number(record.get("seconds"))) is not None]
+    durations = [(step, end - start) for (_, start), (step, end) in zip([(0, 0.0), *ends], ends, strict=False)]
     if not durations:
         return None
-    median = statistics.median(durations)
-    measured = range(BALANCE_EVERY, len(durations), BALANCE_EVERY) if settings.jepa.balance > 0 else range(0)
+    median = statistics.median(duration for _, duration in durations)
+
+    def measures_gradients(step: int) -> bool:
+        # Before the step that is logged as 51, 101, …; the first step also compiles. A skipped step is not logged.
+        return settings.jepa.balance > 0 and step > BALANCE_EVERY and step % BALANCE_EVERY == 1
+
     return sum(
-        median if duration > _LONG_STEP * median and step not in measured else duration
-        for step, duration in enumerate(durations)
+        median if duration > _LONG_STEP * median and not measures_gradients(step) else duration
+        for step, duration in durations
     )
 
 

@@ -65,19 +65,29 @@ def _pairs(
 ) -> list[Pair]:
     """Return the pairs of the runs and the baseline of their seed, as far as one version of jepamba trained both."""
     baseline = by_name[plan.baseline]
+    same = _of_same_program(runs, baseline)
     if measure == "time" and plan.time_baseline:
         longer = _of_same_program(by_name[plan.time_baseline], baseline)
-        return time_pairs(_of_same_program(runs, baseline), baseline, longer)
-    same = _of_same_program(runs, baseline)
+        pairs = []
+        # Versions may differ in speed, so each has ratios of its own.
+        for program in {run.program for run in baseline.values()}:
+            of_program = {seed: run for seed, run in baseline.items() if run.program == program}
+            pairs += time_pairs(same, of_program, longer)
+        return sorted(pairs, key=lambda pair: pair.seed)
     return [pair for seed in sorted(same) if (pair := compare(same[seed], baseline[seed], measure)) is not None]
 
 
-def _of_same_program(runs: Mapping[int, Result], baseline: Mapping[int, Result]) -> dict[int, Result]:
-    """Return the runs whose program is that of the baseline's run with the same seed.
+def same_program(run: Result, baseline: Result) -> bool:
+    """Whether one version of jepamba trained both runs, as far as it is known: that of an unfinished run is not.
 
     Runs of one seed in two versions may differ by as much as runs of two seeds.
     """
-    return {seed: run for seed, run in runs.items() if seed in baseline and run.program == baseline[seed].program}
+    return run.summary is None or baseline.summary is None or run.program == baseline.program
+
+
+def _of_same_program(runs: Mapping[int, Result], baseline: Mapping[int, Result]) -> dict[int, Result]:
+    """Return the runs whose program is that of the baseline's run with the same seed."""
+    return {seed: run for seed, run in runs.items() if seed in baseline and same_program(run, baseline[seed])}
 
 
 def _check_same_text(found: Sequence[Result]) -> None:

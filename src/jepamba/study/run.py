@@ -96,11 +96,11 @@ def run_plan(
         runs = planned_runs(plan, out)
         for run in runs:
             _check_settings(run)
-        if any(run.finished for run in runs):
-            _check_rule(plan, out)
+        _check_rule(plan, out)
         atomic_write(out / "plan.toml", tomli_w.dumps(plan.to_dict()).encode())
         wanted = [run for run in runs if not only or run.name in only]
-        return _execute(wanted, [gpu for _ in range(overlap) for gpu in range(gpus)], deadline, Path(turns))
+        places = [gpu for _ in range(overlap) for gpu in range(gpus)]
+        return _execute(wanted, places, deadline, Path(turns), _wall_seconds(runs))
 
 
 def _with_choices(plan: Plan, out: Path) -> Plan:
@@ -126,11 +126,13 @@ def _with_choices(plan: Plan, out: Path) -> Plan:
 
 
 def _check_rule(plan: Plan, out: Path) -> None:
-    """Raise `UserError` if the plan in `out`, which has finished runs, is judged in another way than `plan`."""
+    """Raise `UserError` if the plan in `out` has finished runs and is judged in another way than `plan`."""
     path = out / "plan.toml"
     if not path.exists():
         return
     before = load_plan(path)
+    if not any(run.finished for each in (before, plan) for run in planned_runs(each, out)):
+        return
     for key in ("rule", "alpha", "baseline", "time_baseline"):
         old, new = getattr(before, key), getattr(plan, key)
         if old != new:
@@ -140,10 +142,14 @@ def _check_rule(plan: Plan, out: Path) -> None:
             )
 
 
-def _execute(runs: Sequence[PlannedRun], places: Sequence[int], deadline: float, turns: Path) -> list[Outcome]:
+def _execute(
+    runs: Sequence[PlannedRun], places: Sequence[int], deadline: float, turns: Path, times: dict[str, list[float]]
+) -> list[Outcome]:
     """Execute `runs`, one process at a time in each of `places`, which are numbers of GPUs.
 
-    Arguments: `turns`, a folder for the files by which the processes of a GPU take turns.
+    Arguments:
+        turns: A folder for the files by which the processes of a GPU take turns.
+        times: Wall-clock seconds of finished runs by configuration (`_wall_seconds`); those of `runs` are added.
     """
     outcomes = {run: Outcome(run.name, run.seed, "waiting", 0.0) for run in runs}
     waiting = []
@@ -157,7 +163,6 @@ def _execute(runs: Sequence[PlannedRun], places: Sequence[int], deadline: float,
     _log(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before")
     processes: dict[int, _Process] = {}
     seeds: dict[int, int] = {}
-    times = _wall_seconds(runs)
     try:
         while time.monotonic() < deadline:
             for place, gpu in enumerate(places):

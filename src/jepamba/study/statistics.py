@@ -113,7 +113,7 @@ def smallest_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) 
         return math.inf
     from scipy import optimize, stats
 
-    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    critical = float(stats.t.isf(alpha / 2, n - 1))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     thresholds = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jepamba.progress import duration
 from jepamba.study.compare import Measure
-from jepamba.study.results import Study
+from jepamba.study.results import Study, same_program
 from jepamba.study.run_table import run_values
 from jepamba.study.statistics import MIN_PAIRS, Difference, pairs_for, smallest_effect
 
@@ -160,13 +160,16 @@ def _unfinished(study: Study) -> str:
 
 
 def _of_another_program(study: Study) -> str:
-    """Return the names of the runs whose program is not that of the baseline's run of their seed, with commas."""
-    programs = {(item.name, item.seed): item.program for item in study.results if item.summary is not None}
-    baseline = study.plan.baseline
+    """Return the names of the runs whose program is not that of the baseline's run of their seed, with commas.
+
+    Without the time baseline no configuration has a pair at equal time.
+    """
+    plan = study.plan
+    baseline = {item.seed: item for item in study.results if item.name == plan.baseline}
     return "; ".join(
-        f"{name}, seed {seed}"
-        for (name, seed), program in programs.items()
-        if programs.get((baseline, seed), program) != program
+        f"{item.name}, seed {item.seed}" + (" (nor any other at equal time)" if item.name == plan.time_baseline else "")
+        for item in study.results
+        if item.seed in baseline and not same_program(item, baseline[item.seed])
     )
 
 
