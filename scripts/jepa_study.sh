@@ -15,7 +15,7 @@ corpus=${CORPUS:?the folder with train-0.txt.xz, val.txt.xz and sp8192.model} py
 export PYTHONPATH=${PYTHONPATH:-src}
 out=runs/$plan kept=docs/results/jepa/$plan limit=400000 overlap=8
 case $plan in
-  jepa-bytes-* | best-bytes) text=$corpus/train-0.txt.xz tokenizer=bytes shards=bytes limit=1600000 ;;
+  jepa-bytes-* | jepa-nextlat-bytes-* | best-bytes) text=$corpus/train-0.txt.xz tokenizer=bytes shards=bytes limit=1600000 ;;
   jepa-many-epochs) text=little.txt tokenizer=$corpus/sp8192.model shards=little ;;
   jepa-bpe-* | jepa-forms-* | jepa-nextlat-* | jepa-h-* | jepa-published-* | best-levers) text=$corpus/train-0.txt.xz tokenizer=$corpus/sp8192.model shards=bpe ;;
   *) echo "$plan: not a plan of the JEPA study (docs/studies.md)" >&2; exit 2 ;;

@@ -21,6 +21,8 @@ from jepamba.train.step import Trainer
 from tiny import SIZES, TOPICS
 
 PLANS = [name for name in plan_names() if name == "best-bytes" or (name.startswith("jepa-") and name != "jepa-off")]
+OWN_FORMS = ("jepa-forms-20", "jepa-nextlat-20", "jepa-nextlat-bytes-20", "jepa-h-weights-20")
+"""Plans of other forms than the published one."""
 CELLS = {
     "off": (0.0, 0.0),
     "both": (1.0, 1.0),
@@ -87,9 +89,7 @@ def test_the_small_plan_has_the_same_forms() -> None:
         assert changed == {*item.settings}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in PLANS if name not in ("jepa-forms-20", "jepa-nextlat-20", "jepa-h-weights-20")]
-)
+@pytest.mark.parametrize("name", [name for name in PLANS if name not in OWN_FORMS])
 def test_the_published_objective_is_in_every_arm(name: str) -> None:
     """Whatever an arm does not set itself, a latent term has the published form."""
     published = flatten(to_dict(load_preset("submission-bpe")))
@@ -108,6 +108,7 @@ def test_the_published_objective_is_in_every_arm(name: str) -> None:
         ("jepa-bpe-60", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-forms-20", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-h-weights-20", 43_897_222, (640, 6, 64, 1024, 32768)),
+        ("jepa-nextlat-bytes-20", 159_940_718, (640, 6, 64, 4096, 65536)),
         ("jepa-nextlat-20", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-bpe-60-more", 43_897_222, (640, 6, 64, 1024, 32768)),
         ("jepa-bpe-240", 43_897_222, (640, 8, 128, 1024, 32768)),

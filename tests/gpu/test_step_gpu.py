@@ -93,7 +93,7 @@ def test_kernels_give_the_losses_of_plain_pytorch(small: tuple[Run, Corpus], res
 
 ARMS = [
     (plan, arm)
-    for plan in map(load_plan, ("jepa-forms-20", "jepa-nextlat-20"))
+    for plan in map(load_plan, ("jepa-forms-20", "jepa-nextlat-20", "jepa-h-weights-20"))
     for arm in plan.configurations
     if not arm.name.startswith("off")
 ]
