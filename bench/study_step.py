@@ -1,11 +1,11 @@
 """Time of a training step of each arm of a study, interleaved: CPU time of one thread, or elapsed time on a GPU.
 
-    python bench/study_step.py docs/results/jepa/quick-jepa-slowness/plan.toml [--arms off,slowness] [--data.train TEXT] [--data.val TEXT] …
+    python bench/study_step.py docs/results/jepa/quick-jepa-slowness/plan.toml [--arms slowness] [--data.train TEXT] …
 
 PLAN is the name or the file of a plan; settings of a run are flags. For a preset with a dial give the plan.toml of
-finished runs, which has its choices. The runs of a study are too far apart in time to compare steps by a few per cent. Here
-each round takes five steps of every arm. Prints the median of a step, and the median over the rounds of its ratio to
-the plan's baseline; these do not contain the measurements for `jepa.balance`, which are in one round of ten.
+finished runs, which has its choices. The runs of a study are too far apart in time to compare steps by a few per cent.
+Here each round takes five steps of every arm. Prints the median of a step, and the median over the rounds of its ratio
+to the plan's baseline; these do not contain the measurements for `jepa.balance`, which are in one round of ten.
 `--profile` adds, on a GPU, the time of a step's kernels, their number, and the longest of them.
 """
 
