@@ -23,6 +23,11 @@ class DivergedError(UserError):
         super().__init__("the model has diverged, it computes no finite values: train again with a lower learning rate")
 
 
+def one_line(text: object) -> str:
+    """Return `text`, which may quote a file, in one line of at most 300 characters."""
+    return " ".join(str(text).split())[:300]
+
+
 def in_words(error: BaseException) -> str:
     """Describe `error` in one line for the other ranks."""
     if isinstance(error, UserError):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jepamba.artifact.strict_json import parse_object, read_count, read_field
 from jepamba.config import Jepa
-from jepamba.errors import UserError
+from jepamba.errors import UserError, one_line
 from jepamba.io import atomic_write, read_untrusted
 from jepamba.jepa import JepaHeads
 
@@ -67,7 +67,7 @@ def load_heads(path: Path, d_model: int, artifact_sha256: str, device: torch.dev
         heads = _build(header, d_model)
         _check(tensors, heads.state_dict())
     except (UserError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(f"{path}: not a valid file of JEPA heads: {reason}") from None
     heads.load_state_dict(tensors, assign=True)
     return heads.requires_grad_(False).to(device).eval()

@@ -13,7 +13,7 @@ from typing import Any
 
 from jepamba.data.shards import open_shard
 from jepamba.data.tokens import Tokens
-from jepamba.errors import UserError
+from jepamba.errors import UserError, one_line
 from jepamba.io import read_untrusted
 from jepamba.text.tokenizers import Tokenizer, load_tokenizer
 from jepamba.text.unrestored import Unrestored
@@ -95,8 +95,7 @@ def open_folder(path: str | Path) -> TokenFolder:
         splits = {_string(name): _split(values) for name, values in meta["splits"].items()}
         file = folder / TOKENIZER_FILE[kind]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        # It may quote a name from the file.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{folder / META}: damaged ({reason}); build the folder again") from None
     blob = read_untrusted(file, "the tokenizer of the shards", _MOST_BYTES)
     try:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepamba.errors import UserError
+from jepamba.errors import UserError, one_line
 from jepamba.io import check_utf8_name, read_untrusted, sha256_of, sync
 
 TENSORS = "tensors.safetensors"
@@ -85,7 +85,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UserError(f"{path / TENSORS}: its checksum is not the one in {STATE}")
         tensors = load_file(path / TENSORS)
     except (UserError, OSError, ValueError, RecursionError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(
             f"{path}: not a complete checkpoint ({reason}); delete it to resume from the one before it"
         ) from None
@@ -112,7 +112,7 @@ def _reason(error: OSError | SafetensorError) -> str:
     """The operating system's message for `error`."""
     number = error.errno if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
     number = int(number[1]) if isinstance(number, re.Match) else number
-    return os.strerror(number) if number else " ".join(str(error).split())[:300]
+    return os.strerror(number) if number else one_line(error)
 
 
 def _clear(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jepamba.config import BUDGETS, ConfigError, Run
 from jepamba.data import Batch, BatchLayout, Corpus, Loader, Prefetcher
 from jepamba.distributed import SINGLE_PROCESS, World
-from jepamba.errors import UserError
+from jepamba.errors import UserError, one_line
 from jepamba.jepa import JepaHeads, TargetEncoder
 from jepamba.model import LanguageModel
 from jepamba.optim import Optimizers
@@ -174,7 +174,7 @@ class TrainState:
             torch.set_rng_state(sections["rng"]["cpu"])
             self.loader.restore(metadata["loader"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise UserError(f"the checkpoint does not fit this run's config: {reason}") from None
         self.counters, self.latent_factor = counters, latent_factor
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jepamba.artifact.locate import ARTIFACT
 from jepamba.artifact.store import Artifact, open_artifact
 from jepamba.config import Run
-from jepamba.errors import UserError
+from jepamba.errors import UserError, one_line
 from jepamba.jepa import JepaHeads
 from jepamba.model import LanguageModel
 from jepamba.train.checkpoint import STATE, load_checkpoint
@@ -58,7 +58,7 @@ def load_trained(path: Path) -> Trained:
         model, heads = _modules(run, tensors, state["bit_allocation"])
         fingerprint = state["data"]["tokenizer"]
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(f"{path}: does not fit the configuration of its run: {reason}") from None
     packed = folder / ARTIFACT
     lost = None if packed.exists() else lost_file(run)
