@@ -41,7 +41,7 @@ def refusal(path: Path, d_model: int = D_MODEL) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("projector", ["linear", "mlp-layernorm", "mlp-batchnorm", "none"])
+@pytest.mark.parametrize("projector", ["linear", "mlp-layernorm", "mlp-batchnorm", "batchnorm", "none"])
 def test_loaded_heads_compute_what_the_saved_ones_do(tmp_path: Path, projector: Any) -> None:
     config = Jepa(projector=projector, predictor_mult=2, rollout_steps=4, layer=3, action=True, target_tokens=2)
     heads = JepaHeads(config, D_MODEL)
@@ -103,7 +103,7 @@ def test_the_files_of_the_refusals_below_are_valid_otherwise(tmp_path: Path) -> 
         ({"version": 2, "layer": 0, "action": False, "target_tokens": 0}, "target_tokens = 0: must be at least 1"),
         ({"version": 2, "layer": 0, "action": True, "target_tokens": 1}, "not torch.float32 of shape (16, 16)"),
         ({"projector": "mlp-layernorm"}, "its tensors are not those of its settings"),
-        ({"projector": "os.system"}, "its projector is none of linear, mlp-layernorm, mlp-batchnorm, none"),
+        ({"projector": "os.system"}, "its projector is none of linear, mlp-layernorm, mlp-batchnorm, batchnorm, none"),
         ({"predictor_mult": 3}, "not torch.float32 of shape"),
         ({"predictor_mult": 1 << 16}, "not torch.float32 of shape"),
         ({"predictor_mult": 1 << 62}, "'predictor_mult'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -96,6 +97,16 @@ def test_compilations_run_in_forks(tmp_path: Path) -> None:
     assert len({*others}) > 1
     assert first not in others
     assert sorted(after.read_text().splitlines()) == sorted(f"{process} {process}" for process in others)
+
+
+def test_a_fork_does_not_collect_the_garbage_of_its_parent(tmp_path: Path) -> None:
+    after = tmp_path / "after"
+    tasks = CompileTasks(lambda result: after.open("a").write(f"{gc.isenabled()}\n"))
+    for index in range(3):
+        tasks.submit(Compilation(tmp_path / str(index)))
+    tasks.run(2)
+    assert after.read_text().splitlines() == ["False", "False"]
+    assert gc.isenabled()
 
 
 def test_what_is_in_the_cache_needs_no_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,14 @@ def test_share_of_variance_within_windows() -> None:
     assert share(torch.ones(2, 3, 4)) == 0
 
 
+def test_share_of_the_mean_latent() -> None:
+    z_BTE = torch.randn(8, 100, 8)
+    z_BTE -= z_BTE.mean((0, 1))
+    z_BTE /= z_BTE.square().mean().sqrt()
+    for offset, share in ((0.0, 0.0), (1.0, 0.5), (3.0, 0.9)):
+        assert latent_statistics(z_BTE + offset)["mean_share"] == pytest.approx(share, abs=1e-6)
+
+
 def test_effective_rank_and_norm() -> None:
     def rank(r: int) -> Any:
         def say(h: Tensor) -> Tensor:

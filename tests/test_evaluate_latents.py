@@ -83,7 +83,7 @@ def test_each_token_has_its_document_and_its_position(model: LanguageModel) -> N
 
 
 @pytest.mark.parametrize("carry", [True, False])
-@pytest.mark.parametrize("projector", ["linear", "mlp-batchnorm", "none"])
+@pytest.mark.parametrize("projector", ["linear", "mlp-batchnorm", "batchnorm", "none"])
 def test_z_is_the_projection_of_h(model: LanguageModel, projector: str, carry: bool) -> None:
     heads = JepaHeads(Jepa(projector=projector), 16)  # type: ignore[arg-type]
     heads.project(torch.randn(2, 9, 16) + 3)  # moves the running statistics of BatchNorm

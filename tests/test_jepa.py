@@ -225,7 +225,7 @@ def test_the_loss_gives_the_predictor_the_embedded_tokens(target_tokens: int) ->
     assert terms.jepa.item() == pytest.approx(whole_error(heads, z, x0, reset).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm", "none"])
+@pytest.mark.parametrize("kind", ["linear", "mlp-layernorm", "mlp-batchnorm", "batchnorm", "none"])
 def test_a_fresh_predictor_says_the_same_everywhere(kind: str) -> None:
     heads = JepaHeads(Jepa(projector=kind, rollout_steps=2), 16).eval()
     output = heads.predictor[2]
@@ -234,7 +234,7 @@ def test_a_fresh_predictor_says_the_same_everywhere(kind: str) -> None:
     assert (output.bias == 0).all()
     for prediction in heads.rollout(torch.randn(2, 7, 16)):
         assert torch.allclose(prediction, prediction[0, 0].expand_as(prediction), atol=1e-6)
-        if kind in ("linear", "none"):
+        if kind in ("linear", "batchnorm", "none"):
             assert (prediction == 0).all()
     assert heads.project(torch.randn(2, 7, 16)).std() > 0.05
 
@@ -249,6 +249,12 @@ def test_projector_kinds() -> None:
     assert torch.equal(none.project(x), x)
     assert torch.equal(none.step(x), none.predictor(x))
     assert {name.partition(".")[0] for name, _ in none.named_parameters()} == {"predictor"}
+    standard = disturbed_heads(Jepa(projector="batchnorm"))
+    x_NM = x.flatten(0, 1)
+    truth = (x_NM - x_NM.mean(0)) / (x_NM.var(0, unbiased=False) + 1e-5).sqrt()
+    assert torch.allclose(standard.project(10 * x + 3).flatten(0, 1), truth, atol=1e-4)
+    assert torch.equal(standard.step(x), standard.predictor(x))
+    assert {name.partition(".")[0] for name, _ in standard.named_parameters()} == {"predictor"}
     copy = JepaHeads(Jepa(projector="none", predictor_mult=0), 16)
     assert not list(copy.parameters())
     assert torch.equal(copy.step(x), x)

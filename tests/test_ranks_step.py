@@ -32,6 +32,7 @@ PASSES = {"train.tokens_per_step": 12 * 24, "train.tokens_per_micro": 2 * 24}
 CASES: dict[str, dict[str, Any]] = {
     "one pass": ONE_PASS,
     "batch norm": ONE_PASS | {"jepa.projector": "mlp-batchnorm", "jepa.sigreg_pool": "timestep"},
+    "standardized latents": ONE_PASS | {"jepa.projector": "batchnorm", "jepa.sigreg_pool": "timestep"},
     "no latents": PASSES | {"jepa.weight": 0.0, "jepa.sigreg_weight": 0.0},
     "a lower layer, with tokens": PASSES
     | {"jepa.layer": 1, "jepa.action": True, "jepa.target_tokens": 4, "jepa.sigreg_sample": "step"},

@@ -33,8 +33,9 @@ class Jepa:
     action: bool = False
     """Give every step of the predictor the embedding of the token that it predicts the latent of, or the mean over the
     `target_tokens`."""
-    projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm", "none"] = "linear"
-    """Projector of the latents to z, and the predictor's output projection. `none`: the latents themselves are z."""
+    projector: Literal["linear", "mlp-layernorm", "mlp-batchnorm", "batchnorm", "none"] = "linear"
+    """Projector of the latents to z, and the predictor's output projection. `batchnorm`: z is the latents, each channel
+    standardized over the positions of a pass; `none`: the latents themselves. Both have no output projection."""
     predictor_mult: int = 4
     """Hidden width of the predictor as a multiple of the latent width. 0: no predictor; the latent itself is the
     prediction."""

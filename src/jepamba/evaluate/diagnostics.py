@@ -47,7 +47,8 @@ def diagnostics(
 
         - `tokens`: number of targets. `top1`, `top5`, `top10`: fraction of targets among the k most likely tokens.
         - `latents`, of z, or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
-          `within_sequence`, fraction of the variance that lies within windows (near 0, latents are constant in each
+          `mean_share`, squared norm of the mean latent relative to the mean squared norm (near 1, latents differ
+          little from a constant vector); `within_sequence`, fraction of the variance that lies within windows (near 0, latents are constant in each
           window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
           2007); `width`, its maximum.
         - `h`, only with `heads`: the same of h, which the head reads.
@@ -115,13 +116,15 @@ def _count_hits(model: LanguageModel, h_BTD: Float[Tensor, "B T D"], batch: Wind
 
 
 def latent_statistics(z_BTE: Float[Tensor, "B T E"]) -> dict[str, float]:
-    """Compute norm, fraction of the variance within windows, and effective rank of the latents."""
+    """Compute norm, share of the mean latent, fraction of the variance within windows, and effective rank."""
     z_BTE = z_BTE.double()
+    mean_E = z_BTE.mean((0, 1))
     within = (z_BTE - z_BTE.mean(1, keepdim=True)).square().mean()
-    total = (z_BTE - z_BTE.mean((0, 1))).square().mean()
+    total = (z_BTE - mean_E).square().mean()
     spectrum_E = spectrum(z_BTE)
     return {
         "norm": float(z_BTE.norm(dim=-1).mean()),
+        "mean_share": float(mean_E.square().mean() / z_BTE.square().mean().clamp_min(1e-12)),
         "within_sequence": float(within / total.clamp_min(1e-12)),
         "effective_rank": float(torch.exp(-(spectrum_E * spectrum_E.log()).sum())),
         "width": z_BTE.shape[-1],

@@ -122,7 +122,7 @@ def measure_latents(latents_ND: Tensor, seq_len: int) -> dict[str, Any]:
     """Measure latents in adjacent windows of `seq_len`, without a last, shorter one after others.
 
     Returns:
-        The entries `norm`, `within_sequence`, `effective_rank` and `width` (see `diagnostics`), and `spectrum`, the
+        The entries `norm`, `mean_share`, `within_sequence`, `effective_rank` and `width` (see `diagnostics`), and `spectrum`, the
         eigenvalues of the covariance, largest first, with sum 1.
     """
     length = min(seq_len, len(latents_ND))

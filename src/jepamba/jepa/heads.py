@@ -30,12 +30,12 @@ class SequenceBatchNorm(nn.BatchNorm1d):
     positions follows it.
     """
 
-    def __init__(self, num_features: int, world: World = SINGLE_PROCESS) -> None:
-        super().__init__(num_features)
+    def __init__(self, num_features: int, world: World = SINGLE_PROCESS, affine: bool = True) -> None:
+        super().__init__(num_features, affine=affine)
         self.world = world
 
     def forward(self, x_BTM: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
-        """Normalize each of the M channels over B and T, then scale and shift it."""
+        """Normalize each of the M channels over B and T; with `affine`, then scale and shift it."""
         x_NM = x_BTM.flatten(0, 1)
         if self.training and self.world.world_size > 1:
             return self._synchronized(x_NM).view_as(x_BTM)
@@ -54,7 +54,8 @@ class SequenceBatchNorm(nn.BatchNorm1d):
         variance_M = self.world.all_reduce(centred_NM.square().sum(0)) / count
         if torch.is_grad_enabled():
             self._update_running_stats(mean_M.detach(), variance_M.detach() * (count / (count - 1)))
-        return (centred_NM * torch.rsqrt(variance_M + self.eps) * self.weight + self.bias).to(x_NM.dtype)
+        x32_NM = centred_NM * torch.rsqrt(variance_M + self.eps)
+        return (x32_NM * self.weight + self.bias if self.affine else x32_NM).to(x_NM.dtype)
 
     def _update_running_stats(self, mean_M: Tensor, variance_M: Tensor) -> None:
         buffers = dict(self.named_buffers())
@@ -64,10 +65,12 @@ class SequenceBatchNorm(nn.BatchNorm1d):
 
 
 def make_projection(kind: str, dim: int, world: World = SINGLE_PROCESS) -> nn.Module:
-    """Build a module (…, dim) → (…, dim): bias-free linear, an MLP (hidden 2·dim) with LayerNorm or BatchNorm, or the
-    identity (`none`)."""
+    """Build a module (…, dim) → (…, dim): bias-free linear, an MLP (hidden 2·dim) with LayerNorm or BatchNorm, BatchNorm
+    alone and without weights, or the identity (`none`)."""
     if kind == "none":
         return nn.Identity()
+    if kind == "batchnorm":
+        return SequenceBatchNorm(dim, world, affine=False)
     if kind == "linear":
         return nn.Linear(dim, dim, bias=False)
     norm = nn.LayerNorm(2 * dim) if kind == "mlp-layernorm" else SequenceBatchNorm(2 * dim, world)
@@ -85,7 +88,9 @@ class JepaHeads(nn.Module):
         inputs = 2 * d_model if config.action else d_model
         layers = [nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, d_model)] if hidden else []
         self.predictor = nn.Sequential(*layers)
-        self.pred_proj = make_projection(config.projector if hidden else "none", d_model, world)
+        # A prediction of a standardized latent has less variance than it; normalized, it could not be the mean.
+        output_kind = "none" if config.projector == "batchnorm" or not hidden else config.projector
+        self.pred_proj = make_projection(output_kind, d_model, world)
         if hidden:
             output = cast(nn.Linear, self.predictor[2])
             nn.init.zeros_(output.weight)

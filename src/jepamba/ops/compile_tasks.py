@@ -6,6 +6,7 @@ Threads would not do: a third of a compilation is Python, which runs in one thre
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import signal
 import time
@@ -61,6 +62,8 @@ def _run_in_processes(tasks: list[Callable[[], Any]], workers: int) -> None:
     following = context.Value("i", 0)
 
     def work() -> None:
+        # A collection would destroy tensors and graphs of the parent on the GPU, which ends this process.
+        gc.disable()
         # Ctrl-C is for the parent, which may have handlers that only take a note.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

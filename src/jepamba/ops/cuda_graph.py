@@ -5,7 +5,9 @@ This is only an optimization. With `enabled` off, the work is called directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +45,10 @@ class CUDAGraph:
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         # "thread_local", because the loader's thread pins memory during the capture and NCCL runs its own thread.
-        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+        with (
+            _no_garbage_collection(),
+            torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             self.work()
         self._graphs[key] = graph
 
@@ -53,3 +58,16 @@ class CUDAGraph:
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python from destroying an earlier graph during a capture, which would invalidate the capture
+    (https://github.com/pytorch/pytorch/pull/161037)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
