@@ -131,7 +131,8 @@ def latents(args: Namespace) -> int:
     )
     if measures:
         print_summary(
-            f"norm {measures['norm']:.3f}, {100 * measures['mean_share']:.1f} % of its square the mean latent's, effective rank {measures['effective_rank']:.1f} of {measures['width']}, "
+            f"norm {measures['norm']:.3f}, {100 * measures['mean_share']:.1f} % of its square the mean latent's, "
+            f"effective rank {measures['effective_rank']:.1f} of {measures['width']}, "
             f"{100 * measures['within_sequence']:.1f} % of the variance within windows, "
             f"{100 * measures['spectrum'][0]:.1f} % along the first principal axis"
         )

@@ -48,8 +48,8 @@ def diagnostics(
         - `tokens`: number of targets. `top1`, `top5`, `top10`: fraction of targets among the k most likely tokens.
         - `latents`, of z, or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
           `mean_share`, squared norm of the mean latent relative to the mean squared norm (near 1, latents differ
-          little from a constant vector); `within_sequence`, fraction of the variance that lies within windows (near 0, latents are constant in each
-          window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
+          little from a constant vector); `within_sequence`, fraction of the variance that lies within windows (near 0,
+          latents are constant in each window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
           2007); `width`, its maximum.
         - `h`, only with `heads`: the same of h, which the head reads.
         - `prediction`, only with `heads`, a list by roll-out step k: `cosine` and `mse` between the prediction and

@@ -122,8 +122,8 @@ def measure_latents(latents_ND: Tensor, seq_len: int) -> dict[str, Any]:
     """Measure latents in adjacent windows of `seq_len`, without a last, shorter one after others.
 
     Returns:
-        The entries `norm`, `mean_share`, `within_sequence`, `effective_rank` and `width` (see `diagnostics`), and `spectrum`, the
-        eigenvalues of the covariance, largest first, with sum 1.
+        The entries `norm`, `mean_share`, `within_sequence`, `effective_rank` and `width` (see `diagnostics`), and
+        `spectrum`, the eigenvalues of the covariance, largest first, with sum 1.
     """
     length = min(seq_len, len(latents_ND))
     windows = len(latents_ND) // length

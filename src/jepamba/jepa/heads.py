@@ -65,8 +65,8 @@ class SequenceBatchNorm(nn.BatchNorm1d):
 
 
 def make_projection(kind: str, dim: int, world: World = SINGLE_PROCESS) -> nn.Module:
-    """Build a module (…, dim) → (…, dim): bias-free linear, an MLP (hidden 2·dim) with LayerNorm or BatchNorm, BatchNorm
-    alone and without weights, or the identity (`none`)."""
+    """Build a module (…, dim) → (…, dim): bias-free linear, an MLP (hidden 2·dim) with LayerNorm or BatchNorm,
+    BatchNorm alone and without weights, or the identity (`none`)."""
     if kind == "none":
         return nn.Identity()
     if kind == "batchnorm":
