@@ -49,8 +49,8 @@ def diagnostics(
         - `latents`, of z, or of h if `heads` is None: `of` ("z" or "h"); `norm`, mean Euclidean norm;
           `mean_share`, squared norm of the mean latent relative to the mean squared norm (near 1, latents differ
           little from a constant vector); `within_sequence`, fraction of the variance that lies within windows (near 0,
-          latents are constant in each window); `effective_rank`, exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli
-          2007); `width`, its maximum.
+          latents are constant in each window); `effective_rank`, exp of the entropy of the covariance's normalized
+          eigenvalues (Roy & Vetterli 2007); `width`, its maximum.
         - `h`, only with `heads`: the same of h, which the head reads.
         - `prediction`, only with `heads`, a list by roll-out step k: `cosine` and `mse` between the prediction and
           its target, z shifted by k (with `jepa.target_tokens` a mean); `copy_cosine` and `copy_mse`, the same for z
