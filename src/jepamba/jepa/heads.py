@@ -54,8 +54,8 @@ class SequenceBatchNorm(nn.BatchNorm1d):
         variance_M = self.world.all_reduce(centred_NM.square().sum(0)) / count
         if torch.is_grad_enabled():
             self._update_running_stats(mean_M.detach(), variance_M.detach() * (count / (count - 1)))
-        x32_NM = centred_NM * torch.rsqrt(variance_M + self.eps)
-        return (x32_NM * self.weight + self.bias if self.affine else x32_NM).to(x_NM.dtype)
+        normed_NM = centred_NM * torch.rsqrt(variance_M + self.eps)
+        return (normed_NM * self.weight + self.bias if self.affine else normed_NM).to(x_NM.dtype)
 
     def _update_running_stats(self, mean_M: Tensor, variance_M: Tensor) -> None:
         buffers = dict(self.named_buffers())

@@ -6,7 +6,6 @@ Threads would not do: a third of a compilation is Python, which runs in one thre
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import signal
 import time
@@ -16,6 +15,8 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from jepamba.ops.garbage import no_garbage_collection
 
 CACHE_HIT = 0.05
 """Seconds that loading a kernel from Triton's cache takes at most. A compilation takes longer."""
@@ -62,8 +63,6 @@ def _run_in_processes(tasks: list[Callable[[], Any]], workers: int) -> None:
     following = context.Value("i", 0)
 
     def work() -> None:
-        # A collection would destroy tensors and graphs of the parent on the GPU, which ends this process.
-        gc.disable()
         # Ctrl-C is for the parent, which may have handlers that only take a note.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -77,7 +76,7 @@ def _run_in_processes(tasks: list[Callable[[], Any]], workers: int) -> None:
 
     started = list[BaseProcess]()
     # Without memory for a fork, this process compiles alone.
-    with warnings.catch_warnings(), contextlib.suppress(OSError):
+    with warnings.catch_warnings(), contextlib.suppress(OSError), no_garbage_collection():
         # Python 3.12 warns of forks beside threads. Those of this process hold no lock that a compilation takes.
         warnings.simplefilter("ignore", DeprecationWarning)
         for _ in range(min(workers, len(tasks))):

@@ -5,12 +5,12 @@ This is only an optimization. With `enabled` off, the work is called directly.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+
+from jepamba.ops.garbage import no_garbage_collection
 
 
 class CUDAGraph:
@@ -46,7 +46,7 @@ class CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # "thread_local", because the loader's thread pins memory during the capture and NCCL runs its own thread.
         with (
-            _no_garbage_collection(),
+            no_garbage_collection(),
             torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"),
         ):
             self.work()
@@ -58,16 +58,3 @@ class CUDAGraph:
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python from destroying an earlier graph during a capture, which would invalidate the capture
-    (https://github.com/pytorch/pytorch/pull/161037)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
