@@ -20,6 +20,7 @@ NOTES = {
     "levers-state": QUARTER,
     "best-540s": WHOLE,
     "levers-1200-steps": WHOLE,
+    "seed-noise": WHOLE,
     "weight-decay": WHOLE,
     "levers-cpu": START,
     "regularisation-cpu": START,
