@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One plan of the JEPA study, or best-levers (docs/studies.md), on the GPUs of this machine, continued from the records in the repository.
+# One plan of the JEPA study, or one of those named best-* (docs/studies.md), on the GPUs of this machine, continued from the records in the repository.
 #
 #   CORPUS=corpus scripts/jepa_study.sh PLAN [flags of `jepamba study run`, as --seeds 5 --stop-after 500]
 #
 # CORPUS holds train-0.txt.xz, val.txt.xz and sp8192.model. The runs are in runs/PLAN. Their records, the plan with the
-# dial's choices and the report are copied to docs/results/jepa/PLAN (best-levers: docs/results/best-levers), and from there before the start.
+# dial's choices and the report are copied to docs/results/jepa/PLAN (best-*: docs/results/PLAN), and from there before the start.
 # docs/results/jepa/runs.csv has the runs of all plans.
 # Other settings: SHARDS (folder for the tokenized text), GPUS (default: all), OVERLAP (processes for each; fewer for long
 # runs, because a process that waits for its turn ends late), PYTHON, and LATENTS=1: afterwards measure the latents of seed 1 of each arm, as far as its folder is there.
@@ -14,16 +14,16 @@ shift
 corpus=${CORPUS:?the folder with train-0.txt.xz, val.txt.xz and sp8192.model} python=${PYTHON:-python3}
 export PYTHONPATH=${PYTHONPATH:-src}
 out=runs/$plan kept=docs/results/jepa/$plan limit=400000 overlap=8
+[[ $plan != best-* ]] || kept=docs/results/$plan
 case $plan in
   jepa-bytes-* | jepa-nextlat-bytes-* | best-bytes) text=$corpus/train-0.txt.xz tokenizer=bytes shards=bytes limit=1600000 ;;
   jepa-many-epochs) text=little.txt tokenizer=$corpus/sp8192.model shards=little ;;
-  jepa-bpe-* | jepa-forms-* | jepa-nextlat-* | jepa-h-* | jepa-published-* | best-levers) text=$corpus/train-0.txt.xz tokenizer=$corpus/sp8192.model shards=bpe ;;
+  jepa-bpe-* | jepa-forms-* | jepa-nextlat-* | jepa-h-* | jepa-published-* | best-levers | best-rates-*) text=$corpus/train-0.txt.xz tokenizer=$corpus/sp8192.model shards=bpe ;;
   *) echo "$plan: not a plan of the JEPA study (docs/studies.md)" >&2; exit 2 ;;
 esac
 case $plan in
   *-60 | *-60-more | jepa-many-epochs) overlap=4 ;;
   *-240) overlap=2 ;;
-  best-levers) kept=docs/results/$plan ;;
 esac
 [ -e "src/jepamba/study/plans/$plan.toml" ] || { echo "$plan: there is no such plan; see: jepamba study plans" >&2; exit 2; }
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}

@@ -72,6 +72,13 @@ def test_records_are_kept_and_merged(folder: Path) -> None:
     assert len((folder / "calls").read_text().splitlines()) == 3
 
 
+def test_records_of_a_plan_on_the_recipe_lie_beside_its_notes(folder: Path) -> None:
+    (folder / "src/jepamba/study/plans/best-rates-60.toml").touch()
+    assert start(folder, "best-rates-60").returncode == 0
+    assert (folder / "docs/results/best-rates-60/off/seed-1.json").exists()
+    assert not (folder / "docs/results/jepa/best-rates-60").exists()
+
+
 def test_an_interruption_loses_no_record(folder: Path) -> None:
     (folder / "stop").touch()
     assert start(folder, "jepa-bpe-60", LATENTS="1").returncode == 130
